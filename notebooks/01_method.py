@@ -1,0 +1,87 @@
+# %% [markdown]
+# # The method in pictures
+#
+# ORAL turns a LoRA into *tokens*, and learns to denoise such tokens under two conditions: the text
+# of the task and the base model.
+#
+# $$ K_t = \sqrt{\bar\alpha_t}\,K_0 + \sqrt{1-\bar\alpha_t}\,\epsilon,\qquad
+# P = \mathrm{recurrence}(\mathrm{positions}, c),\qquad
+# \hat K_0 = \mathrm{denoise}(K_t, t, P, c) $$
+#
+# Letters: $l$ tokens of $k$ values, width $m$, diffusion step $t$.
+
+# %% tags=["parameters"]
+scale = "smoke"
+source = "packages"
+out = ""
+
+# %%
+import oral_lib
+
+run = oral_lib.Run(scale, source, out).ready()
+generator = run.generator()
+name = "tiny-encoder" if scale == "smoke" else "minilm-l6"
+member = run.members(name)[0]
+print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors,",
+      f"{sum(t.numel() for t in member.tensors.values()):,} values")  # fmt: skip
+
+# %% [markdown]
+# ## 1. An adapter as tokens
+# Each tensor is cut into tokens of $k$ values; the last token of a tensor is padded (grey). Values
+# are taken relative to the LoRA start that the whole zoo shares and scaled by one number a tensor,
+# the same for all tasks. So **all-zero tokens are the base model**: no task leaks through the
+# statistics.
+
+# %%
+from oral_lib import figures, tokens
+
+known = generator.known[name]
+values = tokens.encode(known.layout, [member.tensors])
+k0 = known.statistics.normalise(values)[0]
+kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
+figures.tokens_picture(k0, kinds, known.layout.types, known.layout.mask)
+
+# %%
+[restored] = tokens.decode(known.layout, values)
+print("exact round trip:", all(restored[n].equal(t) for n, t in member.tensors.items()))
+[zeros] = tokens.decode(known.layout, known.statistics.denormalise(0 * values))
+start = run.base(name).lora_init()
+print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start.items()))
+
+# %% [markdown]
+# ## 2. The noise schedule
+# Training mixes a token with noise; at the last step next to nothing of it is left.
+
+# %%
+figures.schedule_picture(generator.schedule.abar)
+
+# %% [markdown]
+# ## 3. Prototypes
+# The recurrent model never sees weights. It reads where a token sits (layer, place, kind of tensor)
+# and the condition, and answers with one prototype a token. Change the text and every prototype
+# moves.
+
+# %%
+task = oral_lib.load_task(member.task)
+p, states, steps = generator.look(task.description, name, source=run.source)
+figures.prototypes_picture(p, kinds, known.layout.types)
+
+# %%
+other = next(t for t in oral_lib.task_names() if t != member.task)
+q, _, _ = generator.look(oral_lib.load_task(other).description, name, source=run.source)
+moved = (p - q).norm(dim=-1) / p.norm(dim=-1)
+print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.max():.3f}")
+
+# %% [markdown]
+# ## 4. One token being denoised
+# From noise (left) to weights (right), over the token of a trained adapter of the same task in
+# grey. Generated and trained need not agree value by value: two training seeds do not either.
+
+# %%
+longest = int(known.layout.mask.sum(-1).argmax())
+figures.denoising_picture(states[:, longest], k0[longest], steps)
+
+# %% [markdown]
+# ## What to take away
+# The condition reaches every token through its prototype, the denoiser treats tokens one by one,
+# and the recurrent pass is paid once a condition, not once a diffusion step.

@@ -1,0 +1,47 @@
+"""ORAL: prompt a LoRA instead of training one.
+
+    import oral_lib
+    [lora] = oral_lib.prompt("Decide whether a review is positive.", base="smollm2-135m")
+    lora.save("my-lora")
+
+Names below are loaded when first used, so that `import oral_lib` never imports torch.
+"""
+
+from importlib import import_module
+
+from oral_lib import torchvision_guard
+
+__version__ = "0.1.0"
+
+# public name -> (module, its name there)
+_PUBLIC = {
+    "BaseModel": ("bases", "BaseModel"),
+    "Generator": ("generator", "Generator"),
+    "GeneratorConfig": ("generator", "GeneratorConfig"),
+    "OralError": ("errors", "OralError"),
+    "PreflightError": ("errors", "PreflightError"),
+    "PromptedLora": ("prompting", "PromptedLora"),
+    "Run": ("run", "Run"),
+    "Task": ("tasks", "Task"),
+    "UsageError": ("errors", "UsageError"),
+    "compare": ("evaluate", "compare"),
+    "load_base": ("bases", "load"),
+    "load_task": ("tasks", "load"),
+    "prompt": ("prompting", "prompt"),
+    "task_names": ("tasks", "names"),
+    "task_rows": ("tasks", "rows"),
+}
+__all__ = ["__version__", *_PUBLIC]
+
+torchvision_guard.install()
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'oral_lib' has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    return getattr(import_module(f"oral_lib.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,7 @@
+"""python -m oral_lib: see `oral_lib.cli`."""
+
+import sys
+
+from oral_lib.cli import main
+
+sys.exit(main())

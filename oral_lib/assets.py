@@ -1,0 +1,283 @@
+"""Models and data sets: found, converted once, cached, and checked at every use.
+
+A source says where they come from: `packages` (files that Python packages ship), `local:DIR` (a
+folder of parquet files in Hub column names), `hub` (the model hub at pinned revisions) or `made`
+(nothing needed: the smoke scale makes its own).
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from oral_lib import progress, storage
+from oral_lib.errors import OralError, PreflightError, UsageError, closest
+from oral_lib.packages import ASSETS, ROWS, Asset, archive, pins
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+MEND = "Run ./reproduce.sh or python -m oral_lib assets."
+MANIFEST = "manifest.json"
+# the hub's repository and the revision that the project was written against
+HUB = {
+    "minilm-l6": (
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+    ),
+    "smollm2-135m": (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """Where assets are kept: $ORAL_CACHE, else $XDG_CACHE_HOME/oral, else ~/.cache/oral."""
+    if own := os.environ.get("ORAL_CACHE"):
+        return Path(own).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "oral"
+
+
+def parse_source(source: str) -> tuple[str, Path | None]:
+    """(kind, folder): the kind is packages, local, hub or made; only local has a folder.
+
+    UsageError for anything else, PreflightError when the folder is not there.
+    """
+    kind, colon, folder = source.partition(":")
+    if kind == "local" and folder:
+        path = Path(folder).expanduser().absolute()
+        if not path.is_dir():
+            raise PreflightError(
+                f"The source {source!r} names no folder: make {path} or correct it."
+            )
+        return kind, path
+    if colon or kind not in ("packages", "hub", "made"):
+        near = closest(kind, ("packages", "local:DIR", "hub", "made"))
+        raise UsageError(f"Unknown source {source!r}: use packages, local:DIR or hub.{near}")
+    return kind, None
+
+
+def model_dir(name: str, *, source: str = "packages") -> Path:
+    """The folder that `AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load.
+
+    UsageError for an unknown name; PreflightError, with the way to mend it, when a file is
+    missing or damaged or the hub cannot be reached.
+    """
+    _known(name, [n for n, asset in ASSETS.items() if asset.is_model])
+    kind, folder = parse_source(source)
+    if kind == "hub":
+        return _from_hub(name)
+    if kind == "local" and (folder / "models" / name / "config.json").is_file():
+        return folder / "models" / name
+    return _checked(name)
+
+
+def rows(name: str) -> "DataFrame":
+    """The package-shipped set `name`: columns text and rating (mean, -4 to 4) or label (int).
+
+    UsageError for an unknown name; PreflightError when the file is missing or damaged.
+    """
+    import pandas
+
+    _known(name, [n for n, asset in ASSETS.items() if not asset.is_model])
+    return pandas.read_parquet(_checked(name) / ROWS)
+
+
+def local_rows(folder: str | Path, dataset: str, split: str) -> "DataFrame":
+    """<folder>/<dataset>/<split>.parquet as it is. PreflightError when it cannot be read."""
+    import pandas
+
+    path = Path(folder) / storage.safe_name(dataset) / f"{storage.safe_name(split)}.parquet"
+    if not path.is_file():
+        raise PreflightError(f"No file {path}: a local source has DIR/<data set>/<split>.parquet.")
+    try:
+        return pandas.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise PreflightError(f"{path} is no whole parquet file: put it there again.") from error
+
+
+def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame":
+    """One split of a hub data set at a pinned revision. PreflightError when it cannot be had."""
+    import datasets
+
+    if not re.fullmatch("[0-9a-f]{40}", revision):
+        raise UsageError(f"The revision {revision!r} of {repo_id} is not pinned: 40 hex digits.")
+    try:
+        return datasets.load_dataset(repo_id, config, split=split, revision=revision).to_pandas()
+    except Exception as error:  # its many network and cache errors share no parent
+        raise _no_hub(repo_id, error) from error
+
+
+def ready(source: str = "packages") -> list[str]:
+    """The names of what `source` needs and the cache lacks or holds damaged, in order."""
+    return [name for name in _wanted(source) if _fault(name)]
+
+
+def identities(source: str = "packages") -> dict[str, dict]:
+    """What a result says of its models and data: origin and file hashes of each cached asset."""
+    return {name: storage.read_json(_checked(name) / MANIFEST) for name in _wanted(source)}
+
+
+def prepare(
+    names: Iterable[str] | None = None, *, source: str = "packages", offline: bool = False
+) -> None:
+    """Fetches and converts what `source` (or `names` of it) lacks; nothing to do is instant.
+
+    What was downloaded or converted before is kept, whatever happens. PreflightError when a
+    package cannot be had, or has to be fetched while `offline`, or when space is short.
+    """
+    chosen = set(ASSETS if names is None else names)
+    for name in chosen:
+        _known(name, list(ASSETS))
+    if parse_source(source)[0] == "hub":
+        for name in chosen & set(HUB):
+            _from_hub(name, offline=offline)
+        return
+    wanted = [name for name in _wanted(source) if name in chosen]
+    if not any(map(_fault, wanted)):
+        return
+    with _alone():
+        missing = [ASSETS[name] for name in wanted if _fault(name)]
+        _need_space(sum(asset.megabytes for asset in missing))
+        packages = dict.fromkeys(asset.package for asset in missing)
+        files = {p: archive(p, cache_dir() / "packages", offline=offline) for p in packages}
+        for asset in progress.bar(missing, label="convert models and data", unit="asset"):
+            _convert(asset, files[asset.package])
+
+
+def _folder(name: str) -> Path:
+    return cache_dir() / ("models" if ASSETS[name].is_model else "sets") / name
+
+
+def _known(name: str, names: list[str]) -> None:
+    if name not in names:
+        raise UsageError(
+            f"Unknown asset {name!r}.{closest(name, names)} Known: {', '.join(names)}."
+        )
+
+
+def _wanted(source: str) -> list[str]:
+    """The cached assets that runs from `source` read; the hub keeps its own cache."""
+    kind, folder = parse_source(source)
+    if kind in ("made", "hub"):
+        return []
+    if kind == "packages":
+        return list(ASSETS)
+    return [n for n, a in ASSETS.items() if a.is_model and not (folder / "models" / n).is_dir()]
+
+
+def _checked(name: str) -> Path:
+    """The folder of an asset whose every file is as it was when converted, else PreflightError."""
+    if fault := _fault(name):
+        raise PreflightError(f"{fault}. {MEND}")
+    return _folder(name)
+
+
+def _fault(name: str) -> str | None:
+    """What is wrong with the cached asset, or None."""
+    folder = _folder(name)
+    if not folder.is_dir():
+        return f"{name} is not in {cache_dir()}"
+    try:
+        recorded = storage.read_json(folder / MANIFEST)["files"]
+        files = [
+            (folder / storage.safe_name(n), f["size"], f["sha256"]) for n, f in recorded.items()
+        ]
+    except (OralError, KeyError, TypeError, AttributeError):
+        return f"{folder / MANIFEST} is missing or damaged"
+    for file, size, digest in files:
+        if not file.is_file():
+            return f"{file} is missing"
+        state = file.stat()
+        if state.st_size != size or _sha256(file, size, state.st_mtime_ns) != digest:
+            return f"{file} is damaged"
+    return None
+
+
+@cache
+def _sha256(path: Path, size: int, mtime: int) -> str:
+    """Read once a process for each state of the file: half a second for the largest."""
+    return storage.sha256(path)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Holds the cache's lock; waits for another process that has it, and says so."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "prepare.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"Another process fills {folder}; waiting for it to end.", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise PreflightError(
+            f"Cannot write to the cache {folder} ({error.strerror}). "
+            "Make it writable or set ORAL_CACHE to another folder."
+        ) from error
+    try:
+        for litter in folder.glob("*/.*.tmp"):  # of a process that was killed: nobody else is here
+            shutil.rmtree(litter, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+def _need_space(megabytes: int) -> None:
+    free = shutil.disk_usage(cache_dir()).free >> 20
+    if free < megabytes:
+        raise PreflightError(
+            f"No space left in {cache_dir()}: {megabytes} MB wanted, {free} MB free. "
+            "Free some space or set ORAL_CACHE to another folder."
+        )
+
+
+def _convert(asset: Asset, source: Path) -> None:
+    with storage.replacing(_folder(asset.name), asset.megabytes << 20) as folder:
+        folder.mkdir()
+        asset.convert(source, folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)  # a cache may be shared; safetensors makes private files
+        files = {
+            file.name: {"size": file.stat().st_size, "sha256": storage.sha256(file)}
+            for file in sorted(folder.iterdir())
+        }
+        pin = pins()[asset.package]
+        origin = {"package": pin.package, "version": pin.version, "sha256": pin.sha256}
+        about = {"name": asset.name, "licence": asset.licence, "note": asset.note}
+        storage.write_json(folder / MANIFEST, about | {"origin": origin, "files": files})
+
+
+def _from_hub(name: str, *, offline: bool = False) -> Path:
+    import huggingface_hub
+
+    repo, revision = HUB[name]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=["*.json", "*.txt", "*.safetensors"],
+                local_files_only=offline,
+            )
+        )
+    except Exception as error:  # its many network and cache errors share no parent
+        raise _no_hub(repo, error) from error
+
+
+def _no_hub(repo: str, error: Exception) -> PreflightError:
+    told = (str(error).splitlines() or [""])[0][:200]
+    return PreflightError(
+        f"Cannot get {repo} from the model hub ({type(error).__name__}: {told}). "
+        "Check the network, or use --source packages or --source local:DIR."
+    )

@@ -1,0 +1,229 @@
+"""What this machine has and lacks: a table of checks, and the checks that a run starts with.
+
+Imports with the standard library alone, because it has to speak when nothing else does.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.graph import Node
+from oral_lib.plan import ROOT
+
+FREE_GB = 3.0
+PYTHONS = ((3, 11), (3, 12))
+SETUP = "run ./reproduce.sh test, which sets everything up"
+
+
+class Check(NamedTuple):
+    """One line of the table: what, state ("ok", "warn" or "fail"), what was seen, what to do."""
+
+    what: str
+    state: str
+    seen: str
+    remedy: str = ""
+
+
+def memory_mb() -> tuple[int, int]:
+    """(total, free to use) in MB, within the limit of the container if there is one."""
+    page = os.sysconf("SC_PAGE_SIZE") / 2**20
+    total = free = os.sysconf("SC_PHYS_PAGES") * page
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]) / 1024
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**20
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**20
+        total, free = min(total, limit), min(free, limit - used)
+    return int(total), int(free)
+
+
+def gpus() -> list[str]:
+    """The GPUs that nvidia-smi lists, empty without a working one."""
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def python() -> Check:
+    """Whether this Python is one that the project runs on."""
+    seen = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in PYTHONS:
+        return Check("python", "ok", seen)
+    return Check("python", "fail", seen, "install Python 3.11 or 3.12, or name one: PYTHON=...")
+
+
+def disk(folder: Path) -> Check:
+    """Whether the disk of `folder` has FREE_GB left."""
+    free = shutil.disk_usage(_existing(folder)).free / 1e9
+    seen = f"{free:.1f} GB free for {folder}"
+    if free >= FREE_GB:
+        return Check("disk", "ok", seen)
+    return Check("disk", "fail", seen, f"free {FREE_GB:.0f} GB, or use another disk with --out")
+
+
+def memory(plan: Sequence[Node]) -> Check:
+    """Whether the largest node of `plan` fits; a warning when other programs are in its way."""
+    total, free = memory_mb()
+    largest = max(plan, key=lambda node: node.memory_mb, default=None)
+    wanted = largest.memory_mb if largest else 0
+    seen = f"{total / 1024:.1f} GB, {free / 1024:.1f} GB free, {wanted / 1024:.1f} GB wanted"
+    if total < wanted:
+        return Check("memory", "fail", seen, f"{largest.name} needs a machine with more memory")
+    if free < wanted:
+        return Check("memory", "warn", seen, "close other programs, or expect swapping")
+    return Check("memory", "ok", seen)
+
+
+def packages() -> Check:
+    """Whether the installed packages are those of a lock."""
+    script, locks = ROOT / "env" / "check.py", sorted((ROOT / "env").glob("lock-*.txt"))
+    if not script.exists() or not locks:
+        return Check("packages", "fail", "env/ holds no lock", "get the whole repository")
+    for lock in locks:
+        command = [sys.executable, str(script), str(lock)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return Check("packages", "ok", f"as in {lock.name}")
+    words = (done.stdout + done.stderr).strip().splitlines() or ["they differ from every lock"]
+    return Check("packages", "warn", words[-1], SETUP)
+
+
+def torch() -> Check:
+    """What torch can compute on."""
+    import torch
+
+    seen = f"torch {torch.__version__}, "
+    if torch.cuda.is_available():
+        halves = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        return Check("torch", "ok", seen + f"{torch.cuda.get_device_name()}, {halves}")
+    if gpus():
+        remedy = "install env/lock-gpu.txt: this torch does not see the GPU"
+        return Check("torch", "warn", seen + "a GPU that it cannot use", remedy)
+    with suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        seen += "CPU with bf16, " if "bf16" in flags else "CPU without bf16, "
+    return Check("torch", "ok", seen + f"{torch.get_num_threads()} threads")
+
+
+def torchvision() -> Check:
+    """Whether torchvision can be imported beside this torch."""
+    if find_spec("torchvision") is None:
+        return Check("torchvision", "warn", "not installed", SETUP)
+    import torchvision
+
+    return Check("torchvision", "ok", f"torchvision {torchvision.__version__}")
+
+
+def assets(source: str) -> Iterator[Check]:
+    """One check for the cache and one for each asset that it lacks."""
+    from oral_lib import assets
+
+    missing = assets.ready(source)
+    seen = f"{assets.cache_dir()}, " + ("all there" if not missing else f"{len(missing)} missing")
+    yield Check("assets", "warn" if missing else "ok", seen)
+    for name in missing:
+        yield Check(f"asset {name}", "warn", "not there", "python -m oral_lib assets")
+
+
+def kernels() -> Check:
+    """Whether the optional CUDA kernels are there; plain torch does without."""
+    try:
+        return Check("mamba_ssm", "ok", version("mamba_ssm"))
+    except PackageNotFoundError:
+        return Check("mamba_ssm", "ok", "not installed; plain torch is used")
+
+
+def kernelspec() -> Check:
+    """Whether notebooks would run in this environment's Python."""
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    try:
+        words = KernelSpecManager().get_kernel_spec("python3").argv
+    except NoSuchKernel:
+        return Check("notebooks", "fail", "no kernel called python3", SETUP)
+    path = Path(words[0])
+    if path.is_absolute() and Path(sys.prefix) not in path.parents:
+        return Check("notebooks", "warn", f"python3 is {path}", "jupyter kernelspec remove python3")
+    return Check("notebooks", "ok", "kernel python3 of this environment")
+
+
+def commit() -> Check:
+    """The commit that results will name."""
+    from oral_lib.provenance import code_commit
+
+    found = code_commit()
+    if found == "unknown":
+        return Check("git", "warn", "no commit", "results will not say which code made them")
+    if found.endswith("-dirty"):
+        return Check("git", "warn", found, "commit your changes before a run that counts")
+    return Check("git", "ok", found)
+
+
+def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
+    """All checks; one that cannot even be made is a failure, never an exception."""
+    makers: list[Callable[[], Check | Iterator[Check]]] = [
+        python,
+        lambda: disk(out),
+        lambda: memory(plan),
+        packages,
+        torch,
+        torchvision,
+        kernels,
+        kernelspec,
+        lambda: assets(source),
+        commit,
+    ]
+    names = ["python", "disk", "memory", "packages", "torch", "torchvision", "mamba_ssm"]
+    for name, make in zip([*names, "notebooks", "assets", "git"], makers, strict=True):
+        try:
+            made = make()
+            yield from [made] if isinstance(made, Check) else made
+        except (ImportError, RuntimeError, OSError, OralError, json.JSONDecodeError) as error:
+            yield Check(name, "fail", (str(error).splitlines() or [repr(error)])[0], SETUP)
+
+
+def table(checks: Sequence[Check]) -> str:
+    """The checks as lines: state, what, seen, and what to do."""
+    width = max(len(check.what) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.state:4}  {check.what:{width}}  {check.seen}")
+        if check.remedy and check.state != "ok":
+            lines.append(f"{'':4}  {'':{width}}  -> {check.remedy}")
+    return "\n".join(lines)
+
+
+def preflight(plan: Sequence[Node], out: Path) -> None:
+    """`PreflightError` with everything that would make a run of `plan` fail later."""
+    on_gpu = [node for node in plan if node.gpu]
+    if on_gpu and len(gpus()) < max(node.gpu for node in on_gpu):
+        raise PreflightError(
+            f"{on_gpu[0].name} and {len(on_gpu) - 1} other nodes need a CUDA GPU (80 GB for models "
+            "of 7B) and models from the hub or a local folder; nvidia-smi finds no GPU here. "
+            "--dry-run shows the plan, --scale lab runs without."
+        )
+    checks = [python(), disk(out), memory(plan)]
+    failed = [check for check in checks if check.state == "fail"]
+    if failed:
+        raise PreflightError("this machine cannot do the run.\n" + table(failed))

@@ -1,0 +1,316 @@
+"""The generator: text of a task and a base model in, LoRA weights out.
+
+    c = condition(text, base)                      condition.py     [b, m]
+    P = recurrence(positions + c)                  recurrence.py    [b, l, m]   reads no weights
+    K_0 <- denoise from noise, guided by P and c   denoise.py, schedule.py      [b, l, k]
+    adapter = decode(denormalise(K_0))             tokens.py
+
+One generator serves all its base models and tasks; it tells them apart by c alone. Each base model
+has its own layout (l differs, k is shared) and statistics (shared by all its tasks).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from oral_lib import seeds, storage, tokens
+from oral_lib.bases import BaseModel
+from oral_lib.condition import ARMS, Condition, describe_base, text_encoder
+from oral_lib.denoise import DenoiserConfig, denoiser
+from oral_lib.errors import OralError, PreflightError, UsageError, closest
+from oral_lib.recurrence import Recurrence, RecurrenceConfig
+from oral_lib.schedule import Schedule, ScheduleConfig
+from oral_lib.tokens import Layout, Statistics
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that decides what a generator is; how it is trained stands in `training.py`.
+
+    diffusion=False makes the baseline "plain regression on the condition": the same network reads
+    zeros instead of noised tokens and answers with K_0 at once.
+    """
+
+    k: int = 1536
+    width: int = 256
+    recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(objective="v"))
+    text_encoder: str = "minilm-l6"
+    arm: str = "fingerprint"
+    diffusion: bool = True
+    sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.width != self.recurrence.width:
+            raise UsageError(
+                f"width={self.width} but recurrence.width={self.recurrence.width}: make them equal."
+            )
+        if self.k < 1 or self.width % 4:
+            raise UsageError(f"k={self.k}, width={self.width}: k >= 1 and width divisible by 4.")
+        if self.arm not in ARMS:
+            raise UsageError(f"arm={self.arm!r}: use one of {ARMS}.{closest(self.arm, ARMS)}")
+
+    @classmethod
+    def from_json(cls, content: dict) -> "GeneratorConfig":
+        """The configuration that `dataclasses.asdict` wrote."""
+        parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
+        parts["schedule"] = ScheduleConfig
+        return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
+
+
+def sinusoid(position: Tensor, width: int) -> Tensor:
+    """[..., width] sines and cosines of `position` [...], wavelengths 2 pi to 10^4 * 2 pi."""
+    rate = torch.exp(
+        torch.arange(0, width, 2, device=position.device) * (-torch.log(torch.tensor(1e4)) / width)
+    )
+    angle = position[..., None].float() * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class Known(nn.Module):
+    """What a generator stores of one base model: layout, statistics, c_model, LoRA configuration."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        statistics: Statistics,
+        structure: Tensor,
+        fingerprint: Tensor,
+        types: Sequence[str],
+        peft_config: dict,
+    ):
+        super().__init__()
+        self.layout, self.peft_config = layout, peft_config
+        for name, tensor in {
+            "center": statistics.center,
+            "scale": statistics.scale,
+            "structure": structure,
+            "fingerprint": fingerprint,
+        }.items():
+            self.register_buffer(name, tensor)
+        layer, index, kind = layout.positions.unbind(-1)
+        kinds = torch.tensor([types.index(t) for t in layout.types])
+        for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("mask", layout.mask, persistent=False)
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.center, self.scale)
+
+
+class Generator(nn.Module):
+    """Condition, recurrence and denoiser, with all that is stored of each known base model."""
+
+    def __init__(self, config: GeneratorConfig, known: dict[str, Known], manifest: dict):
+        super().__init__()
+        types = sorted({t for base in known.values() for t in base.layout.types})
+        self.config, self.manifest, self.types = config, manifest, types
+        embedding = next(iter(known.values())).structure.shape[0]
+        self.known = known  # by name; registered below, because module names may hold no dot
+        self.bases = nn.ModuleList(known.values())
+        self.condition = Condition(embedding, config.width, config.arm)
+        self.kind = nn.Embedding(len(types), config.width)
+        self.enter = nn.Linear(config.width, config.width)
+        self.recurrence = Recurrence(config.recurrence)
+        self.denoiser = denoiser(config.denoiser, config.k, config.width)
+        self.schedule = Schedule(config.schedule)
+
+    # -- the three steps of the method ------------------------------------------------------------
+
+    def conditions(self, base: str, text: Tensor, given: Tensor, c_model=None) -> Tensor:
+        """c [b, m] of text embeddings [b, e] for a known base, or for another c_model of its shape."""
+        known = self.known[base]
+        structure, fingerprint = c_model or (known.structure, known.fingerprint)
+        b = text.shape[0]
+        return self.condition(text, given, structure.expand(b, -1), fingerprint.expand(b, -1))
+
+    def prototypes(self, base: str, c: Tensor) -> Tensor:
+        """P [b, l, m]: the recurrent model over positions, tensor types and the condition."""
+        known, m = self.known[base], self.config.width
+        place = torch.cat([sinusoid(known.layer, m // 2), sinusoid(known.index, m // 2)], -1)
+        u = (place + self.kind(known.kind)).unsqueeze(0) + self.enter(c).unsqueeze(1)  # [b, l, m]
+        return self.recurrence(u)
+
+    def loss(self, base: str, k0: Tensor, p: Tensor, c: Tensor, chosen: Tensor, noise) -> Tensor:
+        """Masked mean squared error of the denoiser on a subset of the tokens of one base model.
+
+        k0 [b, s, k] clean tokens, p [b, s, m] their prototypes, c [b, m], chosen [s] which tokens
+        they are; `noise` is the torch.Generator of t and eps.
+        """
+        mask = self.known[base].mask[chosen]  # [s, k]
+        if self.config.diffusion:
+            t = torch.randint(self.schedule.steps, k0.shape[:1], generator=noise, device=k0.device)
+            eps = torch.randn(k0.shape, generator=noise, device=k0.device) * mask
+            x = self.schedule.add_noise(k0, eps, t)
+            target, weight = self.schedule.target(k0, eps, t), self.schedule.loss_weight(t)
+        else:
+            t = k0.new_zeros(len(k0), dtype=torch.long)
+            x, target, weight = torch.zeros_like(k0), k0, k0.new_ones(len(k0))
+        error = (self.denoiser(x, t, p, c).float() - target).square() * mask
+        return (error.sum((1, 2)) * weight).mean() / mask.sum()
+
+    @torch.inference_mode()
+    def sample(self, base: str, c: Tensor, c_free: Tensor | None, noise: Tensor, guidance=1.0):
+        """K_0 [b, l, k] from `noise` [b, l, k]; c_free [b, m] is the condition without text."""
+        mask = self.known[base].mask
+        p = self.prototypes(base, c)
+        if not self.config.diffusion:
+            t = torch.zeros(len(c), dtype=torch.long, device=c.device)
+            return self.denoiser(torch.zeros_like(noise), t, p, c).float() * mask
+        free = self.prototypes(base, c_free) if guidance != 1.0 else None
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            told = self.denoiser(x, t, p, c).float()
+            if free is not None:
+                untold = self.denoiser(x, t, free, c_free).float()
+                told = untold + guidance * (told - untold)
+            return told * mask
+
+        return self.schedule.sample(denoise, noise * mask, self.config.sampling_steps)
+
+    # -- what users call --------------------------------------------------------------------------
+
+    def generate(
+        self,
+        text: str,
+        base: str | BaseModel,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        guidance: float = 1.0,
+        source: str = "packages",
+        chunk: int = 16,
+    ) -> list[dict[str, Tensor]]:
+        """n adapters (PEFT's saved names, float32, CPU) for a task in words on a base model.
+
+        An empty `text` asks without words. `base` is the name of a known base model, or a BaseModel:
+        then its own description and fingerprint are read, which is how a later version of a known
+        model is served. Memory is that of `chunk` adapters. The same seed gives the same adapters.
+        UsageError for an unknown base, a wrong n or layout.
+        """
+        if n < 1:
+            raise UsageError(f"n={n}: ask for at least one adapter.")
+        name, c, c_free = self._asked(text, base, source)
+        known, stream = self.known[name], seeds.generator(seed, "sample", name)
+        adapters: list[dict[str, Tensor]] = []
+        for start in range(0, n, chunk):
+            b = min(chunk, n - start)
+            noise = torch.randn(b, known.layout.l, self.config.k, generator=stream).to(c.device)
+            k0 = self.sample(name, c.expand(b, -1), c_free.expand(b, -1), noise, guidance)
+            adapters += tokens.decode(known.layout, known.statistics.denormalise(k0).cpu())
+        for adapter in adapters:
+            if not all(tensor.isfinite().all() for tensor in adapter.values()):
+                raise OralError("the generator returned NaN or infinite weights: train it again.")
+        return adapters
+
+    @torch.inference_mode()
+    def look(
+        self, text: str, base: str | BaseModel, seed: int = 0, *, source: str = "packages"
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """What happens inside: prototypes [l, m], the tokens on their way [s + 1, l, k] from noise
+        to K_0, and the diffusion step t of each state (0 for the last)."""
+        name, c, _ = self._asked(text, base, source)
+        known, stream = self.known[name], seeds.generator(seed, "sample", name)
+        noise = torch.randn(1, known.layout.l, self.config.k, generator=stream).to(c.device)
+        p, states = self.prototypes(name, c), []
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            states.append(x[0])
+            return self.denoiser(x, t, p, c).float() * known.mask
+
+        n = self.config.sampling_steps
+        last = self.schedule.sample(denoise, noise * known.mask, n)
+        steps = [*self.schedule.timesteps(n), 0]
+        return p[0].float().cpu(), torch.stack([*states, last[0]]).cpu(), steps
+
+    def _asked(self, text: str, base: str | BaseModel, source: str) -> tuple[str, Tensor, Tensor]:
+        """(name of the known base, c [1, m], c without text [1, m])."""
+        encoder = text_encoder(self.config.text_encoder, source)
+        name, c_model = self._resolve(base, encoder)
+        device = self.kind.weight.device
+        given = torch.tensor([bool(text.strip())], device=device)
+        embedded = encoder.encode([text]) if text.strip() else torch.zeros(1, encoder.width)
+        embedded = embedded.to(device)
+        c_model = c_model and tuple(part.to(device) for part in c_model)
+        with torch.inference_mode():
+            c = self.conditions(name, embedded, given, c_model)
+            c_free = self.conditions(name, embedded, torch.zeros_like(given), c_model)
+        return name, c, c_free
+
+    def _resolve(self, base: str | BaseModel, encoder):
+        """(key into `known`, c_model or None for the stored one)."""
+        if isinstance(base, str):
+            if base not in self.known:
+                raise UsageError(
+                    f"this generator does not know base model {base!r}.{closest(base, self.known)} "
+                    f"It knows {', '.join(self.known)}."
+                )
+            return base, None
+        layout = Layout.of(base.lora_init(), self.config.k)
+        for name, known in self.known.items():
+            if known.layout == layout:
+                return name, describe_base(base, encoder)
+        raise UsageError(
+            f"no known base model has the layout of {base.name!r} ({layout.l} tokens): train a "
+            "generator on a zoo of this architecture."
+        )
+
+    # -- on disk ----------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes generator.safetensors, config.json and manifest.json (last: it makes the folder count)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {n: v.detach().cpu().contiguous() for n, v in self.state_dict().items()}
+        storage.write_tensors(folder / "generator.safetensors", state)
+        bases = {
+            name: {"layout": known.layout.to_json(), "peft_config": known.peft_config}
+            for name, known in self.known.items()
+        }
+        content = {"format": FORMAT, "generator": asdict(self.config), "bases": bases}
+        storage.write_json(folder / "config.json", content)
+        digest = storage.sha256(folder / "generator.safetensors")
+        storage.write_json(folder / "manifest.json", {**self.manifest, "sha256": digest})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Generator":
+        """The generator in `folder`, hash-checked, ready to generate. PreflightError if there is none."""
+        folder = Path(folder)
+        if not (folder / "manifest.json").exists():
+            raise PreflightError(
+                f"no generator in {folder}: run ./reproduce.sh to train one, or name a folder that "
+                "holds config.json, manifest.json and generator.safetensors."
+            )
+        manifest = storage.read_json(folder / "manifest.json")
+        content = storage.read_json(folder / "config.json")
+        if content.get("format") != FORMAT:
+            raise OralError(
+                f"{folder} has format {content.get('format')!r}, this code reads {FORMAT}."
+            )
+        file = folder / "generator.safetensors"
+        if storage.sha256(file) != manifest["sha256"]:
+            raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
+        state = storage.read_tensors(file)
+        layouts = {n: Layout.from_json(b["layout"]) for n, b in content["bases"].items()}
+        types = sorted({t for layout in layouts.values() for t in layout.types})
+        known = {
+            name: Known(
+                layout,
+                Statistics(state[f"bases.{i}.center"], state[f"bases.{i}.scale"]),
+                state[f"bases.{i}.structure"],
+                state[f"bases.{i}.fingerprint"],
+                types,
+                content["bases"][name]["peft_config"],
+            )
+            for i, (name, layout) in enumerate(layouts.items())
+        }
+        model = cls(GeneratorConfig.from_json(content["generator"]), known, manifest)
+        model.load_state_dict(state)
+        return model.to(device).eval()

@@ -1,0 +1,150 @@
+"""Runs one notebook with papermill, after checking all that papermill lets pass.
+
+papermill only warns of an unknown parameter, takes "1e-4" for a string, formats braces in paths,
+and leaves an output notebook that looks whole after an interrupt. Here names and types are refused
+before a kernel starts, and the output notebook is there only when every cell ran.
+"""
+
+import ast
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from oral_lib import plan
+from oral_lib.errors import OralError, UsageError, closest
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def find(name: str) -> Path:
+    """The notebook file called `name` (with or without .ipynb), or at the path `name`."""
+    folder = plan.ROOT / "notebooks"
+    for path in (folder / f"{name}.ipynb", Path(name)):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.absolute()
+    known = sorted(path.stem for path in folder.glob("*.ipynb"))
+    raise UsageError(
+        f"there is no notebook {name!r}.{closest(name, known)} Known: {', '.join(known)}."
+    )
+
+
+def _unformatted(path: Path) -> str:
+    """`path` for papermill, which would fill in the braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def defaults(notebook: Path) -> dict[str, Any]:
+    """The parameters of a notebook and their defaults (None when a default is no plain value)."""
+    import papermill
+
+    found = {}
+    for name, about in papermill.inspect_notebook(_unformatted(notebook)).items():
+        try:
+            found[name] = ast.literal_eval(about["default"])
+        except (ValueError, SyntaxError):
+            found[name] = None
+    return found
+
+
+def _no_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
+
+
+def typed(name: str, text: str, default: Any) -> Any:
+    """`text` as a value of the type of `default`, read as JSON; `UsageError` if it is none."""
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except ValueError:
+        value = text
+    if isinstance(default, str) and not isinstance(value, str):
+        return text  # a text that happens to be JSON, such as a folder called 12
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if default is not None and type(value) is not type(default):
+        kind = KINDS.get(type(default), f"a {type(default).__name__}")
+        raise UsageError(f"parameter {name} must be {kind} like {default!r}, got {text!r}.")
+    return value
+
+
+def _known_task(value: str) -> None:
+    from oral_lib import tasks
+
+    tasks.load(value)
+
+
+def _known_base(value: str) -> None:
+    planned = [cells.base for scale in ("smoke", "lab") for cells in plan.cells_of(scale)]
+    if value not in planned:  # asking the registry imports torch
+        from oral_lib import bases
+
+        bases.spec(value)
+
+
+CHECKS: dict[str, Callable[[str], object]] = {
+    "task": _known_task,
+    "base": _known_base,
+    "scale": plan.cells_of,
+    "source": plan.slug,
+}
+
+
+def check(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
+    """The given parameters as typed values; `UsageError` for what the notebook could not mean."""
+    known = defaults(notebook)
+    values = {}
+    for name, text in given.items():
+        if name not in known:
+            raise UsageError(
+                f"{notebook.name} has no parameter {name!r}.{closest(name, known)} "
+                f"It has {', '.join(known) or 'none'}."
+            )
+        values[name] = typed(name, text, known[name])
+        if name in CHECKS:
+            CHECKS[name](values[name])
+    return values
+
+
+def run(notebook: Path, output: Path, given: Mapping[str, str]) -> None:
+    """Runs `notebook` with the parameters `given` and leaves the executed one at `output`.
+
+    `UsageError` before a kernel starts; `OralError` with the cell's error when one fails, the
+    notebook as far as it came then lies beside `output` as NAME.failed.ipynb.
+    """
+    values = check(notebook, given)
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    running = output.with_name(f".{output.stem}.running.ipynb")
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    failed.unlink(missing_ok=True)
+    # a kernel called python3 in the home folder must not take the place of this environment's,
+    # and it must find the same oral_lib
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    paths = [str(plan.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    try:
+        papermill.execute_notebook(
+            _unformatted(notebook),
+            _unformatted(running),
+            values,
+            progress_bar=False,  # the cells' own progress is passed on
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from error
+        os.replace(running, failed)
+        raise OralError(
+            f"{notebook.name}, cell {error.cell_index} raised {error.ename}: {error.evalue}. "
+            f"The notebook as far as it came: {failed}"
+        ) from error
+    else:
+        os.replace(running, output)
+    finally:
+        running.unlink(missing_ok=True)

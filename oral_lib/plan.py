@@ -1,0 +1,192 @@
+"""The plan: every node of a run, with what it reads, what it leaves, and the command that makes it.
+
+Nothing here computes. The Snakefile turns the nodes into rules, `reproduce` runs them, and a
+notebook asks where things are. Imports with the standard library alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from oral_lib.errors import UsageError, closest
+from oral_lib.graph import Node
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = ("-m", "oral_lib")  # what every command starts with
+# what a run is made of: (scale, source, out) -> nodes, each after those it needs
+Planner = Callable[[str, str, Path], list[Node]]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One base model of a scale: its tasks, the adapters the zoo holds of each, what they cost."""
+
+    base: str
+    tasks: tuple[str, ...]
+    zoo_seeds: int
+    seeds: int = 1  # generator seeds, each a cell of the table
+    zoo_minutes: float = 0.1  # one adapter
+    cell_minutes: float = 0.2
+    memory_mb: int = 2000
+
+
+PAPER_TASKS = ("sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k")
+PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
+SCALES = {
+    "smoke": (
+        Cells("tiny-encoder", ("movie", "sarcasm"), 2),
+        Cells("tiny-causal", ("movie", "sarcasm"), 2),
+    ),
+    "lab": (
+        Cells("minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 1, 0.4, 1.0, 2500),
+        Cells("smollm2-135m", ("movie", "sarcasm"), 2, 1, 2.0, 5.0, 5000),
+    ),
+    "paper": tuple(Cells(b, PAPER_TASKS, 3, 3, 60.0, 30.0, 64_000) for b in PAPER_BASES),
+}
+NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
+
+
+def slug(source: str) -> str:
+    """The folder name of a source: "packages", "local", "hub" or "made"."""
+    kind, _, folder = source.partition(":")
+    known = ("packages", "local:DIR", "hub", "made")
+    if source not in ("packages", "hub", "made") and not (kind == "local" and folder):
+        raise UsageError(
+            f"unknown source {source!r}.{closest(source, known)} Known: {', '.join(known)}."
+        )
+    return kind
+
+
+def cells_of(scale: str) -> tuple[Cells, ...]:
+    """The base models of a scale; `UsageError` with the nearest name if there is no such scale."""
+    if scale not in SCALES:
+        raise UsageError(
+            f"unknown scale {scale!r}.{closest(scale, SCALES)} Known: {', '.join(SCALES)}."
+        )
+    return SCALES[scale]
+
+
+def zoo_seeds(scale: str, base: str) -> list[int]:
+    """The seeds that the zoo of `base` holds for each task at `scale`."""
+    known = {cells.base: cells.zoo_seeds for cells in cells_of(scale)}
+    if base not in known:
+        raise UsageError(
+            f"scale {scale!r} has no base {base!r}.{closest(base, known)} "
+            f"It has {', '.join(known)}."
+        )
+    return list(range(known[base]))
+
+
+def members(scale: str) -> list[tuple[str, str, int]]:
+    """(base, task, seed) of every adapter in the zoo of `scale`."""
+    return [
+        (cells.base, task, seed)
+        for cells in cells_of(scale)
+        for task in cells.tasks
+        for seed in range(cells.zoo_seeds)
+    ]
+
+
+def run_folder(scale: str, source: str, out: str | Path = ROOT) -> Path:
+    """Where a run keeps zoo, generator, cells, notebooks and logs."""
+    return Path(out) / "runs" / scale / slug(source)
+
+
+def results_folder(scale: str, out: str | Path = ROOT) -> Path:
+    """Where the tables and figures of a scale are published."""
+    return Path(out) / "results" / scale
+
+
+def cell_folder(run: Path, experiment: str, base: str, task: str, seed: int) -> Path:
+    """Where one cell of an experiment leaves metrics.csv and items.parquet."""
+    return Path(run) / "cells" / f"{experiment}--{base}--{task}--seed-{seed}"
+
+
+def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
+    """All nodes of a run, each after those it needs."""
+    out = Path(out)
+    run, gpu = run_folder(scale, source, out), int(scale == "paper")
+    known = {"scale": scale, "source": source, "out": str(out)}
+    models = cells_of(scale)
+    plan = []
+
+    def add(name: str, *command: str, outputs: Iterable[Path], **rest) -> tuple[str, ...]:
+        made = tuple(str(path) for path in outputs)
+        plan.append(Node(name, made, (*PROJECT, *command), **rest))
+        return made
+
+    def notebook(name: str, stem: str, outputs: Iterable[Path] = (), inputs=(), **rest):
+        """A node that runs a notebook; the executed notebook is one of its outputs."""
+        parameters = rest.pop("parameters", {}) | known
+        executed = run / "notebooks" / f"{name.replace('/', '--')}.ipynb"
+        source_file = str(ROOT / "notebooks" / f"{stem}.ipynb")
+        given = [x for k, v in parameters.items() for x in ("-p", k, str(v))]
+        return add(
+            name,
+            *("notebook", stem, str(executed), *given),
+            outputs=(*outputs, executed),
+            inputs=(source_file, *inputs),
+            **rest,
+        )
+
+    where = [word for key, value in known.items() for word in (f"--{key}", value)]
+    # what is made on the spot needs no asset
+    assets = (
+        () if source == "made" else add("assets", "assets", *where, outputs=[run / "assets.json"])
+    )
+    zoo: list[str] = []
+    for model in models:
+        for task in model.tasks:
+            folder = run / "zoo" / model.base / task
+            zoo += add(
+                f"zoo/{model.base}/{task}",
+                *("zoo", "--base", model.base, "--task", task, *where),
+                # written last: it makes an adapter count
+                outputs=[folder / f"seed-{s}" / "run.json" for s in range(model.zoo_seeds)],
+                after=assets,
+                resumes=True,
+                memory_mb=model.memory_mb,
+                minutes=model.zoo_minutes * model.zoo_seeds,
+                gpu=gpu,
+            )
+    largest = max(model.memory_mb for model in models)
+    trained = {
+        kind: add(
+            kind,
+            *("train", kind, *where),
+            outputs=[run / kind / "manifest.json"],  # written last, too
+            inputs=tuple(zoo),
+            memory_mb=largest,
+            minutes=sum(m.zoo_minutes for m in models),
+            gpu=gpu,
+        )
+        for kind in ("generator", "regression")
+    }
+    made = (*trained["generator"], *trained["regression"])
+    results: list[str] = []
+    for model in models:
+        for task in model.tasks:
+            for seed in range(model.seeds):
+                folder = cell_folder(run, "language", model.base, task, seed)
+                written = notebook(
+                    f"language/{model.base}/{task}/seed-{seed}",
+                    "10_language",
+                    outputs=[folder / "metrics.csv", folder / "items.parquet"],
+                    inputs=made,
+                    parameters={"task": task, "base": model.base, "seed": seed},
+                    memory_mb=model.memory_mb,
+                    minutes=model.cell_minutes,
+                    gpu=gpu,
+                )
+                results += written[:2]
+    for name, stem in NOTEBOOKS.items():
+        notebook(name, stem, inputs=made, memory_mb=largest, minutes=0.5, gpu=gpu)
+    published = results_folder(scale, out)
+    notebook(
+        "report",
+        "90_report",
+        inputs=tuple(results),
+        published=(str(published / "metrics.csv"), str(published.parent / "README.md")),
+        minutes=0.3,
+    )
+    return plan

@@ -1,0 +1,83 @@
+"""Prompting: one sentence in, a LoRA adapter out that PEFT loads as any other.
+
+import oral_lib
+[lora] = oral_lib.prompt("Decide whether a review is positive.", base="smollm2-135m")
+lora.save("my-lora")
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from oral_lib import adapters, bases, plan, storage, zoo
+from oral_lib.errors import UsageError
+from oral_lib.generator import Generator
+
+
+@dataclass(frozen=True)
+class PromptedLora:
+    """A generated adapter: tensors by PEFT's saved names, PEFT configuration and what made it."""
+
+    tensors: dict[str, Tensor]
+    config: dict
+    card: adapters.Card
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes a standard PEFT folder with a model card and returns it."""
+        return adapters.save(folder, self.tensors, self.config, self.card, overwrite=overwrite)
+
+
+def prompt(
+    task: str,
+    *,
+    base: str,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float = 1.0,
+    generator: str | Path | None = None,
+    scale: str = "lab",
+    source: str = "packages",
+    device: str = "cpu",
+) -> list[PromptedLora]:
+    """`n` adapters for the task that the sentence `task` describes, on the base model `base`.
+
+    `generator` is a generator's folder; by default the one that ./reproduce.sh trained at `scale`
+    from `source`. The same seed gives the same adapters. UsageError for an empty sentence or an
+    unknown base model, PreflightError if there is no generator yet.
+    """
+    if not task.strip():
+        raise UsageError("the task is an empty sentence: say what the adapter is to do.")
+    bases.spec(base)
+    made_here = "made" if scale == "smoke" else source
+    folder = Path(generator) if generator else plan.run_folder(scale, made_here) / "generator"
+    model = Generator.from_pretrained(folder, device)
+    made = model.generate(task, base, n, seed, guidance=guidance, source=made_here)
+    config = model.known[base].peft_config
+    members = _zoo_beside(folder, model, base)
+    loras = []
+    for tensors in made:
+        name, far = adapters.nearest(tensors, members, config) if members else ("", None)
+        card = adapters.Card(
+            text=task,
+            base=config["base_model_name_or_path"],
+            loader=f'oral_lib.load_base("{base}").model',
+            generator=f"{model.manifest['sha256'][:12]} ({model.manifest['scale']})",
+            seed=seed,
+            nearest=name,
+            distance=far.total if far else None,
+        )
+        loras.append(PromptedLora(tensors, config, card))
+    return loras
+
+
+def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
+    """The adapters of `base` that the generator was trained on, where their zoo lies beside it."""
+    listed = [entry for entry in model.manifest["zoo"] if entry["base"] == base]
+    members = []
+    for entry in listed:
+        where = zoo.folder(folder.parent, base, entry["task"], entry["seed"])
+        if (where / "adapter_model.safetensors").exists():
+            member = storage.read_tensors(where / "adapter_model.safetensors")
+            members.append((f"{entry['task']}, seed {entry['seed']}", member))
+    return members

@@ -1,0 +1,323 @@
+"""The contract of a result: what a row is, how cells are written, merged and described.
+
+A cell is one experiment, task, source, base model and seed. It is written as `metrics.csv` (a row a
+method, condition and metric) beside `items.parquet` (an outcome a held-out row and sample), so that
+any two rows can be compared item by item. Tables, figures and the report read nothing else.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from oral_lib import stats
+from oral_lib.errors import OralError
+from oral_lib.provenance import code_commit
+from oral_lib.storage import replacing, write_text
+
+# fmt: off
+COLUMNS = {
+    "experiment": str, "family": str, "task": str, "source": str, "base": str, "base_version": str,
+    "method": str, "condition": str, "metric": str, "higher_is_better": bool,
+    "value": float, "stderr": float, "ci_low": float, "ci_high": float,
+    "n_items": int, "n_samples": int, "seed": int, "wall_s": float, "commit": str,
+}
+ITEM_COLUMNS = {
+    "experiment": "str", "task": "str", "source": "str", "base": "str", "method": "str",
+    "condition": "str", "sample": "int64", "seed": "int64", "item": "str", "label": "int64",
+    "correct": "bool", "score": "float32", "predicted": "int64",
+}
+BENCHMARK_COLUMNS = {
+    "benchmark": str, "variant": str, "case": str, "values": int, "metric": str, "value": float,
+    "unit": str, "repeats": int, "device": str, "commit": str,
+}
+METHODS = [  # in the order in which tables show them
+    "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated",
+    "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
+    "retrained",
+]
+# fmt: on
+PROMPTED = ["retrieval", "regression", "generated"]  # the methods that read the task's text
+CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
+SOURCES = ["packages", "local", "hub", "made"]
+ALLOWED = {"method": METHODS, "condition": CONDITIONS, "source": SOURCES}
+SHARES = ["accuracy", "auc", "calibrated_accuracy"]  # between 0 and 1, higher is better
+
+CELL = ["experiment", "source", "base", "task", "seed"]  # with the family, which the task implies
+GROUP = [*CELL, "method", "condition"]
+ITEM_KEY = [*GROUP, "sample", "item"]
+KEY = ["family", *CELL, "base_version", "method", "condition", "metric"]
+BENCHMARK_KEY = ["benchmark", "variant", "case", "values", "metric", "device"]
+
+
+# ---------------------------------------------------------------- from outcomes to rows
+def outcomes(
+    cell: Mapping,
+    method: str,
+    condition: str,
+    *,
+    item: Sequence[str],
+    labels: Sequence[int],
+    logits: np.ndarray,
+    sample: int = 0,
+) -> pd.DataFrame:
+    """Item rows of one adapter on one cell: logits `[n, labels]`, labels `[n]`, item ids `[n]`.
+
+    `cell` holds experiment, source, base, task and seed; `sample` counts the generated samples or
+    the seeds of trained adapters. `score` is the logit of label 1 over that of label 0 (NaN with
+    more than two labels: no AUC).
+    """
+    logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
+    predicted = logits.argmax(axis=1)
+    score = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else np.nan
+    known = {name: cell[name] for name in CELL} | {"method": method, "condition": condition}
+    found = {"label": labels, "correct": predicted == labels, "score": score}
+    rows = {"item": list(item), "sample": sample, "predicted": predicted} | found | known
+    return items_frame(pd.DataFrame(rows))
+
+
+def summarise(
+    items: pd.DataFrame,
+    *,
+    family: str,
+    base_version: str,
+    wall_s: float | Mapping[tuple[str, str], float] = 0.0,
+    commit: str | None = None,
+) -> pd.DataFrame:
+    """The metric rows of items: accuracy, and AUC where labels are 0 and 1 and scores are known.
+
+    `wall_s` is one time for all rows or a time for each (method, condition).
+    """
+    rows = []
+    for group, part in items_frame(items).groupby(GROUP, sort=False):
+        correct, score, labels = (_wide(part, name) for name in ("correct", "score", "label"))
+        measured = [("accuracy", stats.bootstrap(correct), stats.accuracy_stderr(correct))]
+        if np.isfinite(score).all() and set(np.unique(labels)) == {0, 1}:
+            measured.append(("auc", *stats.bootstrap_auc(labels[0], score)))
+        row = dict(zip(GROUP, group, strict=True)) | {"family": family}
+        row |= {"base_version": base_version, "higher_is_better": True}
+        row |= {"n_samples": correct.shape[0], "n_items": correct.shape[1]}
+        row |= {"wall_s": wall_s.get(group[-2:], 0.0) if isinstance(wall_s, Mapping) else wall_s}
+        for metric, (value, low, high), stderr in measured:
+            number = {"value": value, "stderr": stderr, "ci_low": low, "ci_high": high}
+            rows.append(row | number | {"metric": metric})
+    frame = pd.DataFrame(rows).assign(commit=commit or code_commit())
+    return check(_ordered(frame[list(COLUMNS)], KEY))
+
+
+def matrix(items: pd.DataFrame, method: str, condition: str) -> pd.DataFrame:
+    """Outcomes `[samples, items]` of a method on the items of one task and base; empty if not run.
+
+    Samples of all seeds; items that every one of them was scored on.
+    """
+    part = items[(items.method == method) & (items.condition == condition)]
+    wide = part.pivot(index=["seed", "sample"], columns="item", values="correct")
+    return wide.dropna(axis=1).astype(float)
+
+
+def _wide(part: pd.DataFrame, column: str) -> np.ndarray:
+    wide = part.pivot(index="sample", columns="item", values=column)
+    if wide.shape[0] * wide.shape[1] != len(part):
+        raise OralError(
+            f"The samples of {'/'.join(part[['method', 'condition']].iloc[0])} were scored on "
+            "different items: score every sample of a method on the same held-out rows."
+        )
+    return wide.to_numpy(dtype=float)
+
+
+# ---------------------------------------------------------------- the contract
+def check(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` itself when every row keeps the contract, else OralError naming row and column."""
+    _columns(frame, COLUMNS, "metrics")
+    _words(frame, COLUMNS)
+    prompted = frame.method.isin(PROMPTED)
+    rule = f"must be 'none' for methods that read no text, and only there ({PROMPTED} read it)"
+    _refuse(frame, prompted == (frame.condition == "none"), "condition", rule)
+    for column, kind in COLUMNS.items():
+        if kind in (int, float):
+            number = pd.to_numeric(frame[column], errors="coerce")
+            _refuse(frame, ~np.isfinite(number), column, "must be a finite number")
+        if kind is int:
+            least = 0 if column == "seed" else 1
+            wrong = (number % 1 != 0) | (number < least)
+            _refuse(frame, wrong, column, f"must be a whole number from {least}")
+    for column in ("stderr", "wall_s"):
+        _refuse(frame, frame[column] < 0, column, "must not be negative")
+    shares = frame.metric.isin(SHARES)
+    for column in ("value", "ci_low", "ci_high"):
+        outside = shares & ~frame[column].between(0, 1)
+        _refuse(frame, outside, column, "must lie between 0 and 1")
+    _refuse(frame, ~frame.higher_is_better.isin([True, False]), "higher_is_better", "is no bool")
+    downward = shares & (frame.higher_is_better == False)  # noqa: E712
+    _refuse(frame, downward, "higher_is_better", "must be True for this metric")
+    _refuse(frame, frame.ci_low > frame.value, "ci_low", "must not lie above the value")
+    _refuse(frame, frame.ci_high < frame.value, "ci_high", "must not lie below the value")
+    _refuse(frame, frame.duplicated(KEY), "metric", "repeats an earlier row with the same key")
+    return frame
+
+
+def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`items` itself when sound and, with `metrics`, when every accuracy is its items' mean."""
+    _columns(items, ITEM_COLUMNS, "items")
+    _words(items, [name for name in ITEM_COLUMNS if name != "score"])
+    _refuse(items, np.isinf(items.score.astype(float)), "score", "must be finite")
+    wrong = items.correct != (items.label == items.predicted)
+    _refuse(items, wrong, "correct", "must say whether predicted equals label")
+    _refuse(items, items.duplicated(ITEM_KEY), "item", "repeats an earlier item of its sample")
+    if metrics is not None:
+        found = items.groupby(GROUP, as_index=False).agg(
+            mean=("correct", "mean"), items=("item", "nunique"), samples=("sample", "nunique")
+        )
+        rows = metrics[metrics.metric == "accuracy"].merge(found, on=GROUP, how="left")
+        _refuse(rows, rows["mean"].isna(), "value", "has no items")
+        differs = (rows.value - rows["mean"]).abs() > 2e-6  # six significant digits on disk
+        _refuse(rows, differs, "value", "is not the mean of its items")
+        _refuse(rows, rows.n_items != rows["items"], "n_items", "is not its number of items")
+        _refuse(rows, rows.n_samples != rows.samples, "n_samples", "is not its number of samples")
+    return items
+
+
+def _columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
+    missing = [column for column in wanted if column not in frame]
+    unknown = [column for column in frame if column not in wanted]
+    if missing or unknown:
+        raise OralError(f"The {what} table lacks columns {missing} and has unknown ones {unknown}.")
+
+
+def _words(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    for column in columns:
+        empty = frame[column].isna()
+        if not is_numeric_dtype(frame[column]):
+            empty |= frame[column].astype(str).str.strip() == ""
+        _refuse(frame, empty, column, "is missing")
+        if column in ALLOWED:
+            allowed = ALLOWED[column]
+            _refuse(frame, ~frame[column].isin(allowed), column, f"must be one of {allowed}")
+
+
+def _refuse(frame: pd.DataFrame, broken: pd.Series, column: str, rule: str) -> None:
+    """OralError about the first broken row, if any."""
+    if broken.any():
+        place = int(np.flatnonzero(broken)[0])
+        row = frame.iloc[place]
+        names = [*GROUP, "metric", "sample", "item", "benchmark", "variant", "case"]
+        key = ", ".join(f"{name}={row[name]}" for name in names if name in frame)
+        raise OralError(f"Row {place} ({key}): {column} '{row[column]}' {rule}.")
+
+
+# ---------------------------------------------------------------- on disk
+def items_frame(items: pd.DataFrame) -> pd.DataFrame:
+    """Items with the columns and types of the contract, in the order of its key."""
+    _columns(items, ITEM_COLUMNS, "items")
+    _words(items, [name for name in ITEM_COLUMNS if name != "score"])
+    return _ordered(items[list(ITEM_COLUMNS)].astype(ITEM_COLUMNS), ITEM_KEY)
+
+
+def read_metrics(path: str | Path) -> pd.DataFrame:
+    """The checked rows of a metrics.csv."""
+    return check(_read_csv(path, COLUMNS))
+
+
+def read_items(path: str | Path) -> pd.DataFrame:
+    """The checked rows of an items.parquet."""
+    try:
+        return check_items(pd.read_parquet(path))
+    except (OSError, ValueError) as error:
+        raise OralError(f"{path} is no whole items table ({error}). Run its cell again.") from error
+
+
+def read(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metrics and items of a cell folder or of results/<scale>, checked against each other."""
+    metrics = read_metrics(Path(folder) / "metrics.csv")
+    return metrics, check_items(read_items(Path(folder) / "items.parquet"), metrics)
+
+
+def write_cell(folder: str | Path, metrics: pd.DataFrame, items: pd.DataFrame) -> Path:
+    """Writes a cell whole or not at all; returns its folder."""
+    items = items_frame(items)
+    check_items(items, check(metrics))
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        (temporary / "metrics.csv").write_text(_csv(metrics, KEY), encoding="utf-8")
+        items.to_parquet(temporary / "items.parquet", index=False, compression="zstd")
+    return Path(folder)
+
+
+def collect(cells: Iterable[str | Path], results_dir: str | Path) -> Path:
+    """Merges cell folders into results_dir/metrics.csv and items.parquet; returns the former.
+
+    A cell replaces the rows of its experiment, family, task, source, base and seed; other rows
+    stay. Equal rows give byte-equal files, in whatever order the cells come.
+    """
+    tables = [read(cell) for cell in cells]
+    if not tables:
+        raise OralError(f"There is no cell to collect into {results_dir}.")
+    path, items_path = Path(results_dir) / "metrics.csv", Path(results_dir) / "items.parquet"
+    metrics = check(_merged(path, read_metrics, [rows for rows, _ in tables], ["family", *CELL]))
+    items = items_frame(_merged(items_path, read_items, [rows for _, rows in tables], CELL))
+    check_items(items, metrics)
+    with replacing(items_path) as temporary:
+        items.to_parquet(temporary, index=False, compression="zstd")
+    write_text(path, _csv(metrics, KEY))
+    return path
+
+
+def _merged(path: Path, read_old, tables: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
+    new = pd.concat(tables)
+    if not path.exists():
+        return new
+    old = read_old(path)
+    again = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
+    return pd.concat([old[~again], new])
+
+
+def append_benchmarks(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
+    """Adds timings or memory to benchmarks.csv (one writer at a time) and returns the whole table.
+
+    A measurement of the same thing on the same device replaces the older one.
+    """
+    new = pd.DataFrame(list(rows))
+    _check_benchmarks(new)
+    old = [read_benchmarks(path)] if Path(path).exists() else []
+    frame = pd.concat([*old, new[list(BENCHMARK_COLUMNS)]])
+    write_text(path, _csv(frame.drop_duplicates(BENCHMARK_KEY, keep="last"), BENCHMARK_KEY))
+    return read_benchmarks(path)
+
+
+def read_benchmarks(path: str | Path) -> pd.DataFrame:
+    """The checked rows of a benchmarks.csv."""
+    return _check_benchmarks(_read_csv(path, BENCHMARK_COLUMNS))
+
+
+def _check_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
+    _columns(frame, BENCHMARK_COLUMNS, "benchmarks")
+    for column, kind in BENCHMARK_COLUMNS.items():
+        if kind in (int, float):
+            number = pd.to_numeric(frame[column], errors="coerce")
+            _refuse(frame, ~np.isfinite(number), column, "must be a finite number")
+    return frame
+
+
+def _read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    text = {name: str for name, kind in columns.items() if kind is str}
+    empty = {name: [""] for name in columns}  # only "" is missing: "none" and "null" are words
+    try:
+        return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
+    except (OSError, ValueError) as error:
+        raise OralError(f"{path} is no whole table ({error}). Run the job again.") from error
+
+
+def _csv(frame: pd.DataFrame, key: list[str]) -> str:
+    return _ordered(frame, key).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _ordered(frame: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """Rows by key; methods and conditions in the order in which tables show them."""
+    places = {name: {word: i for i, word in enumerate(words)} for name, words in ALLOWED.items()}
+
+    def rank(column: pd.Series) -> pd.Series:
+        return column.map(places[column.name]) if column.name in places else column
+
+    return frame.sort_values(key, key=rank, kind="stable", ignore_index=True)

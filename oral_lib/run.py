@@ -1,0 +1,159 @@
+"""A run: one scale, one source, one place on disk. What notebooks and the command line hold on to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from oral_lib import (
+    assets,
+    bases,
+    plan,
+    protocol,
+    provenance,
+    report,
+    results,
+    storage,
+    training,
+    zoo,
+)
+from oral_lib.bases import BaseModel
+from oral_lib.generator import Generator
+from oral_lib.zoo import Member
+
+
+@dataclass(frozen=True)
+class Run:
+    """The zoo, generators and cells of `scale` from `source`, below `out` (default: the project).
+
+    At the smoke scale everything is made on the spot, whatever the source.
+    """
+
+    scale: str = "smoke"
+    source: str = "packages"
+    out: str | Path = plan.ROOT
+
+    def __post_init__(self) -> None:
+        plan.cells_of(self.scale)
+        object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
+        object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
+        plan.slug(self.source)
+
+    @property
+    def root(self) -> Path:
+        """The folder of this run."""
+        return plan.run_folder(self.scale, self.source, self.out)
+
+    @property
+    def results(self) -> Path:
+        """The folder of the published results."""
+        return plan.results_folder(self.scale, self.out)
+
+    @property
+    def device(self) -> str:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def ready(self) -> "Run":
+        """Trains what this run still lacks of zoo, generator and regression; returns the run."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / ".ready.lock"):
+            for cells in plan.cells_of(self.scale):
+                for task in cells.tasks:
+                    self.train_zoo(cells.base, task, list(range(cells.zoo_seeds)))
+            for kind in ("generator", "regression"):
+                self.train_generator(kind)
+        return self
+
+    def train_zoo(self, base: str, task: str, seeds: list[int]) -> list[Path]:
+        """Trains the adapters of (base, task) that are missing; returns all their folders."""
+        return zoo.train_cell(
+            base, task, seeds, source=self.source, root=self.root, device=self.device
+        )
+
+    def train_generator(self, kind: str) -> Path:
+        """Trains the "generator" or the "regression" baseline if it is missing; its folder."""
+        return training.train_from_zoo(
+            plan.members(self.scale),
+            kind,
+            root=self.root,
+            scale=self.scale,
+            source=self.source,
+            device=self.device,
+        )
+
+    def members(self, base: str) -> list[Member]:
+        """The zoo of a base model."""
+        return [zoo.read(self.root, *m) for m in plan.members(self.scale) if m[0] == base]
+
+    def generator(self, kind: str = "generator") -> Generator:
+        """The trained generator (or the "regression" baseline)."""
+        return Generator.from_pretrained(self.root / kind, self.device)
+
+    def base(self, name: str, labels: int = 2) -> BaseModel:
+        """A base model, frozen, on this run's device."""
+        return bases.load(name, source=self.source, labels=labels, device=self.device)
+
+    def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(metrics, items) of one cell: measured once, then read from where it was kept."""
+        folder = plan.cell_folder(self.root, "language", base, task, seed)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / f".{folder.name}.lock"):
+            if not (folder / "metrics.csv").exists():
+                measured = protocol.run_cell(
+                    task, base, seed,
+                    scale=self.scale, source=self.source, root=self.root, device=self.device,
+                )  # fmt: skip
+                results.write_cell(folder, *measured)
+        return results.read(folder)
+
+    def cells(self) -> list[Path]:
+        """The folders of all cells of the scale; those that are missing are measured first."""
+        planned = [
+            (task, cells.base, seed)
+            for cells in plan.cells_of(self.scale)
+            for task in cells.tasks
+            for seed in range(cells.seeds)
+        ]
+        for task, base, seed in planned:
+            self.cell(task, base, seed)
+        return [plan.cell_folder(self.root, "language", b, t, s) for t, b, s in planned]
+
+    def publish(self) -> Path:
+        """Collects all cells into results/<scale>, writes curves, manifest, tables and figures.
+
+        Returns results/README.md.
+        """
+        results.collect(self.cells(), self.results)
+        self._curves().to_csv(self.results / "curves.csv", index=False, float_format="%.5g")
+        generator = storage.read_json(self.root / "generator" / "manifest.json")
+        provenance.manifest(
+            self.results,
+            source=plan.slug(self.source),
+            seeds={
+                "zoo": sorted({m["seed"] for m in generator["zoo"]}),
+                "generator": generator["training"]["seed"],
+            },
+            zoo=generator["zoo"],
+            assets=assets.identities(self.source),
+            training=generator["training"],
+            generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
+            recipes={m["base"]: vars(zoo.RECIPES[m["base"]]) for m in generator["zoo"]},
+        )
+        return report.write(self.results.parent, self.scale)
+
+    def _curves(self) -> pd.DataFrame:
+        """[series, step, loss] of every adapter of the zoo and of both generators."""
+        parts = []
+        for base, task, seed in plan.members(self.scale):
+            info = zoo.read(self.root, base, task, seed).info
+            parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
+        for kind in ("generator", "regression"):
+            losses = storage.read_json(self.root / kind / "manifest.json")["losses"]
+            parts.append((f"generator/{kind}", losses))
+        frames = [
+            pd.DataFrame({"series": name, "step": range(1, len(values) + 1), "loss": values})
+            for name, values in parts
+        ]
+        return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,171 @@
+"""Tasks: what is asked in words, how a row becomes a prompt, and which rows train, tune and test.
+
+One YAML file a task lies in `oral_lib/tasks/`. Rows come from the source that the user names; they
+are shuffled by the task's own split seed, and the evaluation rows never meet training or tuning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from oral_lib import assets
+from oral_lib.errors import UsageError, closest
+
+FILLER = [
+    "the",
+    "a",
+    "of",
+    "it",
+    "and",
+    "was",
+    "in",
+    "this",
+    "that",
+    "with",
+    "for",
+    "on",
+    "but",
+    "at",
+    "from",
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled text: `key` is stable across runs, so outcomes of any two methods can be paired."""
+
+    key: str
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one task from one source; `source` is what the result table prints."""
+
+    source: str
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as its YAML file states it."""
+
+    name: str
+    version: int
+    family: str
+    description: str
+    paraphrases: dict[str, list[str]]
+    examples: list[dict]
+    labels: list[str]
+    template: str
+    metric: str
+    split: dict[str, int]
+    sources: dict[str, dict]
+    made: list[list[str]]
+
+    def prompt(self, text: str) -> str:
+        """The prompt that a causal model continues with one of the label words."""
+        return self.template.format(text=text)
+
+    @property
+    def training_texts(self) -> list[str]:
+        """The wordings a generator may see: the description and its training paraphrases."""
+        return [self.description, *self.paraphrases["train"]]
+
+
+def names() -> list[str]:
+    """All task names, sorted."""
+    folder = resources.files("oral_lib") / "tasks"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+@cache
+def load(name: str) -> Task:
+    """The task called `name`; `UsageError` with the nearest name if there is none."""
+    if name not in names():
+        raise UsageError(
+            f"unknown task {name!r}.{closest(name, names())} Known: {', '.join(names())}."
+        )
+    text = (resources.files("oral_lib") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
+    return Task(**yaml.safe_load(text))
+
+
+def rows(task: Task, source: str) -> Split:
+    """The rows of `task` from `source`: "packages", "local:DIR", "hub" or "made".
+
+    Rows are shuffled by the split seed. Where the source has its own test split it is kept whole
+    up to the size wanted; elsewhere test, validation and train are cut from one list in this order.
+    """
+    kind, _, folder = source.partition(":")
+    if kind == "made":
+        return _cut(task, kind, _made(task, sum(v for k, v in task.split.items() if k != "seed")))
+    if kind not in task.sources:
+        raise UsageError(
+            f"task {task.name!r} has no rows in source {kind!r}; it has {', '.join(task.sources)}."
+        )
+    spec = task.sources[kind]
+    if kind == "packages":
+        return _cut(task, kind, _packaged(spec))
+
+    def read(part: str) -> pd.DataFrame:
+        if kind == "local":
+            frame = assets.local_rows(folder, spec["set"], spec[part])
+        else:
+            frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
+        return frame.rename(columns={spec["text"]: "text", spec["label"]: "label"})
+
+    return _cut(task, kind, read("train"), read("test"))
+
+
+def _packaged(spec: dict) -> pd.DataFrame:
+    """[text, label]: one set with labels or mean ratings, or several sets whose number is the label."""
+    if "sets" in spec:
+        frames = [assets.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
+        fewest = min(map(len, frames))
+        return pd.concat([f.sample(fewest, random_state=0) for f in frames], ignore_index=True)
+    frame = assets.rows(spec["set"])
+    if "rating" in spec:
+        clear = frame[frame[spec["rating"]].abs() > spec["threshold"]]
+        frame = clear.assign(label=(clear[spec["rating"]] > 0).astype(int))
+    return frame
+
+
+def _made(task: Task, n: int) -> pd.DataFrame:
+    """`n` short texts made on the spot for the smoke scale: one marker word of a class among fillers."""
+    rng = np.random.default_rng(task.split["seed"])
+    labels = rng.integers(0, len(task.made), n)
+    texts = []
+    for label in labels:
+        words = list(rng.choice(FILLER, size=rng.integers(3, 7)))
+        words.insert(int(rng.integers(0, len(words))), str(rng.choice(task.made[label])))
+        texts.append(" ".join(words))
+    return pd.DataFrame({"text": texts, "label": labels})
+
+
+def _cut(task: Task, source: str, frame: pd.DataFrame, test: pd.DataFrame | None = None) -> Split:
+    seed, sizes = task.split["seed"], task.split
+    keep = _listed(task, frame, seed, "train" if test is not None else "all")
+    if test is None:
+        held, keep = keep[: sizes["test"]], keep[sizes["test"] :]
+    else:
+        held = _listed(task, test, seed, "test")[: sizes["test"]]
+    seen = {row.text for row in held}
+    keep = [row for row in keep if source == "made" or row.text not in seen]
+    tune, train = keep[: sizes["validation"]], keep[sizes["validation"] :]
+    return Split(source, tuple(train[: sizes["train"]]), tuple(tune), tuple(held))
+
+
+def _listed(task: Task, frame: pd.DataFrame, seed: int, part: str) -> Sequence[Row]:
+    order = np.random.default_rng(seed).permutation(len(frame))
+    texts, labels = frame["text"].tolist(), frame["label"].tolist()
+    return [Row(f"{task.name}-{part}-{i}", texts[i].strip(), int(labels[i])) for i in order]

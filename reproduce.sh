@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Finds a Python that can start, then hands over: oral_lib/reproduce.py sets up and runs the rest.
+# ./reproduce.sh --help says what it can do.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
+
+for python in "${PYTHON:-python3}" python3.12 python3.11; do
+  if "$python" -c "$fits" 2>/dev/null; then
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    exec "$python" -P -m oral_lib.reproduce "$@"
+  fi
+  [ -z "${PYTHON:-}" ] || break
+done
+echo "oral: found no Python 3.11 or 3.12${PYTHON:+ at PYTHON=$PYTHON}. Install one, or name one: PYTHON=/path/to/python3.12 $0" >&2
+exit 3

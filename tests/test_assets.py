@@ -1,0 +1,424 @@
+"""Real models and data are there; what is missing, damaged or half done is named, never used."""
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import threading
+import zipfile
+from types import SimpleNamespace
+
+import pandas
+import pytest
+
+from oral_lib import assets, packages
+from oral_lib.errors import PreflightError, UsageError
+
+HEADLINES = [
+    "rock &amp; roll  dies",
+    "rock & roll dies",
+    "",
+    "dog &amp;#39;runs&amp;#39;",
+]
+TWEETS = ["fine\tday", "&lt;3 you", "clichés"]
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 600
+    return text
+
+
+# --- the real ones, set up before the tests run ------------------------------------------------
+
+SIZES = {
+    "movie_snippets": 10_603,
+    "tweets": 4_200,
+    "product_reviews": 3_697,
+    "news_editorials": 5_118,
+    "sarcasm": 28_498,
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_package_sets_hold_clean_distinct_texts_with_their_judgement(name):
+    frame = assets.rows(name)
+    assert len(frame) == SIZES[name] and not frame["text"].duplicated().any()
+    assert frame["text"].str.strip().str.len().min() > 0
+    assert not frame["text"].str.contains(r"&(?:amp|quot|#39|#38);|\t|\n|  ").any()
+    if name == "sarcasm":
+        assert set(frame["label"]) == {0, 1} and 0.4 < frame["label"].mean() < 0.6
+    else:
+        assert frame["rating"].between(-4, 4).all() and frame["rating"].std() > 0.5
+
+
+def test_the_causal_model_is_dense_float32_and_complete():
+    from math import prod
+
+    from safetensors import safe_open
+
+    folder = assets.model_dir("smollm2-135m")
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config and config["architectures"] == ["LlamaForCausalLM"]
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        slices = [file.get_slice(key) for key in file.keys()]  # noqa: SIM118
+        assert {part.get_dtype() for part in slices} == {"F32"}
+        assert sum(prod(part.get_shape()) for part in slices) == 134_515_008
+        assert file.get_tensor("model.norm.weight").isfinite().all()
+
+
+def test_the_causal_tokenizer_round_trips_text_and_knows_how_to_chat():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(assets.model_dir("smollm2-135m"))
+    for text in [
+        "Rate   2 of 12345, it's  fine.\n\nYes",
+        " café 日本 😀 \t tab",
+        "a\x00b <|im_end|>",
+    ]:
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer("   27").input_ids) == ["ĠĠĠ", "2", "7"]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|im_end|>")
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_the_encoder_puts_like_beside_like():
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = assets.model_dir("minilm-l6")
+    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = ["A dull film.", "The movie was boring.", "My router needs a new cable."]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state  # [b, l, m]
+    mask = batch["attention_mask"][..., None]
+    means = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+    assert means[0] @ means[1] > means[0] @ means[2] + 0.2
+
+
+def test_nothing_is_missing_and_each_asset_says_where_it_comes_from():
+    assert assets.ready("packages") == []
+    for name, asset in packages.ASSETS.items():
+        folder = assets.model_dir(name) if asset.is_model else assets._checked(name)
+        about = json.loads((folder / "manifest.json").read_text())
+        assert about["licence"] and about["note"]
+        assert about["origin"]["sha256"] == packages.pins()[asset.package].sha256
+
+
+# --- a cache of our own, filled by the real pip from a folder of made-up packages --------------
+
+
+def tar_gz(name: str, content: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as box:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        box.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """An empty cache, and a folder where pip finds a small `evals` and nothing else."""
+    shop, cache = tmp_path / "the shop", tmp_path / "my cache"
+    shop.mkdir()
+    wheel = shop / "evals-3.0.1.post1-py3-none-any.whl"
+    info = "evals-3.0.1.post1.dist-info"
+    lines = [
+        json.dumps({"input": [{"content": "system"}, {"content": text}], "ideal": str(i % 2)})
+        for i, text in enumerate(HEADLINES)
+    ]
+    with zipfile.ZipFile(wheel, "w") as box:
+        box.writestr("evals/registry/data/sarcasm/samples.jsonl", "\n".join(lines) + "\n")
+        box.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: evals\nVersion: 3.0.1.post1\n"
+        )
+        box.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        box.writestr(f"{info}/RECORD", "")
+    text = "".join(f"{i}\t{i - 1}.5\t{t}\r\n" for i, t in enumerate(TWEETS))
+    inner = tar_gz("hutto_ICWSM_2014/tweets_GroundTruth.txt", text.encode())
+    sdist = tar_gz("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inner)
+    (cache / "packages").mkdir(parents=True)
+    (cache / "packages" / "vaderSentiment-3.3.2.tar.gz").write_bytes(sdist)
+
+    def pin(name: str, content: bytes) -> str:
+        return f"{name} --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
+
+    lock = tmp_path / "assets.lock"
+    lock.write_text(
+        "--no-binary vaderSentiment\n"
+        + pin("evals==3.0.1.post1", wheel.read_bytes())
+        + pin("vaderSentiment==3.3.2", sdist)
+    )
+    monkeypatch.setattr(packages, "LOCK", lock)
+    monkeypatch.setenv("ORAL_CACHE", str(cache))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", shop.as_uri())
+    return SimpleNamespace(wheel=wheel, cache=cache, rows=cache / "sets/sarcasm/rows.parquet")
+
+
+@pytest.fixture
+def filled(shop):
+    assets.prepare(["sarcasm", "tweets"])
+    return shop
+
+
+def test_a_set_is_fetched_converted_and_cleaned(filled):
+    frame = assets.rows("sarcasm")
+    assert frame["text"].tolist() == ["rock & roll dies", "dog 'runs'"]
+    assert frame["label"].tolist() == [0, 1]
+    tweets = assets.rows("tweets")
+    assert tweets["text"].tolist() == ["fine day", "<3 you", "clichés"]
+    assert tweets["rating"].tolist() == [-1.5, 0.5, 1.5]
+
+
+def test_preparing_again_does_nothing(filled, monkeypatch):
+    before = filled.rows.stat().st_mtime_ns
+    monkeypatch.setattr(packages.subprocess, "run", None)
+    monkeypatch.setattr(assets, "_convert", None)
+    assets.prepare(["sarcasm", "tweets"])
+    assert filled.rows.stat().st_mtime_ns == before
+
+
+def test_what_was_downloaded_serves_offline(filled):
+    filled.wheel.unlink()
+    filled.rows.unlink()
+    assets.prepare(["sarcasm"], offline=True)
+    assert len(assets.rows("sarcasm")) == 2
+
+
+def test_offline_refuses_to_download(shop):
+    with pytest.raises(PreflightError, match=r"evals==3\.0\.1\.post1 .* offline") as caught:
+        assets.prepare(["sarcasm"], offline=True)
+    one_line(caught)
+
+
+def test_a_package_with_other_content_is_refused(shop):
+    with zipfile.ZipFile(shop.wheel, "a") as box:
+        box.writestr("evals/extra.py", "")
+    with pytest.raises(PreflightError, match="HASHES") as caught:
+        assets.prepare(["sarcasm"])
+    one_line(caught)
+    assert "sarcasm" in assets.ready()
+
+
+def test_no_network_is_said_in_one_line(shop):
+    shop.wheel.unlink()
+    with pytest.raises(PreflightError, match=r"Cannot download evals==3\.0\.1\.post1") as caught:
+        assets.prepare(["sarcasm"])
+    assert "network" in one_line(caught)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARM = {
+    "a changed byte": lambda f: flip(f.rows),
+    "a cut": lambda f: f.rows.write_bytes(f.rows.read_bytes()[:-1]),
+    "a lost file": lambda f: f.rows.unlink(),
+    "a lost manifest": lambda f: f.rows.with_name("manifest.json").unlink(),
+    "a cut manifest": lambda f: f.rows.with_name("manifest.json").write_text('{"files": {'),
+    "a strange manifest": lambda f: f.rows.with_name("manifest.json").write_text("[]"),
+    "a path trick": lambda f: f.rows.with_name("manifest.json").write_text(
+        '{"files": {"../../x": {"size": 0, "sha256": ""}}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM.keys())
+def test_damage_is_named_with_the_command_that_mends_it_and_mended(filled, harm):
+    harm(filled)
+    with pytest.raises(PreflightError, match=r"(rows\.parquet|manifest\.json) is") as caught:
+        assets.rows("sarcasm")
+    message = one_line(caught)
+    assert "./reproduce.sh" in message and "python -m oral_lib assets" in message
+    assert "sarcasm" in assets.ready()
+    assets.prepare(["sarcasm"], offline=True)
+    assert len(assets.rows("sarcasm")) == 2
+
+
+def test_an_asset_never_prepared_is_named_with_the_cache(shop):
+    with pytest.raises(PreflightError, match=r"sarcasm is not in .*my cache") as caught:
+        assets.rows("sarcasm")
+    one_line(caught)
+
+
+def test_half_a_conversion_never_counts_and_is_swept_away(filled):
+    filled.rows.parent.rename(filled.cache / "sets" / ".sarcasm.dead.tmp")  # as kill -9 leaves it
+    assert "sarcasm" in assets.ready()
+    assets.prepare(["sarcasm"], offline=True)
+    assert sorted(p.name for p in (filled.cache / "sets").iterdir()) == ["sarcasm", "tweets"]
+
+
+def test_a_conversion_that_fails_leaves_nothing(shop, monkeypatch):
+    def fails(archive, folder):
+        (folder / "rows.parquet").write_text("half")
+        raise RuntimeError("stopped")
+
+    broken = packages.Asset("sarcasm", "evals", fails, 1, "-", "-")
+    monkeypatch.setitem(packages.ASSETS, "sarcasm", broken)
+    with pytest.raises(RuntimeError, match="stopped"):
+        assets.prepare(["sarcasm"])
+    assert list((shop.cache / "sets").iterdir()) == [] and "sarcasm" in assets.ready()
+
+
+def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
+    made, real = [], assets._convert
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(asset, archive):
+        made.append(asset.name)
+        inside.set()
+        go_on.wait(10)
+        real(asset, archive)
+
+    monkeypatch.setattr(assets, "_convert", slow)
+    threads = [threading.Thread(target=assets.prepare, args=(["tweets"],)) for _ in range(2)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    while "waiting" not in capsys.readouterr().err and threads[1].is_alive():
+        threads[1].join(0.01)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert made == ["tweets"] and len(assets.rows("tweets")) == 3
+
+
+def test_short_space_is_said_before_anything_is_fetched(shop, monkeypatch):
+    free = SimpleNamespace(free=10 << 20)
+    monkeypatch.setattr(assets.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(PreflightError, match=r"my cache: 50 MB wanted, 10 MB free") as caught:
+        assets.prepare(["sarcasm"])
+    one_line(caught)
+    assert len(list((shop.cache / "packages").iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_named(shop, monkeypatch):
+    monkeypatch.setenv("ORAL_CACHE", str(shop.wheel / "inside a file"))
+    with pytest.raises(PreflightError, match=r"Cannot write .*inside a file.*ORAL_CACHE") as caught:
+        assets.prepare(["sarcasm"])
+    one_line(caught)
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("ORAL_CACHE", str(tmp_path / "a"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert assets.cache_dir() == tmp_path / "a"
+    monkeypatch.delenv("ORAL_CACHE")
+    assert assets.cache_dir() == tmp_path / "b" / "oral"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert assets.cache_dir() == tmp_path / "c" / ".cache" / "oral"
+
+
+# --- names and sources -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [assets.model_dir, assets.rows, lambda n: assets.prepare([n])])
+def test_an_unknown_asset_is_a_usage_error(call):
+    with pytest.raises(UsageError, match=r"'smolm2-135m'") as caught:
+        call("smolm2-135m")
+    one_line(caught)
+
+
+def test_a_model_is_not_a_set():
+    with pytest.raises(UsageError):
+        assets.rows("minilm-l6")
+    with pytest.raises(UsageError):
+        assets.model_dir("sarcasm")
+
+
+@pytest.mark.parametrize("source", ["package", "local:", "local", "hub:x", ""])
+def test_an_unknown_source_is_a_usage_error(source):
+    with pytest.raises(UsageError, match="packages, local:DIR or hub"):
+        assets.parse_source(source)
+
+
+def test_a_local_source_must_be_a_folder(tmp_path):
+    assert assets.parse_source(f"local:{tmp_path}") == ("local", tmp_path)
+    with pytest.raises(PreflightError, match="nowhere"):
+        assets.parse_source(f"local:{tmp_path}/nowhere")
+
+
+def test_a_made_source_needs_nothing(shop):
+    assert assets.ready("made") == []
+    assets.prepare(source="made", offline=True)
+
+
+def test_a_local_source_brings_data_and_may_bring_models(tmp_path, shop):
+    source = f"local:{tmp_path}"
+    assert assets.ready(source) == ["minilm-l6", "smollm2-135m"]
+    (tmp_path / "models" / "minilm-l6").mkdir(parents=True)
+    (tmp_path / "models" / "minilm-l6" / "config.json").write_text("{}")
+    assert assets.model_dir("minilm-l6", source=source) == tmp_path / "models" / "minilm-l6"
+    assert assets.ready(source) == ["smollm2-135m"]
+
+
+def test_local_rows_come_as_they_are_and_broken_ones_are_refused(tmp_path):
+    (tmp_path / "sst2").mkdir()
+    path = tmp_path / "sst2" / "train.parquet"
+    pandas.DataFrame({"sentence": ["good"], "label": [1]}).to_parquet(path)
+    assert assets.local_rows(tmp_path, "sst2", "train")["sentence"].tolist() == ["good"]
+    with pytest.raises(PreflightError, match=re.escape("sst2/test.parquet")):
+        assets.local_rows(tmp_path, "sst2", "test")
+    with pytest.raises(UsageError, match="path"):
+        assets.local_rows(tmp_path, "../sst2", "train")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(PreflightError, match="no whole parquet") as caught:
+        assets.local_rows(tmp_path, "sst2", "train")
+    one_line(caught)
+
+
+def test_hub_models_come_at_a_pinned_revision_without_pickles(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda repo, **how: calls.append((repo, how)) or tmp_path,
+    )
+    assert assets.model_dir("smollm2-135m", source="hub") == tmp_path
+    assets.prepare(source="hub", offline=True)
+    assert {repo for repo, _ in calls} == {repo for repo, _ in assets.HUB.values()}
+    for _, how in calls:
+        assert re.fullmatch("[0-9a-f]{40}", how["revision"])
+        assert how["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
+    assert [how["local_files_only"] for _, how in calls] == [False, True, True]
+
+
+def test_hub_rows_come_at_a_pinned_revision(monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load(*args, **how):
+        calls.append((args, how))
+        return datasets.Dataset.from_dict({"sentence": ["good"]})
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert len(assets.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40)) == 1
+    assert calls == [(("nyu-mll/glue", "sst2"), {"split": "train", "revision": "b" * 40})]
+    with pytest.raises(UsageError, match="'main'"):
+        assets.hub_rows("nyu-mll/glue", "sst2", "train", "main")
+
+
+def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch):
+    def fails(*_, **__):
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    for call in (
+        lambda: assets.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40),
+        lambda: assets.model_dir("minilm-l6", source="hub"),
+    ):
+        with pytest.raises(PreflightError, match=r"hub .*no route.*--source packages") as caught:
+            call()
+        one_line(caught)

@@ -1,0 +1,223 @@
+"""One environment, said once: pyproject, the locks and environment.yml agree with what runs."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import oral_lib
+from oral_lib import torchvision_guard
+
+ROOT = Path(__file__).parents[1]
+LOCKS = ["lock-cpu.txt", "lock-gpu.txt"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+DECLARED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+
+
+def lines(lock: str) -> list[str]:
+    text = (ROOT / "env" / lock).read_text("utf-8")
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def pins(lock: str) -> dict[str, str]:
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines(lock)}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    """Runs this Python from the root, with the library importable."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+# --- the files -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_has_one_plain_pin_a_line(lock):
+    for line in lines(lock):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9a-z.]*", line), line
+    assert len(pins(lock)) == len(lines(lock)) > 100
+    names = [canonicalize_name(line.split("==")[0]) for line in lines(lock)]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("declared", DECLARED)
+def test_every_declared_dependency_is_pinned_within_its_range(lock, declared):
+    requirement = Requirement(declared)
+    assert Version(pins(lock)[canonicalize_name(requirement.name)]) in requirement.specifier
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_torch_and_torchvision_are_pinned_together_and_cuda_kernels_are_not(lock):
+    pinned = pins(lock)
+    assert {"torch", "torchvision"} <= set(pinned)
+    assert not {"mamba-ssm", "causal-conv1d", "pip"} & set(pinned)
+    # torchvision x.y goes with one torch only
+    pairs = {("2.13.0", "0.28.0"), ("2.11.0", "0.26.0")}
+    assert (pinned["torch"], pinned["torchvision"]) in pairs
+
+
+def test_conda_brings_only_python_and_pip_and_pip_brings_the_lock():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-r env/lock-cpu.txt"]}]
+    assert environment["channels"] == ["conda-forge"]
+    assert "3.11" in Requirement("python" + PROJECT["requires-python"]).specifier
+
+
+def test_the_readme_of_the_environments_names_each_of_them():
+    text = (ROOT / "env" / "README.md").read_text("utf-8")
+    assert all(name in text for name in [*LOCKS, "environment.yml", "no conda channel"])
+
+
+def imported(file: Path) -> set[str]:
+    """The top-level names of the modules that a Python file imports anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("folder", ["oral_lib", "tests"])
+def test_every_package_that_is_imported_is_declared(folder):
+    called = {"yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
+    extras = PROJECT["optional-dependencies"]["kernels"]
+    known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}
+    files = list((ROOT / folder).glob("*.py"))
+    ours = {"oral_lib"} | {file.stem for file in files}
+    foreign = set().union(*map(imported, files)) - sys.stdlib_module_names - ours
+    assert {canonicalize_name(called.get(name, name)) for name in foreign} <= known
+
+
+# --- the check that reproduce.sh asks -------------------------------------------------------------
+
+
+def check():
+    spec = importlib.util.spec_from_file_location("environment_check", ROOT / "env" / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_environment_that_runs_fits_a_lock():
+    answers = [run("env/check.py", f"env/{lock}") for lock in LOCKS]
+    assert 0 in [answer.returncode for answer in answers], [answer.stdout for answer in answers]
+
+
+def test_the_check_needs_nothing_installed_and_says_little():
+    answer = run("-I", "-S", "env/check.py")
+    assert answer.returncode == 1 and answer.stderr == ""
+    told = answer.stdout.splitlines()
+    assert len(told) == 5 and "is not installed" in told[0] and "in all" in told[-1]
+
+
+def test_the_check_sees_other_versions_and_forgives_local_ones():
+    torch_version = torch.__version__.split("+")[0]
+    told = check().differences(f"# a comment\ntorch=={torch_version}\npytest==0.1\nno-such==1\n")
+    assert told == [
+        f"pytest {pytest.__version__} is installed, the lock has 0.1",
+        "no-such 1 is not installed",
+    ]
+
+
+@pytest.mark.parametrize("python", [(3, 10), (3, 13)])
+def test_the_check_refuses_another_python(python):
+    assert "3.11 or 3.12" in check().differences("", python)[0]
+    assert check().differences("", (3, 12)) == []
+
+
+def test_the_check_names_a_lock_that_is_not_there():
+    answer = run("env/check.py", "env/no.txt")
+    assert (answer.returncode, answer.stdout) == (1, f"No lock {Path('env/no.txt')}.\n")
+
+
+# --- importing -----------------------------------------------------------------------------------
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    answer = run(
+        "-c",
+        "import sys, oral_lib, oral_lib.assets, oral_lib.storage\n"
+        "heavy = {'torch', 'transformers', 'peft', 'pandas', 'datasets'} & set(sys.modules)\n"
+        "print(oral_lib.__version__, sorted(heavy))",
+    )
+    assert answer.stdout == f"{PROJECT['version']} []\n", answer.stderr
+
+
+@pytest.mark.parametrize("name", oral_lib.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(oral_lib, name) is not None and name in dir(oral_lib)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="Generater"):
+        _ = oral_lib.Generater
+
+
+def test_torchvision_timm_and_transformers_import_after_the_library():
+    answer = run(
+        "-c",
+        "import oral_lib, transformers\n"
+        "from transformers import LlamaConfig\n"
+        "import timm, torchvision\n"
+        "print(torchvision.ops.nms.__name__)",
+    )
+    assert answer.stdout == "nms\n", answer.stderr
+
+
+@pytest.fixture
+def torchvision_folder(tmp_path, monkeypatch):
+    """A torchvision with a C++ library that cannot be loaded, and no CUDA."""
+    (tmp_path / "_C.so").write_bytes(b"not a library")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torchvision_guard, "_kept", [])
+    declared = []
+    library = SimpleNamespace(define=declared.append)
+    monkeypatch.setattr(torch.library, "Library", lambda *how: declared.append(how) or library)
+    return SimpleNamespace(path=tmp_path, declared=declared)
+
+
+def test_the_guard_declares_what_a_broken_torchvision_lacks(torchvision_folder):
+    torchvision_guard.declare_operators(torchvision_folder.path)
+    where, nms, qnms = torchvision_folder.declared
+    assert where == ("torchvision", "FRAGMENT")
+    assert nms == "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    assert qnms == "q" + nms
+    assert len(torchvision_guard._kept) == 1  # or the operators vanish with the library
+
+
+def test_the_guard_leaves_a_sound_torchvision_alone(torchvision_folder, monkeypatch):
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    torchvision_guard.declare_operators(torchvision_folder.path)
+    assert torchvision_folder.declared == []
+
+
+def test_the_guard_leaves_a_torch_with_cuda_alone(torchvision_folder, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    torchvision_guard.declare_operators(torchvision_folder.path)
+    assert torchvision_folder.declared == []
+
+
+def test_the_guard_is_put_in_place_once():
+    def guards() -> int:
+        return sum(type(finder).__name__ == "_Guard" for finder in sys.meta_path)
+
+    before = guards()
+    torchvision_guard.install()
+    assert before <= guards() <= 1

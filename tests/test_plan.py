@@ -1,0 +1,153 @@
+"""The plan names what a run is made of; the graph says what of it is due."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from oral_lib import graph, plan
+from oral_lib.errors import UsageError
+from oral_lib.graph import Node
+
+SCALES = [("smoke", "made"), ("lab", "packages"), ("paper", "hub")]
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_every_node_reads_only_what_an_earlier_node_or_the_repository_holds(
+    scale, source, tmp_path
+):
+    made = set()
+    for node in plan.nodes(scale, source, tmp_path):
+        needed = {*node.inputs, *node.after} - made
+        assert all(path.startswith(str(plan.ROOT / "notebooks")) for path in needed)
+        assert not made & set(node.outputs), "two nodes leave the same file"
+        made |= set(node.outputs)
+    names = [node.name for node in plan.nodes(scale, source, tmp_path)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_the_report_needs_every_cell_and_every_cell_the_whole_zoo(scale, source, tmp_path):
+    nodes = plan.nodes(scale, source, tmp_path)
+    report = graph.with_needs(nodes, graph.select(nodes, ["report"]))
+    assert {n.name for n in nodes} - {n.name for n in report} == set(plan.NOTEBOOKS)
+    assert len(plan.members(scale)) == sum(
+        len(node.outputs) for node in nodes if node.name.startswith("zoo/")
+    )
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_snakemake_may_delete_only_what_lies_in_the_run_folder(scale, source, tmp_path):
+    run = plan.run_folder(scale, source, tmp_path)
+    for node in plan.nodes(scale, source, tmp_path):
+        assert all(path.startswith(f"{run}{os.sep}") for path in node.outputs)
+        assert all(path.startswith(str(tmp_path / "results")) for path in node.published)
+
+
+def test_the_paper_is_planned_with_its_five_models_and_seven_tasks_on_gpus(tmp_path):
+    zoo = graph.select(plan.nodes("paper", "hub", tmp_path), ["zoo/*"])
+    assert len(zoo) == 35 and all(node.gpu == 1 for node in zoo)
+    assert {cells.base for cells in plan.cells_of("paper")} == set(plan.PAPER_BASES)
+
+
+def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
+    with pytest.raises(UsageError, match=r"unknown scale 'labb'.*'lab'"):
+        plan.nodes("labb", "packages")
+    for source in ("package", "local:", "local", "packages:x", "hub:x"):
+        with pytest.raises(UsageError, match="unknown source"):
+            plan.slug(source)
+    with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
+        plan.zoo_seeds("lab", "minilm")
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):
+    nodes = plan.nodes("lab", "packages", tmp_path)
+    with pytest.raises(UsageError, match="Did you mean 'generator'"):
+        graph.select(nodes, ["zoo/*", "genrator"])
+    with pytest.raises(UsageError, match=r"Did you mean 'zoo/\*'"):
+        graph.select(nodes, ["zooo/*"])
+
+
+def test_a_node_that_leaves_nothing_or_costs_nothing_is_refused():
+    with pytest.raises(UsageError, match="leaves no output"):
+        Node("one", (), ())
+    with pytest.raises(UsageError, match="memory_mb=0"):
+        Node("one", ("x",), (), memory_mb=0)
+
+
+def chain(tmp_path) -> list[Node]:
+    """source -> one -> two -> three, and three also wants a cache to be there."""
+    a, b, c, cache, page = (str(tmp_path / n) for n in ("a", "b", "c", "cache", "page"))
+    return [
+        Node("cache", (cache,), ()),
+        Node("one", (a,), (), inputs=(str(tmp_path / "source"),)),
+        Node("two", (b,), (), inputs=(a,)),
+        Node("three", (c,), (), inputs=(b,), after=(cache,), published=(page,)),
+    ]
+
+
+def put(tmp_path, name: str, age: float) -> None:
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (time.time() - age,) * 2)
+
+
+@pytest.fixture
+def done(tmp_path):
+    for age, name in enumerate(["cache", "page", "c", "b", "a", "source"]):
+        put(tmp_path, name, 100.0 * (age + 1))
+    return tmp_path
+
+
+def test_nothing_is_due_when_all_is_there_however_new_a_cache_is(done):
+    assert graph.due(chain(done)) == {}
+    put(done, "cache", 0)
+    assert graph.due(chain(done)) == {}
+
+
+def test_a_newer_input_makes_its_node_and_all_behind_it_due(done):
+    put(done, "a", 0)
+    assert graph.due(chain(done)) == {"two": "a is newer", "three": "two runs again"}
+
+
+def test_a_missing_or_published_or_forced_file_makes_its_node_due(done):
+    (done / "page").unlink()
+    assert graph.due(chain(done)) == {"three": "page is not there"}
+    assert list(graph.due(chain(done), {"one"})) == ["one", "two", "three"]
+    (done / "cache").unlink()
+    assert list(graph.due(chain(done))) == ["cache", "three"]
+
+
+def test_an_input_that_nobody_makes_is_found(done):
+    assert graph.lacking(chain(done)) == []
+    (done / "source").unlink()
+    assert graph.lacking(chain(done)) == [str(done / "source")]
+
+
+def test_a_plan_is_read_as_it_was_written_and_belongs_to_one_source(tmp_path):
+    nodes = chain(tmp_path)
+    graph.write(tmp_path / "plan.json", nodes, "local:/a")
+    assert graph.read(tmp_path / "plan.json") == nodes
+    graph.same_source(tmp_path / "plan.json", "local:/a")
+    with pytest.raises(UsageError, match="holds a run of --source local:/a, not local:/b"):
+        graph.same_source(tmp_path / "plan.json", "local:/b")
+
+
+def test_the_time_left_follows_the_pace_of_what_is_done():
+    nodes = [Node(name, (name,), (), minutes=10) for name in "abc"]
+    assert graph.minutes_left(nodes, {}, {}, 1) == 30
+    assert graph.minutes_left(nodes, {"a": 5.0}, {"b": 4.0}, 1) == 1 + 5
+    assert graph.minutes_left(nodes, {"a": 5.0}, {"b": 9.0}, 2) == 2.5
+    assert graph.minutes_left(nodes, {"a": 5.0, "b": 5.0, "c": 5.0}, {}, 1) == 0
+
+
+def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
+    words = [sys.executable, "-m", "snakemake", "-s", str(plan.ROOT / "Snakefile"), "--dry-run"]
+    words += ["--directory", str(tmp_path), "--cores", "1", "--scheduler", "greedy", "--quiet"]
+    words += ["rules", "--config", "scale=paper", "source=hub", f"out={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(plan.ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    wanted = len(plan.nodes("paper", "hub", tmp_path)) + 1  # and the rule that asks for all
+    assert f"total {wanted}" in " ".join((done.stdout + done.stderr).split())

@@ -1,0 +1,457 @@
+"""./reproduce.sh keeps its promises: exit codes, resuming, one run at a time, nothing to do.
+
+The nodes here are a few lines of Python whose behaviour files decide: `hold` makes node b wait,
+`break` makes node bad fail.
+"""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from oral_lib import checks, doctor, engine, environment, graph, lock, plan, reproduce, worker
+from oral_lib.errors import PreflightError
+from oral_lib.graph import Node
+
+NODE = """
+import os, sys, time
+from pathlib import Path
+name, left, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+with open(out / "ran", "a") as file:
+    file.write(f"{name} {os.getpid()}\\n")
+print("words of", name, flush=True)
+while name == "b" and (out / "hold").exists():
+    time.sleep(0.05)
+if name == "bad" and (out / "break").exists():
+    sys.exit("it is broken")
+left.with_suffix(".part").write_text(name)
+os.replace(left.with_suffix(".part"), left)
+"""
+STARTER = """
+import signal, sys
+from oral_lib import reproduce
+from test_reproduce import planner
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(reproduce.main(sys.argv[1:], planner=planner))
+"""
+
+
+def planner(scale: str, source: str, out: Path) -> list[Node]:
+    """a -> b -> last, a -> bad -> last."""
+    run = plan.run_folder(scale, source, out)
+
+    def node(name: str, *inputs: str) -> Node:
+        left = run / f"{name}.txt"
+        command = ("-c", NODE, name, str(left), str(out))
+        needs = tuple(str(run / f"{i}.txt") for i in inputs)
+        return Node(name, (str(left),), command, inputs=needs, memory_mb=10, minutes=0.1)
+
+    return [node("a"), node("b", "a"), node("bad", "a"), node("last", "b", "bad")]
+
+
+@pytest.fixture
+def out(tmp_path):
+    folder = tmp_path / "a {b} c"  # a path with spaces, and braces that Snakemake could fill in
+    folder.mkdir()
+    return folder
+
+
+def run(out: Path, *words: str) -> int:
+    return reproduce.main(["--scale", "smoke", "--out", str(out), *words], planner=planner)
+
+
+def ran(out: Path) -> list[str]:
+    """The nodes that were started, in order."""
+    return [line.split()[0] for line in (out / "ran").read_text().splitlines()]
+
+
+def until(condition, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def holding(out):
+    """A run in another process, with node b waiting; ended at the end whatever happens."""
+    (out / "hold").touch()
+    path = os.pathsep.join([str(plan.ROOT), str(Path(__file__).parent)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTER, "--scale", "smoke", "--out", str(out), "--jobs", "2"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until(lambda: (out / "ran").exists() and "b" in ran(out))
+    yield process
+    (out / "hold").unlink(missing_ok=True)
+    process.kill()
+    process.communicate()
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    state = Path(f"/proc/{pid}/stat")  # an orphan whose new parent has not asked for it yet
+    return state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def pid_of(out: Path, name: str) -> int:
+    return next(int(x.split()[1]) for x in (out / "ran").read_text().splitlines() if x[0] == name)
+
+
+# --- running --------------------------------------------------------------------------------
+
+
+def test_a_failed_node_gives_1_the_others_run_and_only_the_rest_runs_again(out, capfd):
+    (out / "break").touch()
+    assert run(out) == 1
+    said = capfd.readouterr().out
+    assert sorted(ran(out)) == ["a", "b", "bad"]
+    assert "FAILED bad: it ended with exit code 1" in said and "it is broken" in said
+    assert "not run, because they need a failed node: last" in said
+    (out / "break").unlink()
+    assert run(out) == 0
+    assert ran(out)[3:] == ["bad", "last"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a run that went well, and what it said."""
+    out, said = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with redirect_stdout(said):
+        assert run(out) == 0
+    return out, said.getvalue()
+
+
+def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finished):
+    out, said = finished
+    assert "node 1/4 a: started, elapsed 0:0" in said and "node 4/4 last: done in 0:0" in said
+    assert "left" in said and "    words of b\n" in said
+    logs = plan.run_folder("smoke", "made", out) / "logs"
+    assert (logs / "b.log").read_text() == "words of b\n"
+    assert "next: ./reproduce.sh" in said.splitlines()[-1]
+
+
+def test_with_nothing_to_do_it_says_so_at_once_without_snakemake(finished, capfd, monkeypatch):
+    done, _ = finished
+    monkeypatch.setattr(engine, "run", None)
+    began = time.monotonic()
+    assert run(done) == 0
+    assert time.monotonic() - began < 1
+    assert "nothing to do: all 4 nodes are done" in capfd.readouterr().out
+
+
+def test_it_ends_with_the_table_the_report_and_the_next_command(out, capfd):
+    from made_results import made
+
+    from oral_lib import results
+
+    metrics, items = made()
+    results.collect([results.write_cell(out / "cell", metrics, items)], out / "results" / "lab")
+    page = out / "results" / "lab" / "metrics.csv"
+    done = Node("report", (str(page),), (), published=(str(page),))
+    assert reproduce.main(["--out", str(out)], planner=lambda *given: [done]) == 0
+    said = capfd.readouterr().out
+    assert "minilm-l6" in said and "GENERATED" in said
+    assert f"report: {out / 'results' / 'README.md'}" in said
+    assert "-m oral_lib generate --task" in said.splitlines()[-1]
+
+
+def test_only_runs_what_is_selected_and_what_it_needs_and_force_runs_it_again(out):
+    assert run(out, "--only", "b*", "bad") == 0
+    assert sorted(ran(out)) == ["a", "b", "bad"]
+    assert run(out, "--only", "b", "--force") == 0
+    assert ran(out)[3:] == ["b"]
+
+
+def test_from_scratch_removes_the_run_folder_and_runs_everything(finished):
+    done, _ = finished
+    litter = plan.run_folder("smoke", "made", done) / "litter"
+    litter.touch()
+    assert run(done, "--from-scratch") == 0
+    assert sorted(ran(done)) == sorted(2 * ["a", "b", "bad", "last"]) and not litter.exists()
+
+
+def test_a_node_that_does_not_leave_what_it_promised_has_failed(out, capfd):
+    lazy = Node("lazy", (str(plan.run_folder("smoke", "made", out) / "x"),), ("-c", "pass"))
+    argv = ["--scale", "smoke", "--out", str(out)]
+    # Snakemake waits for a file that is late on a shared disk; not for this test
+    words = engine.command
+    try:
+        engine.command = lambda *given: [*words(*given), "--latency-wait", "0"]
+        assert reproduce.main(argv, planner=lambda *given: [lazy]) == 1
+    finally:
+        engine.command = words
+    assert "FAILED lazy: it did not write" in capfd.readouterr().out
+
+
+# --- ends that nobody wished for ------------------------------------------------------------
+
+
+def test_after_kill_9_no_node_lives_on_and_the_next_run_resumes(out, holding):
+    node = pid_of(out, "b")
+    holding.send_signal(signal.SIGKILL)
+    holding.wait()
+    (out / "hold").unlink()
+    assert run(out) == 0  # waits for what is left of the killed run
+    assert gone(node)
+    again = ran(out)
+    assert again.count("a") == 1 and again.count("b") == 2 and again[-1] == "last"
+
+
+def test_a_second_run_is_refused_with_3_and_told_who_holds_the_lock(out, holding, capfd):
+    began = time.monotonic()
+    assert run(out) == 3
+    assert f"process {holding.pid} on " in capfd.readouterr().err
+    assert time.monotonic() - began < 5
+
+
+def test_ctrl_c_gives_130_ends_the_nodes_and_leaves_no_half_result(out, holding):
+    node = pid_of(out, "b")
+    holding.send_signal(signal.SIGINT)
+    said, _ = holding.communicate(timeout=20)
+    assert holding.returncode == 130
+    assert "The same command goes on from here" in said
+    assert gone(node)
+    run_folder = plan.run_folder("smoke", "made", out)
+    assert (run_folder / "a.txt").exists() and not (run_folder / "b.txt").exists()
+
+
+def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
+    with lock.held(tmp_path):
+        holder = json.loads((tmp_path / ".oral.lock").read_text())
+        assert holder["pid"] == os.getpid()
+        with pytest.raises(PreflightError, match=f"process {os.getpid()} on"), lock.held(tmp_path):
+            pass
+    with lock.held(tmp_path):
+        pass
+
+
+# --- refused before anything starts ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--scale", "labb"], "invalid choice: 'labb'"),
+        (["--source", "package"], "Did you mean 'packages'?"),
+        (["--source", "made"], "belongs to --scale smoke"),
+        (["--only", "lost"], "Did you mean 'last'?"),
+        (["--jobs", "0"], "'0' is no number of nodes"),
+        (["--sclae", "lab"], "Did you mean '--scale'?"),
+        (["tset"], "invalid choice: 'tset'"),
+        (["run", "--", "-k", "x"], "only `test` passes arguments on"),
+    ],
+)
+def test_what_cannot_be_meant_gives_2(words, message, tmp_path, capsys):
+    try:
+        code = reproduce.main(["--out", str(tmp_path), *words], planner=planner)
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_that_is_nearly_full_gives_3(out, monkeypatch, capsys):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2.9e9))
+    assert run(out) == 3
+    assert "2.9 GB free" in capsys.readouterr().err
+
+
+def test_a_node_larger_than_the_machine_gives_3(out, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "memory_mb", lambda: (5, 5))
+    assert run(out) == 3
+    assert "needs a machine with more memory" in capsys.readouterr().err
+
+
+def test_the_paper_scale_gives_3_without_a_gpu_but_can_be_listed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(doctor, "gpus", lambda: [])
+    words = ["--scale", "paper", "--source", "hub", "--out", str(tmp_path)]
+    assert reproduce.main(words) == 3
+    assert "need a CUDA GPU" in capsys.readouterr().err
+    assert reproduce.main([*words, "--list"]) == reproduce.main([*words, "--dry-run"]) == 0
+    assert "zoo/llama-3.1-8b/gsm8k" in capsys.readouterr().out
+
+
+def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
+    from oral_lib import assets
+
+    monkeypatch.setattr(assets, "ready", lambda source: ["minilm-l6", "tweets"])
+    prepare = Node("assets", (str(out / "assets.json"),), ("-c", "pass"))
+    words = ["--out", str(out), "--offline"]
+    assert reproduce.main(words, planner=lambda *given: [prepare]) == 3
+    assert "minilm-l6, tweets" in capsys.readouterr().err
+
+
+def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    words = ["--out", str(out), "--only", "a", "--source"]
+    folder = plan.run_folder("lab", "local:x", out)
+    graph.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
+    assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2
+    assert "name another folder with --out" in capsys.readouterr().err
+    assert reproduce.main([*words, "local:/no/such/folder"], planner=planner) == 3
+
+
+# --- the shell script, set-up, test, doctor -------------------------------------------------
+
+
+def script(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+    """reproduce.sh of `root`, called from elsewhere and without this environment's packages."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORAL_", "PYTHON"))}
+    return subprocess.run(
+        ["bash", str(root / "reproduce.sh"), *words],
+        cwd="/",
+        env=kept | more,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_script_answers_from_any_folder_in_a_path_with_spaces(tmp_path):
+    root = tmp_path / "a path with spaces"
+    shutil.copytree(plan.ROOT / "oral_lib", root / "oral_lib")
+    shutil.copy(plan.ROOT / "reproduce.sh", root)
+    listed = script(root, "--list", PYTHON=sys.executable)
+    assert listed.returncode == 0 and "language/minilm-l6/movie" in listed.stdout
+    planned = script(root, "--dry-run", "--scale", "smoke", PYTHON=sys.executable)
+    assert planned.returncode == 0 and f"{root}/runs/smoke" in planned.stdout
+    assert script(root, "--only", "x", PYTHON=sys.executable).returncode == 2
+
+
+def test_the_script_states_its_exit_codes_and_refuses_another_python(tmp_path):
+    told = script(plan.ROOT, "--help", PYTHON=sys.executable).stdout
+    for words in ("0 all is done", "1 a node failed", "2 usage", "3 preflight", "130 interrupted"):
+        assert words in told
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    refused = script(plan.ROOT, "--list", PYTHON=str(other))
+    assert refused.returncode == 3 and f"PYTHON={other}" in refused.stderr
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A machine whose Python fits no lock, with an empty lock to make an environment from."""
+    locks = tmp_path / "env"
+    locks.mkdir()
+    (locks / "lock-cpu.txt").write_text("# nothing\n")
+    monkeypatch.setattr(environment, "LOCKS", locks)
+    monkeypatch.setattr(environment, "fits", lambda: False)
+    monkeypatch.setattr(doctor, "gpus", lambda: [])
+    monkeypatch.setenv("ORAL_ENV", str(tmp_path / "of its own"))
+    return tmp_path
+
+
+def test_an_environment_is_made_once_and_sees_the_project_from_anywhere(bare, monkeypatch):
+    python = environment.prepare()
+    assert python == str(bare / "of its own" / "bin" / "python")
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([python, "-P", "-c", "import oral_lib"], cwd="/", env=kept)
+    assert done.returncode == 0
+    monkeypatch.setattr(environment, "_make", None)
+    assert environment.prepare(offline=True) == environment.best() == python
+    (bare / "env" / "lock-cpu.txt").write_text("# another lock\n")
+    with pytest.raises(PreflightError, match="--offline forbids"):
+        environment.prepare(offline=True)
+
+
+def test_a_python_that_fits_is_used_as_it_is(bare, monkeypatch):
+    monkeypatch.setattr(environment, "fits", lambda: True)
+    assert environment.prepare(offline=True) == environment.best() == sys.executable
+
+
+def test_the_test_command_runs_every_check_and_names_those_that_failed(monkeypatch, capfd):
+    steps = [
+        checks.Step("one", ("-c", "raise SystemExit(1)")),
+        checks.Step("two", ("-c", "import os; print('offline', os.environ['HF_HUB_OFFLINE'])")),
+    ]
+    monkeypatch.setattr(checks, "steps", lambda extra, offline: steps)
+    assert reproduce.main(["test"]) == 1
+    said = capfd.readouterr().out
+    assert "offline 1" in said and said.splitlines()[-1] == "FAILED: one"
+    monkeypatch.setattr(checks, "steps", lambda extra, offline: steps[1:])
+    assert reproduce.main(["test"]) == 0
+
+
+def test_arguments_after_the_dashes_go_to_pytest(capsys):
+    assert reproduce.main(["test", "--dry-run", "--", "-k", "words"]) == 0
+    pytest_line = capsys.readouterr().out.splitlines()[-1]
+    assert "-k words tests" in pytest_line
+    one = str(Path(__file__))
+    assert checks.steps([one])[-1].command[-1] == one
+
+
+def test_doctor_tells_what_is_missing_and_what_to_do(out, monkeypatch, capsys):
+    def broken():
+        raise ImportError("no module named torch")
+
+    for name in ("torch", "torchvision", "packages", "kernelspec", "commit"):
+        monkeypatch.setattr(doctor, name, lambda: doctor.Check("other", "ok", "fine"))
+    assert run(out, "doctor") == 0
+    monkeypatch.setattr(doctor, "torch", broken)
+    assert run(out, "doctor") == 3
+    said = capsys.readouterr().out
+    assert "fail  torch" in said and "-> run ./reproduce.sh test" in said
+
+
+def test_workers_that_talk_at_once_never_mix_their_lines(tmp_path):
+    long = "x" * 3000
+    talk = f"for i in range(200): print({long!r}, flush=True)"
+    ends, here = os.pipe()
+    worker_line = [sys.executable, "-m", "oral_lib.worker"]
+    environment = {**os.environ, "PYTHONPATH": str(plan.ROOT)} | {"PYTHONUNBUFFERED": "1"}
+    processes = [
+        subprocess.Popen(
+            [*worker_line, name, str(tmp_path / name), "-c", talk],
+            env=environment | {worker.EVENTS: "1"},
+            stdin=subprocess.PIPE,
+            stdout=here,
+        )
+        for name in ("one", "two")
+    ]
+    os.close(here)
+    with open(ends) as pipe:
+        lines = list(pipe)  # not splitlines, which also parts lines at the mark
+    assert [process.wait() for process in processes] == [0, 0]
+    events = [json.loads(line[1:]) for line in lines if line.startswith(worker.MARK)]
+    assert sorted((e["node"], e["event"]) for e in events) == [
+        *(("one", "end"), ("one", "start"), ("two", "end"), ("two", "start"))
+    ]
+    assert not any(worker.MARK in line[1:] for line in lines)
+    assert (tmp_path / "one").read_text() == f"{long}\n" * 200
+
+
+def test_a_worker_ends_its_node_and_all_it_started_when_its_parent_goes(tmp_path):
+    inner = "import time; time.sleep(60)"
+    script = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {inner!r}]);"
+    script += "print(p.pid, flush=True); p.wait()"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oral_lib.worker", "node", str(tmp_path / "log"), "-c", script],
+        env={**os.environ, "PYTHONPATH": str(plan.ROOT), worker.EVENTS: "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert json.loads(process.stdout.readline()[1:]) == {"event": "start", "node": "node"}
+    pid = int(process.stdout.readline())
+    said, _ = process.communicate(timeout=10)
+    assert json.loads(said.rstrip("\n").rpartition("\n")[2][1:])["event"] == "end"
+    assert process.returncode != 0
+    until(lambda: gone(pid))

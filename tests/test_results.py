@@ -1,0 +1,234 @@
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_results import PROFILE, cell, made, made_items
+
+from oral_lib import provenance, results
+from oral_lib.errors import OralError
+
+SMALL = {("majority", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
+SMALL[("generated", "matched")] = (0.8, 3)
+
+
+@pytest.fixture(scope="module")
+def sound() -> tuple[pd.DataFrame, pd.DataFrame]:
+    return made(profile=SMALL, n=40)
+
+
+def test_columns_are_those_of_the_contract(sound):
+    contract = (
+        "experiment, family, task, source, base, base_version, method, condition, metric, "
+        "higher_is_better, value, stderr, ci_low, ci_high, n_items, n_samples, seed, wall_s, commit"
+    )
+    assert list(sound[0].columns) == contract.split(", ")
+
+
+def test_a_row_is_summed_up_from_its_items(sound):
+    metrics, items = sound
+    row = metrics[(metrics.method == "generated") & (metrics.metric == "accuracy")].iloc[0]
+    own = items[items.method == "generated"]
+    assert row.value == pytest.approx(own.correct.mean())
+    assert (row.n_items, row.n_samples) == (40, 3)
+    assert row.ci_low < row.value < row.ci_high
+    assert set(metrics.metric) == {"accuracy", "auc"}
+    assert metrics[(metrics.method == "majority") & (metrics.metric == "auc")].value.item() == 0.5
+
+
+def test_more_than_two_labels_have_no_auc():
+    random = np.random.default_rng(0)
+    rows = {"item": [str(i) for i in range(30)], "labels": np.arange(30) % 3}
+    items = results.outcomes(cell(), "base", "none", logits=random.normal(size=(30, 3)), **rows)
+    metrics = results.summarise(items, family="vision", base_version="1", commit="abc")
+    assert list(metrics.metric) == ["accuracy"]
+
+
+BROKEN = {
+    "unknown method": ("method", "magic"),
+    "unknown condition": ("condition", "whispered"),
+    "path as a source": ("source", "local:/home/me"),
+    "text where none is read": ("condition", "matched"),
+    "share above one": ("value", 86.0),
+    "interval above the value": ("ci_low", 0.999),
+    "interval below the value": ("ci_high", 0.001),
+    "nan": ("value", np.nan),
+    "infinite": ("stderr", np.inf),
+    "negative error": ("stderr", -0.1),
+    "negative time": ("wall_s", -1.0),
+    "no items": ("n_items", 0),
+    "half a sample": ("n_samples", 1.5),
+    "negative seed": ("seed", -1),
+    "empty name": ("task", " "),
+    "missing commit": ("commit", None),
+    "direction": ("higher_is_better", False),
+    "direction as a word": ("higher_is_better", "yes"),
+}
+
+
+@pytest.mark.parametrize(("column", "value"), BROKEN.values(), ids=BROKEN.keys())
+def test_contract_refuses_a_broken_row_and_names_it(sound, column, value):
+    broken = sound[0].copy()
+    place = broken.index[broken.method == "trained"][0]
+    broken[column] = broken[column].astype(object)
+    broken.loc[place, column] = value
+    with pytest.raises(OralError, match=rf"Row {place} \(.*method=.*\): {column} "):
+        results.check(broken)
+
+
+def test_contract_refuses_duplicates_and_wrong_columns(sound):
+    metrics = sound[0]
+    with pytest.raises(OralError, match="repeats an earlier row"):
+        results.check(pd.concat([metrics, metrics.tail(1)]))
+    with pytest.raises(OralError, match=r"lacks columns \['value'\].*unknown ones \['worth'\]"):
+        results.check(metrics.rename(columns={"value": "worth"}))
+
+
+def test_items_must_bear_out_the_rows(sound):
+    metrics, items = sound
+    better = metrics.assign(value=metrics.value.where(metrics.method != "generated", 0.99))
+    for frame, rows, message in (
+        (items, better, "is not the mean of its items"),
+        (items[items.method != "trained"], metrics, "has no items"),
+        (items[items["sample"] == 0], metrics, "is not"),
+        (pd.concat([items, items.head(1)]), metrics, "repeats an earlier item"),
+        (items.assign(correct=True), metrics, "predicted equals label"),
+        (items.assign(label=np.nan), metrics, "label 'nan' is missing"),
+    ):
+        with pytest.raises(OralError, match=message):
+            results.check_items(frame, rows)
+
+
+def test_samples_on_different_items_are_refused(sound):
+    items = sound[1]
+    ragged = items.drop(items.index[(items.method == "trained") & (items["sample"] == 1)][0])
+    with pytest.raises(OralError, match="trained/none were scored on different items"):
+        results.summarise(ragged, family="language", base_version="1", commit="abc")
+
+
+def test_cell_is_written_whole_or_not_at_all(sound, tmp_path, monkeypatch):
+    metrics, items = sound
+    folder = results.write_cell(tmp_path / "cells" / "one", metrics, items)
+    again, outcomes = results.read(folder)
+    assert np.allclose(again.value, metrics.value, rtol=1e-5) and len(outcomes) == len(items)
+
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", fail)
+    for name in ("one", "two"):
+        with pytest.raises(KeyboardInterrupt):
+            results.write_cell(tmp_path / "cells" / name, metrics, items)
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["one"]
+    assert results.read(folder)[0].equals(again)
+
+
+def test_cell_with_a_broken_row_is_not_written(sound, tmp_path):
+    metrics, items = sound
+    with pytest.raises(OralError):
+        results.write_cell(tmp_path / "cell", metrics.assign(method="magic"), items)
+    assert not (tmp_path / "cell").exists()
+
+
+def test_half_written_files_are_refused_in_one_line(sound, tmp_path):
+    folder = results.write_cell(tmp_path / "cell", *sound)
+    parquet = folder / "items.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:100])
+    with pytest.raises(OralError, match="no whole items table"):
+        results.read(folder)
+    (folder / "metrics.csv").unlink()
+    with pytest.raises(OralError, match="no whole table"):
+        results.read(folder)
+
+
+def collected(tmp_path, cells, name="results") -> dict[str, bytes]:
+    results.collect(cells, tmp_path / name)
+    return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+
+def test_collecting_twice_changes_no_byte_and_neither_does_the_order(sound, tmp_path):
+    one = results.write_cell(tmp_path / "one", *sound)
+    two = results.write_cell(tmp_path / "two", *made(cell(task="sarcasm"), profile=SMALL, n=40))
+    first = collected(tmp_path, [one, two])
+    assert set(first) == {"metrics.csv", "items.parquet"}
+    assert collected(tmp_path, [one, two]) == first
+    assert collected(tmp_path, [two, one], "other") == first
+    assert collected(tmp_path, [two]) == first
+
+
+def test_collecting_replaces_a_cell_and_keeps_the_others(sound, tmp_path):
+    one = results.write_cell(tmp_path / "one", *sound)
+    two = results.write_cell(tmp_path / "two", *made(cell(seed=1), profile=SMALL, n=40))
+    results.collect([one, two], tmp_path / "results")
+    less = {("majority", "none"): (0.5, 1)}  # the cell now holds fewer rows: none may be left over
+    new = results.write_cell(tmp_path / "new", *made(cell(), profile=less, n=30))
+    results.collect([new], tmp_path / "results")
+    metrics, items = results.read(tmp_path / "results")
+    assert set(metrics[metrics.seed == 0].method) == {"majority"}
+    assert set(metrics[metrics.seed == 1].method) == {method for method, _ in SMALL}
+    assert len(items[items.seed == 0]) == 30
+
+
+def test_methods_are_stored_in_the_order_of_the_tables(tmp_path):
+    folder = results.write_cell(tmp_path / "cell", *made(n=20, n_control=20))
+    methods = results.read(folder)[0].method.drop_duplicates().tolist()
+    assert methods == list(dict.fromkeys(method for method, _ in PROFILE))
+
+
+def test_words_that_look_like_missing_values_survive(sound, tmp_path):
+    metrics, items = sound
+    named = {"task": "null", "base": "nan"}
+    folder = tmp_path / "cell"
+    results.write_cell(folder, metrics.assign(**named), items.assign(**named))
+    assert set(results.read(folder)[0].task) == {"null"}
+
+
+def test_benchmarks_append_and_replace_the_same_measurement(tmp_path):
+    row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "a")
+    row |= {"values": 100, "value": 1.0, "repeats": 3, "commit": "abc"}
+    path = tmp_path / "benchmarks.csv"
+    results.append_benchmarks(path, [row, row | {"case": "b"}])
+    table = results.append_benchmarks(path, [row | {"value": 2.0, "commit": "def"}])
+    assert table.value.tolist() == [2.0, 1.0] and list(table) == list(results.BENCHMARK_COLUMNS)
+    with pytest.raises(OralError, match="value 'nan' must be a finite number"):
+        results.append_benchmarks(path, [row | {"value": float("nan")}])
+    assert results.read_benchmarks(path).equals(table)
+
+
+def test_manifest_says_what_ran_where_and_keeps_other_sources(tmp_path):
+    for source in ("packages", "hub"):
+        content = provenance.manifest(
+            tmp_path, source=source, seeds={"zoo": [0, 1]}, assets={"m": "sha"}, config={"rank": 8}
+        )
+    assert set(content) == {"packages", "hub"}
+    entry = content["packages"]
+    assert entry["seeds"] == {"zoo": [0, 1]} and entry["config"] == {"rank": 8}
+    assert entry["hardware"]["cores"] >= 1 and entry["hardware"]["memory_gib"] > 0
+    assert entry["versions"]["torch"] and entry["commit"]
+
+
+def test_commit_is_dirty_only_when_code_differs(tmp_path, monkeypatch):
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True)
+
+    code, result = tmp_path / "lib" / "provenance.py", tmp_path / "results" / "metrics.csv"
+    for path in (code, result):
+        path.parent.mkdir()
+        path.write_text("1")
+    monkeypatch.setattr(provenance, "__file__", str(code))
+    assert provenance.code_commit() == "unknown"
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    commit = provenance.code_commit()
+    assert len(commit) == 40
+    result.write_text("2")
+    assert provenance.code_commit() == commit
+    code.write_text("2")
+    assert provenance.code_commit() == f"{commit}-dirty"
+
+
+def test_made_items_are_the_same_each_time():
+    """The other tests lean on it."""
+    assert made_items(cell(), SMALL, n=10).equals(made_items(cell(), SMALL, n=10))
