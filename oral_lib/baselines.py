@@ -41,6 +41,6 @@ def soup_all(members: Sequence[Member]) -> dict[str, Tensor]:
 
 
 def nearest_task(text: str, known: Sequence[str], encoder: TextEncoder) -> str:
-    """The task of `known` whose description is nearest to `text` (cosine of sentence embeddings)."""
+    """The task of `known` whose description is nearest to `text` (cosine of embeddings)."""
     descriptions = encoder.encode([tasks.load(name).description for name in known])
     return known[int((descriptions @ encoder.encode([text])[0]).argmax())]

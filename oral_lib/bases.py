@@ -1,13 +1,14 @@
-"""Base models: frozen weights, a tokenizer, the shared LoRA start, and what a generator is told of them.
+"""Base models: frozen weights, tokenizer, shared LoRA start, and what a generator hears of them.
 
 A generator knows a base model by two things only: its structure in words (`describe`) and a short
 vector computed from its weights (`fingerprint`). Adding a model is one entry of `REGISTRY`.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 
 import torch
 from peft import (
@@ -17,6 +18,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,18 +30,19 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from oral_lib import assets, seeds, tasks
-from oral_lib.errors import UsageError, closest
+from oral_lib.errors import OralError, UsageError, closest
 
 SKETCH = 16  # columns of the random projection through which a weight matrix is seen
 FINGERPRINT = 64  # values of a fingerprint
-WORDS = 64  # tokens a prompt may hold; longer texts lose their end before the template does
+WORDS = 64  # tokens a prompt may hold
 
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """What the registry knows of a base model; `asset` None means: made on the spot (smoke scale)."""
+    """What the registry knows of a base model; `asset` None: made on the spot (smoke scale)."""
 
     name: str
     family: str
@@ -93,7 +96,7 @@ def spec(name: str) -> BaseSpec:
 class BaseModel:
     """A frozen transformers model with its tokenizer.
 
-    `labels` is the size of an encoder's classification head; causal models have no head of their own.
+    `labels` is the size of an encoder's classification head; causal models have none.
     """
 
     def __init__(self, spec: BaseSpec, model: nn.Module, tokenizer, *, labels: int = 2):
@@ -131,9 +134,8 @@ class BaseModel:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer(0, "lora-init", self.name, self.labels))
-            peft_model = get_peft_model(self.model, self.peft_config())
-            start = get_peft_model_state_dict(peft_model)
-            start = {name: value.detach().float().cpu().clone() for name, value in start.items()}
+            peft_model = self._wrapped()
+            start = take(peft_model)
             for name in sorted(start):
                 if "lora_A" in name:
                     nn.init.kaiming_uniform_(start[name], a=5**0.5)
@@ -151,17 +153,23 @@ class BaseModel:
             heads += f", {c.num_key_value_heads} key-value heads"
         return (
             f"A {kind} of the {c.model_type} architecture with {c.num_hidden_layers} layers, width "
-            f"{c.hidden_size}, {heads}, feed-forward width {c.intermediate_size} and a vocabulary of "
-            f"{c.vocab_size}; LoRA of rank {self.spec.rank} on {', '.join(self.spec.targets)}."
+            f"{c.hidden_size}, {heads}, feed-forward width {c.intermediate_size} and a vocabulary "
+            f"of {c.vocab_size}; LoRA of rank {self.spec.rank} on {', '.join(self.spec.targets)}."
         )
 
     def adapted(self) -> dict[str, Tensor]:
-        """The weight matrices that LoRA adapts, by module name."""
-        return {
+        """The weight matrices that LoRA adapts, by module name. OralError while one is attached."""
+        weights = {
             name: module.weight.detach()
             for name, module in self.model.named_modules()
             if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in self.spec.targets
         }
+        if not weights:
+            raise OralError(
+                f"{self.name!r} has no plain linear layers {', '.join(self.spec.targets)}: leave "
+                "`attach` before you read its weights."
+            )
+        return weights
 
     def fingerprint(self) -> Tensor:
         """[FINGERPRINT] float32: a fixed random sketch of the adapted weights, summed over modules.
@@ -183,24 +191,30 @@ class BaseModel:
             spectrum = torch.linalg.eigvalsh(gram).clamp_min(1e-12).log() / 2
             signed = (u @ seen / w.norm()).cpu().double()
             total += image.double() @ torch.cat([spectrum, signed])
-        return (total / max(len(weights), 1) ** 0.5).float()
+        return (total / len(weights) ** 0.5).float()
 
     @contextmanager
     def attach(self, tensors: dict[str, Tensor] | None = None) -> Iterator[PeftModel]:
-        """The base as a PEFT model holding `tensors` (default: the shared start), detached on exit."""
+        """The base as a PEFT model with `tensors` (default: the shared start), detached on exit."""
         tensors = self.lora_init() if tensors is None else tensors
-        peft_model = get_peft_model(self.model, self.peft_config())
+        peft_model = self._wrapped()
         try:
             put(peft_model, tensors)
             yield peft_model
         finally:
             self.model = _unload(peft_model)
 
+    def _wrapped(self) -> PeftModel:
+        with warnings.catch_warnings():  # PEFT asks for a name on its way out
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
+            return get_peft_model(self.model, self.peft_config())
+
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
         """Right-padded ids and mask [b, tokens] on the model's device.
 
         Never padded on the left: a padded query would have nothing to attend to, and some bf16
-        attention kernels answer that with NaN. Too long a prompt loses its beginning.
+        attention kernels answer that with NaN. Too long a prompt loses its beginning (the answer
+        follows its end), too long a text for an encoder its end.
         """
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=WORDS, return_tensors="pt"
@@ -208,14 +222,33 @@ class BaseModel:
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
 
+def take(peft_model: PeftModel) -> dict[str, Tensor]:
+    """A copy of the adapter tensors of `peft_model` by PEFT's saved names, float32, on the CPU."""
+    # "auto" would ask the hub whether the vocabulary has grown
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return {name: value.detach().float().cpu().clone() for name, value in state.items()}
+
+
 def _unload(peft_model: PeftModel) -> nn.Module:
+    named = peft_model.get_base_model().named_modules()
+    heads = {n: m.original_module for n, m in named if isinstance(m, ModulesToSaveWrapper)}
     model = peft_model.unload().requires_grad_(False).eval()
+    for name, head in heads.items():  # PEFT leaves the adapter's head in the base
+        model.set_submodule(name, head)
     vars(model).pop("peft_config", None)  # PEFT may leave it behind and then warns the next time
     return model
 
 
 def put(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None:
-    """Writes adapter tensors (PEFT's saved names) into `peft_model`, in place."""
+    """Writes adapter tensors (PEFT's saved names) into `peft_model`, in place.
+
+    OralError unless they are all that the model wants: PEFT would skip what it does not know and
+    leave what is missing as it was.
+    """
+    wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
+    if odd := sorted(wanted ^ tensors.keys()):
+        fault = "lacks" if odd[0] in wanted else "has the unknown"
+        raise OralError(f"This adapter does not fit the base model: it {fault} tensor {odd[0]!r}.")
     set_peft_model_state_dict(peft_model, tensors)
 
 
@@ -235,13 +268,29 @@ def load(
         extra = {} if entry.family == "causal" else {"num_labels": labels}
         if torch.device(device).type == "cpu":  # short rows: a third less time a training step
             extra["attn_implementation"] = "eager"
-        model = kind.from_pretrained(folder, **extra)
+        with quiet():
+            model = kind.from_pretrained(folder, **extra)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if entry.family == "causal" else "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = entry.hub  # what PEFT writes into adapters
     model = model.to(device=device, dtype=fast_dtype(device))
     return BaseModel(entry, model, tokenizer, labels=labels)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from reporting the new head and from drawing bars into logs."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
@@ -271,18 +320,19 @@ def _tiny(entry: BaseSpec, labels: int) -> tuple[nn.Module, PreTrainedTokenizerF
         return BertForSequenceClassification(BertConfig(**sizes, num_labels=labels)), tokenizer
 
 
-@cache
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word tokenizer over the words of the task files: enough for the smoke scale, no download."""
+    """A word tokenizer over the words of the task files: enough for the smoke scale."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = set(tasks.FILLER)
     for task in map(tasks.load, tasks.names()):
-        texts = [task.template, *task.labels, *sum(task.made, []), *task.training_texts]
+        texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     cut = pre_tokenizers.Whitespace()
     words = {piece for word in words for piece, _ in cut.pre_tokenize_str(word)}
     vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *sorted(words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), cut
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from oral_lib import assets, seeds
-from oral_lib.bases import FINGERPRINT, BaseModel, word_tokenizer
+from oral_lib.bases import FINGERPRINT, BaseModel, quiet, word_tokenizer
 from oral_lib.errors import UsageError, closest
 
 ENCODERS = {"minilm-l6": 384, "tiny": 64}  # name -> width e
@@ -47,7 +47,8 @@ class TextEncoder:
         else:
             folder = assets.model_dir(name, source=source)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+            with quiet():
+                self.model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
         self.model = self.model.float().requires_grad_(False).eval()
 
     @torch.inference_mode()

@@ -51,7 +51,7 @@ def evaluate(
 def compare(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """([text, truth, and a column an adapter: its answer in words and how sure], accuracy of each)."""
+    """A table [text, truth, what each adapter said and how sure], and the accuracy of each."""
     table = {"text": [row.text for row in rows], "truth": [task.labels[row.label] for row in rows]}
     right = {}
     outcomes = evaluate(base, task, rows, adapters.values())

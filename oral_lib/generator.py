@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from oral_lib import seeds, storage, tokens
 from oral_lib.bases import BaseModel
-from oral_lib.condition import ARMS, Condition, describe_base, text_encoder
+from oral_lib.condition import ARMS, ENCODERS, Condition, describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
@@ -39,8 +39,8 @@ class GeneratorConfig:
     k: int = 1536
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
-    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(objective="v"))
+    denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(objective="x0"))
     text_encoder: str = "minilm-l6"
     arm: str = "fingerprint"
     diffusion: bool = True
@@ -55,6 +55,13 @@ class GeneratorConfig:
             raise UsageError(f"k={self.k}, width={self.width}: k >= 1 and width divisible by 4.")
         if self.arm not in ARMS:
             raise UsageError(f"arm={self.arm!r}: use one of {ARMS}.{closest(self.arm, ARMS)}")
+        if self.text_encoder not in ENCODERS:
+            near = closest(self.text_encoder, ENCODERS)
+            raise UsageError(f"text_encoder={self.text_encoder!r}: unknown.{near}")
+        if not 1 <= self.sampling_steps <= self.schedule.steps:
+            raise UsageError(
+                f"sampling_steps={self.sampling_steps}: must lie from 1 to {self.schedule.steps}."
+            )
 
     @classmethod
     def from_json(cls, content: dict) -> "GeneratorConfig":
@@ -74,7 +81,7 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 class Known(nn.Module):
-    """What a generator stores of one base model: layout, statistics, c_model, LoRA configuration."""
+    """What a generator stores of a base model: layout, statistics, c_model, LoRA configuration."""
 
     def __init__(
         self,
@@ -110,6 +117,7 @@ class Generator(nn.Module):
 
     def __init__(self, config: GeneratorConfig, known: dict[str, Known], manifest: dict):
         super().__init__()
+        known = dict(sorted(known.items()))  # as JSON will hold them: tensors go by number
         types = sorted({t for base in known.values() for t in base.layout.types})
         self.config, self.manifest, self.types = config, manifest, types
         embedding = next(iter(known.values())).structure.shape[0]
@@ -125,7 +133,7 @@ class Generator(nn.Module):
     # -- the three steps of the method ------------------------------------------------------------
 
     def conditions(self, base: str, text: Tensor, given: Tensor, c_model=None) -> Tensor:
-        """c [b, m] of text embeddings [b, e] for a known base, or for another c_model of its shape."""
+        """c [b, m] of text embeddings [b, e] for a known base, or another c_model of its shape."""
         known = self.known[base]
         structure, fingerprint = c_model or (known.structure, known.fingerprint)
         b = text.shape[0]
@@ -190,10 +198,11 @@ class Generator(nn.Module):
     ) -> list[dict[str, Tensor]]:
         """n adapters (PEFT's saved names, float32, CPU) for a task in words on a base model.
 
-        An empty `text` asks without words. `base` is the name of a known base model, or a BaseModel:
+        An empty `text` asks without words. `base` is the name of a known base, or a BaseModel:
         then its own description and fingerprint are read, which is how a later version of a known
         model is served. Memory is that of `chunk` adapters. The same seed gives the same adapters.
-        UsageError for an unknown base, a wrong n or layout.
+        Regression heeds neither seed nor guidance. UsageError for an unknown base, a wrong n or
+        layout.
         """
         if n < 1:
             raise UsageError(f"n={n}: ask for at least one adapter.")
@@ -202,12 +211,12 @@ class Generator(nn.Module):
         adapters: list[dict[str, Tensor]] = []
         for start in range(0, n, chunk):
             b = min(chunk, n - start)
-            noise = torch.randn(b, known.layout.l, self.config.k, generator=stream).to(c.device)
+            shape = (known.layout.l, self.config.k)
+            # one draw an adapter: torch would fill one draw for all of them in another order
+            noise = torch.stack([torch.randn(shape, generator=stream) for _ in range(b)])
+            noise = noise.to(c.device)
             k0 = self.sample(name, c.expand(b, -1), c_free.expand(b, -1), noise, guidance)
             adapters += tokens.decode(known.layout, known.statistics.denormalise(k0).cpu())
-        for adapter in adapters:
-            if not all(tensor.isfinite().all() for tensor in adapter.values()):
-                raise OralError("the generator returned NaN or infinite weights: train it again.")
         return adapters
 
     @torch.inference_mode()
@@ -254,8 +263,9 @@ class Generator(nn.Module):
                 )
             return base, None
         layout = Layout.of(base.lora_init(), self.config.k)
-        for name, known in self.known.items():
-            if known.layout == layout:
+        own_first = sorted(self.known, key=lambda name: name != base.name)
+        for name in own_first:
+            if self.known[name].layout == layout:
                 return name, describe_base(base, encoder)
         raise UsageError(
             f"no known base model has the layout of {base.name!r} ({layout.l} tokens): train a "
@@ -265,7 +275,7 @@ class Generator(nn.Module):
     # -- on disk ----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes generator.safetensors, config.json and manifest.json (last: it makes the folder count)."""
+        """Writes weights, config.json and, last, the manifest.json that makes the folder count."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: v.detach().cpu().contiguous() for n, v in self.state_dict().items()}
@@ -281,7 +291,7 @@ class Generator(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Generator":
-        """The generator in `folder`, hash-checked, ready to generate. PreflightError if there is none."""
+        """The generator in `folder`, hash-checked, to generate with. PreflightError if none."""
         folder = Path(folder)
         if not (folder / "manifest.json").exists():
             raise PreflightError(
@@ -297,7 +307,17 @@ class Generator(nn.Module):
         file = folder / "generator.safetensors"
         if storage.sha256(file) != manifest["sha256"]:
             raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
-        state = storage.read_tensors(file)
+        try:
+            model = cls._restored(content, manifest, storage.read_tensors(file))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise OralError(
+                f"config.json in {folder} does not describe its generator.safetensors "
+                f"({type(error).__name__}): train or download the generator again."
+            ) from error
+        return model.to(device).eval()
+
+    @classmethod
+    def _restored(cls, content: dict, manifest: dict, state: dict[str, Tensor]) -> "Generator":
         layouts = {n: Layout.from_json(b["layout"]) for n, b in content["bases"].items()}
         types = sorted({t for layout in layouts.values() for t in layout.types})
         known = {
@@ -313,4 +333,4 @@ class Generator(nn.Module):
         }
         model = cls(GeneratorConfig.from_json(content["generator"]), known, manifest)
         model.load_state_dict(state)
-        return model.to(device).eval()
+        return model

@@ -62,7 +62,7 @@ def prompt(
             text=task,
             base=config["base_model_name_or_path"],
             loader=f'oral_lib.load_base("{base}").model',
-            generator=f"{model.manifest['sha256'][:12]} ({model.manifest['scale']})",
+            generator=f"{model.manifest['sha256'][:12]} ({model.manifest.get('scale', 'custom')})",
             seed=seed,
             nearest=name,
             distance=far.total if far else None,

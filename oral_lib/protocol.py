@@ -110,7 +110,7 @@ def trials(
 def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(metrics, items) of one cell under the result contract; reads zoo and generators of `root`."""
+    """(metrics, items) of one cell under the result contract, from what `root` holds."""
     spec = tasks.load(task)
     data = tasks.rows(spec, source)
     model = bases.load(base, source=source, labels=len(spec.labels), device=device)

@@ -1,4 +1,4 @@
-"""A run: one scale, one source, one place on disk. What notebooks and the command line hold on to."""
+"""A run: one scale, one source, one place on disk; what notebooks and commands hold on to."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Scoring: log-likelihoods of a task's label words, at the answer position only.
 
 A causal model reads the prompt and is asked for the first token of each label word (they must
-differ); an encoder is asked for the classes of its head. Both answer with one [b, labels] tensor, so
-training, tuning and evaluation share a single definition of the task.
+differ); an encoder is asked for the classes of its head. Both answer with one [b, labels] tensor,
+so training, tuning and evaluation share a single definition of the task.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,8 @@ def label_ids(base: BaseModel, task: Task) -> Tensor:
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
     if len(set(ids)) < len(ids):
         raise UsageError(
-            f"task {task.name!r}: label words {task.labels} share their first token in the tokenizer "
-            f"of {base.name!r}; choose words that begin differently."
+            f"task {task.name!r}: label words {task.labels} share their first token in the "
+            f"tokenizer of {base.name!r}; choose words that begin differently."
         )
     return torch.tensor(ids, device=base.device)
 
@@ -42,7 +42,7 @@ def loglikelihoods(model: PeftModel, base: BaseModel, task: Task, texts: list[st
 
 
 def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
-    """Indices of `rows` in batches of `size`, similar lengths together, so little padding is read."""
+    """Indices of `rows` in batches of `size`, similar lengths together to spare padding."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].text))
     for start in range(0, len(order), size):
         yield order[start : start + size]

@@ -1,9 +1,10 @@
 """Tasks: what is asked in words, how a row becomes a prompt, and which rows train, tune and test.
 
 One YAML file a task lies in `oral_lib/tasks/`. Rows come from the source that the user names; they
-are shuffled by the task's own split seed, and the evaluation rows never meet training or tuning.
+are shuffled by the task's own split seed; no text is used twice, whatever its case and punctuation.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,28 +17,12 @@ import yaml
 from oral_lib import assets
 from oral_lib.errors import UsageError, closest
 
-FILLER = [
-    "the",
-    "a",
-    "of",
-    "it",
-    "and",
-    "was",
-    "in",
-    "this",
-    "that",
-    "with",
-    "for",
-    "on",
-    "but",
-    "at",
-    "from",
-]
+FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled text: `key` is stable across runs, so outcomes of any two methods can be paired."""
+    """One labelled text; `key` is stable across runs, so any two methods can be paired."""
 
     key: str
     text: str
@@ -106,7 +91,7 @@ def rows(task: Task, source: str) -> Split:
     Rows are shuffled by the split seed. Where the source has its own test split it is kept whole
     up to the size wanted; elsewhere test, validation and train are cut from one list in this order.
     """
-    kind, _, folder = source.partition(":")
+    kind, folder = assets.parse_source(source)
     if kind == "made":
         return _cut(task, kind, _made(task, sum(v for k, v in task.split.items() if k != "seed")))
     if kind not in task.sources:
@@ -128,7 +113,7 @@ def rows(task: Task, source: str) -> Split:
 
 
 def _packaged(spec: dict) -> pd.DataFrame:
-    """[text, label]: one set with labels or mean ratings, or several sets whose number is the label."""
+    """[text, label] of one set with labels or mean ratings, or of sets whose place is the label."""
     if "sets" in spec:
         frames = [assets.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
         fewest = min(map(len, frames))
@@ -141,7 +126,7 @@ def _packaged(spec: dict) -> pd.DataFrame:
 
 
 def _made(task: Task, n: int) -> pd.DataFrame:
-    """`n` short texts made on the spot for the smoke scale: one marker word of a class among fillers."""
+    """`n` short texts for the smoke scale: one marker word of a class among fillers."""
     rng = np.random.default_rng(task.split["seed"])
     labels = rng.integers(0, len(task.made), n)
     texts = []
@@ -155,14 +140,25 @@ def _made(task: Task, n: int) -> pd.DataFrame:
 def _cut(task: Task, source: str, frame: pd.DataFrame, test: pd.DataFrame | None = None) -> Split:
     seed, sizes = task.split["seed"], task.split
     keep = _listed(task, frame, seed, "train" if test is not None else "all")
-    if test is None:
-        held, keep = keep[: sizes["test"]], keep[sizes["test"] :]
-    else:
-        held = _listed(task, test, seed, "test")[: sizes["test"]]
-    seen = {row.text for row in held}
-    keep = [row for row in keep if source == "made" or row.text not in seen]
-    tune, train = keep[: sizes["validation"]], keep[sizes["validation"] :]
-    return Split(source, tuple(train[: sizes["train"]]), tuple(tune), tuple(held))
+    held = keep if test is None else _listed(task, test, seed, "test")
+    seen: set[str] = set()  # grows in this order: the test rows choose first
+    return Split(
+        source,
+        test=_fresh(held, sizes["test"], seen),
+        validation=_fresh(keep, sizes["validation"], seen),
+        train=_fresh(keep, sizes["train"], seen),
+    )
+
+
+def _fresh(rows: Sequence[Row], n: int, seen: set[str]) -> tuple[Row, ...]:
+    """The first `n` rows whose text is not in `seen` yet, whatever its case and punctuation."""
+    chosen = []
+    for row in rows:
+        bare = " ".join(re.findall(r"\w+", row.text.casefold()))
+        if len(chosen) < n and bare not in seen:
+            seen.add(bare)
+            chosen.append(row)
+    return tuple(chosen)
 
 
 def _listed(task: Task, frame: pd.DataFrame, seed: int, part: str) -> Sequence[Row]:

@@ -9,7 +9,7 @@ was interrupted goes on bit for bit.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,24 +18,27 @@ from torch.optim.swa_utils import AveragedModel
 
 from oral_lib import bases, seeds, storage, tasks, tokens, zoo
 from oral_lib.condition import describe_base, text_encoder
+from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig, Known
 from oral_lib.progress import bar
+from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.tokens import Layout, Statistics
 from oral_lib.zoo import Member
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a generator is trained. Rows a step and base: conditions * draws, each of `subset` tokens."""
+    """A generator's training; a step reads conditions * draws rows of `subset` tokens a base."""
 
-    steps: int = 600
+    steps: int = 800
     lr: float = 1e-3
     warmup: int = 50
     conditions: int = 4
-    draws: int = 4
-    subset: int = 128
+    draws: int = 2
+    subset: int = 64
     text_dropout: float = 0.1
+    text_noise: float = 0.0  # of an embedding whose values have unit size: wordings not yet read
     ema: float = 0.99
     clip: float = 1.0
     weight_decay: float = 0.0
@@ -46,10 +49,9 @@ class TrainingConfig:
         for name in ("steps", "lr", "conditions", "draws", "subset", "clip", "save_every"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
-        if not (0 <= self.text_dropout < 1 and 0 <= self.ema < 1):
-            raise UsageError(
-                f"training: text_dropout={self.text_dropout}, ema={self.ema} must lie in [0, 1)."
-            )
+        for name in ("text_dropout", "ema", "text_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up to `lr`, then a cosine to zero."""
@@ -140,6 +142,8 @@ def step_loss(
         b, r = config.conditions, config.draws
         task = pick(shelf.texts.shape[0], b)
         text = shelf.texts[task, pick(shelf.texts.shape[1], b)]
+        blur = torch.randn(text.shape, generator=draw, device=device) / text.shape[-1] ** 0.5
+        text = text + config.text_noise * blur
         given = torch.rand(b, generator=draw, device=device) >= config.text_dropout
         c = model.conditions(name, text, given)
         p = model.prototypes(name, c)
@@ -165,7 +169,8 @@ def train(
     """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
 
     `state` is a file that is written every `save_every` steps and at the end, and from which an
-    interrupted run goes on; `until` stops early. OralError when the loss is no longer finite.
+    interrupted run goes on; `until` stops early. OralError when the loss is no longer finite, or
+    when `state` belongs to another configuration or zoo.
     """
     model = model.to(device).train()
     shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
@@ -174,10 +179,11 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
+    run = seeds.integer(config.seed, repr(config), repr(model.config), repr(model.manifest))
     losses: list[Tensor] = []
     begin = 0
     if state is not None and state.exists():
-        begin, losses = _resume(state, model, averaged, optimizer, device)
+        begin, losses = _resume(state, run, model, averaged, optimizer, device)
     half = bases.fast_dtype(device) == torch.bfloat16
     last = min(until or config.steps, config.steps)
     for step in bar(range(begin, last), label=label, unit="step"):
@@ -196,13 +202,13 @@ def train(
             if not loss.isfinite():
                 raise OralError(f"{label}: the loss is {loss.item()} at step {done}; lower lr.")
             if state is not None:
-                _store(state, model, averaged, optimizer, done, losses)
+                _store(state, run, model, averaged, optimizer, done, losses)
     curve = torch.stack(losses).tolist() if losses else []
     return averaged.module.eval(), curve
 
 
 def _ema(decay: float):
-    """Exponential average whose memory grows from 0 to `decay`, so that early weights are forgotten."""
+    """Exponential average whose memory grows up to `decay`, so that early weights fade."""
 
     def update(kept, now, count) -> None:
         weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
@@ -211,18 +217,23 @@ def _ema(decay: float):
     return update
 
 
-def _store(path: Path, model, averaged, optimizer, step: int, losses: list[Tensor]) -> None:
+def _store(path: Path, run: int, model, averaged, optimizer, step: int, losses) -> None:
     state = {f"model.{n}": v for n, v in model.state_dict().items()}
     state |= {f"ema.{n}": v for n, v in averaged.state_dict().items()}
     for i, slots in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{n}": v for n, v in slots.items()}
-    state |= {"step": torch.tensor(step), "losses": torch.stack(losses).float()}
+    state |= {"run": torch.tensor(run), "step": torch.tensor(step)}
+    state |= {"losses": torch.stack(losses).float()}
     state = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
     storage.write_tensors(path, state)
 
 
-def _resume(path: Path, model, averaged, optimizer, device) -> tuple[int, list[Tensor]]:
+def _resume(path: Path, run: int, model, averaged, optimizer, device) -> tuple[int, list[Tensor]]:
     state = storage.read_tensors(path)
+    if int(state.get("run", 0)) != run:
+        raise OralError(
+            f"{path} was interrupted with other settings or another zoo; delete it to start anew."
+        )
 
     def part(prefix: str) -> dict[str, Tensor]:
         cut = len(prefix) + 1
@@ -242,9 +253,6 @@ def _resume(path: Path, model, averaged, optimizer, device) -> tuple[int, list[T
     held = optimizer.state_dict()
     optimizer.load_state_dict({"state": slots, "param_groups": held["param_groups"]})
     return int(state["step"]), list(state["losses"].to(device).unbind())
-
-
-PRESETS: dict[str, tuple[GeneratorConfig, TrainingConfig]] = {}
 
 
 def train_from_zoo(
@@ -285,17 +293,12 @@ def train_from_zoo(
 
 def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
     """The configurations of a scale; `regression` is the same network without diffusion."""
-    from dataclasses import replace
-
     if scale == "smoke":
-        from oral_lib.denoise import DenoiserConfig
-        from oral_lib.recurrence import RecurrenceConfig
-
         config = GeneratorConfig(
             k=128,
             width=64,
             recurrence=RecurrenceConfig(width=64, state=16, head=32, chunk=16),
-            denoiser=DenoiserConfig(hidden=128, depth=2),
+            denoiser=DenoiserConfig(hidden=128, depth=2, skip=False),
             text_encoder="tiny",
             sampling_steps=10,
         )

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import get_peft_model_state_dict
 from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
@@ -115,8 +114,7 @@ def _train_one(model, base: BaseModel, run: Run, rows: Sequence[Row], label: str
         schedule.step()
         losses.append(loss.detach())
         if step in last:
-            state = get_peft_model_state_dict(model)
-            checkpoints[step] = {n: v.detach().float().cpu().clone() for n, v in state.items()}
+            checkpoints[step] = bases.take(model)
     curve = torch.stack(losses).tolist()
     if not np.isfinite(curve).all():
         raise OralError(f"{label}: the loss is no longer finite; lower lr={recipe.lr}.")

@@ -19,7 +19,7 @@ ORDER = [
     *["generator", "training"],
     "adapters",
     *["evaluate", "baselines", "stats"],
-    *["results", "protocol"],
+    *["results", "protocol", "benchmarks"],
     *["tables", "verdict", "figures", "report"],
     *["graph", "plan"],
     *["run", "prompting"],
