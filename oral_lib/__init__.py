@@ -7,6 +7,7 @@
 Names below are loaded when first used, so that `import oral_lib` never imports torch.
 """
 
+import warnings
 from importlib import import_module
 
 from oral_lib import torchvision_guard
@@ -34,6 +35,8 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 torchvision_guard.install()
+# libraries look for notebook widgets when they are imported; plain lines serve here
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str):

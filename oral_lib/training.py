@@ -302,7 +302,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
             text_encoder="tiny",
             sampling_steps=10,
         )
-        training = TrainingConfig(steps=150, lr=3e-3, warmup=10, subset=64, ema=0.95)
+        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95)
     else:
         config, training = GeneratorConfig(), TrainingConfig()
     return replace(config, diffusion=kind == "generator"), training

@@ -5,13 +5,13 @@ from contextlib import contextmanager
 
 import pytest
 
+import oral_lib  # makes transformers and peft importable beside a torchvision that does not fit
+
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
     """The zoo and generators of the smoke scale, trained once for all workers; only to be read."""
     import torch
-
-    import oral_lib
 
     torch.set_num_threads(1)
     base = tmp_path_factory.getbasetemp()
@@ -22,8 +22,6 @@ def smoke(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2():
     """SmolLM2-135M, loaded once a worker; only to be read."""
-    import oral_lib
-
     return oral_lib.load_base("smollm2-135m")
 
 

@@ -1,0 +1,126 @@
+"""The condition: text, structure and weights are all heard, and no row hears another's."""
+
+import pytest
+import torch
+
+from oral_lib import bases, condition, tasks
+from oral_lib.condition import Condition, TextEncoder, describe_base, text_encoder
+from oral_lib.errors import UsageError
+
+torch.set_num_threads(1)
+ENCODERS = list(condition.ENCODERS)
+TEXTS = ["Is the film good?", "Decide whether a news headline is serious or sarcastic.", "film"]
+E, M = 6, 8
+
+
+# ---------------------------------------------------------------- the text encoder
+@pytest.mark.parametrize("name", ENCODERS)
+def test_embeddings_have_unit_length_and_the_stated_width(name):
+    seen = text_encoder(name).encode(TEXTS)
+    assert seen.shape == (len(TEXTS), condition.ENCODERS[name]) and seen.dtype == torch.float32
+    torch.testing.assert_close(seen.norm(dim=-1), torch.ones(len(TEXTS)))
+    assert not seen.is_inference()  # training may read it
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_neighbours_in_a_batch_do_not_change_an_embedding(name):
+    encoder = text_encoder(name)
+    alone = torch.cat([encoder.encode([text]) for text in TEXTS])
+    torch.testing.assert_close(encoder.encode(TEXTS), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_the_same_in_every_process(name):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    fresh = TextEncoder(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(fresh.encode(TEXTS), text_encoder(name).encode(TEXTS))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_very_long_text_is_cut(name):
+    assert text_encoder(name).encode(["a superb film " * 1000]).isfinite().all()
+
+
+def test_an_unseen_wording_is_nearest_to_its_own_task():
+    encoder = text_encoder("minilm-l6")
+    every = [tasks.load(name) for name in tasks.names()]
+    told = encoder.encode([task.description for task in every])
+    for i, task in enumerate(every):
+        assert (encoder.encode(task.paraphrases["test"]) @ told.T).argmax(-1).eq(i).all()
+
+
+def test_an_unknown_encoder_suggests_the_nearest(refused):
+    with refused(UsageError, "'minilm'", "'minilm-l6'"):
+        text_encoder("minilm")
+
+
+def test_a_base_is_told_by_its_structure_and_its_weights():
+    encoder, base = text_encoder("tiny"), bases.load("tiny-causal")
+    structure, fingerprint = describe_base(base, encoder)
+    assert torch.equal(structure, encoder.encode([base.describe()])[0])
+    assert torch.equal(fingerprint, base.fingerprint())
+
+
+# ---------------------------------------------------------------- the fused condition
+def inputs(b=3):
+    g = torch.Generator().manual_seed(0)
+    text, structure = torch.randn(b, E, generator=g), torch.randn(b, E, generator=g)
+    fingerprint = torch.randn(b, bases.FINGERPRINT, generator=g)
+    unit = torch.nn.functional.normalize
+    return unit(text, dim=-1), torch.ones(b, dtype=torch.bool), unit(structure, dim=-1), fingerprint
+
+
+def fused(arm="fingerprint"):
+    torch.manual_seed(0)
+    made = Condition(E, M, arm)
+    torch.nn.init.normal_(made.no_text)
+    return made
+
+
+def moved(arm, place):
+    """Whether c [b, m] moves in every row when input number `place` turns round."""
+    net, told = fused(arm), list(inputs())
+    before = net(*told)
+    told[place] = told[place].roll(1, -1)
+    return (net(*told) - before).abs().amax(-1) > 1e-3
+
+
+@pytest.mark.parametrize("arm", condition.ARMS)
+@pytest.mark.parametrize("place", [0, 2])
+def test_text_and_structure_are_heard(arm, place):
+    assert moved(arm, place).all()
+
+
+def test_the_fingerprint_is_heard_in_its_arm_only():
+    assert moved("fingerprint", 3).all()
+    net, (text, given, structure, fingerprint) = fused("describe"), inputs()
+    said = net(text, given, structure, fingerprint)
+    assert torch.equal(net(text, given, structure, torch.full_like(fingerprint, 9.0)), said)
+
+
+def test_a_dropped_text_is_the_learned_vector():
+    net, (text, given, structure, fingerprint) = fused(), inputs()
+    none = torch.zeros_like(given)
+    said = net(text, none, structure, fingerprint)
+    assert torch.equal(net(-text, none, structure, fingerprint), said)
+    said.sum().backward()
+    assert net.no_text.grad.abs().sum() > 0
+    net.no_text.grad = None
+    net(text, given, structure, fingerprint).sum().backward()
+    assert net.no_text.grad.abs().sum() == 0
+
+
+def test_a_row_is_dropped_alone():
+    net, (text, given, structure, fingerprint) = fused(), inputs()
+    said = net(text, given, structure, fingerprint)
+    given[1] = False
+    mixed = net(text, given, structure, fingerprint)
+    torch.testing.assert_close(mixed[[0, 2]], said[[0, 2]])
+    assert not torch.allclose(mixed[1], said[1])
+
+
+def test_an_unknown_arm_suggests_the_nearest(refused):
+    with refused(UsageError, "'describ'", "'describe'"):
+        Condition(E, M, "describ")

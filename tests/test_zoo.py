@@ -1,0 +1,173 @@
+"""The zoo: one start, seeds that differ in data order alone, and runs that repeat bit for bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+
+from oral_lib import bases, scoring, storage, tasks, zoo
+from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.zoo import Recipe
+
+torch.set_num_threads(1)
+TINY = ("tiny-encoder", "tiny-causal")
+SHORT = Recipe(steps=6, batch=4, lr=1e-2, keep=3, every=2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {name: tasks.rows(tasks.load(name), "made") for name in ("movie", "sarcasm")}
+
+
+def trained(base, data, *jobs, recipe=SHORT):
+    """The finished runs of (task, seed) `jobs` on a fresh base."""
+    runs = [zoo.Run(tasks.load(task), seed, recipe) for task, seed in jobs]
+    return list(zoo.train(bases.load(base), runs, data))
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
+    still = replace(SHORT, steps=1, lr=1e-12)
+    jobs = [("movie", 0), ("movie", 1), ("sarcasm", 0)]
+    start = bases.load(name).lora_init()
+    for done in trained(name, data, *jobs, recipe=still):
+        for key, tensor in done.tensors.items():
+            off = 0 if "lora_" in key else 1e-3  # a head is held as coarsely as the base
+            torch.testing.assert_close(tensor, start[key], atol=1e-9 + off, rtol=0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_seeds_differ_in_the_order_of_the_data_and_nothing_else(name, data, monkeypatch):
+    one, two = trained(name, data, ("movie", 0), ("movie", 1))
+    assert not equal(one.tensors, two.tensors)
+    order = zoo.batches
+    monkeypatch.setattr(zoo, "batches", lambda rows, size, seed: order(rows, size, 0))
+    again, same = trained(name, data, ("movie", 0), ("movie", 1))
+    assert equal(again.tensors, same.tensors) and equal(again.tensors, one.tensors)
+
+
+def test_an_epoch_reads_every_row_once_in_an_order_of_the_seed(data):
+    rows = data["movie"].validation[:103]
+
+    def epoch(seed):
+        stream, read = zoo.batches(rows, 8, seed), []
+        while len(read) < len(rows):
+            read += next(stream)
+        return read
+
+    assert sorted(epoch(0)) == list(range(len(rows)))
+    assert epoch(0) == epoch(0) != epoch(1)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_two_runs_are_equal_bit_for_bit(name, data):
+    torch.manual_seed(1)
+    [one] = trained(name, data, ("movie", 0))
+    torch.manual_seed(2)
+    _, two = trained(name, data, ("sarcasm", 0), ("movie", 0))  # whatever was trained before
+    assert equal(one.tensors, two.tensors) and one.losses == two.losses
+
+
+def test_the_last_checkpoints_are_kept(data):
+    [done] = trained("tiny-causal", data, ("movie", 0))
+    assert list(done.checkpoints) == [2, 4, 6] and len(done.losses) == 6
+    assert equal(done.checkpoints[6], done.tensors)
+    assert not equal(done.checkpoints[2], done.checkpoints[4])
+    [shorter] = trained("tiny-causal", data, ("movie", 0), recipe=replace(SHORT, keep=1))
+    assert list(shorter.checkpoints) == [6] and equal(shorter.tensors, done.tensors)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_training_never_changes_the_base(name, data):
+    base = bases.load(name)
+    before = {n: v.clone() for n, v in base.model.state_dict().items()}
+    [done] = zoo.train(base, [zoo.Run(tasks.load("movie"), 0, SHORT)], data)
+    assert equal(base.model.state_dict(), before)
+    assert not equal(done.tensors, base.lora_init())
+
+
+def test_a_loss_that_leaves_the_numbers_is_refused(data, refused):
+    wild = replace(SHORT, lr=1e38)
+    with refused(OralError, "tiny-causal movie seed 0", "lr=1e+38"):
+        trained("tiny-causal", data, ("movie", 0), recipe=wild)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch", "lr", "keep", "every", "clip"])
+def test_a_recipe_is_checked_when_it_is_made(name, refused):
+    with refused(UsageError, name, "-1"):
+        replace(SHORT, **{name: -1})
+
+
+# ---------------------------------------------------------------- on disk
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A zoo of two short runs, and the seeds that are trained from now on."""
+    monkeypatch.setitem(zoo.RECIPES, "tiny-causal", SHORT)
+    seeds, train_one = [], zoo._train_one
+
+    def counted(model, base, run, *rest):
+        seeds.append(run.seed)
+        return train_one(model, base, run, *rest)
+
+    monkeypatch.setattr(zoo, "_train_one", counted)
+
+    def fill():
+        seeds.clear()
+        zoo.train_cell("tiny-causal", "movie", [0, 1], source="made", root=tmp_path)
+        return seeds
+
+    assert fill() == [0, 1]
+    return tmp_path, fill
+
+
+def test_only_what_is_missing_is_trained(cell):
+    root, fill = cell
+    assert fill() == []
+    kept = zoo.read(root, "tiny-causal", "movie", 1)
+    where = zoo.folder(root, "tiny-causal", "movie", 1)
+    (where / "run.json").unlink()  # written last: without it the run did not end
+    (where / "adapter_model.safetensors").unlink()  # `kept` is a view of it
+    (where / "adapter_model.safetensors").write_bytes(b"half")
+    assert fill() == [1]
+    assert equal(zoo.read(root, "tiny-causal", "movie", 1).tensors, kept.tensors)
+
+
+def test_a_damaged_or_missing_adapter_is_refused(cell, refused):
+    root, _ = cell
+    file = zoo.folder(root, "tiny-causal", "movie", 0) / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with refused(PreflightError, str(file), "damaged"):
+        zoo.read(root, "tiny-causal", "movie", 0)
+    with refused(PreflightError, "'movie'", "seed 7", "--base tiny-causal --task movie"):
+        zoo.read(root, "tiny-causal", "movie", 7)
+
+
+def test_a_run_says_how_it_was_made(cell):
+    root, _ = cell
+    info = zoo.read(root, "tiny-causal", "movie", 1).info
+    assert info["recipe"] == vars(SHORT) and info["seed"] == 1 and info["source"] == "made"
+    assert info["checkpoints"] == [2, 4, 6] and len(info["losses"]) == 6
+    where = zoo.folder(root, "tiny-causal", "movie", 1)
+    last = storage.read_tensors(where / "checkpoint-6.safetensors")
+    assert equal(last, zoo.read(root, "tiny-causal", "movie", 1).tensors)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, smoke):
+    task, base = tasks.load("movie"), bases.load(name)
+    where = zoo.folder(smoke.root, name, "movie", 0)
+    info = zoo.read(smoke.root, name, "movie", 0).info
+    assert info["validation_accuracy"] > 0.9  # it learned, so the score means something
+    rows = tasks.rows(task, "made").validation
+    assert len(rows) == info["validation_rows"]
+    model = PeftModel.from_pretrained(base.model, str(where)).eval()
+    said = scoring.score(model, base, task, rows).argmax(-1)
+    right = (said == torch.tensor([row.label for row in rows])).float().mean().item()
+    assert right == pytest.approx(info["validation_accuracy"], abs=0.005)
