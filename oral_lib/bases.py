@@ -205,9 +205,15 @@ class BaseModel:
             self.model = _unload(peft_model)
 
     def _wrapped(self) -> PeftModel:
+        """The model with LoRA and head to train, both in float32 whatever the base computes in."""
         with warnings.catch_warnings():  # PEFT asks for a name on its way out
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-            return get_peft_model(self.model, self.peft_config())
+            peft_model = get_peft_model(self.model, self.peft_config())
+        for module in peft_model.modules():
+            if isinstance(module, ModulesToSaveWrapper):  # PEFT itself casts LoRA factors only
+                module.modules_to_save.float()
+                module.register_forward_pre_hook(_in_float32)
+        return peft_model
 
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
         """Right-padded ids and mask [b, tokens] on the model's device.
@@ -220,6 +226,10 @@ class BaseModel:
             texts, padding=True, truncation=True, max_length=WORDS, return_tensors="pt"
         )
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
+
+
+def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(value.float() for value in inputs)
 
 
 def take(peft_model: PeftModel) -> dict[str, Tensor]:
