@@ -40,7 +40,7 @@ Markdown(card.split("---", 2)[2])
 
 # %% [markdown]
 # ## Load it with PEFT alone
-# Nothing of this project is needed from here on.
+# The generator is not needed any more: this is a PEFT folder like any other.
 
 # %%
 from peft import PeftModel

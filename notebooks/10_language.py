@@ -16,7 +16,9 @@ out = ""
 # %%
 import oral_lib
 
-run = oral_lib.Run(scale, source, out).ready()
+run = oral_lib.Run(scale, source, out)
+run.check(task, base)
+run.ready()
 spec = oral_lib.load_task(task)
 print(
     f"{spec.description}\nanswers: {', '.join(spec.labels)}\nbase model: {base}, source {run.source}"

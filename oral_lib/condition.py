@@ -51,7 +51,7 @@ class TextEncoder:
                 self.model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
         self.model = self.model.float().requires_grad_(False).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """[b, e] unit embeddings of `texts`."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
@@ -60,7 +60,7 @@ class TextEncoder:
         ).last_hidden_state
         mask = batch["attention_mask"].unsqueeze(-1).float()
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-        return F.normalize(mean, dim=-1).clone()
+        return F.normalize(mean, dim=-1)
 
 
 @cache

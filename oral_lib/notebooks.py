@@ -104,6 +104,10 @@ def check(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
         values[name] = typed(name, text, known[name])
         if name in CHECKS:
             CHECKS[name](values[name])
+    chosen = known | values
+    if {"scale", "source", "base", "task"} <= chosen.keys():
+        source = "made" if chosen["scale"] == "smoke" else chosen["source"]
+        plan.check_cell(chosen["scale"], source, chosen["base"], chosen["task"])
     return values
 
 

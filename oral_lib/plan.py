@@ -5,7 +5,7 @@ notebook asks where things are. Imports with the standard library alone.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oral_lib.errors import UsageError, closest
@@ -43,13 +43,15 @@ SCALES = {
     ),
     "paper": tuple(Cells(b, PAPER_TASKS, 3, 3, 60.0, 30.0, 64_000) for b in PAPER_BASES),
 }
+# tasks whose rows a source other than the packages has: what their YAML files say
+ELSEWHERE = {"local": ("movie",), "hub": ("movie",)}
 NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
 
 
 def slug(source: str) -> str:
     """The folder name of a source: "packages", "local", "hub" or "made"."""
     kind, _, folder = source.partition(":")
-    known = ("packages", "local:DIR", "hub", "made")
+    known = ("packages", "local:DIR", "hub")  # "made" belongs to the smoke scale, which takes it
     if source not in ("packages", "hub", "made") and not (kind == "local" and folder):
         raise UsageError(
             f"unknown source {source!r}.{closest(source, known)} Known: {', '.join(known)}."
@@ -57,31 +59,50 @@ def slug(source: str) -> str:
     return kind
 
 
-def cells_of(scale: str) -> tuple[Cells, ...]:
-    """The base models of a scale; `UsageError` with the nearest name if there is no such scale."""
+def cells_of(scale: str, source: str = "packages") -> tuple[Cells, ...]:
+    """The base models of a scale with the tasks that `source` has rows of.
+
+    `UsageError` with the nearest name if there is no such scale.
+    """
     if scale not in SCALES:
         raise UsageError(
             f"unknown scale {scale!r}.{closest(scale, SCALES)} Known: {', '.join(SCALES)}."
         )
-    return SCALES[scale]
+    had = ELSEWHERE.get(slug(source)) if scale == "lab" else None
+    if had is None:
+        return SCALES[scale]
+    return tuple(replace(c, tasks=tuple(t for t in c.tasks if t in had)) for c in SCALES[scale])
+
+
+def base_of(scale: str, base: str, source: str = "packages") -> Cells:
+    """The entry of `base` in a scale; `UsageError` with the nearest name if it has none."""
+    known = {cells.base: cells for cells in cells_of(scale, source)}
+    if base not in known:
+        near = f"{closest(base, known)} It has {', '.join(known)}."
+        raise UsageError(f"scale {scale!r} has no base {base!r}.{near}")
+    return known[base]
+
+
+def check_cell(scale: str, source: str, base: str, task: str) -> None:
+    """`UsageError` with the nearest name unless (base, task) is a cell of the scale."""
+    known = base_of(scale, base, source).tasks
+    if task not in known:
+        raise UsageError(
+            f"scale {scale!r} from source {slug(source)!r} has no task {task!r} on {base!r}."
+            f"{closest(task, known)} It has {', '.join(known)}."
+        )
 
 
 def zoo_seeds(scale: str, base: str) -> list[int]:
     """The seeds that the zoo of `base` holds for each task at `scale`."""
-    known = {cells.base: cells.zoo_seeds for cells in cells_of(scale)}
-    if base not in known:
-        raise UsageError(
-            f"scale {scale!r} has no base {base!r}.{closest(base, known)} "
-            f"It has {', '.join(known)}."
-        )
-    return list(range(known[base]))
+    return list(range(base_of(scale, base).zoo_seeds))
 
 
-def members(scale: str) -> list[tuple[str, str, int]]:
-    """(base, task, seed) of every adapter in the zoo of `scale`."""
+def members(scale: str, source: str) -> list[tuple[str, str, int]]:
+    """(base, task, seed) of every adapter in the zoo of `scale` from `source`."""
     return [
         (cells.base, task, seed)
-        for cells in cells_of(scale)
+        for cells in cells_of(scale, source)
         for task in cells.tasks
         for seed in range(cells.zoo_seeds)
     ]
@@ -107,7 +128,7 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
     out = Path(out)
     run, gpu = run_folder(scale, source, out), int(scale == "paper")
     known = {"scale": scale, "source": source, "out": str(out)}
-    models = cells_of(scale)
+    models = cells_of(scale, source)
     plan = []
 
     def add(name: str, *command: str, outputs: Iterable[Path], **rest) -> tuple[str, ...]:

@@ -273,14 +273,18 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     if any(str(metrics) in node.published for node in wanted):
         from oral_lib import results, tables
 
-        print(tables.short_table(results.read_metrics(metrics)))
+        print(tables.short_table(*results.read(metrics.parent)))
         print(f"report: {metrics.parent.parent / 'README.md'}")
     if args.scale == "smoke":
         print("next: ./reproduce.sh   # the same with real models and data")
         return
-    python = shlex.quote(sys.executable)
-    sentence = "Decide whether a product review is positive or negative."
-    print(f'next: {python} -m oral_lib generate --task "{sentence}" --base minilm-l6 --out my-lora')
+    command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
+    command += ["Decide whether a product review is positive or negative."]
+    command += ["--base", plan.cells_of(args.scale)[-1].base, "--out", "my-lora"]
+    if args.out != plan.ROOT or args.source != "packages":
+        folder = plan.run_folder(args.scale, args.source, args.out) / "generator"
+        command += ["--generator", str(folder)]
+    print("next:", shlex.join(command))
 
 
 def _enter(args: argparse.Namespace) -> None:

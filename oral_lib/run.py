@@ -59,12 +59,16 @@ class Run:
         """Trains what this run still lacks of zoo, generator and regression; returns the run."""
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".ready.lock"):
-            for cells in plan.cells_of(self.scale):
+            for cells in plan.cells_of(self.scale, self.source):
                 for task in cells.tasks:
                     self.train_zoo(cells.base, task, list(range(cells.zoo_seeds)))
             for kind in ("generator", "regression"):
                 self.train_generator(kind)
         return self
+
+    def check(self, task: str, base: str) -> None:
+        """UsageError with the nearest name unless (task, base) is a cell of this run."""
+        plan.check_cell(self.scale, self.source, base, task)
 
     def train_zoo(self, base: str, task: str, seeds: list[int]) -> list[Path]:
         """Trains the adapters of (base, task) that are missing; returns all their folders."""
@@ -75,7 +79,7 @@ class Run:
     def train_generator(self, kind: str) -> Path:
         """Trains the "generator" or the "regression" baseline if it is missing; its folder."""
         return training.train_from_zoo(
-            plan.members(self.scale),
+            plan.members(self.scale, self.source),
             kind,
             root=self.root,
             scale=self.scale,
@@ -85,7 +89,9 @@ class Run:
 
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model."""
-        return [zoo.read(self.root, *m) for m in plan.members(self.scale) if m[0] == base]
+        return [
+            zoo.read(self.root, *m) for m in plan.members(self.scale, self.source) if m[0] == base
+        ]
 
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator (or the "regression" baseline)."""
@@ -112,7 +118,7 @@ class Run:
         """The folders of all cells of the scale; those that are missing are measured first."""
         planned = [
             (task, cells.base, seed)
-            for cells in plan.cells_of(self.scale)
+            for cells in plan.cells_of(self.scale, self.source)
             for task in cells.tasks
             for seed in range(cells.seeds)
         ]
@@ -146,7 +152,7 @@ class Run:
     def _curves(self) -> pd.DataFrame:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
         parts = []
-        for base, task, seed in plan.members(self.scale):
+        for base, task, seed in plan.members(self.scale, self.source):
             info = zoo.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
         for kind in ("generator", "regression"):

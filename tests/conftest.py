@@ -2,21 +2,37 @@
 
 import os
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 import oral_lib  # makes transformers and peft importable beside a torchvision that does not fit
 
+STEPS = 100
+
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory):
-    """The zoo and generators of the smoke scale, trained once for all workers; only to be read."""
+    """A run of the smoke scale, made once for all workers; only to be read.
+
+    Its generators are trained for fewer steps than users get: no test asks how good they are.
+    """
     import torch
+
+    from oral_lib import training
 
     torch.set_num_threads(1)
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    return oral_lib.Run("smoke", out=shared / "smoke").ready()
+    full = training.preset
+
+    def short(scale, kind):
+        config, trained = full(scale, kind)
+        return config, replace(trained, steps=STEPS)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "preset", short)
+        return oral_lib.Run("smoke", out=shared / "smoke").ready()
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def test_the_report_needs_every_cell_and_every_cell_the_whole_zoo(scale, source,
     nodes = plan.nodes(scale, source, tmp_path)
     report = graph.with_needs(nodes, graph.select(nodes, ["report"]))
     assert {n.name for n in nodes} - {n.name for n in report} == set(plan.NOTEBOOKS)
-    assert len(plan.members(scale)) == sum(
+    assert len(plan.members(scale, source)) == sum(
         len(node.outputs) for node in nodes if node.name.startswith("zoo/")
     )
 
@@ -60,6 +60,26 @@ def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
             plan.slug(source)
     with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
         plan.zoo_seeds("lab", "minilm")
+
+
+def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_rows_there(tmp_path):
+    from oral_lib import tasks
+
+    for source in ("packages", "local:x", "hub"):
+        kind = plan.slug(source)
+        for full, had in zip(plan.cells_of("lab"), plan.cells_of("lab", source), strict=True):
+            assert had.tasks == tuple(t for t in full.tasks if kind in tasks.load(t).sources)
+        assert plan.nodes("lab", source, tmp_path)
+
+
+def test_what_is_no_cell_of_the_scale_is_refused_with_the_nearest_name():
+    plan.check_cell("lab", "packages", "minilm-l6", "movie")
+    with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
+        plan.check_cell("lab", "packages", "minilm", "movie")
+    with pytest.raises(UsageError, match=r"no task 'sarcsm' on 'smollm2-135m'.*'sarcasm'"):
+        plan.check_cell("lab", "packages", "smollm2-135m", "sarcsm")
+    with pytest.raises(UsageError, match="from source 'hub' has no task 'sarcasm'"):
+        plan.check_cell("lab", "hub", "minilm-l6", "sarcasm")
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):

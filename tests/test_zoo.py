@@ -92,8 +92,8 @@ def test_training_never_changes_the_base(name, data):
 
 
 def test_a_loss_that_leaves_the_numbers_is_refused(data, refused):
-    wild = replace(SHORT, lr=1e38)
-    with refused(OralError, "tiny-causal movie seed 0", "lr=1e+38"):
+    wild = replace(SHORT, lr=1e30)
+    with refused(OralError, "tiny-causal movie seed 0", "lr=1e+30"):
         trained("tiny-causal", data, ("movie", 0), recipe=wild)
 
 
@@ -164,7 +164,7 @@ def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, 
     task, base = tasks.load("movie"), bases.load(name)
     where = zoo.folder(smoke.root, name, "movie", 0)
     info = zoo.read(smoke.root, name, "movie", 0).info
-    assert info["validation_accuracy"] > 0.9  # it learned, so the score means something
+    assert info["validation_accuracy"] > 0.7  # it learned, so the score means something
     rows = tasks.rows(task, "made").validation
     assert len(rows) == info["validation_rows"]
     model = PeftModel.from_pretrained(base.model, str(where)).eval()

@@ -1,0 +1,409 @@
+"""The generator: every token hears text and base, zeros are the base, and one seed is one adapter."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oral_lib import adapters, bases, scoring, tasks, tokens, training
+from oral_lib.bases import BaseModel
+from oral_lib.condition import describe_base, text_encoder
+from oral_lib.denoise import DenoiserConfig
+from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.zoo import Member
+
+torch.set_num_threads(1)
+TINY = ("tiny-encoder", "tiny-causal")
+SMALL = GeneratorConfig(
+    k=100,  # no multiple of what torch draws at once
+    width=32,
+    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
+    denoiser=DenoiserConfig(hidden=32, depth=1),
+    text_encoder="tiny",
+    sampling_steps=3,
+)
+MOVIE, OTHER = "Judge if the critic liked the movie.", "Tell a gadget from a film."
+
+
+def zoo_of(*names):
+    """Made-up adapters of two tasks, far from the start and from one another."""
+    members, draw = [], torch.Generator().manual_seed(0)
+    for name in names:
+        start = sorted(bases.load(name).lora_init().items())
+        for task in ("movie", "sarcasm"):
+            shaken = {n: t + 0.1 + 0.2 * torch.randn(t.shape, generator=draw) for n, t in start}
+            members.append(Member(name, task, 0, shaken, {"sha256": task}))
+    return members
+
+
+def made(config=SMALL, names=TINY):
+    """An untrained generator whose every weight has left its zero start."""
+    model, _ = training.assemble(config, zoo_of(*names))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=draw))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return made()
+
+
+@pytest.fixture(scope="module")
+def trained(smoke):
+    return smoke.generator()
+
+
+@pytest.fixture(params=["fresh", "trained"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def close(one, other):
+    return all(torch.allclose(one[n], other[n], atol=1e-5) for n in one)
+
+
+# ---------------------------------------------------------------- no leak through statistics
+@pytest.mark.parametrize("name", bases.names())
+def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
+    real = name not in TINY
+    config = GeneratorConfig(text_encoder="tiny") if real else SMALL
+    known = made(config, [name]).known[name]
+    zeros = torch.zeros(1, known.layout.l, config.k)
+    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
+    base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
+    assert equal(adapter, base.lora_init())
+
+
+@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("name", TINY)
+def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
+    task, base, known = tasks.load(task), bases.load(name), trained.known[name]
+    zeros = torch.zeros(1, known.layout.l, trained.config.k)
+    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
+    rows = tasks.rows(task, "made").test[:60]
+    with base.attach(adapter) as model:
+        said = scoring.score(model, base, task, rows)
+    with base.attach(base.lora_init()) as model:
+        assert torch.equal(scoring.score(model, base, task, rows), said)
+    assert said.std() > 0
+
+
+# ---------------------------------------------------------------- every prototype hears everything
+def prototypes(model, text, base):
+    """P [l, m]; `base` is a name or a BaseModel."""
+    return model.look(text, base)[0]
+
+
+def all_moved(one, other):
+    return bool(((one - other).abs().amax(-1) > 1e-4 * one.abs().amax()).all())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_prototype_moves_with_the_text(model, name):
+    said = prototypes(model, MOVIE, name)
+    assert len(said) == model.known[name].layout.l
+    for text in (OTHER, ""):
+        assert all_moved(said, prototypes(model, text, name))
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("arm", ["fingerprint", "describe"])
+def test_every_prototype_moves_with_the_base(arm, name):
+    model = made(replace(SMALL, arm=arm))
+    encoder = text_encoder("tiny")
+    text, given = encoder.encode([MOVIE]), torch.tensor([True])
+    said = []
+    for told in TINY:  # the tokens of one base, the description and weights of either
+        c = model.conditions(name, text, given, describe_base(bases.load(told), encoder))
+        said.append(model.prototypes(name, c)[0])
+    assert all_moved(*said)
+
+
+def grown(name):
+    """A later version of a base: the same structure, one weight matrix moved a little."""
+    base = bases.load(name)
+    weight = list(base.adapted().values())[-1]
+    weight.mul_(1 + 0.1 * torch.randn(weight.shape, generator=torch.manual_seed(0)))
+    return base
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_prototype_moves_when_only_a_weight_of_the_base_does(model, name):
+    said = prototypes(model, MOVIE, bases.load(name))
+    assert torch.equal(said, prototypes(model, MOVIE, name))  # as stored
+    assert all_moved(said, prototypes(model, MOVIE, grown(name)))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_in_the_describe_arm_weights_are_not_heard(name):
+    model = made(replace(SMALL, arm="describe"))
+    assert torch.equal(prototypes(model, MOVIE, name), prototypes(model, MOVIE, grown(name)))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_no_two_tokens_share_a_prototype(model, name):
+    said = prototypes(model, MOVIE, name)
+    apart = torch.cdist(said, said) + torch.eye(len(said))
+    assert apart.min() > 1e-4
+
+
+# ---------------------------------------------------------------- the loss
+def loss(model, k0, **changes):
+    b, known = len(k0), model.known["tiny-causal"]
+    text = text_encoder("tiny").encode([MOVIE, OTHER])
+    c = model.conditions("tiny-causal", text[:b], torch.ones(b, dtype=torch.bool))
+    chosen = changes.get("chosen", torch.arange(known.layout.l))
+    p = model.prototypes("tiny-causal", c)[:, chosen]
+    noise = torch.Generator().manual_seed(3)
+    return model.loss("tiny-causal", k0[:, chosen], p, c, chosen, noise)
+
+
+def test_the_loss_does_not_see_padding(fresh):
+    known = fresh.known["tiny-causal"]
+    assert not known.mask.all()
+    k0 = torch.randn(2, known.layout.l, SMALL.k, generator=torch.Generator().manual_seed(0))
+    said = loss(fresh, k0)
+    torch.testing.assert_close(loss(fresh, torch.where(known.mask, k0, 7.0)), said)
+    assert not torch.isclose(loss(fresh, torch.where(known.mask, 7.0, k0)), said)
+
+
+def test_regression_answers_at_once_and_its_loss_is_its_error():
+    model = made(replace(SMALL, diffusion=False))
+    known = model.known["tiny-causal"]
+    c = model.conditions("tiny-causal", text_encoder("tiny").encode([MOVIE]), torch.tensor([True]))
+    noise = torch.randn(1, known.layout.l, SMALL.k)
+    k0 = model.sample("tiny-causal", c, None, noise)
+    assert torch.equal(k0, model.sample("tiny-causal", c, None, -noise))
+    assert loss(model, k0.clone()).item() == pytest.approx(0, abs=1e-9)
+    off = k0.clone() + 2 * known.mask
+    assert loss(model, off).item() == pytest.approx(4, rel=1e-4)
+
+
+# ---------------------------------------------------------------- generate
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_generated_fits_its_base_and_differs_from_it(model, name):
+    start = bases.load(name).lora_init()
+    for adapter in model.generate(MOVIE, name, n=2):
+        adapters.check(adapter, start)
+        assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.values())
+        assert not any(torch.equal(t, start[n]) for n, t in adapter.items())
+        assert not any(t.is_inference() for t in adapter.values())  # it may be trained on
+
+
+def test_the_same_seed_gives_the_same_adapters(model):
+    one, two = model.generate(MOVIE, "tiny-causal", 2, seed=5)
+    torch.manual_seed(9)
+    again = model.generate(MOVIE, "tiny-causal", 2, seed=5)
+    assert equal(one, again[0]) and equal(two, again[1])
+    assert not close(one, two)
+    [other] = model.generate(MOVIE, "tiny-causal", seed=6)
+    assert not close(one, other) and not close(two, other)
+
+
+def test_adapters_do_not_depend_on_chunks_or_on_how_many_are_asked_for(model):
+    five = model.generate(MOVIE, "tiny-encoder", 5, seed=1)
+    chunks = model.generate(MOVIE, "tiny-encoder", 5, seed=1, chunk=2)
+    assert len(five) == len(chunks) == 5
+    assert all(close(*pair) for pair in zip(five, chunks, strict=True))
+    [first] = model.generate(MOVIE, "tiny-encoder", 1, seed=1)
+    assert close(first, five[0])
+
+
+def test_regression_does_not_depend_on_the_seed(smoke):
+    model = smoke.generator("regression")
+    [one], [two] = (model.generate(MOVIE, "tiny-causal", seed=s) for s in (0, 1))
+    assert equal(one, two)
+    [other] = model.generate("", "tiny-causal")
+    assert not close(one, other)
+
+
+def test_an_empty_text_is_the_learned_vector(fresh):
+    [one] = fresh.generate("", "tiny-causal")
+    [blank] = fresh.generate(" \n", "tiny-causal")
+    assert equal(one, blank)
+    kept = fresh.condition.no_text.detach().clone()
+    with torch.no_grad():
+        fresh.condition.no_text.add_(1.0)
+        [moved] = fresh.generate("", "tiny-causal")
+        [told] = fresh.generate(MOVIE, "tiny-causal")
+        fresh.condition.no_text.copy_(kept)
+    assert not close(moved, one)
+    assert equal(told, fresh.generate(MOVIE, "tiny-causal")[0])  # only without a text
+
+
+def test_guidance_goes_from_no_text_over_the_text_to_beyond(model):
+    [plain] = model.generate(MOVIE, "tiny-causal")
+    [one] = model.generate(MOVIE, "tiny-causal", guidance=1.0)
+    [none] = model.generate(MOVIE, "tiny-causal", guidance=0.0)
+    [empty] = model.generate("", "tiny-causal")
+    [beyond] = model.generate(MOVIE, "tiny-causal", guidance=3.0)
+    assert equal(one, plain) and close(none, empty)
+    assert not close(none, plain) and not close(beyond, plain)
+
+
+def test_padding_stays_zero_in_a_sample(fresh):
+    _, states, _ = fresh.look(MOVIE, "tiny-encoder")
+    mask = fresh.known["tiny-encoder"].mask
+    assert (states[:, ~mask] == 0).all() and (states[:, mask] != 0).any()
+
+
+def test_a_look_ends_at_what_generate_returns(model):
+    p, states, steps = model.look(MOVIE, "tiny-causal", seed=4)
+    known, n = model.known["tiny-causal"], model.config.sampling_steps
+    assert p.shape == (known.layout.l, model.config.width)
+    assert states.shape == (n + 1, known.layout.l, model.config.k)
+    assert len(steps) == n + 1 and steps[0] == model.schedule.steps - 1 and steps[-1] == 0
+    [seen] = tokens.decode(known.layout, known.statistics.denormalise(states[-1:]))
+    assert close(seen, model.generate(MOVIE, "tiny-causal", seed=4)[0])
+
+
+def test_a_known_base_may_be_given_as_a_model(fresh):
+    [named] = fresh.generate(MOVIE, "tiny-causal")
+    [given] = fresh.generate(MOVIE, bases.load("tiny-causal"))
+    [later] = fresh.generate(MOVIE, grown("tiny-causal"))
+    assert equal(named, given) and not close(named, later)
+
+
+def test_what_cannot_be_generated_is_refused(fresh, refused):
+    for n in (0, -3):
+        with refused(UsageError, f"n={n}"):
+            fresh.generate(MOVIE, "tiny-causal", n)
+    with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
+        fresh.generate(MOVIE, "tiny-casual")
+    base = bases.load("tiny-causal")
+    thin = BaseModel(replace(base.spec, rank=2), base.model, base.tokenizer)
+    with refused(UsageError, "'tiny-causal'", "layout"):
+        fresh.generate(MOVIE, thin)
+
+
+def test_weights_that_are_no_numbers_are_never_returned(refused):
+    model = made()
+    with torch.no_grad():
+        model.enter.bias.fill_(float("nan"))
+    with refused(OralError, "NaN"):
+        model.generate(MOVIE, "tiny-causal")
+
+
+# ---------------------------------------------------------------- on disk
+def test_a_generator_comes_back_as_it_was(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    back = Generator.from_pretrained(tmp_path)
+    assert equal(back.state_dict(), model.state_dict())
+    assert back.config == model.config and back.types == model.types
+    assert back.manifest["zoo"] == model.manifest["zoo"] and not back.training
+    for name, known in model.known.items():
+        assert back.known[name].layout == known.layout
+        assert back.known[name].peft_config == known.peft_config
+        assert equal(back.generate(MOVIE, name)[0], model.generate(MOVIE, name)[0])
+
+
+def test_bases_keep_their_statistics_whatever_their_order(fresh, tmp_path):
+    turned = Generator(SMALL, dict(reversed(fresh.known.items())), {"zoo": []})
+    turned.save_pretrained(tmp_path)
+    back = Generator.from_pretrained(tmp_path)
+    for name, known in fresh.known.items():
+        assert torch.equal(back.known[name].center, known.center)
+        assert torch.equal(back.known[name].fingerprint, known.fingerprint)
+
+
+def test_the_name_of_a_base_may_hold_a_dot(monkeypatch, tmp_path):
+    for name in ("tiny-v1.5", "tiny.v2"):
+        entry = replace(bases.spec("tiny-causal"), name=name)
+        monkeypatch.setitem(bases.REGISTRY, name, entry)
+    model = made(names=["tiny-v1.5", "tiny.v2"])
+    model.save_pretrained(tmp_path)
+    back = Generator.from_pretrained(tmp_path)
+    one, two = (back.generate(MOVIE, name)[0] for name in ("tiny-v1.5", "tiny.v2"))
+    assert equal(one, model.generate(MOVIE, "tiny-v1.5")[0]) and not close(one, two)
+
+
+@pytest.fixture
+def folder(fresh, tmp_path):
+    fresh.save_pretrained(tmp_path / "generator")
+    return tmp_path / "generator"
+
+
+def test_a_folder_without_a_generator_is_refused(folder, refused):
+    with refused(PreflightError, "nowhere", "reproduce.sh"):
+        Generator.from_pretrained(folder / "nowhere")
+    (folder / "manifest.json").unlink()  # written last: without it nothing counts
+    with refused(PreflightError, str(folder)):
+        Generator.from_pretrained(folder)
+
+
+def test_a_flipped_byte_is_found(folder, refused):
+    file = folder / "generator.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with refused(OralError, str(file), "damaged"):
+        Generator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "config.json"])
+def test_a_missing_or_cut_file_is_found(folder, name, refused):
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    with refused(OralError, name):
+        Generator.from_pretrained(folder)
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with refused(OralError, name):
+        Generator.from_pretrained(folder)
+
+
+def test_another_format_is_refused(folder, refused):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"format": 99}))
+    with refused(OralError, "99", str(folder)):
+        Generator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("fault", ["width", "unknown", "base", "layout", "k"])
+def test_a_configuration_that_does_not_fit_the_weights_is_refused(folder, fault, refused):
+    content = json.loads((folder / "config.json").read_text())
+    if fault == "width":
+        content["generator"]["width"] = content["generator"]["recurrence"]["width"] = 64
+    elif fault == "unknown":
+        content["generator"]["colour"] = "red"
+    elif fault == "base":
+        content["bases"].pop("tiny-causal")
+    elif fault == "layout":
+        content["bases"]["tiny-causal"]["layout"]["tensors"].pop()
+    else:
+        content["generator"]["k"] = 50
+    (folder / "config.json").write_text(json.dumps(content))
+    with refused(OralError):
+        Generator.from_pretrained(folder)
+
+
+def test_a_saved_generator_can_be_moved(folder, fresh, tmp_path):
+    shutil.move(folder, tmp_path / "else where")
+    back = Generator.from_pretrained(tmp_path / "else where")
+    assert equal(back.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"width": 64}, "recurrence.width=32"),
+        ({"k": 0}, "k=0"),
+        ({"arm": "describ"}, "'describe'"),
+        ({"text_encoder": "minilm"}, "'minilm-l6'"),
+        ({"sampling_steps": 0}, "sampling_steps=0"),
+        ({"sampling_steps": 1001}, "sampling_steps=1001"),
+    ],
+)
+def test_a_configuration_is_checked_when_it_is_made(changes, word, refused):
+    with refused(UsageError, word):
+        replace(SMALL, **changes)
