@@ -93,6 +93,10 @@ class Known(nn.Module):
         peft_config: dict,
     ):
         super().__init__()
+        if statistics.center.shape != (layout.l, layout.k):
+            raise OralError(
+                "the layout of a base model does not fit its statistics."
+            )
         self.layout, self.peft_config = layout, peft_config
         for name, tensor in {
             "center": statistics.center,

@@ -38,7 +38,7 @@ class Size:
 SIZES = {
     ("smoke", "encoder"): Size(100, 100, 3, 1),
     ("smoke", "causal"): Size(100, 100, 3, 1),
-    ("lab", "encoder"): Size(1000, 1000),
+    ("lab", "encoder"): Size(600, 600),
     ("lab", "causal"): Size(300, 150),
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 import oral_lib  # makes transformers and peft importable beside a torchvision that does not fit
 
-STEPS = 100
+STEPS = 60
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The generator: every token hears text and base, zeros are the base, and one seed is one adapter."""
+"""The generator: every token hears text and base, zeros are the base, a seed is an adapter."""
 
 import json
 import shutil
@@ -26,14 +26,15 @@ SMALL = GeneratorConfig(
     text_encoder="tiny",
     sampling_steps=3,
 )
+REAL = GeneratorConfig(text_encoder="tiny")  # the sizes of the lab scale
 MOVIE, OTHER = "Judge if the critic liked the movie.", "Tell a gadget from a film."
 
 
-def zoo_of(*names):
+def zoo_of(*loaded):
     """Made-up adapters of two tasks, far from the start and from one another."""
     members, draw = [], torch.Generator().manual_seed(0)
-    for name in names:
-        start = sorted(bases.load(name).lora_init().items())
+    for base in loaded:
+        name, start = base.name, sorted(base.lora_init().items())
         for task in ("movie", "sarcasm"):
             shaken = {n: t + 0.1 + 0.2 * torch.randn(t.shape, generator=draw) for n, t in start}
             members.append(Member(name, task, 0, shaken, {"sha256": task}))
@@ -42,7 +43,7 @@ def zoo_of(*names):
 
 def made(config=SMALL, names=TINY):
     """An untrained generator whose every weight has left its zero start."""
-    model, _ = training.assemble(config, zoo_of(*names))
+    model, _ = training.assemble(config, zoo_of(*map(bases.load, names)))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in model.parameters():
@@ -76,12 +77,12 @@ def close(one, other):
 # ---------------------------------------------------------------- no leak through statistics
 @pytest.mark.parametrize("name", bases.names())
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
-    real = name not in TINY
-    config = GeneratorConfig(text_encoder="tiny") if real else SMALL
-    known = made(config, [name]).known[name]
-    zeros = torch.zeros(1, known.layout.l, config.k)
-    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
     base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
+    model, shelves = training.assemble(SMALL if name in TINY else REAL, zoo_of(base))
+    known = model.known[name]
+    assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
+    zeros = torch.zeros(1, known.layout.l, model.config.k)
+    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
     assert equal(adapter, base.lora_init())
 
 
@@ -169,13 +170,16 @@ def loss(model, k0, **changes):
     return model.loss("tiny-causal", k0[:, chosen], p, c, chosen, noise)
 
 
-def test_the_loss_does_not_see_padding(fresh):
-    known = fresh.known["tiny-causal"]
-    assert not known.mask.all()
-    k0 = torch.randn(2, known.layout.l, SMALL.k, generator=torch.Generator().manual_seed(0))
-    said = loss(fresh, k0)
-    torch.testing.assert_close(loss(fresh, torch.where(known.mask, k0, 7.0)), said)
-    assert not torch.isclose(loss(fresh, torch.where(known.mask, 7.0, k0)), said)
+def test_what_is_said_about_padding_costs_nothing():
+    model = made()
+    known = model.known["tiny-causal"]
+    k0 = torch.randn(known.mask.shape, generator=torch.Generator().manual_seed(0))
+    k0 = (k0 * known.mask)[None]
+    said = loss(model, k0)
+    model.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * ~known.mask)
+    assert not known.mask.all() and torch.equal(loss(model, k0), said)
+    model.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * known.mask)
+    assert loss(model, k0) > said + 1
 
 
 def test_regression_answers_at_once_and_its_loss_is_its_error():

@@ -37,8 +37,7 @@ def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
     start = bases.load(name).lora_init()
     for done in trained(name, data, *jobs, recipe=still):
         for key, tensor in done.tensors.items():
-            off = 0 if "lora_" in key else 1e-3  # a head is held as coarsely as the base
-            torch.testing.assert_close(tensor, start[key], atol=1e-9 + off, rtol=0)
+            torch.testing.assert_close(tensor, start[key], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -1,0 +1,38 @@
+"""The papers of the house agree with what was measured and with the code."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import oral_lib
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_table_that_the_report_wrote():
+    table = (ROOT / "results/lab/tables/main-language-packages.md").read_text(encoding="utf-8")
+    assert table.strip() in README
+
+
+def test_every_file_that_the_readme_links_is_there():
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README)
+    missing = [link for link in links if ":" not in link and not (ROOT / link).exists()]
+    assert links and missing == []
+
+
+def test_every_choice_has_an_id_of_its_own():
+    text = (ROOT / "DEVIATIONS.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| (D-[A-Z]{3}-\d+) ", text, flags=re.MULTILINE)
+    assert len(named) > 30 and len(set(named)) == len(named)
+    assert set(re.findall(r"D-[A-Z]{3}-\d+", text)) == set(named), "an id is cited that is not there"
+
+
+def test_version_and_licence_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == oral_lib.__version__ == citation["version"]
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:200]

@@ -1,0 +1,134 @@
+"""Prompting: one sentence in, a folder out that PEFT loads alone and that changes the model."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+
+import oral_lib
+from oral_lib import adapters, bases, plan, storage
+from oral_lib.errors import PreflightError, UsageError
+
+torch.set_num_threads(1)
+TINY = ("tiny-encoder", "tiny-causal")
+SENTENCE = "Judge if the critic liked the movie."
+
+
+@pytest.fixture
+def prompted(smoke):
+    """`oral_lib.prompt` of the smoke run's generator."""
+
+    def ask(task=SENTENCE, base="tiny-causal", **options):
+        options = {"generator": smoke.root / "generator", "scale": "smoke"} | options
+        return oral_lib.prompt(task, base=base, **options)
+
+    return ask
+
+
+@torch.inference_mode()
+def logits(model, base):
+    return model(**base.tokens(["a superb film", "dull of the scene"])).logits
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_prompted_adapter_loads_in_peft_alone_and_changes_the_model(name, prompted, tmp_path):
+    [lora] = prompted(base=name)
+    folder = lora.save(tmp_path / "my lora")
+    base = bases.load(name)
+    with base.attach() as model:
+        plain = logits(model, base)
+    with base.attach(lora.tensors) as model:
+        wanted = logits(model, base)
+    said = logits(PeftModel.from_pretrained(bases.load(name).model, str(folder)).eval(), base)
+    # alone PEFT holds a head as coarsely as the base, in bfloat16 where that is faster
+    torch.testing.assert_close(said.float(), wanted.float(), atol=0.02, rtol=0.02)
+    assert (said - plain).abs().max() > 0.1
+
+
+def test_an_adapter_is_saved_over_another_only_when_told_to(prompted, tmp_path, refused):
+    [lora] = prompted()
+    folder = lora.save(tmp_path / "lora")
+    with refused(UsageError, "lora"):
+        lora.save(folder)
+    [other] = prompted(seed=1)
+    assert other.save(folder, overwrite=True) == folder
+    tensors, _ = adapters.load(folder)
+    assert all(torch.equal(tensors[n], t) for n, t in other.tensors.items())
+
+
+def test_the_same_seed_is_the_same_adapter(prompted):
+    one, two = prompted(n=2, seed=3)
+    [again] = prompted(seed=3)
+    assert all(torch.allclose(t, again.tensors[n], atol=1e-5) for n, t in one.tensors.items())
+    assert not all(torch.allclose(t, two.tensors[n], atol=1e-3) for n, t in one.tensors.items())
+    [other] = prompted("Tell a gadget from a film.", seed=3)
+    assert not all(torch.allclose(t, other.tensors[n]) for n, t in one.tensors.items())
+
+
+def test_the_card_says_what_made_the_adapter(prompted, smoke, tmp_path):
+    [lora] = prompted(seed=4)
+    card = lora.card
+    sha = storage.read_json(smoke.root / "generator" / "manifest.json")["sha256"]
+    assert (card.text, card.base, card.seed) == (SENTENCE, "tiny-causal", 4)
+    assert card.generator == f"{sha[:12]} (smoke)"
+    text = (lora.save(tmp_path / "lora") / "README.md").read_text()
+    assert SENTENCE in text and sha[:12] in text and card.nearest in text
+
+
+def test_the_card_names_the_nearest_adapter_of_the_zoo(prompted, smoke):
+    [lora] = prompted()
+    near = {
+        f"{m.task}, seed {m.seed}": adapters.distance(lora.tensors, m.tensors, lora.config).total
+        for m in smoke.members("tiny-causal")
+    }
+    assert len(near) == 4 and lora.card.nearest == min(near, key=near.get)
+    assert lora.card.distance == pytest.approx(min(near.values()))
+
+
+def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_path):
+    model = smoke.generator()
+    model.manifest.pop("scale")  # as when it was trained outside a run
+    model.save_pretrained(tmp_path / "alone")
+    [lora] = prompted(generator=tmp_path / "alone")
+    assert lora.card.nearest == "" and lora.card.distance is None
+    assert lora.card.generator.endswith("(custom)")
+    assert "not measured" in (lora.save(tmp_path / "lora") / "README.md").read_text()
+
+
+def test_the_default_generator_is_that_of_the_run(prompted, smoke, monkeypatch):
+    [wanted] = prompted()
+    places = {("smoke", "made"): smoke.root}
+    monkeypatch.setattr(plan, "run_folder", lambda scale, source: places[scale, source])
+    [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", scale="smoke")
+    assert all(torch.equal(t, lora.tensors[n]) for n, t in wanted.tensors.items())
+
+
+def test_what_cannot_be_prompted_is_refused(prompted, tmp_path, monkeypatch, refused):
+    for empty in ("", " \n"):
+        with refused(UsageError, "empty sentence"):
+            prompted(empty)
+    with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
+        prompted(base="tiny-casual")
+    with refused(UsageError, "'minilm-l6'", "tiny-encoder"):  # known, but not to this generator
+        prompted(base="minilm-l6")
+    with refused(UsageError, "n=0"):
+        prompted(n=0)
+    with refused(PreflightError, str(tmp_path), "reproduce.sh"):
+        prompted(generator=tmp_path / "nowhere")
+
+
+def test_errors_carry_their_exit_codes():
+    codes = {oral_lib.OralError: 1, oral_lib.UsageError: 2, oral_lib.PreflightError: 3}
+    assert all(kind("x").exit_code == code for kind, code in codes.items())
+
+
+def test_importing_the_library_loads_no_torch():
+    code = "import sys, oral_lib; oral_lib.__dir__(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there():
+    for name in oral_lib.__all__:
+        assert getattr(oral_lib, name) is not None

@@ -1,0 +1,239 @@
+"""Training a generator: interrupted or not it is the same, and it reads what it should alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oral_lib import bases, seeds, storage, tasks, training
+from oral_lib.condition import text_encoder
+from oral_lib.denoise import DenoiserConfig
+from oral_lib.errors import OralError, UsageError
+from oral_lib.generator import GeneratorConfig
+from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.training import TrainingConfig
+from oral_lib.zoo import Member
+
+torch.set_num_threads(1)
+SMALL = GeneratorConfig(
+    k=128,
+    width=32,
+    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
+    denoiser=DenoiserConfig(hidden=32, depth=1),
+    text_encoder="tiny",
+)
+TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, subset=16, save_every=5)
+SEEDS = {"movie": 2, "sarcasm": 3}
+
+
+def members(seed=0):
+    """A made-up zoo with two adapters of one task and three of another."""
+    start, found = bases.load("tiny-causal").lora_init(), []
+    for task, n in SEEDS.items():
+        for i in range(n):
+            draw = seeds.generator(seed, task, i)
+            shaken = {n: t + 0.2 * torch.randn(t.shape, generator=draw) for n, t in start.items()}
+            found.append(Member("tiny-causal", task, i, shaken, {"sha256": f"{seed}-{task}-{i}"}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def zoo_members():
+    return members()
+
+
+def run(zoo_members, config=SMALL, how=TEN, **options):
+    """(trained generator, losses) of a new generator on the zoo."""
+    model, shelves = training.assemble(config, zoo_members)
+    return training.train(model, shelves, how, **options)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+# ---------------------------------------------------------------- exact resume
+@pytest.mark.parametrize("diffusion", [True, False])
+def test_ten_steps_are_five_an_interruption_and_five(diffusion, zoo_members, tmp_path):
+    config = replace(SMALL, diffusion=diffusion)
+    torch.manual_seed(1)
+    whole, losses = run(zoo_members, config, state=tmp_path / "whole.safetensors")
+    torch.manual_seed(2)  # nobody else's randomness counts
+    path = tmp_path / "cut.safetensors"
+    half, first = run(zoo_members, config, state=path, until=5)
+    resumed, both = run(zoo_members, config, state=path)
+    assert len(first) == 5 and first == losses[:5] and both == losses and len(losses) == 10
+    assert equal(resumed.state_dict(), whole.state_dict())
+    assert not equal(half.state_dict(), whole.state_dict())
+    ends = [storage.read_tensors(tmp_path / f"{name}.safetensors") for name in ("whole", "cut")]
+    assert equal(*ends)  # weights, averages, moments of the optimiser, losses, step
+    kinds = {name.split(".")[0] for name in ends[0]}
+    assert kinds == {"model", "ema", "optimizer", "losses", "step", "run"}
+
+
+def test_a_finished_training_is_not_trained_again(zoo_members, tmp_path):
+    path = tmp_path / "state.safetensors"
+    whole, losses = run(zoo_members, state=path)
+    before = path.read_bytes()
+    again, same = run(zoo_members, state=path)
+    assert equal(again.state_dict(), whole.state_dict()) and same == losses
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": replace(SMALL, k=64)},
+        {"config": replace(SMALL, diffusion=False)},
+        {"how": replace(TEN, lr=1e-4)},
+        {"how": replace(TEN, seed=1)},
+        {"zoo_members": members(seed=1)},
+    ],
+    ids=["shape", "objective", "recipe", "seed", "zoo"],
+)
+def test_a_state_of_another_training_is_refused(change, zoo_members, tmp_path, refused):
+    path = tmp_path / "state.safetensors"
+    run(zoo_members, state=path, until=5)
+    with refused(OralError, str(path), "delete it"):
+        run(**{"zoo_members": zoo_members, "state": path} | change)
+
+
+def test_a_broken_state_is_refused(zoo_members, tmp_path, refused):
+    path = tmp_path / "state.safetensors"
+    run(zoo_members, state=path, until=1)
+    path.write_bytes(path.read_bytes()[:-9])
+    with refused(OralError, str(path)):
+        run(zoo_members, state=path)
+
+
+# ---------------------------------------------------------------- what a step does
+def test_a_loss_that_leaves_the_numbers_is_refused(zoo_members, tmp_path, refused):
+    path = tmp_path / "state.safetensors"
+    with refused(OralError, "generator", "step 5", "lr"):
+        run(zoo_members, how=replace(TEN, lr=1e30, warmup=0, clip=1e30), state=path)
+    assert not path.exists()
+    model, shelves = training.assemble(SMALL, zoo_members)
+    poisoned = {
+        name: replace(shelf, tokens=shelf.tokens * torch.nan) for name, shelf in shelves.items()
+    }
+    with refused(OralError, "nan"):
+        training.train(model, poisoned, TEN)
+
+
+@pytest.mark.parametrize("kind", ["generator", "regression"])
+def test_training_learns(kind, smoke):
+    losses = storage.read_json(smoke.root / kind / "manifest.json")["losses"]
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
+
+
+def test_another_seed_is_another_training(zoo_members):
+    one, two = (run(zoo_members, how=replace(TEN, seed=seed), until=2)[1] for seed in (0, 1))
+    assert one != two
+
+
+@pytest.mark.parametrize(("dropout", "learned"), [(0.0, False), (0.9, True)])
+def test_dropped_texts_teach_the_vector_that_stands_for_no_text(dropout, learned, zoo_members):
+    trained, _ = run(zoo_members, how=replace(TEN, text_dropout=dropout, ema=0.0), until=3)
+    assert bool(trained.condition.no_text.abs().sum() > 0) == learned
+
+
+def test_noise_on_the_texts_is_heard(zoo_members):
+    plain, again, noisy = (
+        run(zoo_members, how=replace(TEN, text_noise=noise), until=4)[1] for noise in (0, 0, 0.5)
+    )
+    assert plain == again and plain[-1] != noisy[-1]
+
+
+def test_the_average_forgets_nothing_but_what_it_should(zoo_members, tmp_path):
+    def parts(ema, until):
+        path = tmp_path / f"{ema}-{until}.safetensors"
+        run(zoo_members, how=replace(TEN, ema=ema), state=path, until=until)
+        state = storage.read_tensors(path)
+        name = "condition.fuse.1.weight"
+        return state[f"model.{name}"], state[f"ema.module.{name}"]
+
+    assert torch.equal(*parts(0.0, 3))  # no memory: the weights themselves
+    assert torch.equal(*parts(0.9, 1))  # the first step begins the average
+    now, kept = parts(0.9, 3)
+    first, _ = parts(0.9, 1)
+    assert 0 < (kept - now).norm() < (first - now).norm()
+
+
+def test_every_weight_is_trained_and_no_statistic(zoo_members):
+    before, _ = training.assemble(SMALL, zoo_members)
+    after, _ = run(zoo_members, how=replace(TEN, text_dropout=0.5))
+    assert equal(dict(after.named_buffers()), dict(before.named_buffers()))
+    was = dict(before.named_parameters())
+    assert [n for n, p in after.named_parameters() if torch.equal(p, was[n])] == []
+
+
+# ---------------------------------------------------------------- what is on the shelf
+def test_every_adapter_of_a_task_is_drawn_as_often_as_any_other(zoo_members):
+    _, shelves = training.assemble(SMALL, zoo_members)
+    table = shelves["tiny-causal"].members
+    assert [sorted(set(row)) for row in table.tolist()] == [[0, 1], [2, 3, 4]]
+    for row in table:
+        assert row.bincount().unique().tolist() in ([2], [0, 2], [3], [0, 3])
+
+
+def test_only_training_wordings_are_read(zoo_members):
+    _, shelves = training.assemble(SMALL, zoo_members)
+    encoder = text_encoder("tiny")
+    for task, seen in zip(SEEDS, shelves["tiny-causal"].texts, strict=True):
+        wanted = encoder.encode(tasks.load(task).training_texts)
+        torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=0)
+        unseen = encoder.encode(tasks.load(task).paraphrases["test"])
+        assert (unseen @ seen.T).max() < 0.999
+
+
+def test_tokens_on_the_shelf_have_unit_size_round_the_start(zoo_members):
+    model, shelves = training.assemble(SMALL, zoo_members)
+    known, held = model.known["tiny-causal"], shelves["tiny-causal"].tokens
+    assert held.shape == (5, *known.mask.shape)
+    assert held[:, known.mask].square().mean().item() == pytest.approx(1, rel=0.05)
+    assert (held[:, ~known.mask] == 0).all()
+
+
+def test_a_new_generator_is_the_same_every_time(zoo_members):
+    torch.manual_seed(1)
+    one, _ = training.assemble(SMALL, zoo_members)
+    state = torch.get_rng_state()
+    two, _ = training.assemble(SMALL, zoo_members)
+    assert equal(one.state_dict(), two.state_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---------------------------------------------------------------- configurations and folders
+def test_the_learning_rate_warms_up_and_falls_to_nothing():
+    how = TrainingConfig(steps=100, warmup=10, lr=2.0)
+    rates = [how.lr_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == pytest.approx(2.0)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.01 and min(rates) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("lr", -1), ("subset", 0), ("text_dropout", 1.0), ("ema", 1.5), ("clip", 0)],
+)
+def test_a_training_is_checked_when_it_is_made(name, value, refused):
+    with refused(UsageError, name, str(value)):
+        replace(TEN, **{name: value})
+
+
+@pytest.mark.parametrize("kind", ["generator", "regression"])
+def test_a_trained_folder_says_what_it_was_made_of(kind, smoke):
+    folder = smoke.root / kind
+    manifest = storage.read_json(folder / "manifest.json")
+    held = {(m["base"], m["task"], m["seed"]): m["sha256"] for m in manifest["zoo"]}
+    members = [m for base in ("tiny-encoder", "tiny-causal") for m in smoke.members(base)]
+    assert held == {(m.base, m.task, m.seed): m.info["sha256"] for m in members}
+    assert len(manifest["losses"]) == manifest["training"]["steps"]
+    assert manifest["kind"] == kind and manifest["scale"] == "smoke"
+    assert not (folder / "training.safetensors").exists()
+    assert smoke.generator(kind).config.diffusion == (kind == "generator")
+
+
+def test_a_trained_folder_is_not_trained_again(smoke, monkeypatch):
+    monkeypatch.setattr(training, "train", None)
+    assert smoke.train_generator("generator") == smoke.root / "generator"
