@@ -32,11 +32,6 @@ class Outcome:
         """[n] bool."""
         return self.predicted == self.labels
 
-    @property
-    def margin(self) -> Tensor:
-        """[n] log-odds of the second label over the first: what AUC ranks (two labels)."""
-        return self.likely[:, 1] - self.likely[:, 0]
-
 
 def evaluate(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Iterable[dict[str, Tensor]]

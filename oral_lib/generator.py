@@ -94,9 +94,7 @@ class Known(nn.Module):
     ):
         super().__init__()
         if statistics.center.shape != (layout.l, layout.k):
-            raise OralError(
-                "the layout of a base model does not fit its statistics."
-            )
+            raise OralError("the layout of a base model does not fit its statistics.")
         self.layout, self.peft_config = layout, peft_config
         for name, tensor in {
             "center": statistics.center,
@@ -228,7 +226,10 @@ class Generator(nn.Module):
         self, text: str, base: str | BaseModel, seed: int = 0, *, source: str = "packages"
     ) -> tuple[Tensor, Tensor, list[int]]:
         """What happens inside: prototypes [l, m], the tokens on their way [s + 1, l, k] from noise
-        to K_0, and the diffusion step t of each state (0 for the last)."""
+        to K_0, and the diffusion step t of each state (0 for the last). UsageError where there is
+        no diffusion to look at."""
+        if not self.config.diffusion:
+            raise UsageError("plain regression has no way from noise to weights to look at.")
         name, c, _ = self._asked(text, base, source)
         known, stream = self.known[name], seeds.generator(seed, "sample", name)
         noise = torch.randn(1, known.layout.l, self.config.k, generator=stream).to(c.device)

@@ -7,6 +7,7 @@ serves all the adapters of a condition. All randomness of a step comes from (see
 was interrupted goes on bit for bit.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -266,13 +267,14 @@ def train_from_zoo(
 ) -> Path:
     """Trains the `kind` ("generator" or "regression") of a scale on zoo `members` of `root`.
 
-    Returns its folder under `root`, which counts only once its manifest is there.
+    Returns its folder under `root`, which counts only once its manifest is there. One that was
+    trained on another zoo or with another configuration is trained again.
     """
     folder = root / kind
-    if (folder / "manifest.json").exists():
-        return folder
     config, training = preset(scale, kind)
     zoo_members = [zoo.read(root, *member) for member in members]
+    if _is_current(folder, config, training, zoo_members):
+        return folder
     model, shelves = assemble(config, zoo_members, source=source)
     state = folder / "training.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,6 +291,22 @@ def train_from_zoo(
     trained.save_pretrained(folder)
     state.unlink(missing_ok=True)
     return folder
+
+
+def _is_current(
+    folder: Path, config: GeneratorConfig, training: TrainingConfig, members: Sequence[Member]
+) -> bool:
+    """Whether `folder` holds a generator of just this configuration and zoo."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = storage.read_json(folder / "manifest.json")
+    held = storage.read_json(folder / "config.json")["generator"]
+    hashes = {entry["sha256"] for entry in manifest["zoo"]}
+    return (
+        manifest["training"] == asdict(training)
+        and held == json.loads(json.dumps(asdict(config)))
+        and hashes == {member.info["sha256"] for member in members}
+    )
 
 
 def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:

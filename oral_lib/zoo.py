@@ -133,11 +133,17 @@ def train_cell(
     """Trains the adapters of one (base, task) that `root` lacks; returns the folders of all."""
     wanted = [folder(root, base, task, s) for s in seed_list]
     missing = [s for s, f in zip(seed_list, wanted, strict=True) if not (f / "run.json").exists()]
+    spec, recipe = tasks.load(task), RECIPES[base]
+    for held in (f for f in wanted if (f / "run.json").exists()):
+        info = storage.read_json(held / "run.json")
+        if (info["recipe"], info["task_version"]) != (asdict(recipe), spec.version):
+            raise PreflightError(
+                f"{held} was trained with another recipe or version of the task: remove it, or run "
+                "./reproduce.sh --from-scratch."
+            )
     if missing:
-        spec = tasks.load(task)
         data = {task: tasks.rows(spec, source)}
         model = bases.load(base, source=source, labels=len(spec.labels), device=device)
-        recipe = RECIPES[base]
         runs = [Run(spec, s, recipe) for s in missing]
         for done in train(model, runs, data):
             _save(folder(root, base, task, done.run.seed), model, done, data[task])

@@ -272,6 +272,11 @@ def test_a_look_ends_at_what_generate_returns(model):
     assert close(seen, model.generate(MOVIE, "tiny-causal", seed=4)[0])
 
 
+def test_regression_has_no_way_to_look_at(smoke, refused):
+    with refused(UsageError, "regression"):
+        smoke.generator("regression").look(MOVIE, "tiny-causal")
+
+
 def test_a_known_base_may_be_given_as_a_model(fresh):
     [named] = fresh.generate(MOVIE, "tiny-causal")
     [given] = fresh.generate(MOVIE, bases.load("tiny-causal"))

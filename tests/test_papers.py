@@ -27,7 +27,9 @@ def test_every_choice_has_an_id_of_its_own():
     text = (ROOT / "DEVIATIONS.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| (D-[A-Z]{3}-\d+) ", text, flags=re.MULTILINE)
     assert len(named) > 30 and len(set(named)) == len(named)
-    assert set(re.findall(r"D-[A-Z]{3}-\d+", text)) == set(named), "an id is cited that is not there"
+    assert set(re.findall(r"D-[A-Z]{3}-\d+", text)) == set(
+        named
+    )  # no id is cited that is not there
 
 
 def test_version_and_licence_are_the_same_everywhere():

@@ -234,6 +234,23 @@ def test_a_trained_folder_says_what_it_was_made_of(kind, smoke):
     assert smoke.generator(kind).config.diffusion == (kind == "generator")
 
 
-def test_a_trained_folder_is_not_trained_again(smoke, monkeypatch):
-    monkeypatch.setattr(training, "train", None)
-    assert smoke.train_generator("generator") == smoke.root / "generator"
+def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another(
+    zoo_members, tmp_path, monkeypatch
+):
+    held = {(m.base, m.task, m.seed): m for m in zoo_members}
+    monkeypatch.setattr(training.zoo, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(training, "preset", lambda scale, kind: (SMALL, how))
+
+    def made():
+        names, where = list(held), {"root": tmp_path, "scale": "smoke", "source": "made"}
+        training.train_from_zoo(names, "generator", **where)
+        return (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
+
+    how = replace(TEN, steps=2)
+    first = made()
+    assert made() == first
+    how = replace(TEN, steps=3)
+    second = made()
+    assert second > first and made() == second
+    held.pop(("tiny-causal", "sarcasm", 2))
+    assert made() > second

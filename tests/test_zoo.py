@@ -136,6 +136,14 @@ def test_only_what_is_missing_is_trained(cell):
     assert equal(zoo.read(root, "tiny-causal", "movie", 1).tensors, kept.tensors)
 
 
+def test_an_adapter_of_another_recipe_is_never_taken_for_this_one(cell, monkeypatch, refused):
+    root, fill = cell
+    monkeypatch.setitem(zoo.RECIPES, "tiny-causal", replace(SHORT, lr=2 * SHORT.lr))
+    where = zoo.folder(root, "tiny-causal", "movie", 0)
+    with refused(PreflightError, str(where), "another recipe", "--from-scratch"):
+        fill()
+
+
 def test_a_damaged_or_missing_adapter_is_refused(cell, refused):
     root, _ = cell
     file = zoo.folder(root, "tiny-causal", "movie", 0) / "adapter_model.safetensors"
