@@ -33,7 +33,9 @@ class GeneratorConfig:
     """Everything that decides what a generator is; how it is trained stands in `training.py`.
 
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
-    zeros instead of noised tokens and answers with K_0 at once.
+    zeros instead of noised tokens and answers with K_0 at once. `temperature` scales the noise that
+    sampling starts from: at 1 the tokens, drawn each for itself, follow different zoo adapters and
+    now and then do not fit together; at 0 there is no spread at all.
     """
 
     k: int = 1536
@@ -45,6 +47,7 @@ class GeneratorConfig:
     arm: str = "fingerprint"
     diffusion: bool = True
     sampling_steps: int = 20
+    temperature: float = 0.5
 
     def __post_init__(self) -> None:
         if self.width != self.recurrence.width:
@@ -58,6 +61,8 @@ class GeneratorConfig:
         if self.text_encoder not in ENCODERS:
             near = closest(self.text_encoder, ENCODERS)
             raise UsageError(f"text_encoder={self.text_encoder!r}: unknown.{near}")
+        if not 0 <= self.temperature <= 1:
+            raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
         if not 1 <= self.sampling_steps <= self.schedule.steps:
             raise UsageError(
                 f"sampling_steps={self.sampling_steps}: must lie from 1 to {self.schedule.steps}."
@@ -195,6 +200,7 @@ class Generator(nn.Module):
         seed: int = 0,
         *,
         guidance: float = 1.0,
+        temperature: float | None = None,
         source: str = "packages",
         chunk: int = 16,
     ) -> list[dict[str, Tensor]]:
@@ -203,11 +209,14 @@ class Generator(nn.Module):
         An empty `text` asks without words. `base` is the name of a known base, or a BaseModel:
         then its own description and fingerprint are read, which is how a later version of a known
         model is served. Memory is that of `chunk` adapters. The same seed gives the same adapters.
-        Regression heeds neither seed nor guidance. UsageError for an unknown base, a wrong n or
-        layout.
+        `temperature` is the config's unless given. Regression heeds neither seed, guidance nor
+        temperature. UsageError for an unknown base, a wrong n, temperature or layout.
         """
         if n < 1:
             raise UsageError(f"n={n}: ask for at least one adapter.")
+        warmth = self.config.temperature if temperature is None else temperature
+        if not 0 <= warmth <= 1:
+            raise UsageError(f"temperature={temperature}: must lie in [0, 1].")
         name, c, c_free = self._asked(text, base, source)
         known, stream = self.known[name], seeds.generator(seed, "sample", name)
         adapters: list[dict[str, Tensor]] = []
@@ -216,7 +225,7 @@ class Generator(nn.Module):
             shape = (known.layout.l, self.config.k)
             # one draw an adapter: torch would fill one draw for all of them in another order
             noise = torch.stack([torch.randn(shape, generator=stream) for _ in range(b)])
-            noise = noise.to(c.device)
+            noise = warmth * noise.to(c.device)
             k0 = self.sample(name, c.expand(b, -1), c_free.expand(b, -1), noise, guidance)
             adapters += tokens.decode(known.layout, known.statistics.denormalise(k0).cpu())
         return adapters
@@ -233,6 +242,7 @@ class Generator(nn.Module):
         name, c, _ = self._asked(text, base, source)
         known, stream = self.known[name], seeds.generator(seed, "sample", name)
         noise = torch.randn(1, known.layout.l, self.config.k, generator=stream).to(c.device)
+        noise = self.config.temperature * noise
         p, states = self.prototypes(name, c), []
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def prompt(
     n: int = 1,
     seed: int = 0,
     guidance: float = 1.0,
+    temperature: float | None = None,
     generator: str | Path | None = None,
     scale: str = "lab",
     source: str = "packages",
@@ -52,7 +53,8 @@ def prompt(
     made_here = "made" if scale == "smoke" else source
     folder = Path(generator) if generator else plan.run_folder(scale, made_here) / "generator"
     model = Generator.from_pretrained(folder, device)
-    made = model.generate(task, base, n, seed, guidance=guidance, source=made_here)
+    how = {"guidance": guidance, "temperature": temperature, "source": made_here}
+    made = model.generate(task, base, n, seed, **how)
     config = model.known[base].peft_config
     members = _zoo_beside(folder, model, base)
     loras = []

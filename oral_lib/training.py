@@ -178,7 +178,11 @@ def train(
                for n, s in shelves.items()}  # fmt: skip
     averaged = AveragedModel(model, multi_avg_fn=_ema(config.ema))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        model.parameters(),
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
     )
     run = seeds.integer(config.seed, repr(config), repr(model.config), repr(model.manifest))
     losses: list[Tensor] = []

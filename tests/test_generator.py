@@ -224,6 +224,16 @@ def test_adapters_do_not_depend_on_chunks_or_on_how_many_are_asked_for(model):
     assert close(first, five[0])
 
 
+def test_temperature_sets_the_spread_of_samples(model):
+    def spread(temperature):
+        made = model.generate(MOVIE, "tiny-causal", 3, temperature=temperature)
+        return sum(torch.stack([a[n] for a in made]).std(0).mean() for n in made[0])
+
+    own = model.config.temperature
+    assert spread(0.0) == 0 < spread(own) < spread(1.0)
+    assert spread(None) == spread(own)
+
+
 def test_regression_does_not_depend_on_the_seed(smoke):
     model = smoke.generator("regression")
     [one], [two] = (model.generate(MOVIE, "tiny-causal", seed=s) for s in (0, 1))
@@ -288,6 +298,9 @@ def test_what_cannot_be_generated_is_refused(fresh, refused):
     for n in (0, -3):
         with refused(UsageError, f"n={n}"):
             fresh.generate(MOVIE, "tiny-causal", n)
+    for temperature in (-0.1, 1.1, float("nan")):
+        with refused(UsageError, f"temperature={temperature}"):
+            fresh.generate(MOVIE, "tiny-causal", temperature=temperature)
     with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
         fresh.generate(MOVIE, "tiny-casual")
     base = bases.load("tiny-causal")
@@ -409,6 +422,7 @@ def test_a_saved_generator_can_be_moved(folder, fresh, tmp_path):
         ({"k": 0}, "k=0"),
         ({"arm": "describ"}, "'describe'"),
         ({"text_encoder": "minilm"}, "'minilm-l6'"),
+        ({"temperature": 1.5}, "temperature=1.5"),
         ({"sampling_steps": 0}, "sampling_steps=0"),
         ({"sampling_steps": 1001}, "sampling_steps=1001"),
     ],
