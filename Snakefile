@@ -1,7 +1,7 @@
 # One rule a node of the plan (oral_lib/plan.py); no science here.
 #
 # ./reproduce.sh runs this file. On a cluster run it yourself, from the repository's root:
-#   snakemake -s Snakefile --directory runs/paper/hub --config scale=paper source=hub \
+#   snakemake -s Snakefile --directory runs/paper/hub --config scale=paper source=hub threads=8 \
 #     --executor slurm --jobs 50 --keep-going --rerun-triggers mtime input
 
 import os
@@ -54,6 +54,8 @@ for place, node in enumerate(NODES):
             update(here(node.outputs)) if node.resumes else here(node.outputs),
         params:
             command=runs(node),
+        threads:
+            config.get("threads", 1)
         resources:
             mem_mb=node.memory_mb,
             gpu=node.gpu,

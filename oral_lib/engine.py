@@ -92,9 +92,11 @@ class Progress:
 def command(folder: Path, jobs: int) -> list[str]:
     """The Snakemake command for the plan written in `folder`."""
     memory = max(1, int(0.9 * doctor.memory_mb()[0]))
+    threads = max(1, doctor.cores() // jobs)  # Snakemake tells every node, by OMP_NUM_THREADS
     return [
         *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
-        *("--directory", str(folder), "--cores", str(jobs), "--scheduler", "greedy"),
+        *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),
+        *("--config", f"threads={threads}"),
         *("--resources", f"mem_mb={memory}", f"gpu={len(doctor.gpus())}"),
         # a node's own outputs are whole or absent, so a failed node need not lose the whole ones
         *("--keep-going", "--keep-incomplete", "--rerun-incomplete"),

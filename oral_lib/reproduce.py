@@ -211,10 +211,9 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
-    """What the nodes see: the project, a fixed share of the cores, and no hub unless asked for."""
-    threads = str(max(1, doctor.cores() // args.jobs))
+    """What the nodes see: the project, and no hub unless asked for."""
     path = os.pathsep.join(filter(None, [str(plan.ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    own = {"TOKENIZERS_PARALLELISM": "false"}
     own |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about one another
     own |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # else a kernel in the home folder could run instead
     given = own | dict(os.environ) | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}

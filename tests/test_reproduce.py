@@ -27,7 +27,7 @@ import os, sys, time
 from pathlib import Path
 name, left, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 with open(out / "ran", "a") as file:
-    file.write(f"{name} {os.getpid()}\\n")
+    file.write(f"{name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\\n")
 print("words of", name, flush=True)
 while name == "b" and (out / "hold").exists():
     time.sleep(0.05)
@@ -144,6 +144,13 @@ def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finishe
     logs = plan.run_folder("smoke", "made", out) / "logs"
     assert (logs / "b.log").read_text() == "words of b\n"
     assert "next: ./reproduce.sh" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [("1", "6"), ("2", "3"), ("7", "1")])
+def test_the_cores_are_shared_among_the_nodes_that_run_at_a_time(out, monkeypatch, jobs, threads):
+    monkeypatch.setattr(doctor, "cores", lambda: 6)
+    assert run(out, "--only", "a", "--jobs", jobs) == 0
+    assert (out / "ran").read_text().split()[2] == threads
 
 
 def test_with_nothing_to_do_it_says_so_at_once_without_snakemake(finished, capfd, monkeypatch):

@@ -1,0 +1,29 @@
+"""Benchmarks compare the same work, and keep from a CPU what a CPU can honestly give."""
+
+import torch
+
+from oral_lib import bases, benchmarks, results, tokens
+from oral_lib.tokens import Layout
+
+
+def test_the_plain_way_gives_the_same_tokens():
+    start = bases.load("tiny-encoder").lora_init()
+    shaken = [{n: t + i for n, t in start.items()} for i in range(2)]
+    layout = Layout.of(start, 100)
+    ours, plain = tokens.encode(layout, shaken), benchmarks.encode_plain(layout, shaken)
+    assert torch.equal(ours, plain)
+
+
+def test_both_ways_of_sampling_give_the_same_tokens(smoke):
+    found = {name: calls for name, _, *calls in benchmarks.pairs(smoke.generator(), "tiny-causal")}
+    ours, plain, _ = found["sample"]
+    assert torch.allclose(ours(), torch.cat(plain()), atol=1e-5)
+    ours, plain, _ = found["state-space duality"]
+    assert torch.allclose(ours(), plain(), atol=1e-3)
+
+
+def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
+    rows = benchmarks.rows(smoke.generator(), "tiny-encoder", repeats=1)
+    table = results.append_benchmarks(tmp_path / "benchmarks.csv", rows)
+    assert set(table["benchmark"]) == {"encode", "state-space duality", "sample"}
+    assert set(table["unit"]) == {"ratio"} and (table["value"] > 0).all()
