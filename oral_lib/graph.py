@@ -111,11 +111,13 @@ def minutes_left(
 ) -> float:
     """Minutes until all of `plan` is done: the guesses, scaled by how the finished nodes fared.
 
-    `finished` and `running` map names to the minutes spent on them.
+    `finished` and `running` map names to the minutes spent on them. A node that took less than a
+    tenth of its guess found its work done (a cache) and says nothing of the pace.
     """
     guess = {node.name: node.minutes for node in plan}
-    known = sum(guess[name] for name in finished)
-    pace = sum(finished.values()) / known if known else 1.0
+    worked = {name: took for name, took in finished.items() if took >= 0.1 * guess[name]}
+    known = sum(guess[name] for name in worked)
+    pace = sum(worked.values()) / known if known else 1.0
     left = sum(
         max(0.0, pace * minutes - running.get(name, 0.0))
         for name, minutes in guess.items()

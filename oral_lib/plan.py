@@ -38,7 +38,7 @@ SCALES = {
         Cells("tiny-causal", ("movie", "sarcasm"), 2),
     ),
     "lab": (
-        Cells("minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 1, 0.7, 1.3, 2500),
+        Cells("minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 1, 0.5, 0.9, 2500),
         Cells("smollm2-135m", ("movie", "sarcasm"), 2, 1, 1.5, 2.5, 4000),
     ),
     "paper": tuple(Cells(b, PAPER_TASKS, 3, 3, 60.0, 30.0, 64_000) for b in PAPER_BASES),
@@ -178,7 +178,7 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
             outputs=[run / kind / "manifest.json"],  # written last, too
             inputs=tuple(zoo),
             memory_mb=largest,
-            minutes=1.5 * sum(m.zoo_minutes for m in models),
+            minutes=1.8 * sum(m.zoo_minutes for m in models),
             gpu=gpu,
         )
         for kind in ("generator", "regression")

@@ -160,6 +160,8 @@ def test_the_time_left_follows_the_pace_of_what_is_done():
     assert graph.minutes_left(nodes, {"a": 5.0}, {"b": 4.0}, 1) == 1 + 5
     assert graph.minutes_left(nodes, {"a": 5.0}, {"b": 9.0}, 2) == 2.5
     assert graph.minutes_left(nodes, {"a": 5.0, "b": 5.0, "c": 5.0}, {}, 1) == 0
+    assert graph.minutes_left(nodes, {"a": 0.01}, {}, 1) == 20  # what was there sets no pace
+    assert graph.minutes_left(nodes, {"a": 0.01, "b": 5.0}, {}, 1) == 5
 
 
 def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
