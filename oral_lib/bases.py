@@ -133,7 +133,7 @@ class BaseModel:
         runs that start elsewhere could not be compared: B A = (B R)(R^-1 A) for any invertible R.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.integer(0, "lora-init", self.name, self.labels))
+            torch.manual_seed(seeds.integer(0, "lora-init", self.name))
             peft_model = self._wrapped()
             start = take(peft_model)
             for name in sorted(start):

@@ -4,18 +4,24 @@ Warm-up, then the median of repeated runs with a synchronise on both sides. On a
 one run are kept: absolute CPU times say more about the machine's other work than about the code.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import tokens
+from oral_lib import bases, scoring, tokens, zoo
+from oral_lib.bases import BaseModel
 from oral_lib.generator import Generator
 from oral_lib.provenance import code_commit
 from oral_lib.recurrence import ssd, ssd_ref
+from oral_lib.tasks import Split, Task
 from oral_lib.tokens import Layout
+from oral_lib.zoo import Run
 
 REPEATS = 9
 
@@ -47,6 +53,33 @@ def encode_plain(layout: Layout, adapters: list[dict[str, Tensor]]) -> Tensor:
                 row.append(torch.nn.functional.pad(piece.float(), (0, layout.k - len(piece))))
         rows.append(torch.stack(row))
     return torch.stack(rows)
+
+
+def train_plain(
+    base: BaseModel, run: Run, data: dict[str, Split]
+) -> tuple[dict[str, Tensor], list[float]]:
+    """(adapter, losses) of one run trained by PEFT, torch and transformers alone: the plain way."""
+    recipe, rows = run.recipe, data[run.task.name].train
+    with base.attach() as model:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+        warmup = round(recipe.warmup * recipe.steps)
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
+        stream, losses = zoo.batches(rows, recipe.batch, run.seed), []
+        core, words = model.get_base_model(), scoring.words(base, run.task)
+        for _ in range(recipe.steps):
+            chosen = next(stream)
+            answer = torch.tensor([rows[i].label for i in chosen], device=base.device)
+            texts = scoring.prompts(base, run.task, [rows[i].text for i in chosen])
+            likely = scoring.answers(core, base, base.tokens(texts))[:, words]
+            loss = torch.nn.functional.nll_loss(likely, answer)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        return bases.take(model), torch.stack(losses).tolist()
 
 
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:
@@ -96,7 +129,6 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
 def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
     """Rows for benchmarks.csv: speed over the plain way and share of the limit; times on a GPU."""
     device = model.kind.weight.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     found = []
     for benchmark, count, *calls in pairs(model, base):
         took = dict(
@@ -112,12 +144,57 @@ def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
         ]
         if device.type == "cuda":
             measured += [(variant, "time", 1e3 * t, "ms") for variant, t in took.items()]
-        found += [
-            {
-                "benchmark": benchmark, "variant": variant, "case": base, "values": count,
-                "metric": metric, "value": value, "unit": unit, "repeats": repeats,
-                "device": name, "commit": code_commit(),
-            }
-            for variant, metric, value, unit in measured
-        ]  # fmt: skip
+        found += [_row(benchmark, base, count, repeats, device, *one) for one in measured]
     return found
+
+
+def zoo_rows(
+    base: BaseModel, task: Task, data: Split, sizes: Sequence[int] = (), steps: int = 16
+) -> list[dict]:
+    """Rows for benchmarks.csv: training adapters at once (1 and 4; on a GPU 1 to 64), beside PEFT.
+
+    The limit is the largest square matrix product that takes as many operations as the frozen
+    weights do: two passes, because nothing in the base gets a gradient of its own.
+    """
+    sizes = sizes or ((1, 4, 8, 16, 32, 64) if base.device.type == "cuda" else (1, 4))
+    recipe, device = replace(zoo.RECIPES[base.name], steps=steps, keep=1), base.device
+    rows = {task.name: replace(data, train=data.train[: 64 * recipe.batch])}
+    head, plain = base.model.get_output_embeddings(), math.inf  # read at one place of a row only
+    linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
+    weights = sum(m.weight.numel() for m in linear)
+    values = sum(v.numel() for v in base.lora_init().values())
+    for _ in range(3):  # the best: a machine's other work only ever adds
+        began = time.perf_counter()
+        train_plain(base, Run(task, 0, recipe), rows)
+        plain = min(plain, time.perf_counter() - began)
+    found = []
+    for size in sizes:
+        runs = [Run(task, seed, recipe) for seed in range(size)]
+        took = min(next(zoo.train(base, runs, rows, most=size)).seconds for _ in range(3))
+        read = sum(zoo.Feed.of(base, runs, rows).widths) * recipe.batch  # tokens an adapter
+        side = round((2 * read * weights) ** (1 / 3))
+        square = torch.randn(side, side, device=device, dtype=next(base.model.parameters()).dtype)
+        limit = seconds(lambda square=square: square @ square, device)
+        measured = [
+            ("speed over plain", plain / took, "ratio"),
+            ("share of limit", limit / took, "ratio"),
+        ]
+        if device.type == "cuda":
+            measured += [("time a step", 1e3 * took * size / steps, "ms")]
+        found += [
+            _row("train LoRAs", base.name, size * values, 3, device, f"{size} at once", *one)
+            for one in measured
+        ]
+    return found
+
+
+def _row(
+    benchmark: str, case: str, values: int, repeats: int, device: torch.device,
+    variant: str, metric: str, value: float, unit: str,
+) -> dict:  # fmt: skip
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {
+        "benchmark": benchmark, "variant": variant, "case": case, "values": values,
+        "metric": metric, "value": value, "unit": unit, "repeats": repeats,
+        "device": name, "commit": code_commit(),
+    }  # fmt: skip

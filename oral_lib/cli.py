@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--folder", type=Path, default=plan.ROOT / "notebooks")
 
     command("doctor", _doctor, "say what this machine has and lacks")
-    command("bench", _bench, "time the hot paths beside the plain way; adds to benchmarks.csv")
+    command("bench", _bench, "time the hot paths beside the plain way, report again")
     command("report", _report, "publish the finished cells: tables, figures and README.md")
     return root
 
@@ -204,11 +204,4 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    run = _run(args)
-    from oral_lib import benchmarks, results
-
-    model = run.generator()
-    rows = [row for base in model.known for row in benchmarks.rows(model, base)]
-    path = run.results / "benchmarks.csv"
-    results.append_benchmarks(path, rows)
-    print(path)
+    print(_run(args).bench())

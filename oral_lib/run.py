@@ -10,12 +10,14 @@ from filelock import FileLock
 from oral_lib import (
     assets,
     bases,
+    benchmarks,
     plan,
     protocol,
     provenance,
     report,
     results,
     storage,
+    tasks,
     training,
     zoo,
 )
@@ -125,6 +127,17 @@ class Run:
         for task, base, seed in planned:
             self.cell(task, base, seed)
         return [plan.cell_folder(self.root, "language", b, t, s) for t, b, s in planned]
+
+    def bench(self) -> Path:
+        """Times the hot paths on every base model into benchmarks.csv; returns the new report."""
+        model, path = self.generator(), self.results / "benchmarks.csv"
+        for cells in plan.cells_of(self.scale, self.source):
+            task = tasks.load(cells.tasks[0])
+            base = self.base(cells.base, len(task.labels))
+            rows = benchmarks.rows(model, cells.base)
+            rows += benchmarks.zoo_rows(base, task, tasks.rows(task, self.source))
+            results.append_benchmarks(path, rows)
+        return self.publish()
 
     def publish(self) -> Path:
         """Collects all cells into results/<scale>, writes curves, manifest, tables and figures.

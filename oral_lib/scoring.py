@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from oral_lib.bases import BaseModel
 from oral_lib.errors import UsageError
 from oral_lib.tasks import Row, Task
 
 
-def label_ids(base: BaseModel, task: Task) -> Tensor:
-    """[labels] first token id of each label word as the causal model would continue the prompt."""
+def words(base: BaseModel, task: Task) -> Tensor:
+    """[labels] what `answers` is asked for: first tokens of the label words, or classes."""
+    if base.family == "encoder":
+        return torch.arange(len(task.labels), device=base.device)
     gap = "" if base.spec.asset is None else " "
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
     if len(set(ids)) < len(ids):
@@ -28,17 +30,22 @@ def label_ids(base: BaseModel, task: Task) -> Tensor:
     return torch.tensor(ids, device=base.device)
 
 
-def loglikelihoods(model: PeftModel, base: BaseModel, task: Task, texts: list[str]) -> Tensor:
-    """[b, labels] float32 log-likelihood of each label for each text."""
-    if base.family == "causal":
-        batch = base.tokens([task.prompt(text) for text in texts])
-        core = model.get_base_model()  # LoRA acts inside; only the backbone reads all positions
-        states = core.base_model(**batch, use_cache=False).last_hidden_state  # [b, tokens, width]
-        last = batch["attention_mask"].sum(1) - 1
-        answer = states[torch.arange(len(texts), device=base.device), last]
-        logits = core.get_output_embeddings()(answer)
-        return logits.float().log_softmax(-1)[:, label_ids(base, task)]
-    return model(**base.tokens(texts)).logits.float().log_softmax(-1)
+def prompts(base: BaseModel, task: Task, texts: Sequence[str]) -> list[str]:
+    """What `base` reads of `texts`: a causal model the template, an encoder the bare text."""
+    return [task.prompt(text) for text in texts] if base.family == "causal" else list(texts)
+
+
+def answers(model: nn.Module, base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
+    """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token.
+
+    `model` is the base model under adapters; `batch` holds right-padded ids and their mask.
+    """
+    if base.family == "encoder":
+        return model(**batch).logits.float().log_softmax(-1)
+    states = model.base_model(**batch, use_cache=False).last_hidden_state  # [b, tokens, width]
+    last = batch["attention_mask"].sum(1) - 1
+    answer = states[torch.arange(len(last), device=last.device), last]  # only here is it scored
+    return model.get_output_embeddings()(answer).float().log_softmax(-1)
 
 
 def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
@@ -53,8 +60,10 @@ def score(
     model: PeftModel, base: BaseModel, task: Task, rows: Sequence[Row], *, batch: int = 32
 ) -> Tensor:
     """[n, labels] log-likelihoods of all rows, on the CPU, in the order of `rows`."""
+    core, asked = model.get_base_model(), words(base, task)  # LoRA acts inside the base model
     out = torch.empty(len(rows), len(task.labels), device=base.device)
     for chosen in by_length(rows, batch):
         index = torch.tensor(chosen, device=base.device)
-        out[index] = loglikelihoods(model, base, task, [rows[i].text for i in chosen])
+        read = base.tokens(prompts(base, task, [rows[i].text for i in chosen]))
+        out[index] = answers(core, base, read)[:, asked]
     return out.cpu()

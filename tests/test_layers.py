@@ -13,7 +13,7 @@ ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "storage", "provenance"],
     *["packages", "assets"],
     *["tasks", "bases", "scoring"],
-    "zoo",
+    *["stacked", "zoo"],
     "tokens",
     *["condition", "recurrence", "denoise", "schedule"],
     *["generator", "training"],

@@ -69,14 +69,14 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
     for base in (tiny, smollm2):
         task = replace(TASK, labels=["film review", "film critic"])
         with refused(UsageError, "film review", base.name):
-            scoring.label_ids(base, task)
+            scoring.words(base, task)
 
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_label_words_of_every_task_begin_differently(name, smollm2):
     task = tasks.load(name)
     for base in (bases.load("tiny-causal"), smollm2):
-        ids = scoring.label_ids(base, task).tolist()
+        ids = scoring.words(base, task).tolist()
         assert len(set(ids)) == len(task.labels)
         for i, word in zip(ids, task.labels, strict=True):
             begun = base.tokenizer.decode([i])
