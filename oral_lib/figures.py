@@ -170,18 +170,20 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
     """Training losses, smoothed; frame: columns series, step, loss.
 
     A series called "zoo/movie seed 0" is drawn in the panel "zoo" under the name "movie", in one
-    colour with its other seeds.
+    colour with its other seeds and with that name in other panels.
     """
     parts = frame.series.astype(str).str.extract(r"^(?:(.*?)/)?(.*?)(?: seed \d+)?$")
     frame = frame.assign(panel=parts[0].fillna(""), name=parts[1])
     panels = list(frame.groupby("panel", sort=True))
+    names = dict.fromkeys(name for _, rows in panels for name in sorted(rows.name.unique()))
+    colours = dict(zip(names, cycle(CURVES)))
     with _style():
         size = (9, 0.6 + 3.4 * len(panels))
         figure, axes = plt.subplots(
             len(panels), 1, figsize=size, squeeze=False, layout="constrained"
         )
         for axis, (panel, rows) in zip(axes.flat, panels, strict=True):
-            ends = [_curves(axis, *one) for one in zip(rows.groupby("name"), cycle(CURVES))]
+            ends = [_curves(axis, one, colours[one[0]]) for one in rows.groupby("name")]
             axis.set(yscale="log", xlim=(0, 100), title=panel, ylabel="loss")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter("{x:g}")

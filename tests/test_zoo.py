@@ -47,7 +47,7 @@ def test_seeds_differ_in_the_order_of_the_data_and_nothing_else(name, data, monk
     order = zoo.batches
     monkeypatch.setattr(zoo, "batches", lambda rows, size, seed: order(rows, size, 0))
     again, same = trained(name, data, ("movie", 0), ("movie", 1))
-    assert equal(again.tensors, same.tensors) and equal(again.tensors, one.tensors)
+    assert equal(again.tensors, same.tensors) and again.losses == same.losses
 
 
 def test_an_epoch_reads_rows_once_in_an_order_of_the_seed(data, refused):
@@ -66,9 +66,10 @@ def test_an_epoch_reads_rows_once_in_an_order_of_the_seed(data, refused):
 @pytest.mark.parametrize("name", TINY)
 def test_two_runs_are_equal_bit_for_bit(name, data):
     torch.manual_seed(1)
-    [one] = trained(name, data, ("movie", 0))
+    _, one = trained(name, data, ("sarcasm", 0), ("movie", 0))
+    trained(name, data, ("sarcasm", 1))  # whatever was trained before
     torch.manual_seed(2)
-    _, two = trained(name, data, ("sarcasm", 0), ("movie", 0))  # whatever was trained before
+    _, two = trained(name, data, ("sarcasm", 0), ("movie", 0))
     assert equal(one.tensors, two.tensors) and one.losses == two.losses
 
 
