@@ -33,9 +33,12 @@ class GeneratorConfig:
     """Everything that decides what a generator is; how it is trained stands in `training.py`.
 
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
-    zeros instead of noised tokens and answers with K_0 at once. `temperature` scales the noise that
-    sampling starts from: at 1 the tokens, drawn each for itself, follow different zoo adapters and
-    now and then do not fit together; at 0 there is no spread at all.
+    zeros instead of noised tokens and answers with K_0 at once.
+
+    Tokens are drawn each for itself, so a sample can follow different zoo adapters in different
+    tokens, which then do not quite fit together: the more, the more `sampling_steps` there are and
+    the higher the `temperature`, the scale of the noise that sampling starts from. One step or
+    temperature 0 gives hardly any spread.
     """
 
     k: int = 1536
@@ -46,7 +49,7 @@ class GeneratorConfig:
     text_encoder: str = "minilm-l6"
     arm: str = "fingerprint"
     diffusion: bool = True
-    sampling_steps: int = 20
+    sampling_steps: int = 3
     temperature: float = 0.5
 
     def __post_init__(self) -> None:
