@@ -37,7 +37,6 @@ from oral_lib.errors import OralError, UsageError, closest
 
 SKETCH = 16  # columns of the random projection through which a weight matrix is seen
 FINGERPRINT = 64  # values of a fingerprint
-WORDS = 64  # tokens a prompt may hold
 
 
 @dataclass(frozen=True)
@@ -215,15 +214,15 @@ class BaseModel:
                 module.register_forward_pre_hook(_in_float32)
         return peft_model
 
-    def tokens(self, texts: list[str]) -> dict[str, Tensor]:
-        """Right-padded ids and mask [b, tokens] on the model's device.
+    def tokens(self, texts: list[str], most: int = 64) -> dict[str, Tensor]:
+        """Right-padded ids and mask [b, tokens <= most] on the model's device.
 
         Never padded on the left: a padded query would have nothing to attend to, and some bf16
         attention kernels answer that with NaN. Too long a prompt loses its beginning (the answer
         follows its end), too long a text for an encoder its end.
         """
         batch = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=WORDS, return_tensors="pt"
+            texts, padding=True, truncation=True, max_length=most, return_tensors="pt"
         )
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
 

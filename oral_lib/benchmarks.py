@@ -71,7 +71,7 @@ def train_plain(
             chosen = next(stream)
             answer = torch.tensor([rows[i].label for i in chosen], device=base.device)
             texts = scoring.prompts(base, run.task, [rows[i].text for i in chosen])
-            likely = scoring.answers(core, base, base.tokens(texts))[:, words]
+            likely = scoring.answers(core, base, base.tokens(texts, run.task.words))[:, words]
             loss = torch.nn.functional.nll_loss(likely, answer)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -43,8 +43,8 @@ SCALES = {
     ),
     "paper": tuple(Cells(b, PAPER_TASKS, 3, 3, 60.0, 30.0, 64_000) for b in PAPER_BASES),
 }
-# tasks whose rows a source other than the packages has: what their YAML files say
-ELSEWHERE = {"local": ("movie",), "hub": ("movie",)}
+# the tasks of the lab scale where rows do not come from packages: what their YAML files say
+ELSEWHERE = dict.fromkeys(("local", "hub"), ("movie", "mrpc", "rte", "boolq", "wnli"))
 NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
 
 
@@ -71,7 +71,7 @@ def cells_of(scale: str, source: str = "packages") -> tuple[Cells, ...]:
     had = ELSEWHERE.get(slug(source)) if scale == "lab" else None
     if had is None:
         return SCALES[scale]
-    return tuple(replace(c, tasks=tuple(t for t in c.tasks if t in had)) for c in SCALES[scale])
+    return tuple(replace(c, tasks=had) for c in SCALES[scale])
 
 
 def base_of(scale: str, base: str, source: str = "packages") -> Cells:

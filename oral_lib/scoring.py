@@ -64,6 +64,6 @@ def score(
     out = torch.empty(len(rows), len(task.labels), device=base.device)
     for chosen in by_length(rows, batch):
         index = torch.tensor(chosen, device=base.device)
-        read = base.tokens(prompts(base, task, [rows[i].text for i in chosen]))
+        read = base.tokens(prompts(base, task, [rows[i].text for i in chosen]), task.words)
         out[index] = answers(core, base, read)[:, asked]
     return out.cpu()

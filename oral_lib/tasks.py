@@ -55,6 +55,7 @@ class Task:
     split: dict[str, int]
     sources: dict[str, dict]
     made: list[list[str]]
+    words: int = 64  # tokens that a prompt may hold
 
     def prompt(self, text: str) -> str:
         """The prompt that a causal model continues with one of the label words."""
@@ -107,9 +108,16 @@ def rows(task: Task, source: str) -> Split:
             frame = assets.local_rows(folder, spec["set"], spec[part])
         else:
             frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
-        return frame.rename(columns={spec["text"]: "text", spec["label"]: "label"})
+        return pd.DataFrame({"text": _texts(frame, spec["text"]), "label": frame[spec["label"]]})
 
     return _cut(task, kind, read("train"), read("test"))
+
+
+def _texts(frame: pd.DataFrame, form: str) -> list[str]:
+    """One text a row: the column called `form`, or the template `form` over the columns."""
+    if "{" not in form:
+        return frame[form].tolist()
+    return [form.format_map(row) for row in frame.to_dict("records")]
 
 
 def _packaged(spec: dict) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from oral_lib import bases, scoring, seeds, stacked, storage, tasks
 from oral_lib.bases import BaseModel
@@ -75,7 +76,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """One trained adapter: final tensors, kept checkpoints (oldest first), loss a step, seconds."""
+    """One trained adapter: final tensors, kept checkpoints (oldest first), loss a step, and its
+    share of the seconds that its stack took."""
 
     run: Run
     tensors: dict[str, Tensor]
@@ -117,29 +119,31 @@ class Feed:
     @classmethod
     def of(cls, base: BaseModel, runs: Sequence[Run], data: dict[str, Split]) -> "Feed":
         """The batches that `runs` (same steps, same batch size) would read one by one."""
-        recipe, texts, labels, first = runs[0].recipe, [], [], {}
+        recipe, ids, lengths, labels, first = runs[0].recipe, [], [], [], {}
         for task in {run.task.name: run.task for run in runs}.values():
-            rows, first[task.name] = data[task.name].train, len(texts)
-            texts += scoring.prompts(base, task, [row.text for row in rows])
+            rows, first[task.name] = data[task.name].train, len(labels)
+            texts = scoring.prompts(base, task, [row.text for row in rows])
+            batch = base.tokens(texts, task.words)
+            ids += batch["input_ids"].unbind()
+            lengths.append(batch["attention_mask"].sum(1))
             labels += [row.label for row in rows]
-        batch = base.tokens(texts)
-        lengths = batch["attention_mask"].sum(1)
+        ids, lengths = pad_sequence(ids, batch_first=True), torch.cat(lengths)
         order = np.empty((recipe.steps, len(runs), recipe.batch), dtype=np.int64)
         for s, run in enumerate(runs):
             stream = batches(data[run.task.name].train, recipe.batch, run.seed)
             for step in range(recipe.steps):
                 order[step, s] = np.add(next(stream), first[run.task.name])
         rows = torch.from_numpy(order).flatten(1)
-        most, longest = batch["input_ids"].shape[1], lengths.cpu()[rows].amax(1)
+        longest = lengths.cpu()[rows].amax(1)
         stride = 8 if base.device.type == "cuda" else 1  # few shapes, where shapes are compiled
-        widths = [min(-(-n // stride) * stride, most) for n in longest.tolist()]
+        widths = [min(-(-n // stride) * stride, ids.shape[1]) for n in longest.tolist()]
         words = [scoring.words(base, run.task) for run in runs]
         device = base.device
         return cls(
-            batch["input_ids"],
+            ids,
             lengths,
             torch.tensor(labels, device=device),
-            torch.nn.utils.rnn.pad_sequence(words, batch_first=True),
+            pad_sequence(words, batch_first=True),
             rows.to(device),
             widths,
         )

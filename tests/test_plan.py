@@ -67,8 +67,10 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
 
     for source in ("packages", "local:x", "hub"):
         kind = plan.slug(source)
-        for full, had in zip(plan.cells_of("lab"), plan.cells_of("lab", source), strict=True):
-            assert had.tasks == tuple(t for t in full.tasks if kind in tasks.load(t).sources)
+        wanted = {t for t in tasks.names() if kind in tasks.load(t).sources}
+        for cells in plan.cells_of("lab", source):
+            assert wanted >= set(cells.tasks)
+            assert kind == "packages" or wanted == set(cells.tasks)
         assert plan.nodes("lab", source, tmp_path)
 
 

@@ -12,6 +12,8 @@ from oral_lib.errors import PreflightError, UsageError
 
 PARTS = ("train", "validation", "test")
 SOURCES = ("packages", "made")
+PACKAGED = [name for name in tasks.names() if "packages" in tasks.load(name).sources]
+ROWS = [(n, s) for n in tasks.names() for s in SOURCES if s == "made" or n in PACKAGED]
 
 
 def bare(text):
@@ -20,35 +22,30 @@ def bare(text):
 
 @pytest.fixture(scope="module")
 def splits():
-    names = tasks.names()
-    return {(name, s): tasks.rows(tasks.load(name), s) for name in names for s in SOURCES}
+    return {(name, source): tasks.rows(tasks.load(name), source) for name, source in ROWS}
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(("name", "source"), ROWS)
 def test_no_text_of_the_evaluation_is_met_before(splits, name, source):
     split = splits[name, source]
     texts = [bare(row.text) for part in PARTS for row in getattr(split, part)]
     assert [text for text, times in Counter(texts).items() if times > 1] == []
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_split_is_the_same_at_every_call(splits, name, source):
     np.random.seed(123)  # no hidden state decides
     assert tasks.rows(tasks.load(name), source) == splits[name, source]
 
 
-@pytest.mark.parametrize("name", tasks.names())
-def test_a_split_has_the_sizes_that_the_task_states(splits, name):
-    wanted = tasks.load(name).split
-    assert all(len(getattr(splits[name, "packages"], part)) == wanted[part] for part in PARTS)
+@pytest.mark.parametrize(("name", "source"), ROWS)
+def test_a_split_has_the_sizes_that_the_task_states(splits, name, source):
+    wanted, least = tasks.load(name).split, 1.0 if source == "packages" else 0.95
     for part in PARTS:  # what is made on the spot repeats itself now and then
-        assert 0.98 * wanted[part] < len(getattr(splits[name, "made"], part)) <= wanted[part]
+        assert least * wanted[part] <= len(getattr(splits[name, source], part)) <= wanted[part]
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(("name", "source"), ROWS)
 def test_every_part_holds_both_labels_and_no_empty_text(splits, name, source):
     for part in PARTS:
         rows = getattr(splits[name, source], part)
@@ -57,8 +54,7 @@ def test_every_part_holds_both_labels_and_no_empty_text(splits, name, source):
         assert all(row.text.strip() for row in rows)
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_key_names_one_row(splits, name, source):
     keys = [row.key for part in PARTS for row in getattr(splits[name, source], part)]
     assert len(set(keys)) == len(keys)
@@ -132,6 +128,29 @@ def test_a_local_folder_is_read_in_hub_column_names(local):
     learned = [*split.train, *split.validation]
     assert "train 7" not in {row.text for row in learned}  # it is an evaluation text
     assert all(row.label == int(row.text.split()[1]) % 2 for row in learned)
+
+
+PAIRS = {"sentence1": "Otters swim.", "sentence2": "Rivers {hold} otters."}
+READ = {
+    "mrpc": "Sentence 1: Otters swim.\nSentence 2: Rivers {hold} otters.",
+    "rte": "Otters swim.\nQuestion: Rivers {hold} otters. True or False?",
+    "wnli": "Otters swim.\nQuestion: Rivers {hold} otters. True or False?",
+    "boolq": "Otters swim.\nQuestion: do otters swim?",
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_columns_of_the_hub_become_one_text(tmp_path, name):
+    columns = dict.fromkeys(("train", "validation"), PAIRS | {"label": 1})
+    if name == "boolq":
+        row = {"passage": "Otters swim.", "question": "do otters swim", "answer": True}
+        columns = dict.fromkeys(columns, row)
+    (tmp_path / name).mkdir()
+    for part, row in columns.items():
+        pd.DataFrame([row]).to_parquet(tmp_path / name / f"{part}.parquet")
+    split = tasks.rows(tasks.load(name), f"local:{tmp_path}")
+    assert [(row.text, row.label) for row in split.test] == [(READ[name], 1)]
+    assert split.train == ()  # the same text is in the test part
 
 
 def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
