@@ -80,5 +80,6 @@ def test_label_words_of_every_task_begin_differently(name, smollm2):
         assert len(set(ids)) == len(task.labels)
         for i, word in zip(ids, task.labels, strict=True):
             begun = base.tokenizer.decode([i])
+            word = word if base is smollm2 else word.lower()  # as the tiny tokenizer reads it
             assert begun.strip() and word.startswith(begun.strip())
     assert begun.startswith(" ")  # as a real model goes on after a colon
