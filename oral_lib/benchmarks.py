@@ -4,7 +4,6 @@ Warm-up, then the median of repeated runs with a synchronise on both sides. On a
 one run are kept: absolute CPU times say more about the machine's other work than about the code.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -159,18 +158,17 @@ def zoo_rows(
     sizes = sizes or ((1, 4, 8, 16, 32, 64) if base.device.type == "cuda" else (1, 4))
     recipe, device = replace(zoo.RECIPES[base.name], steps=steps, keep=1), base.device
     rows = {task.name: replace(data, train=data.train[: 64 * recipe.batch])}
-    head, plain = base.model.get_output_embeddings(), math.inf  # read at one place of a row only
+    head = base.model.get_output_embeddings()  # read at one place of a row only
     linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
     weights = sum(m.weight.numel() for m in linear)
     values = sum(v.numel() for v in base.lora_init().values())
-    for _ in range(3):  # the best: a machine's other work only ever adds
-        began = time.perf_counter()
-        train_plain(base, Run(task, 0, recipe), rows)
-        plain = min(plain, time.perf_counter() - began)
+    plain = seconds(lambda: train_plain(base, Run(task, 0, recipe), rows), device, 3)
     found = []
     for size in sizes:
         runs = [Run(task, seed, recipe) for seed in range(size)]
-        took = min(next(zoo.train(base, runs, rows, most=size)).seconds for _ in range(3))
+        # after one warm-up, by the trainer's own clock: it waits for the device at its end
+        times = [next(zoo.train(base, runs, rows, most=size)).seconds for _ in range(4)]
+        took = median(times[1:])
         read = sum(zoo.Feed.of(base, runs, rows).widths) * recipe.batch  # tokens an adapter
         side = round((2 * read * weights) ** (1 / 3))
         square = torch.randn(side, side, device=device, dtype=next(base.model.parameters()).dtype)
