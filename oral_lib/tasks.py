@@ -17,16 +17,25 @@ import yaml
 from oral_lib import assets
 from oral_lib.errors import UsageError, closest
 
+SCORINGS = ("label", "option", "answer")
 FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled text; `key` is stable across runs, so any two methods can be paired."""
+    """One text to judge; `key` is stable across runs, so any two methods can be paired.
+
+    `label` is the place of the right label or option. A row of scoring "option" has its
+    (context, continuation) pairs; one of scoring "answer" has the exact `answer` and the longer
+    `target` that training puts after the prompt.
+    """
 
     key: str
     text: str
     label: int
+    options: tuple[tuple[str, str], ...] = ()
+    answer: str = ""
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,10 +65,27 @@ class Task:
     sources: dict[str, dict]
     made: list[list[str]]
     words: int = 64  # tokens that a prompt may hold
+    scoring: str = "label"  # one of SCORINGS: how a model is asked
+    stand_in: str = ""  # the task that stands in where only packages ship rows
+    extract: str = ""  # the answer in a generated text: one group of a regular expression
+    new_tokens: int = 0  # how many tokens an answer may take
+
+    def __post_init__(self) -> None:
+        if self.scoring not in SCORINGS:
+            raise UsageError(
+                f"task {self.name!r}: scoring {self.scoring!r} is none of {', '.join(SCORINGS)}."
+            )
+        if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
+            raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
 
     def prompt(self, text: str) -> str:
         """The prompt that a causal model continues with one of the label words."""
         return self.template.format(text=text)
+
+    def extracted(self, generated: str) -> str:
+        """The final answer in `generated`, bare of commas, dollar signs and a full stop; or ""."""
+        found = re.search(self.extract, generated)
+        return re.sub(r"[,$]|\.$", "", found[1]) if found else ""
 
     @property
     def training_texts(self) -> list[str]:
