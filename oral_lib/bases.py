@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from peft import (
     LoraConfig,
     PeftModel,
@@ -21,6 +22,7 @@ from peft import (
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -285,7 +287,24 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = entry.hub  # what PEFT writes into adapters
     model = model.to(device=device, dtype=fast_dtype(device))
+    if entry.family == "causal" and torch.device(device).type == "cuda":
+        model.set_attn_implementation("plain_causal")
     return BaseModel(entry, model, tokenizer, labels=labels)
+
+
+def _causal_attention(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
+    """Attention [b, tokens, heads, width] to all that came before; what is padded comes after.
+
+    Without a mask to build, a step asks nothing of the device and may become a CUDA graph.
+    """
+    many = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
+    seen = F.scaled_dot_product_attention(
+        query, key, value, is_causal=many, scale=scaling, enable_gqa=True
+    )
+    return seen.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("plain_causal", _causal_attention)
 
 
 @contextmanager

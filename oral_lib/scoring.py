@@ -128,12 +128,21 @@ def _ids(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
 def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
     """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token."""
     if base.family == "encoder":
-        return model(batch.ids, attention_mask=batch.mask).logits.float().log_softmax(-1)
+        return model(batch.ids, attention_mask=_seen(batch)).logits.float().log_softmax(-1)
     # no mask: what is padded comes after all that is read
     states = model.base_model(batch.ids, use_cache=False).last_hidden_state  # [b, tokens, width]
     index = torch.arange(len(batch.ids), device=states.device)
     answer = states[index, batch.lengths - 1]  # only here is it scored
     return _logits(model, answer).log_softmax(-1)
+
+
+def _seen(batch: Read) -> Tensor:
+    """Which tokens an encoder attends to: [b, tokens], or [b, 1, tokens, tokens] on a GPU, where
+    transformers would first ask the device whether there is any padding."""
+    if batch.ids.device.type != "cuda":
+        return batch.mask
+    b, width = batch.ids.shape
+    return batch.mask.bool()[:, None, None].expand(b, 1, width, width)
 
 
 def _logits(model: nn.Module, states: Tensor) -> Tensor:

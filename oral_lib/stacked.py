@@ -22,26 +22,55 @@ from oral_lib.errors import OralError
 PREFIX = "base_model.model."  # of PEFT's saved names
 
 
-class _Lora(torch.autograd.Function):
-    """The equation above and its gradients; the frozen W gets none, so backward is two passes.
+@torch.library.custom_op("oral::lora", mutates_args=())
+def _lora(
+    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The equation above: x [S * b, ..., in] -> y [S * b, ..., out] and x A^T [S * b, ..., r].
 
-    x [S, n, in], W [out, in], A [S, r, in], B [S, out, r] -> y [S, n, out], all of one dtype.
+    One operation for the compiler, which fuses what lies around the matrix products.
     """
+    groups = x.reshape(len(lora_a), -1, x.shape[-1])
+    low = groups @ lora_a.mT
+    y = F.linear(groups, weight, bias).baddbmm_(low, lora_b.mT, alpha=scale)
+    return y.view(*x.shape[:-1], len(weight)), low.view(*x.shape[:-1], lora_a.shape[1])
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, lora_a, lora_b, scale):
-        low = x @ lora_a.mT
-        y = F.linear(x, weight, bias).baddbmm_(low, lora_b.mT, alpha=scale)
-        ctx.save_for_backward(x, low, weight, lora_a, lora_b)
-        ctx.scale = scale
-        return y
 
-    @staticmethod
-    def backward(ctx, dy):
-        x, low, weight, lora_a, lora_b = ctx.saved_tensors
-        dlow = (dy @ lora_b).mul_(ctx.scale)
-        dx = (dy @ weight).baddbmm_(dlow, lora_a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, dlow.mT @ x, (dy.mT @ low).mul_(ctx.scale), None
+@_lora.register_fake
+def _(x, weight, bias, lora_a, lora_b, scale):
+    lead = x.shape[:-1]
+    return x.new_empty(*lead, weight.shape[0]), x.new_empty(*lead, lora_a.shape[1])
+
+
+@torch.library.custom_op("oral::lora_backward", mutates_args=())
+def _lora_backward(
+    dy: Tensor, x: Tensor, low: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, A and B; the frozen W gets none, so backward costs what forward does."""
+    s = len(lora_a)
+    groups, low = x.reshape(s, -1, x.shape[-1]), low.view(s, -1, low.shape[-1])
+    dy = dy.reshape(s, -1, dy.shape[-1])
+    dlow = (dy @ lora_b).mul_(scale)
+    dx = (dy @ weight).baddbmm_(dlow, lora_a).view(x.shape)
+    return dx, dlow.mT @ groups, (dy.mT @ low).mul_(scale)
+
+
+@_lora_backward.register_fake
+def _(dy, x, low, weight, lora_a, lora_b, scale):
+    return x.new_empty(x.shape), torch.empty_like(lora_a), torch.empty_like(lora_b)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, weight, _, lora_a, lora_b, ctx.scale = inputs
+    ctx.save_for_backward(x, output[1], weight, lora_a, lora_b)
+
+
+def _gradients(ctx, dy, dlow):
+    dx, da, db = _lora_backward(dy, *ctx.saved_tensors, ctx.scale)
+    return dx, None, None, da, db, None
+
+
+_lora.register_autograd(_gradients, setup_context=_keep)
 
 
 class StackedLinear(nn.Module):
@@ -52,11 +81,8 @@ class StackedLinear(nn.Module):
         self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = x.reshape(len(self.lora_a), -1, x.shape[-1])
-        y = _Lora.apply(
-            groups, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
-        )
-        return y.view(*x.shape[:-1], y.shape[-1])
+        base = self.base
+        return _lora(x, base.weight, base.bias, self.lora_a, self.lora_b, self.scale)[0]
 
 
 class StackedConv2d(nn.Module):
@@ -230,7 +256,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
     for block in blocks:
         block.compile(dynamic=True)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None
