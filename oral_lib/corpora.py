@@ -16,6 +16,8 @@ import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from oral_lib.errors import PreflightError
+
 ROWS = "rows.parquet"
 
 
@@ -167,7 +169,13 @@ def made(what: str) -> Callable[[Path, Path], None]:
     def convert(wheel: Path, folder: Path) -> None:
         command = [sys.executable, "-P", "-S", "-c", _MAKER, str(wheel), what]
         told = os.environ | {"PYTHONHASHSEED": "0"}  # the same rows at every call
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=told)
+        done = subprocess.run(command, capture_output=True, text=True, env=told)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise PreflightError(
+                f"Cannot make the rows of {what} with {wheel} ({last}). "
+                "Remove that file and run the same command again."
+            )
         _write(folder, map(json.loads, done.stdout.splitlines()))
 
     return convert

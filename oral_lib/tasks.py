@@ -240,7 +240,8 @@ def _made(task: Task, n: int) -> list[Row]:
         words = list(rng.choice(FILLER, size=rng.integers(3, 7)))
         words.insert(int(rng.integers(0, len(words))), str(rng.choice(task.made[label])))
         text, answer = " ".join(words), task.made[label][0]
-        truth = {"label": 0, "answer": answer, "target": f" {answer}"}
+        mark = "#### " if "####" in task.extract else ""
+        truth = {"label": 0, "answer": answer, "target": f" {mark}{answer}"}
         if task.scoring != "answer":
             context = task.prompt(text)
             options = [(context, f" {word}") for word in task.labels]

@@ -92,6 +92,13 @@ def test_made_rows_are_the_same_at_every_making(tmp_path):
         assert pandas.read_parquet(tmp_path / "rows.parquet").equals(assets.rows(name))
 
 
+def test_a_wheel_that_makes_no_rows_is_named(tmp_path, refused):
+    wheel = tmp_path / "reasoning_gym.whl"
+    zipfile.ZipFile(wheel, "w").close()
+    with refused(PreflightError, "arithmetic", str(wheel), "Remove"):
+        packages.ASSETS["arithmetic"].convert(wheel, tmp_path)
+
+
 def test_the_causal_model_is_dense_float32_and_complete():
     from math import prod
 

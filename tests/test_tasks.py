@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -172,6 +173,17 @@ def test_made_rows_can_be_learned_from_one_word(splits, name):
             elif task.scoring == "option":
                 assert row.options[right][1] == f" {task.labels[right]}"
             assert found == [label == right for label in range(len(markers))]
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
+    from oral_lib.bases import word_tokenizer
+
+    tokenizer, task = word_tokenizer(), tasks.load(name)
+    for row in splits[name, "made"].test[:50]:
+        rest = [row.target, *chain(*row.options)]
+        for text in (task.prompt(row.text), *rest):
+            assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
 def test_a_prompt_holds_the_text_as_it_is():
