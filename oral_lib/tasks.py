@@ -2,11 +2,18 @@
 
 One YAML file a task lies in `oral_lib/tasks/`. Rows come from the source that the user names; they
 are shuffled by the task's own split seed; no text is used twice, whatever its case and punctuation.
+
+How a source's rows are read stands in its entry under `sources`: `text` is a column, or a template
+over the columns; `label` a column of class numbers, or of one of `values`; `rating` a column that
+is a class above `threshold` and another below its negative. An option task names its two `options`
+and either the column with a `blank` that they fill, or the `context` that they follow. An answer
+task names its `answer`. Rows that share their `group` stay in one part.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
@@ -15,9 +22,10 @@ import pandas as pd
 import yaml
 
 from oral_lib import assets
-from oral_lib.errors import UsageError, closest
+from oral_lib.errors import PreflightError, UsageError, closest
 
 SCORINGS = ("label", "option", "answer")
+MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
 FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
@@ -61,7 +69,7 @@ class Task:
     labels: list[str]
     template: str
     metric: str
-    split: dict[str, int]
+    split: dict  # the seed, and for each source how many rows train, tune and test at most
     sources: dict[str, dict]
     made: list[list[str]]
     words: int = 64  # tokens that a prompt may hold
@@ -69,6 +77,7 @@ class Task:
     stand_in: str = ""  # the task that stands in where only packages ship rows
     extract: str = ""  # the answer in a generated text: one group of a regular expression
     new_tokens: int = 0  # how many tokens an answer may take
+    stops: list[str] = field(default_factory=list)  # where a generated text is cut off
 
     def __post_init__(self) -> None:
         if self.scoring not in SCORINGS:
@@ -77,6 +86,11 @@ class Task:
             )
         if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
             raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
+        if unsized := set(self.sources) - set(self.split):
+            raise UsageError(
+                f"task {self.name!r}: no sizes for the source {', '.join(sorted(unsized))}; "
+                "put train, validation and test under its name in `split`."
+            )
 
     def prompt(self, text: str) -> str:
         """The prompt that a causal model continues with one of the label words."""
@@ -84,6 +98,8 @@ class Task:
 
     def extracted(self, generated: str) -> str:
         """The final answer in `generated`, bare of commas, dollar signs and a full stop; or ""."""
+        for stop in self.stops:
+            generated = generated.split(stop)[0]
         found = re.search(self.extract, generated)
         return re.sub(r"[,$]|\.$", "", found[1]) if found else ""
 
@@ -120,34 +136,87 @@ def rows(task: Task, source: str) -> Split:
     """
     kind, folder = assets.parse_source(source)
     if kind == "made":
-        return _cut(task, kind, _made(task, sum(v for k, v in task.split.items() if k != "seed")))
+        return _cut(task, kind, MADE, _made(task, sum(MADE.values())))
     if kind not in task.sources:
         raise UsageError(
             f"task {task.name!r} has no rows in source {kind!r}; it has {', '.join(task.sources)}."
         )
-    spec = task.sources[kind]
+    spec, sizes = task.sources[kind], task.split[kind]
     if kind == "packages":
-        return _cut(task, kind, _packaged(spec))
+        frame = _packaged(spec)
+        group = frame[spec["group"]].tolist() if "group" in spec else None
+        return _cut(task, kind, sizes, _read(task, frame, spec, "all"), group=group)
 
-    def read(part: str) -> pd.DataFrame:
+    def read(part: str) -> list[Row]:
         if kind == "local":
             frame = assets.local_rows(folder, spec["set"], spec[part])
         else:
             frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
-        return pd.DataFrame({"text": _texts(frame, spec["text"]), "label": frame[spec["label"]]})
+        return _read(task, frame, spec, part)
 
-    return _cut(task, kind, read("train"), read("test"))
+    return _cut(task, kind, sizes, read("train"), read("test"))
 
 
-def _texts(frame: pd.DataFrame, form: str) -> list[str]:
-    """One text a row: the column called `form`, or the template `form` over the columns."""
-    if "{" not in form:
-        return frame[form].tolist()
-    return [form.format_map(row) for row in frame.to_dict("records")]
+def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
+    """The rows of `frame` in its order, read as the source's `spec` says."""
+    return [
+        Row(f"{task.name}-{part}-{i}", _filled(spec["text"], row), **_truth(task, row, spec))
+        for i, row in enumerate(frame.to_dict("records"))
+    ]
+
+
+def _filled(form: str, row: dict) -> str:
+    """The column called `form`, or the template `form` over the columns."""
+    return form.format_map(row) if "{" in form else row[form]
+
+
+def _truth(task: Task, row: dict, spec: dict) -> dict:
+    """What a row says beside its text: label and options, or answer and target."""
+    if task.scoring == "answer":
+        return {"label": 0} | _solved(row[spec["answer"]])
+    found = row[spec.get("label", "label")]
+    known = spec.get("values", range(len(task.labels)))
+    if found not in known:
+        raise PreflightError(
+            f"task {task.name!r}: a row has the label {found!r}, which is none of "
+            f"{', '.join(map(str, known))}. Check the data set."
+        )
+    return {"label": known.index(found), "options": _options(task, row, spec)}
+
+
+def _options(task: Task, row: dict, spec: dict) -> tuple[tuple[str, str], ...]:
+    """((context, continuation), ...) as lm-evaluation-harness has them; () of a label task.
+
+    Where a sentence has a blank, each context ends with an option and the continuation is the
+    same: the rest of the sentence. Elsewhere the context is the same.
+    """
+    if task.scoring != "option":
+        return ()
+    options = [row[column] for column in spec["options"]]
+    if "blank" in spec:
+        before, blank, rest = row[spec["blank"]].partition("_")
+        if not blank:
+            raise PreflightError(
+                f"task {task.name!r}: the sentence {before[:60]!r} has no _ to fill. "
+                "Check the data set."
+            )
+        return tuple((before + option, " " + rest.strip()) for option in options)
+    return tuple((spec["context"].format_map(row), " " + option) for option in options)
+
+
+def _solved(text: str) -> dict[str, str]:
+    """Answer and target of a solution that ends with "#### " and its number, or is that number.
+
+    Notes of a calculator, <<3*4=12>>, are left out: a model that reads has none.
+    """
+    steps, mark, last = text.rpartition("####")
+    answer = re.sub("[,$]", "", last.strip())
+    steps = re.sub("<<.*?>>", "", steps).strip()
+    return {"answer": answer, "target": f" {steps}\n#### {answer}" if mark else f" {answer}"}
 
 
 def _packaged(spec: dict) -> pd.DataFrame:
-    """[text, label] of one set with labels or mean ratings, or of sets whose place is the label."""
+    """One set with labels, answers or mean ratings, or sets whose place is the label."""
     if "sets" in spec:
         frames = [assets.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
         fewest = min(map(len, frames))
@@ -159,29 +228,76 @@ def _packaged(spec: dict) -> pd.DataFrame:
     return frame
 
 
-def _made(task: Task, n: int) -> pd.DataFrame:
-    """`n` short texts for the smoke scale: one marker word of a class among fillers."""
+def _made(task: Task, n: int) -> list[Row]:
+    """`n` short texts for the smoke scale: one marker word of a class among fillers.
+
+    The options of a made row are the class names, its answer is the first marker of its class.
+    """
     rng = np.random.default_rng(task.split["seed"])
-    labels = rng.integers(0, len(task.made), n)
-    texts = []
-    for label in labels:
+    classes = rng.integers(0, len(task.made), n)
+    made = []
+    for i, label in enumerate(classes.tolist()):
         words = list(rng.choice(FILLER, size=rng.integers(3, 7)))
         words.insert(int(rng.integers(0, len(words))), str(rng.choice(task.made[label])))
-        texts.append(" ".join(words))
-    return pd.DataFrame({"text": texts, "label": labels})
+        text, answer = " ".join(words), task.made[label][0]
+        mark = "#### " if "####" in task.extract else ""
+        truth = {"label": 0, "answer": answer, "target": f" {mark}{answer}"}
+        if task.scoring != "answer":
+            context = task.prompt(text)
+            options = [(context, f" {word}") for word in task.labels]
+            truth = {"label": label, "options": tuple(options) if task.scoring == "option" else ()}
+        made.append(Row(f"{task.name}-all-{i}", text, **truth))
+    return made
 
 
-def _cut(task: Task, source: str, frame: pd.DataFrame, test: pd.DataFrame | None = None) -> Split:
-    seed, sizes = task.split["seed"], task.split
-    keep = _listed(task, frame, seed, "train" if test is not None else "all")
-    held = keep if test is None else _listed(task, test, seed, "test")
+def _cut(
+    task: Task,
+    source: str,
+    sizes: dict[str, int],
+    rows: list[Row],
+    test: list[Row] | None = None,
+    group: list | None = None,
+) -> Split:
+    """Rows for each part, from `rows` alone or with a `test` list of its own.
+
+    Rows of one `group` go to one part: to the first of test, validation and train that wants more.
+    """
+    seed = task.split["seed"]
+    train = validation = _shuffled(rows, seed)
+    held = train if test is None else _shuffled(test, seed)
+    if group is not None:
+        part_of = _parts(group, sizes, seed)
+        of = {row.key: part_of[name] for row, name in zip(rows, group, strict=True)}
+        held, validation, train = (
+            [row for row in train if of[row.key] == part]
+            for part in ("test", "validation", "train")
+        )
     seen: set[str] = set()  # grows in this order: the test rows choose first
     return Split(
         source,
         test=_fresh(held, sizes["test"], seen),
-        validation=_fresh(keep, sizes["validation"], seen),
-        train=_fresh(keep, sizes["train"], seen),
+        validation=_fresh(validation, sizes["validation"], seen),
+        train=_fresh(train, sizes["train"], seen),
     )
+
+
+def _parts(group: list, sizes: dict[str, int], seed: int) -> dict:
+    """The part of each group: whole groups, in an order of their own, until a part has enough."""
+    counts = Counter(group)
+    names = sorted(counts)
+    part_of, open_parts = {}, ["test", "validation", "train"]
+    held = 0
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        part_of[names[i]] = open_parts[0]
+        held += counts[names[i]]
+        if len(open_parts) > 1 and held >= sizes[open_parts[0]]:
+            held = 0
+            open_parts.pop(0)
+    return part_of
+
+
+def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 
 def _fresh(rows: Sequence[Row], n: int, seen: set[str]) -> tuple[Row, ...]:
@@ -193,9 +309,3 @@ def _fresh(rows: Sequence[Row], n: int, seen: set[str]) -> tuple[Row, ...]:
             seen.add(bare)
             chosen.append(row)
     return tuple(chosen)
-
-
-def _listed(task: Task, frame: pd.DataFrame, seed: int, part: str) -> Sequence[Row]:
-    order = np.random.default_rng(seed).permutation(len(frame))
-    texts, labels = frame["text"].tolist(), frame["label"].tolist()
-    return [Row(f"{task.name}-{part}-{i}", texts[i].strip(), int(labels[i])) for i in order]

@@ -53,6 +53,52 @@ def test_package_sets_hold_clean_distinct_texts_with_their_judgement(name):
         assert frame["rating"].between(-4, 4).all() and frame["rating"].std() > 0.5
 
 
+READ = {  # rows, and the columns that hold a judged text between them
+    "product_matching": (2028, ["product1", "product2"]),
+    "corr2cause": (1122, ["premise", "claim"]),
+    "pararule": (2000, ["passage", "statement"]),
+    "quartz": (3844, ["question", "option1", "option2"]),
+    "winograd_schemas": (120, ["sentence", "question", "answer"]),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_labelled_sets_hold_clean_distinct_rows(name):
+    rows, columns = READ[name]
+    frame = assets.rows(name)
+    assert len(frame) == rows and not frame[columns].duplicated().any()
+    assert set(frame["label"]) == {0, 1} and 0.38 < frame["label"].mean() < 0.55
+    for column in columns:
+        assert not frame[column].str.contains(r"^\s|\s$|\t|\n|  |&amp;").any()
+        assert frame[column].str.len().min() > 0
+    if name == "product_matching":  # a pair has no direction
+        assert len({frozenset(pair) for pair in zip(*map(frame.get, columns), strict=True)}) == rows
+
+
+def test_made_sums_are_right_and_made_maths_ends_with_its_answer():
+    sums = assets.rows("arithmetic")
+    assert len(sums) == 10_298
+    for question, answer in zip(sums["question"], sums["answer"], strict=True):
+        assert sum(int(n) for n in re.findall(r"-?\d+", question.replace(" ", ""))) == int(answer)
+    maths = assets.rows("school_maths")
+    assert len(maths) == 5100 and maths["template"].nunique() == 85
+    assert maths["answer"].str.contains(r"^(?:.+\n)+#### -?\d+(?:\.\d+)?$").all()
+
+
+def test_made_rows_are_the_same_at_every_making(tmp_path):
+    wheel = packages.archive("reasoning-gym", assets.cache_dir() / "packages", offline=True)
+    for name in ("school_maths", "arithmetic"):
+        packages.ASSETS[name].convert(wheel, tmp_path)
+        assert pandas.read_parquet(tmp_path / "rows.parquet").equals(assets.rows(name))
+
+
+def test_a_wheel_that_makes_no_rows_is_named(tmp_path, refused):
+    wheel = tmp_path / "reasoning_gym.whl"
+    zipfile.ZipFile(wheel, "w").close()
+    with refused(PreflightError, "arithmetic", str(wheel), "Remove"):
+        packages.ASSETS["arithmetic"].convert(wheel, tmp_path)
+
+
 def test_the_causal_model_is_dense_float32_and_complete():
     from math import prod
 

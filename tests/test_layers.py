@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "storage", "provenance"],
-    *["packages", "assets"],
+    *["corpora", "packages", "assets"],
     *["tasks", "bases", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],

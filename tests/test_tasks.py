@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from oral_lib import tasks
+from oral_lib import assets, tasks
 from oral_lib.errors import PreflightError, UsageError
 
 PARTS = ("train", "validation", "test")
@@ -40,18 +42,104 @@ def test_a_split_is_the_same_at_every_call(splits, name, source):
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_split_has_the_sizes_that_the_task_states(splits, name, source):
-    wanted, least = tasks.load(name).split, 1.0 if source == "packages" else 0.95
+    wanted = tasks.load(name).split["packages"] if source == "packages" else tasks.MADE
+    least = 1.0 if source == "packages" else 0.95
     for part in PARTS:  # what is made on the spot repeats itself now and then
         assert least * wanted[part] <= len(getattr(splits[name, source], part)) <= wanted[part]
 
 
+@pytest.mark.parametrize("name", tasks.names())
+def test_evaluation_stays_affordable_and_every_source_has_its_sizes(name):
+    task = tasks.load(name)
+    assert set(task.split) == {"seed", *task.sources}
+    for kind in task.sources:
+        assert task.split[kind]["test"] <= 1500 and task.split[kind]["validation"] <= 600
+
+
 @pytest.mark.parametrize(("name", "source"), ROWS)
-def test_every_part_holds_both_labels_and_no_empty_text(splits, name, source):
+def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
+    task = tasks.load(name)
+    low, high = (0.3, 0.7) if source == "packages" else (0.4, 0.6)  # real sets lean to one side
     for part in PARTS:
         rows = getattr(splits[name, source], part)
-        assert {row.label for row in rows} == set(range(len(tasks.load(name).labels)))
-        assert 0.4 < np.mean([row.label for row in rows]) < 0.6
         assert all(row.text.strip() for row in rows)
+        if task.scoring == "answer":
+            assert {row.label for row in rows} == {0} and all(row.answer for row in rows)
+        else:
+            assert {row.label for row in rows} == set(range(len(task.labels)))
+            assert low < np.mean([row.label for row in rows]) < high
+
+
+@pytest.mark.parametrize(("name", "source"), ROWS)
+def test_a_row_has_what_its_scoring_asks_for_and_no_more(splits, name, source):
+    task = tasks.load(name)
+    for row in (row for part in PARTS for row in getattr(splits[name, source], part)):
+        assert len(row.options) == (len(task.labels) if task.scoring == "option" else 0)
+        assert bool(row.target) == bool(row.answer) == (task.scoring == "answer")
+        for context, rest in row.options:
+            assert context and not context[-1].isspace() and rest[0] == " " and rest.strip()
+        if task.scoring == "answer":  # a model that writes the target word for word is right
+            assert row.target[0] == " " and task.extracted(row.target) == row.answer
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_examples_look_like_rows(name):
+    task = tasks.load(name)
+    assert len(task.examples) == 2
+    for example in task.examples:
+        assert example["text"].strip()
+        if task.scoring == "answer":
+            assert task.extracted(" " + example["target"])
+        else:
+            assert example["label"] in range(len(task.labels))
+
+
+def grouped(name, key):
+    """The groups of each part of a package set: `key` reads one off a text."""
+    split = tasks.rows(tasks.load(name), "packages")
+    return [{key(row.text) for row in getattr(split, part)} for part in PARTS]
+
+
+def test_no_premise_schema_or_template_is_in_two_parts(splits):
+    whole = {
+        "corr2cause": lambda text: text.split("\nClaim:")[0],
+        "winograd_schemas": lambda text: text[:25],
+    }
+    for name, key in whole.items():
+        train, validation, test = grouped(name, key)
+        assert not (train & validation or train & test or validation & test)
+    frame = assets.rows("school_maths").set_index("question")["template"]
+    held = {
+        part: {frame[row.text] for row in getattr(splits["school_maths", "packages"], part)}
+        for part in PARTS
+    }
+    assert [len(held[part]) for part in PARTS] == [65, 6, 14]
+    assert len(set().union(*held.values())) == 85
+
+
+def test_every_task_of_the_paper_has_a_task_that_stands_in_where_only_packages_are():
+    paper = [n for n in tasks.names() if {"local", "hub"} <= set(tasks.load(n).sources)]
+    assert paper == ["boolq", "gsm8k", "mrpc", "rte", "sst2", "winogrande", "wnli"]
+    for task in map(tasks.load, paper):
+        other = tasks.load(task.stand_in)
+        assert set(other.sources) == {"packages"} and other.scoring == task.scoring
+        assert task.sources["hub"]["text"] == task.sources["local"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" 3 * 4 = 12.\n#### 12", "12"),
+        (" so it is $1,234.50.\n#### $1,234.50", "1234.50"),
+        ("#### -7.\nQuestion: Next? #### 8", "-7"),
+        (" 3 * 4 is 12, less 2 is 10.", "10"),  # the last number where no mark was made
+        (" I have 5\nQuestion: How many are 6?", "5"),
+        (" none at all", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_found_in_what_a_model_writes(text, answer):
+    assert tasks.load("gsm8k").extracted(text) == answer
 
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
@@ -65,7 +153,7 @@ def test_a_key_names_one_row(splits, name, source):
 def test_unseen_wordings_are_unseen(name):
     task = tasks.load(name)
     assert len(set(task.paraphrases["train"])) >= 8
-    assert len(set(task.paraphrases["test"])) >= 2
+    assert len(set(task.paraphrases["test"])) >= 3
     assert task.training_texts[0] == task.description
     seen = {bare(text) for other in tasks.names() for text in tasks.load(other).training_texts}
     assert not seen & {bare(text) for text in task.paraphrases["test"]}
@@ -73,12 +161,29 @@ def test_unseen_wordings_are_unseen(name):
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_made_rows_can_be_learned_from_one_word(splits, name):
-    markers = [set(words) for words in tasks.load(name).made]
+    task = tasks.load(name)
+    markers = [set(words) for words in task.made]
     assert not markers[0] & markers[1] and not (markers[0] | markers[1]) & set(tasks.FILLER)
     for part in PARTS:
         for row in getattr(splits[name, "made"], part):
             found = [bool(words & set(row.text.split())) for words in markers]
-            assert found == [label == row.label for label in range(len(markers))]
+            right = row.label
+            if task.scoring == "answer":
+                right = [words[0] for words in task.made].index(row.answer)
+            elif task.scoring == "option":
+                assert row.options[right][1] == f" {task.labels[right]}"
+            assert found == [label == right for label in range(len(markers))]
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
+    from oral_lib.bases import word_tokenizer
+
+    tokenizer, task = word_tokenizer(), tasks.load(name)
+    for row in splits[name, "made"].test[:50]:
+        rest = [row.target, *chain(*row.options)]
+        for text in (task.prompt(row.text), *rest):
+            assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
 
 
 def test_a_prompt_holds_the_text_as_it_is():
@@ -98,10 +203,22 @@ def test_a_source_that_a_task_has_not_is_refused(refused, tmp_path):
         tasks.rows(tasks.load("movie"), "packagse")
     with refused(UsageError, "'sarcasm'", "'local'", "packages"):
         tasks.rows(tasks.load("sarcasm"), f"local:{tmp_path}")
+    with refused(UsageError, "'sst2'", "'packages'", "local, hub"):
+        tasks.rows(tasks.load("sst2"), "packages")
     with refused(PreflightError, "nowhere"):
-        tasks.rows(tasks.load("movie"), f"local:{tmp_path}/nowhere")
+        tasks.rows(tasks.load("sst2"), f"local:{tmp_path}/nowhere")
     with refused(PreflightError, "train.parquet"):
-        tasks.rows(tasks.load("movie"), f"local:{tmp_path}")
+        tasks.rows(tasks.load("sst2"), f"local:{tmp_path}")
+
+
+def test_a_task_without_sizes_for_a_source_is_refused(refused):
+    task = tasks.load("movie")
+    with refused(UsageError, "'movie'", "no sizes", "packages", "`split`"):
+        replace(task, split={"seed": 0})
+    with refused(UsageError, "'movie'", "'guess'", "label, option, answer"):
+        replace(task, scoring="guess")
+    with refused(UsageError, "'movie'", "`extract`", "`new_tokens`"):
+        replace(task, scoring="answer")
 
 
 @pytest.fixture
@@ -119,14 +236,15 @@ def local(tmp_path):
 
 
 def test_a_local_folder_is_read_in_hub_column_names(local):
-    split = tasks.rows(tasks.load("movie"), f"local:{local}")
+    split = tasks.rows(tasks.load("sst2"), f"local:{local}")
     assert split.source == "local"
     assert len(split.test) == 40 and len(split.validation) == 600 and len(split.train) == 299
     assert {row.text for row in split.test} == {f"held {i}" for i in range(39)} | {"Train 7!"}
     assert all(row.label == (int(row.text.split()[1]) + 1) % 2 for row in split.test[:20]
                if row.text.startswith("held"))  # fmt: skip
     learned = [*split.train, *split.validation]
-    assert "train 7" not in {row.text for row in learned}  # it is an evaluation text
+    assert "train 7 " not in {row.text for row in learned}  # it is an evaluation text
+    assert {row.text[-1] for row in learned} == {" "}  # read as it is, as others read it
     assert all(row.label == int(row.text.split()[1]) % 2 for row in learned)
 
 
@@ -153,7 +271,60 @@ def test_columns_of_the_hub_become_one_text(tmp_path, name):
     assert split.train == ()  # the same text is in the test part
 
 
+def written(folder, name, parts, *rows):
+    """A local data set of the same `rows` in each part."""
+    (folder / name).mkdir()
+    for part in parts:
+        pd.DataFrame(rows).to_parquet(folder / name / f"{part}.parquet")
+    return f"local:{folder}"
+
+
+def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refused):
+    row = {
+        "sentence": "The cup missed the box as the _ was big.",
+        "option1": "cup",
+        "option2": "box",
+        "answer": "2",
+    }
+    source = written(tmp_path, "winogrande", ("train", "validation"), row)
+    [found] = tasks.rows(tasks.load("winogrande"), source).test
+    assert found.label == 1
+    assert found.text == f"{row['sentence']}\nFirst: cup\nSecond: box"
+    assert found.options == (
+        ("The cup missed the box as the cup", " was big."),
+        ("The cup missed the box as the box", " was big."),
+    )
+    for i, (change, words) in enumerate(
+        [({"answer": ""}, ("''", "1, 2")), ({"sentence": "No gap."}, ("'No gap.'", "no _"))]
+    ):
+        (tmp_path / str(i)).mkdir()
+        source = written(tmp_path / str(i), "winogrande", ("train", "validation"), row | change)
+        with refused(PreflightError, "'winogrande'", *words):
+            tasks.rows(tasks.load("winogrande"), source)
+
+
+def test_a_solution_becomes_a_target_without_notes_and_a_bare_answer(tmp_path):
+    row = {
+        "question": "How much?",
+        "answer": "He has 3*400=<<3*400=1200>>1200 coins.\nThat is $1,200.\n#### $1,200",
+    }
+    source = written(tmp_path, "gsm8k", ("train", "test"), row)
+    [found] = tasks.rows(tasks.load("gsm8k"), source).test
+    assert (found.text, found.answer, found.label) == ("How much?", "1200", 0)
+    assert found.target == " He has 3*400=1200 coins.\nThat is $1,200.\n#### 1200"
+
+
+def test_the_options_of_a_question_follow_one_context():
+    row = tasks.rows(tasks.load("quartz"), "packages").test[0]
+    question, first, second = row.text.split("\n")
+    context = f"Question: {question}\nAnswer:"
+    assert row.options == (
+        (context, first.removeprefix("First:")),
+        (context, second.removeprefix("Second:")),
+    )
+
+
 def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
     monkeypatch.setenv("HOME", str(local.parent))
-    task = tasks.load("movie")
+    task = tasks.load("sst2")
     assert tasks.rows(task, "local:~/data") == tasks.rows(task, f"local:{local}")
