@@ -32,6 +32,7 @@ from oral_lib.provenance import code_commit
 from oral_lib.recurrence import KINDS as RECURRENCES
 from oral_lib.run import Run
 from oral_lib.schedule import OBJECTIVES
+from oral_lib.tasks import Row
 from oral_lib.tokens import Statistics
 from oral_lib.training import Shelf, TrainingConfig
 from oral_lib.zoo import Member
@@ -104,11 +105,11 @@ def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
 def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
     for kind in DENOISERS:
         changed = replace(base.denoiser, kind=kind)
-        if base.text_encoder == "tiny":  # RPG's channels would cost the smoke scale minutes
+        if kind == "conv" and base.text_encoder == "tiny":  # RPG's would cost smoke runs minutes
             changed = replace(changed, channels=(4, 8, 4))
         yield Variant("denoiser", kind, replace(base, denoiser=changed))
-        if kind == "conv":  # RPG's own pair
-            eps = replace(base.schedule, objective="eps")
+        eps = replace(base.schedule, objective="eps")
+        if kind == "conv" and eps != base.schedule:  # RPG's own pair
             yield Variant("denoiser", "conv, eps", replace(base, denoiser=changed, schedule=eps))
 
 
@@ -258,31 +259,32 @@ def denoising_error(model: Generator, base: str, shelf: Shelf) -> list[float]:
     return torch.stack(found).tolist()
 
 
-def measure(study: Study, variant: Variant, folder: Path) -> pd.DataFrame:
+def measure(jury: "Jury", variant: Variant, folder: Path) -> pd.DataFrame:
     """The rows of one variant, trained first; `folder` keeps the default's generator, which
     variants of the sampling read."""
-    began, school = time.perf_counter(), schooling(study, variant.config)
+    study, began = jury.study, time.perf_counter()
     model, shelves, used = assemble(variant, study.members, study.source)
-    model, seconds = _trained(study, variant, model, shelves, school, folder)
+    model, seconds = _trained(study, variant, model, shelves, folder)
     count = sum(v.numel() for v in model.parameters())
-    rows = [_row("all", "all", "seconds", seconds), _row("all", "all", "parameters", count)]
-    loaded: dict[tuple[str, int], BaseModel] = {}
+    rows = []
     for name in study.bases:
-        names = list(dict.fromkeys(m.task for m in study.members if m.base == name))
-        errors = dict(zip(names, denoising_error(model, name, shelves[name]), strict=True))
+        known = list(dict.fromkeys(m.task for m in study.members if m.base == name))
+        errors = dict(zip(known, denoising_error(model, name, shelves[name]), strict=True))
+        rows += [_row(name, "all", "seconds", seconds), _row(name, "all", "parameters", count)]
         for task in study.tasks[name]:
             _set(model.known[name], used[name, task])
             rows.append(_row(name, task, "denoising", errors[task]))
-            judged = judge(study, _base(study, name, task, loaded), task, model, names)
-            rows += [_row(name, task, *one) for one in judged]
-    frame = pd.DataFrame(rows)
-    return _spread_over(frame, study).assign(wall_s=round(time.perf_counter() - began, 2))
+            others = [other for other in known if other != task]
+            asked = ask(study, name, task, model, others)
+            rows += [_row(name, task, *one) for one in jury.judge(name, task, asked)]
+    return pd.DataFrame(rows).assign(wall_s=round(time.perf_counter() - began, 2))
 
 
 def _trained(
-    study: Study, variant: Variant, model: Generator, shelves, school: TrainingConfig, folder: Path
+    study: Study, variant: Variant, model: Generator, shelves: dict[str, Shelf], folder: Path
 ) -> tuple[Generator, float]:
     """(trained generator, seconds it took), the default's from `folder` if it is there."""
+    school = schooling(study, variant.config)
     still = {"sampling_steps": study.config.sampling_steps, "temperature": study.config.temperature}
     common = replace(variant.config, **still)
     shared = (common, variant.gauge, variant.statistics) == (study.config, "shared", "shared")
@@ -307,81 +309,91 @@ def _trained(
         return made, seconds
 
 
-def judge(
-    study: Study, base: BaseModel, task: str, model: Generator, zoo_tasks: Sequence[str]
-) -> list[tuple]:
-    """(metric, value, low, high, items, samples) of a generator on the validation rows of a task.
-
-    accuracy, spread (standard deviation over samples), unseen (wordings kept for testing), other
-    (the descriptions of the other tasks of the zoo) and zeros (all-zero tokens).
-    """
-    spec, seed, source = tasks.load(task), study.training.seed, study.source
-    held = tasks.rows(spec, source).validation[: study.rows]
-    known = model.known[base.name]
+def ask(
+    study: Study, base: str, task: str, model: Generator, others: Sequence[str]
+) -> dict[str, list[dict[str, Tensor]]]:
+    """The adapters to be judged, by metric: accuracy (its own text), unseen (wordings kept for
+    testing), other (the descriptions of `others`) and zeros (all-zero tokens)."""
+    spec, known = tasks.load(task), model.known[base]
 
     def told(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
+        seed = study.training.seed
         return [
             adapter
             for i, text in enumerate(texts)
             for adapter in model.generate(
-                text, base.name, n, seeds.integer(seed, kind, i), source=source
+                text, base, n, seeds.integer(seed, kind, i), source=study.source
             )
         ]
 
-    foreign = [tasks.load(name).description for name in zoo_tasks if name != task]
+    few = max(1, study.samples // 5)
     zero = known.statistics.denormalise(torch.zeros_like(known.center)[None]).cpu()
-    asked = {
+    return {
         "accuracy": told("matched", [spec.description], study.samples),
-        "unseen": told("paraphrase", spec.paraphrases["test"], max(1, study.samples // 5)),
-        "other": told("mismatched", foreign, max(1, study.samples // 5)),
+        "unseen": told("paraphrase", spec.paraphrases["test"], few),
+        "other": told("mismatched", [tasks.load(name).description for name in others], few),
         "zeros": tokens.decode(known.layout, zero),
     }
-    return scores(base, task, held, asked)
 
 
-def scores(base: BaseModel, task: str, held, asked: dict[str, list[dict[str, Tensor]]]) -> list:
-    """(metric, value, low, high, items, samples) of named sets of adapters on the same rows."""
-    everything = [adapter for some in asked.values() for adapter in some]
-    outcomes = evaluate(base, tasks.load(task), held, everything)
-    correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
-    found, first = [], 0
-    for metric, some in asked.items():
-        part = correct[first : first + len(some)]
-        first += len(some)
-        if not some:
-            continue
-        found.append((metric, *stats.bootstrap(part), len(held), len(some)))
-        if metric == "accuracy":
-            spread = stats.spread(part.mean(1))[1]
-            found.append(("spread", spread, np.nan, np.nan, len(held), len(some)))
-    return found
+class Jury:
+    """Base models and validation rows of a study, each loaded when it is first needed."""
 
+    def __init__(self, study: Study):
+        self.study = study
+        self._bases: dict[tuple[str, int], BaseModel] = {}
+        self._rows: dict[str, Sequence[Row]] = {}
 
-def references(study: Study) -> pd.DataFrame:
-    """The rows of the group `reference`: the trained adapters, their soup and the base model."""
-    began, parts = time.perf_counter(), []
-    loaded: dict[tuple[str, int], BaseModel] = {}
-    for name in study.bases:
-        for task in study.tasks[name]:
-            base = _base(study, name, task, loaded)
-            own = [m.tensors for m in study.members if (m.base, m.task) == (name, task)]
-            held = tasks.rows(tasks.load(task), study.source).validation[: study.rows]
-            sets = {"trained": own, "soup": [baselines.soup(own)], "base": [base.lora_init()]}
-            for variant, some in sets.items():
-                rows = [
-                    _row(name, task, *one) for one in scores(base, task, held, {"accuracy": some})
-                ]
-                parts.append(pd.DataFrame(rows).assign(variant=variant))
-    frame = pd.concat(parts, ignore_index=True)
-    frame = frame[(frame.metric != "spread") | (frame.variant == "trained")]
-    return frame.assign(wall_s=round(time.perf_counter() - began, 2))
+    def base(self, name: str, task: str) -> BaseModel:
+        """The base model called `name` with the head that `task` wants."""
+        labels = len(tasks.load(task).labels)
+        if (name, labels) not in self._bases:
+            self._bases[name, labels] = bases.load(
+                name, source=self.study.source, labels=labels, device=self.study.device
+            )
+        return self._bases[name, labels]
 
+    def rows(self, task: str) -> Sequence[Row]:
+        """The validation rows that adapters of `task` are judged on."""
+        if task not in self._rows:
+            split = tasks.rows(tasks.load(task), self.study.source)
+            self._rows[task] = split.validation[: self.study.rows]
+        return self._rows[task]
 
-def _base(study: Study, name: str, task: str, loaded: dict) -> BaseModel:
-    key = (name, len(tasks.load(task).labels))
-    if key not in loaded:
-        loaded[key] = bases.load(name, source=study.source, labels=key[1], device=study.device)
-    return loaded[key]
+    def judge(self, base: str, task: str, asked: dict[str, list[dict[str, Tensor]]]) -> list[tuple]:
+        """(metric, value, low, high, items, samples) of named sets of adapters on the same rows;
+        beside accuracy its spread, the standard deviation over samples."""
+        held = self.rows(task)
+        everything = [adapter for some in asked.values() for adapter in some]
+        outcomes = evaluate(self.base(base, task), tasks.load(task), held, everything)
+        correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
+        found, first = [], 0
+        for metric, some in asked.items():
+            part = correct[first : first + len(some)]  # [samples, items]
+            first += len(some)
+            if not some:
+                continue
+            found.append((metric, *stats.bootstrap(part), len(held), len(some)))
+            if metric == "accuracy":
+                spread = stats.spread(part.mean(1))[1]
+                found.append(("spread", spread, np.nan, np.nan, len(held), len(some)))
+        return found
+
+    def references(self) -> pd.DataFrame:
+        """The rows of the group `reference`: the trained adapters, their soup, the base model."""
+        began, parts = time.perf_counter(), []
+        for name in self.study.bases:
+            for task in self.study.tasks[name]:
+                own = [m.tensors for m in self.study.members if (m.base, m.task) == (name, task)]
+                sets = {"trained": own, "soup": [baselines.soup(own)]}
+                sets["base"] = [self.base(name, task).lora_init()]
+                for variant, some in sets.items():
+                    found = self.judge(name, task, {"accuracy": some})
+                    rows = [_row(name, task, *one) for one in found]
+                    parts.append(pd.DataFrame(rows).assign(variant=variant))
+        frame = pd.concat(parts, ignore_index=True)
+        frame = frame[(frame.metric != "spread") | (frame.variant == "trained")]
+        return frame.assign(wall_s=round(time.perf_counter() - began, 2))
 
 
 def _row(base, task, metric, value, low=np.nan, high=np.nan, items=1, samples=1) -> dict:
@@ -389,13 +401,6 @@ def _row(base, task, metric, value, low=np.nan, high=np.nan, items=1, samples=1)
         "base": base, "task": task, "metric": metric, "value": float(value), "ci_low": low,
         "ci_high": high, "n_items": items, "n_samples": samples,
     }  # fmt: skip
-
-
-def _spread_over(frame: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """Rows of the whole generator (base "all") told once for each of its bases."""
-    own = frame[frame.base != "all"]
-    whole = [frame[frame.base == "all"].assign(base=name) for name in study.bases]
-    return pd.concat([own, *whole], ignore_index=True)
 
 
 # ---------------------------------------------------------------- a study
@@ -422,14 +427,13 @@ def run(
         run, device, bases=bases, tasks=tasks, rows=rows, samples=samples, steps=steps, seed=seed
     )
     folder, failed = run.root / "ablations", []
-    todo: dict[str, Callable[[], pd.DataFrame]] = {}
-    if study.tasks:
-        todo[part_of(study, None)] = lambda: references(study)
+    jury = Jury(study)
+    todo: dict[str, Callable[[], pd.DataFrame]] = {part_of(study, None): jury.references}
     labels = {part_of(study, None): REFERENCE}
     for variant in variants(study.config, check_groups(groups)):
         part = part_of(study, variant)
         labels.setdefault(part, f"{variant.group} {variant.name}")
-        todo.setdefault(part, lambda v=variant: measure(study, v, folder))
+        todo.setdefault(part, lambda v=variant: measure(jury, v, folder))
     for part, work in todo.items():
         try:
             _once(folder / "parts" / f"{part}.csv", work)
@@ -517,7 +521,8 @@ def collect(study: Study, folder: Path, path: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=COLUMNS)
     source = study.source.partition(":")[0]
     frame = pd.concat(found, ignore_index=True).assign(source=source, seed=study.training.seed)
-    frame = frame[COLUMNS]
+    more = {g for g, part in frame.groupby("group") if not part.default.all()}  # than the default
+    frame = frame[frame.group.isin(more)][COLUMNS].reset_index(drop=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".csv.lock"):
         merged = frame
@@ -562,6 +567,11 @@ def words(frame: pd.DataFrame) -> list[str]:
         text = f"{group}: the default, {default[0]}, reaches {own:.1%}"
         if top <= own:
             said.append(f"{text}; no variant is above it.")
+            continue
+        if group == "statistics":
+            other = frame[(frame.group == group) & ~frame.default & (frame.metric == "other")]
+            told = f"{top:.1%}, and {other.value.mean():.1%} when told of another task"
+            said.append(f"{text}; with statistics of each task {told}: there they carry the task.")
             continue
         sure = "more than" if top - own > np.hypot(unsure, more) else "within what"
         said.append(
