@@ -548,39 +548,47 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """[group, variant, default, value, ci_low, ci_high]: accuracy, the mean over tasks and bases.
+
+    Tasks have rows of their own, so their intervals add up as independent errors do.
+    """
+    found = []
+    accuracy = frame[frame.metric == "accuracy"]
+    for (group, variant), rows in accuracy.groupby(["group", "variant"], sort=False):
+        value, n = rows.value.mean(), len(rows)
+        below = np.sqrt(((rows.value - rows.ci_low) ** 2).sum()) / n
+        above = np.sqrt(((rows.ci_high - rows.value) ** 2).sum()) / n
+        found.append([group, variant, rows.default.all(), value, value - below, value + above])
+    names = ["group", "variant", "default", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(found, columns=names)
+
+
 def words(frame: pd.DataFrame) -> list[str]:
     """One sentence a group: is a variant better than the default by more than the items explain?
 
-    Means over tasks; their 95% intervals are taken as independent, though all variants see the same
-    rows, so "more than the items explain" is said too seldom rather than too often.
+    Intervals of variants are taken as independent, though all see the same rows: "more than the
+    items explain" is said too seldom rather than too often.
     """
-    said = []
-    accuracy = frame[(frame.metric == "accuracy") & (frame.group != REFERENCE)]
-    for group, part in accuracy.groupby("group", sort=False):
-        default = part[part.default].variant.unique()
-        if not len(default):
+    said, every = [], means(frame)
+    for group, rows in every[every.group != REFERENCE].groupby("group", sort=False):
+        if not rows.default.any():
             said.append(f"{group}: the default is not measured yet.")
             continue
-        means = {name: _mean(rows) for name, rows in part.groupby("variant", sort=False)}
-        best = max(means, key=lambda name: means[name][0])
-        (own, unsure), (top, more) = means[default[0]], means[best]
-        text = f"{group}: the default, {default[0]}, reaches {own:.1%}"
-        if top <= own:
+        own, best = rows[rows.default].iloc[0], rows.loc[rows.value.idxmax()]
+        text = f"{group}: the default, {own.variant}, reaches {own.value:.1%}"
+        if best.value <= own.value:
             said.append(f"{text}; no variant is above it.")
             continue
         if group == "statistics":
             other = frame[(frame.group == group) & ~frame.default & (frame.metric == "other")]
-            told = f"{top:.1%}, and {other.value.mean():.1%} when told of another task"
+            told = f"{best.value:.1%}, and {other.value.mean():.1%} when told of another task"
             said.append(f"{text}; with statistics of each task {told}: there they carry the task.")
             continue
-        sure = "more than" if top - own > np.hypot(unsure, more) else "within what"
+        gap = best.value - own.value
+        unsure = np.hypot(own.ci_high - own.value, best.value - best.ci_low)
+        sure = "more than" if gap > unsure else "within what"
         said.append(
-            f"{text}; {best} is {100 * (top - own):.1f} points above, {sure} the items explain."
+            f"{text}; {best.variant} is {100 * gap:.1f} points above, {sure} the items explain."
         )
     return said
-
-
-def _mean(rows: pd.DataFrame) -> tuple[float, float]:
-    """(mean over tasks, half of its 95% interval)."""
-    half = (rows.ci_high - rows.ci_low) / 2
-    return rows.value.mean(), float(np.sqrt((half**2).sum()) / len(rows))

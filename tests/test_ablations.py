@@ -226,6 +226,13 @@ def test_words_say_whether_a_variant_is_above_the_default_by_more_than_the_items
     assert "v is 10.0 points above, more than the items explain" in far
 
 
+def test_the_mean_over_tasks_is_surer_than_each_of_them():
+    found = ablations.means(frame({"x0": 0.8}, 0.02)).iloc[0]
+    assert found.value == pytest.approx(0.8)
+    assert found.value - found.ci_low == pytest.approx(0.02 / 2**0.5)
+    assert found.ci_high - found.value == pytest.approx(0.02 / 2**0.5)
+
+
 def test_the_zoo_that_is_ablated_is_that_of_the_plan(study):
     planned = [m for m in plan.members("smoke", "made") if m[0] == BASE]
     assert [(m.base, m.task, m.seed) for m in study.members] == planned
