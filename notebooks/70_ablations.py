@@ -21,7 +21,7 @@
 
 # %% tags=["parameters"]
 groups = "objective statistics"
-base = "tiny-encoder"
+bases = "tiny-encoder"
 seed = 0
 rows = 100
 samples = 3
@@ -31,7 +31,7 @@ source = "packages"
 out = ""
 
 # %% [markdown]
-# `groups` and `base` may name several, with spaces between; several bases share one generator.
+# `groups` and `bases` may name several, with spaces between; several bases share one generator.
 # `steps = 0` trains each generator for as long as the scale does.
 
 # %%
@@ -42,7 +42,7 @@ run = oral_lib.Run(scale, source, out)
 frame = ablations.run(
     run,
     groups.split(),
-    bases=base.split(),
+    bases=bases.split(),
     rows=rows,
     samples=samples,
     steps=steps or None,

@@ -25,7 +25,7 @@ ORDER = [
     *["graph", "plan"],
     *["run", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
-    *["cli", "reproduce"],
+    *["reproduce", "sweeps", "cli"],
 ]
 STANDARD_LIBRARY_ALONE = ["reproduce", "cli", "worker", "plan", "environment"]
 
