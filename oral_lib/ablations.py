@@ -476,8 +476,7 @@ def prepare(
     run.root.mkdir(parents=True, exist_ok=True)
     with FileLock(run.root / ".ready.lock"):
         for name in chosen:
-            for task in known[name]:
-                run.train_zoo(name, task, list(range(planned[name].zoo_seeds)))
+            run.train_zoo(name, known[name], list(range(planned[name].zoo_seeds)))
     config, school = training.preset(run.scale, "generator")
     return Study(
         source=run.source,
