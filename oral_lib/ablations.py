@@ -419,7 +419,7 @@ def run(
     """Measures the variants of `groups` that are missing; returns all rows of this study so far.
 
     They are written to results/<scale>/ablations.csv, too. `bases` (default: the first of the
-    scale) share one generator; `tasks` (default: all) are judged on `rows` validation rows with
+    scale) share one generator; `tasks` (default: `quick`) are judged on `rows` validation rows with
     `samples` adapters each. A variant that fails is told and the others are measured: OralError at
     the end. UsageError for names that do not exist.
     """
@@ -481,7 +481,7 @@ def prepare(
     return Study(
         source=run.source,
         bases=chosen,
-        tasks={n: tuple(t for t in known[n] if not tasks or t in tasks) for n in chosen},
+        tasks={n: tuple(t for t in known[n] if t in (tasks or quick(known[n]))) for n in chosen},
         config=config,
         training=replace(school, seed=seed, steps=steps or school.steps),
         rows=rows,
@@ -489,6 +489,11 @@ def prepare(
         members=tuple(m for name in chosen for m in run.members(name)),
         device=device or run.device,
     )
+
+
+def quick(names: Sequence[str]) -> list[str]:
+    """Those of the tasks `names` whose answers need not be written, word by word, to be scored."""
+    return [name for name in names if tasks.load(name).scoring != "answer"]
 
 
 def part_of(study: Study, variant: Variant | None) -> str:

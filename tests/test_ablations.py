@@ -205,6 +205,17 @@ def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
     assert not after.duplicated(["group", "variant", "base", "task", "metric", "seed"]).any()
 
 
+def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own, monkeypatch):
+    slow = replace(tasks.load("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
+    known = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda name: slow if name == "sarcasm" else known(name))
+    assert ablations.quick(["movie", "sarcasm"]) == ["movie"]
+    assert ablations.prepare(own, "cpu", **SMALL).tasks == {BASE: ("movie",)}
+    named = ablations.prepare(own, "cpu", tasks=["sarcasm"], **SMALL)
+    assert named.tasks == {BASE: ("sarcasm",)}
+    assert {m.task for m in named.members} == {"movie", "sarcasm"}, "the zoo is whole all the same"
+
+
 # --- what is said ---------------------------------------------------------------------------
 
 
@@ -224,6 +235,15 @@ def test_words_say_whether_a_variant_is_above_the_default_by_more_than_the_items
     assert "v is 2.0 points above, within what the items explain" in near
     [far] = ablations.words(frame({"x0": 0.8, "v": 0.9}, 0.05))
     assert "v is 10.0 points above, more than the items explain" in far
+
+
+def test_statistics_of_each_task_are_called_what_they_are():
+    made = frame({"shared": 0.8, "per task": 0.9}, 0.01)
+    made = made.assign(group="statistics", default=made.variant == "shared")
+    leak = made[~made.default].assign(metric="other", value=0.88)
+    [said] = ablations.words(pd.concat([made, leak]))
+    assert "per task" not in said
+    assert "of each task 90.0%, and 88.0% when told of another task: there they carry" in said
 
 
 def test_the_mean_over_tasks_is_surer_than_each_of_them():
