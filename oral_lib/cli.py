@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import doctor, notebooks, plan, twins, worker
+from oral_lib import doctor, notebooks, plan, reproduce, twins, worker
 from oral_lib.errors import OralError, UsageError
 
 CODES = "exit codes: 0 done, 1 failed, 2 usage or parameters, 3 preflight, 130 interrupted"
@@ -73,6 +73,15 @@ def parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="a parameter; the value is JSON, or a plain word",
     )
+
+    one = command("sweep", _sweep, "run the cells of a sweep file that were not run yet", run=False)
+    one.add_argument("file", type=Path, help="such as notebooks/sweeps/language.yaml")
+    one.add_argument("--scale", choices=tuple(plan.SCALES), help="instead of the file's")
+    one.add_argument("--source", help="instead of the file's")
+    one.add_argument("--out", type=Path, default=plan.ROOT, help="holds runs/ and results/")
+    one.add_argument("--jobs", type=reproduce.jobs, default=1, metavar="N", help="at a time (1)")
+    one.add_argument("--dry-run", action="store_true", help="say what would run, and why")
+    one.add_argument("--offline", action="store_true", help="fail instead of fetching")
 
     one = command("twins", _twins, "make notebooks/*.ipynb from notebooks/*.py", run=False)
     one.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
@@ -179,6 +188,20 @@ def _notebook(args: argparse.Namespace) -> None:
     given = dict(args.parameter)
     notebooks.run(notebooks.find(args.name), args.output, given)
     print(args.output)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from oral_lib import sweeps
+
+    return sweeps.run(
+        args.file,
+        scale=args.scale,
+        source=args.source,
+        out=args.out,
+        jobs=args.jobs,
+        dry_run=args.dry_run,
+        offline=args.offline,
+    )
 
 
 def _twins(args: argparse.Namespace) -> int:

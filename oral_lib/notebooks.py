@@ -83,9 +83,22 @@ def _known_base(value: str) -> None:
         bases.spec(value)
 
 
-CHECKS: dict[str, Callable[[str], object]] = {
+def _known_groups(value: str) -> None:
+    from oral_lib import ablations
+
+    ablations.check_groups(value.split())
+
+
+def _from_zero(value: int) -> None:
+    if value < 0:
+        raise UsageError(f"parameter seed must be 0 or more, got {value}.")
+
+
+CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _known_task,
     "base": _known_base,
+    "groups": _known_groups,
+    "seed": _from_zero,
     "scale": plan.cells_of,
     "source": plan.slug,
 }
@@ -93,7 +106,11 @@ CHECKS: dict[str, Callable[[str], object]] = {
 
 def check(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
     """The given parameters as typed values; `UsageError` for what the notebook could not mean."""
-    known = defaults(notebook)
+    return checked(notebook, defaults(notebook), given)
+
+
+def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) -> dict[str, Any]:
+    """`check` with the notebook's `defaults` at hand."""
     values = {}
     for name, text in given.items():
         if name not in known:
@@ -104,10 +121,13 @@ def check(notebook: Path, given: Mapping[str, str]) -> dict[str, Any]:
         values[name] = typed(name, text, known[name])
         if name in CHECKS:
             CHECKS[name](values[name])
-    chosen = known | values
-    if {"scale", "source", "base", "task"} <= chosen.keys():
+    chosen = {**known, **values}
+    if {"scale", "source"} <= chosen.keys():
         source = "made" if chosen["scale"] == "smoke" else chosen["source"]
-        plan.check_cell(chosen["scale"], source, chosen["base"], chosen["task"])
+        if {"base", "task"} <= chosen.keys():
+            plan.check_cell(chosen["scale"], source, chosen["base"], chosen["task"])
+        for base in chosen.get("bases", "").split():
+            plan.base_of(chosen["scale"], base, source)
     return values
 
 

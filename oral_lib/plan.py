@@ -4,7 +4,8 @@ Nothing here computes. The Snakefile turns the nodes into rules, `reproduce` run
 notebook asks where things are. Imports with the standard library alone.
 """
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,6 +124,28 @@ def cell_folder(run: Path, experiment: str, base: str, task: str, seed: int) -> 
     return Path(run) / "cells" / f"{experiment}--{base}--{task}--seed-{seed}"
 
 
+def notebook_node(
+    name: str,
+    stem: str,
+    run: Path,
+    parameters: Mapping[str, object],
+    outputs: Iterable[Path] = (),
+    inputs: Iterable[str] = (),
+    **rest,
+) -> Node:
+    """A node that runs a notebook; the executed notebook is the last of its outputs."""
+    executed = run / "notebooks" / f"{name.replace('/', '--')}.ipynb"
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in parameters.items()}
+    given = [word for name, text in texts.items() for word in ("-p", name, text)]
+    return Node(
+        name,
+        tuple(str(path) for path in (*outputs, executed)),
+        (*PROJECT, "notebook", stem, str(executed), *given),
+        inputs=(str(ROOT / "notebooks" / f"{stem}.ipynb"), *inputs),
+        **rest,
+    )
+
+
 def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
     """All nodes of a run, each after those it needs."""
     out = Path(out)
@@ -136,19 +159,10 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
         plan.append(Node(name, made, (*PROJECT, *command), **rest))
         return made
 
-    def notebook(name: str, stem: str, outputs: Iterable[Path] = (), inputs=(), **rest):
-        """A node that runs a notebook; the executed notebook is one of its outputs."""
+    def notebook(name: str, stem: str, **rest) -> tuple[str, ...]:
         parameters = rest.pop("parameters", {}) | known
-        executed = run / "notebooks" / f"{name.replace('/', '--')}.ipynb"
-        source_file = str(ROOT / "notebooks" / f"{stem}.ipynb")
-        given = [x for k, v in parameters.items() for x in ("-p", k, str(v))]
-        return add(
-            name,
-            *("notebook", stem, str(executed), *given),
-            outputs=(*outputs, executed),
-            inputs=(source_file, *inputs),
-            **rest,
-        )
+        plan.append(notebook_node(name, stem, run, parameters, **rest))
+        return plan[-1].outputs
 
     where = [word for key, value in known.items() for word in (f"--{key}", value)]
     # what is made on the spot needs no asset

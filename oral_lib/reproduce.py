@@ -55,7 +55,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", nargs="+", metavar="PATTERN", help="these nodes and what they need ('zoo/*')")
     add("--from-scratch", action="store_true", help="remove this scale's run folder first")
     add("--force", action="store_true", help="run the selected nodes though they are done")
-    add("--jobs", type=_jobs, default=1, metavar="N", help="nodes at a time (1)")
+    add("--jobs", type=jobs, default=1, metavar="N", help="nodes at a time (1)")
     add("--dry-run", action="store_true", help="say what would run, and why")
     add("--list", action="store_true", help="show all nodes")
     add("--out", type=Path, default=plan.ROOT, metavar="DIR", help="put runs/ and results/ there")
@@ -76,7 +76,8 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _jobs(text: str) -> int:
+def jobs(text: str) -> int:
+    """How many nodes at a time; argparse's own error for what is no such number."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of nodes: use 1 or more")
     return int(text)

@@ -118,7 +118,10 @@ class Run:
         return results.read(folder)
 
     def cells(self) -> list[Path]:
-        """The folders of all cells of the scale; those that are missing are measured first."""
+        """The folders of all cells of the scale; those that are missing are measured first.
+
+        With those of further seeds that a sweep has added since the generator was trained.
+        """
         planned = [
             (task, cells.base, seed)
             for cells in plan.cells_of(self.scale, self.source)
@@ -127,7 +130,15 @@ class Run:
         ]
         for task, base, seed in planned:
             self.cell(task, base, seed)
-        return [plan.cell_folder(self.root, "language", b, t, s) for t, b, s in planned]
+        found = [plan.cell_folder(self.root, "language", b, t, s) for t, b, s in planned]
+        trained = (self.root / "generator" / "manifest.json").stat().st_mtime
+        pairs = dict.fromkeys((base, task) for task, base, _ in planned)
+        for base, task in pairs:
+            for folder in sorted((self.root / "cells").glob(f"language--{base}--{task}--seed-*")):
+                metrics = folder / "metrics.csv"
+                if folder not in found and metrics.exists():
+                    found += [folder] * (metrics.stat().st_mtime >= trained)
+        return found
 
     def bench(self) -> Path:
         """Times the hot paths on every base model into benchmarks.csv; returns the new report."""

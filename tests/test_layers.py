@@ -15,7 +15,7 @@ ORDER = [
     *["tasks", "bases", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
-    "tokens",
+    *["tokens", "gauge"],
     *["condition", "recurrence", "denoise", "schedule"],
     *["generator", "training"],
     "adapters",
@@ -23,9 +23,9 @@ ORDER = [
     *["results", "protocol", "benchmarks"],
     *["tables", "verdict", "figures", "report"],
     *["graph", "plan"],
-    *["run", "prompting"],
+    *["run", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
-    *["cli", "reproduce"],
+    *["reproduce", "sweeps", "cli"],
 ]
 STANDARD_LIBRARY_ALONE = ["reproduce", "cli", "worker", "plan", "environment"]
 

@@ -84,6 +84,17 @@ def test_what_is_no_cell_of_the_scale_is_refused_with_the_nearest_name():
         plan.check_cell("lab", "hub", "minilm-l6", "sarcasm")
 
 
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
+    scale, source, tmp_path
+):
+    nodes = plan.nodes(scale, source, tmp_path)
+    chosen = graph.select(nodes, ["language*"])
+    assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
+    needed = {node.name for node in graph.with_needs(nodes, chosen)}
+    assert {node.name for node in nodes} - needed == {"report", *plan.NOTEBOOKS}
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):
     nodes = plan.nodes("lab", "packages", tmp_path)
     with pytest.raises(UsageError, match="Did you mean 'generator'"):

@@ -1,0 +1,598 @@
+"""Ablations: one part of the generator is changed at a time, all else stays the library's default.
+
+Every variant trains on the same zoo for as many steps, and is judged on validation rows: the
+defaults of the library are chosen by this study, so test rows have no say in it. Variants that
+change the sampling alone share the generator of the default. What is finished is kept by its
+content, so a study goes on where it was left, and several processes may work on one.
+"""
+
+import hashlib
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from oral_lib import baselines, bases, gauge, plan, seeds, stats, storage, tasks, tokens, training
+from oral_lib.bases import BaseModel
+from oral_lib.condition import ENCODERS
+from oral_lib.denoise import KINDS as DENOISERS
+from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.evaluate import evaluate
+from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.provenance import code_commit
+from oral_lib.recurrence import KINDS as RECURRENCES
+from oral_lib.run import Run
+from oral_lib.schedule import OBJECTIVES
+from oral_lib.tasks import Row
+from oral_lib.tokens import Statistics
+from oral_lib.training import Shelf, TrainingConfig
+from oral_lib.zoo import Member
+
+FORMAT = 1  # of the kept parts: a new number measures everything anew
+SAMPLING_STEPS = (1, 2, 3, 5, 10, 20, 60)
+TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
+GAUGES = {  # what is done to every adapter of the zoo before it is learned from
+    "shared start": "shared",
+    "shared start, centred on zero": "uncentred",
+    "random rotation": "turned",
+    "balanced SVD": "balanced",
+}
+STATISTICS = ("shared", "per task (leaks)")
+REFERENCE = "reference"  # the group of trained, soup and base
+COLUMNS = [
+    *("group", "variant", "default", "base", "source", "task", "metric", "value"),
+    *("ci_low", "ci_high", "n_items", "n_samples", "seed", "wall_s", "commit"),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One generator to be judged; `group` is the part that differs from the default."""
+
+    group: str
+    name: str
+    config: GeneratorConfig
+    gauge: str = "shared"
+    statistics: str = "shared"
+    default: bool = False
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all variants share: the zoo, the tasks and rows they are judged on, the training."""
+
+    source: str
+    bases: tuple[str, ...]
+    tasks: dict[str, tuple[str, ...]]  # judged, by base
+    config: GeneratorConfig
+    training: TrainingConfig
+    rows: int
+    samples: int
+    members: tuple[Member, ...]  # all tasks of the bases
+    device: str = "cpu"
+
+    def key(self, *more: object) -> str:
+        """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
+        zoo = sorted(m.info["sha256"] for m in self.members)
+        judged = {t: tasks.load(t).version for names in self.tasks.values() for t in names}
+        content = [FORMAT, self.source, self.tasks, judged, self.rows, self.samples, zoo]
+        content += [asdict(self.training), *more]
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- what is compared
+def _token(base: GeneratorConfig) -> Iterator[Variant]:
+    for k in (base.k // 4, base.k // 2, base.k, 2 * base.k, 4 * base.k):
+        yield Variant("token", f"k = {k}", replace(base, k=k))
+
+
+def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
+    for kind in RECURRENCES:
+        changed = replace(base.recurrence, kind=kind)
+        yield Variant("recurrence", kind, replace(base, recurrence=changed))
+
+
+def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
+    for kind in DENOISERS:
+        changed = replace(base.denoiser, kind=kind)
+        if kind == "conv" and base.text_encoder == "tiny":  # RPG's would cost smoke runs minutes
+            changed = replace(changed, channels=(4, 8, 4))
+        yield Variant("denoiser", kind, replace(base, denoiser=changed))
+        eps = replace(base.schedule, objective="eps")
+        if kind == "conv" and eps != base.schedule:  # RPG's own pair
+            yield Variant("denoiser", "conv, eps", replace(base, denoiser=changed, schedule=eps))
+
+
+def _objective(base: GeneratorConfig) -> Iterator[Variant]:
+    # eps and v contain x_t, which a denoiser narrower than a token can only pass round itself
+    for objective in OBJECTIVES:
+        schedule = replace(base.schedule, objective=objective)
+        skip = base.denoiser.skip if objective == base.schedule.objective else objective != "x0"
+        denoiser = replace(base.denoiser, skip=skip)
+        yield Variant("objective", objective, replace(base, schedule=schedule, denoiser=denoiser))
+
+
+def _steps(base: GeneratorConfig) -> Iterator[Variant]:
+    for n in sorted({*SAMPLING_STEPS, base.sampling_steps}):
+        yield Variant("steps", str(n), replace(base, sampling_steps=n))
+
+
+def _temperature(base: GeneratorConfig) -> Iterator[Variant]:
+    for warmth in sorted({*TEMPERATURES, base.temperature}):
+        yield Variant("temperature", f"{warmth:g}", replace(base, temperature=warmth))
+
+
+def _encoder(base: GeneratorConfig) -> Iterator[Variant]:
+    made = base.text_encoder.startswith("tiny")  # made on the spot: with others made on the spot
+    for name in ENCODERS:
+        if name.startswith("tiny") == made:
+            yield Variant("encoder", name, replace(base, text_encoder=name))
+
+
+def _gauge(base: GeneratorConfig) -> Iterator[Variant]:
+    for name, way in GAUGES.items():
+        yield Variant("gauge", name, base, gauge=way)
+
+
+def _statistics(base: GeneratorConfig) -> Iterator[Variant]:
+    for way in STATISTICS:
+        yield Variant("statistics", way, base, statistics=way.split()[0])
+
+
+GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
+    "token": _token,
+    "recurrence": _recurrence,
+    "denoiser": _denoiser,
+    "objective": _objective,
+    "steps": _steps,
+    "temperature": _temperature,
+    "encoder": _encoder,
+    "gauge": _gauge,
+    "statistics": _statistics,
+}
+
+
+def check_groups(names: Sequence[str]) -> list[str]:
+    """`names` themselves; `UsageError` with the nearest for one that is no group of variants."""
+    for name in names:
+        if name not in GROUPS:
+            known = ", ".join(GROUPS)
+            raise UsageError(f"no ablation {name!r}.{closest(name, GROUPS)} Known: {known}.")
+    if not names:
+        raise UsageError(f"no ablation is named. Known: {', '.join(GROUPS)}.")
+    return list(names)
+
+
+def variants(config: GeneratorConfig, groups: Sequence[str] = tuple(GROUPS)) -> list[Variant]:
+    """The variants of `groups` round the default `config`, which is in every group."""
+    found = [one for group in check_groups(groups) for one in GROUPS[group](config)]
+    usual = (config, "shared", "shared")
+    return [replace(v, default=(v.config, v.gauge, v.statistics) == usual) for v in found]
+
+
+def schooling(study: Study, config: GeneratorConfig) -> TrainingConfig:
+    """The study's training with as many values in a step as the default's tokens hold."""
+    subset = max(1, round(study.training.subset * study.config.k / config.k))
+    return replace(study.training, subset=subset)
+
+
+# ---------------------------------------------------------------- one variant
+def dressed(member: Member, way: str) -> Member:
+    """`member` with its factors in the gauge `way`: the same weights."""
+    if way == "balanced":
+        return replace(member, tensors=gauge.balanced(member.tensors))
+    if way == "turned":
+        own = seeds.integer(member.seed, member.task)
+        return replace(member, tensors=gauge.turned(member.tensors, own))
+    return member
+
+
+def assemble(
+    variant: Variant, members: Sequence[Member], source: str
+) -> tuple[Generator, dict[str, Shelf], dict[tuple[str, str], Statistics]]:
+    """(untrained generator, its shelves, the statistics to decode with by (base, task)).
+
+    In any gauge but the shared start's nothing of the start is left to centre on, so LoRA factors
+    are centred on zero: all-zero tokens still are the base model. Statistics of one task are
+    centred on its mean: all-zero tokens then are its soup, whatever the generator has learned.
+    """
+    members = [dressed(m, variant.gauge) for m in members]
+    model, shelves = training.assemble(variant.config, members, source=source)
+    used: dict[tuple[str, str], Statistics] = {}
+    for name, shelf in shelves.items():
+        known = model.known[name]
+        mine = [m for m in members if m.base == name]
+        values = tokens.encode(known.layout, [m.tensors for m in mine])
+        if variant.gauge != "shared":
+            [start] = tokens.decode(known.layout, known.center[None])
+            zero = {n: t * ("lora_" not in n) for n, t in start.items()}
+            center = tokens.encode(known.layout, [zero])[0]
+            _set(known, Statistics.fit(known.layout, values, center))
+        normalised = known.statistics.normalise(values)
+        for task in dict.fromkeys(m.task for m in mine):
+            own = torch.tensor([m.task == task for m in mine])
+            if variant.statistics == "per":
+                part = values[own]
+                fitted = Statistics.fit(known.layout, part, part.mean(0))
+                normalised[own] = fitted.normalise(part)
+            else:
+                fitted = Statistics(known.center.clone(), known.scale.clone())
+            used[name, task] = fitted
+        shelves[name] = replace(shelf, tokens=normalised)
+    return model, shelves, used
+
+
+def _set(known, statistics: Statistics) -> None:
+    known.center.copy_(statistics.center)
+    known.scale.copy_(statistics.scale)
+
+
+@torch.inference_mode()
+def denoising_error(model: Generator, base: str, shelf: Shelf) -> list[float]:
+    """Of each task on the shelf: |x0 predicted - x0|^2 / |x0|^2 with its own text, where half of
+    the signal is left (abar nearest to 1/2). 0 is perfect, 1 what answering zeros costs."""
+    device, known = model.kind.weight.device, model.known[base]
+    t = int((model.schedule.abar - 0.5).abs().argmin())
+    found = []
+    for text, members in zip(shelf.texts[:, :1], shelf.members, strict=True):
+        given = torch.ones(1, dtype=torch.bool, device=device)
+        c = model.conditions(base, text.to(device), given)
+        k0 = shelf.tokens[members.unique()].to(device)
+        b = len(k0)
+        p, c = model.prototypes(base, c).expand(b, -1, -1), c.expand(b, -1)
+        draw = seeds.generator(0, "denoising", base)
+        eps = torch.randn(k0.shape, generator=draw).to(device) * known.mask
+        when = torch.full((b,), t, device=device)
+        x = model.schedule.add_noise(k0, eps, when)
+        guess = model.schedule.to_x0(model.denoiser(x, when, p, c).float(), x, when) * known.mask
+        found.append((guess - k0).square().sum() / k0.square().sum())
+    return torch.stack(found).tolist()
+
+
+def measure(jury: "Jury", variant: Variant, folder: Path) -> pd.DataFrame:
+    """The rows of one variant, trained first; `folder` keeps the default's generator, which
+    variants of the sampling read."""
+    study, began = jury.study, time.perf_counter()
+    model, shelves, used = assemble(variant, study.members, study.source)
+    model, seconds = _trained(study, variant, model, shelves, folder)
+    count = sum(v.numel() for v in model.parameters())
+    rows = []
+    for name in study.bases:
+        known = list(dict.fromkeys(m.task for m in study.members if m.base == name))
+        errors = dict(zip(known, denoising_error(model, name, shelves[name]), strict=True))
+        rows += [_row(name, "all", "seconds", seconds), _row(name, "all", "parameters", count)]
+        for task in study.tasks[name]:
+            _set(model.known[name], used[name, task])
+            rows.append(_row(name, task, "denoising", errors[task]))
+            others = [other for other in known if other != task]
+            asked = ask(study, name, task, model, others)
+            rows += [_row(name, task, *one) for one in jury.judge(name, task, asked)]
+    return pd.DataFrame(rows).assign(wall_s=round(time.perf_counter() - began, 2))
+
+
+def _trained(
+    study: Study, variant: Variant, model: Generator, shelves: dict[str, Shelf], folder: Path
+) -> tuple[Generator, float]:
+    """(trained generator, seconds it took), the default's from `folder` if it is there."""
+    school = schooling(study, variant.config)
+    still = {"sampling_steps": study.config.sampling_steps, "temperature": study.config.temperature}
+    common = replace(variant.config, **still)
+    shared = (common, variant.gauge, variant.statistics) == (study.config, "shared", "shared")
+    kept = folder / "generators" / study.key(asdict(common))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock") if shared else nullcontext():
+        if shared and (kept / "manifest.json").exists():
+            held = Generator.from_pretrained(kept, study.device)
+            held.config = variant.config
+            return held, held.manifest["seconds"]
+        began = time.perf_counter()
+        label = f"ablation {variant.group} {variant.name}"
+        made, _ = training.train(model, shelves, school, device=study.device, label=label)
+        if made.kind.weight.is_cuda:
+            torch.cuda.synchronize()
+        seconds = round(time.perf_counter() - began, 2)
+        if shared:
+            made.config = study.config
+            made.manifest = {**made.manifest, "seconds": seconds}
+            made.save_pretrained(kept)
+            made.config = variant.config
+        return made, seconds
+
+
+def ask(
+    study: Study, base: str, task: str, model: Generator, others: Sequence[str]
+) -> dict[str, list[dict[str, Tensor]]]:
+    """The adapters to be judged, by metric: accuracy (its own text), unseen (wordings kept for
+    testing), other (the descriptions of `others`) and zeros (all-zero tokens)."""
+    spec, known = tasks.load(task), model.known[base]
+
+    def told(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
+        seed = study.training.seed
+        return [
+            adapter
+            for i, text in enumerate(texts)
+            for adapter in model.generate(
+                text, base, n, seeds.integer(seed, kind, i), source=study.source
+            )
+        ]
+
+    few = max(1, study.samples // 5)
+    zero = known.statistics.denormalise(torch.zeros_like(known.center)[None]).cpu()
+    return {
+        "accuracy": told("matched", [spec.description], study.samples),
+        "unseen": told("paraphrase", spec.paraphrases["test"], few),
+        "other": told("mismatched", [tasks.load(name).description for name in others], few),
+        "zeros": tokens.decode(known.layout, zero),
+    }
+
+
+class Jury:
+    """Base models and validation rows of a study, each loaded when it is first needed."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self._bases: dict[tuple[str, int], BaseModel] = {}
+        self._rows: dict[str, Sequence[Row]] = {}
+
+    def base(self, name: str, task: str) -> BaseModel:
+        """The base model called `name` with the head that `task` wants."""
+        labels = len(tasks.load(task).labels)
+        if (name, labels) not in self._bases:
+            self._bases[name, labels] = bases.load(
+                name, source=self.study.source, labels=labels, device=self.study.device
+            )
+        return self._bases[name, labels]
+
+    def rows(self, task: str) -> Sequence[Row]:
+        """The validation rows that adapters of `task` are judged on."""
+        if task not in self._rows:
+            split = tasks.rows(tasks.load(task), self.study.source)
+            self._rows[task] = split.validation[: self.study.rows]
+        return self._rows[task]
+
+    def judge(self, base: str, task: str, asked: dict[str, list[dict[str, Tensor]]]) -> list[tuple]:
+        """(metric, value, low, high, items, samples) of named sets of adapters on the same rows;
+        beside accuracy its spread, the standard deviation over samples."""
+        held = self.rows(task)
+        everything = [adapter for some in asked.values() for adapter in some]
+        outcomes = evaluate(self.base(base, task), tasks.load(task), held, everything)
+        correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
+        found, first = [], 0
+        for metric, some in asked.items():
+            part = correct[first : first + len(some)]  # [samples, items]
+            first += len(some)
+            if not some:
+                continue
+            found.append((metric, *stats.bootstrap(part), len(held), len(some)))
+            if metric == "accuracy":
+                spread = stats.spread(part.mean(1))[1]
+                found.append(("spread", spread, np.nan, np.nan, len(held), len(some)))
+        return found
+
+    def references(self) -> pd.DataFrame:
+        """The rows of the group `reference`: the trained adapters, their soup, the base model."""
+        began, parts = time.perf_counter(), []
+        for name in self.study.bases:
+            for task in self.study.tasks[name]:
+                own = [m.tensors for m in self.study.members if (m.base, m.task) == (name, task)]
+                sets = {"trained": own, "soup": [baselines.soup(own)]}
+                sets["base"] = [self.base(name, task).lora_init()]
+                for variant, some in sets.items():
+                    found = self.judge(name, task, {"accuracy": some})
+                    rows = [_row(name, task, *one) for one in found]
+                    parts.append(pd.DataFrame(rows).assign(variant=variant))
+        frame = pd.concat(parts, ignore_index=True)
+        frame = frame[(frame.metric != "spread") | (frame.variant == "trained")]
+        return frame.assign(wall_s=round(time.perf_counter() - began, 2))
+
+
+def _row(base, task, metric, value, low=np.nan, high=np.nan, items=1, samples=1) -> dict:
+    return {
+        "base": base, "task": task, "metric": metric, "value": float(value), "ci_low": low,
+        "ci_high": high, "n_items": items, "n_samples": samples,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- a study
+def run(
+    run: Run,
+    groups: Sequence[str] = tuple(GROUPS),
+    device: str | None = None,
+    *,
+    bases: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    rows: int = 200,
+    samples: int = 10,
+    steps: int | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Measures the variants of `groups` that are missing; returns all rows of this study so far.
+
+    They are written to results/<scale>/ablations.csv, too. `bases` (default: the first of the
+    scale) share one generator; `tasks` (default: `quick`) are judged on `rows` validation rows with
+    `samples` adapters each. A variant that fails is told and the others are measured: OralError at
+    the end. UsageError for names that do not exist.
+    """
+    study = prepare(
+        run, device, bases=bases, tasks=tasks, rows=rows, samples=samples, steps=steps, seed=seed
+    )
+    folder, failed = run.root / "ablations", []
+    jury = Jury(study)
+    todo: dict[str, Callable[[], pd.DataFrame]] = {part_of(study, None): jury.references}
+    labels = {part_of(study, None): REFERENCE}
+    for variant in variants(study.config, check_groups(groups)):
+        part = part_of(study, variant)
+        labels.setdefault(part, f"{variant.group} {variant.name}")
+        todo.setdefault(part, lambda v=variant: measure(jury, v, folder))
+    for part, work in todo.items():
+        try:
+            _once(folder / "parts" / f"{part}.csv", work)
+        except Exception as error:  # the other variants are still worth having
+            log = folder / f"failed-{part}.log"
+            storage.write_text(log, traceback.format_exc())
+            failed.append(f"{labels[part]} ({type(error).__name__}: {error}; traceback: {log})")
+            print(f"ablation {failed[-1]} failed", flush=True)
+    frame = collect(study, folder, run.results / "ablations.csv")
+    if failed:
+        raise OralError(f"{len(failed)} of {len(todo)} ablations failed: {'; '.join(failed)}")
+    return frame
+
+
+def prepare(
+    run: Run,
+    device: str | None = None,
+    *,
+    bases: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    rows: int = 200,
+    samples: int = 10,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Study:
+    """The study of a run, its zoo trained where it is missing."""
+    for name, value in {"rows": rows, "samples": samples, "steps": steps or 1}.items():
+        if value < 1:
+            raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
+    planned = {cells.base: cells for cells in plan.cells_of(run.scale, run.source)}
+    chosen = tuple(bases) or tuple(planned)[:1]
+    known = {name: plan.base_of(run.scale, name, run.source).tasks for name in chosen}
+    for task in tasks:
+        if not any(task in names for names in known.values()):
+            some = sorted({t for names in known.values() for t in names})
+            raise UsageError(
+                f"no task {task!r} on {', '.join(chosen)}.{closest(task, some)} "
+                f"There are {', '.join(some)}."
+            )
+    run.root.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.root / ".ready.lock"):
+        for name in chosen:
+            run.train_zoo(name, known[name], list(range(planned[name].zoo_seeds)))
+    config, school = training.preset(run.scale, "generator")
+    return Study(
+        source=run.source,
+        bases=chosen,
+        tasks={n: tuple(t for t in known[n] if t in (tasks or quick(known[n]))) for n in chosen},
+        config=config,
+        training=replace(school, seed=seed, steps=steps or school.steps),
+        rows=rows,
+        samples=samples,
+        members=tuple(m for name in chosen for m in run.members(name)),
+        device=device or run.device,
+    )
+
+
+def quick(names: Sequence[str]) -> list[str]:
+    """Those of the tasks `names` whose answers need not be written, word by word, to be scored."""
+    return [name for name in names if tasks.load(name).scoring != "answer"]
+
+
+def part_of(study: Study, variant: Variant | None) -> str:
+    """The name under which the rows of `variant` (None: the references) are kept."""
+    if variant is None:
+        return study.key(REFERENCE)
+    return study.key(asdict(variant.config), variant.gauge, variant.statistics)
+
+
+def _once(path: Path, work: Callable[[], pd.DataFrame]) -> None:
+    """Has `work` done and kept at `path`, unless it is there or another process is at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            storage.write_text(path, work().assign(commit=code_commit()).to_csv(index=False))
+
+
+def collect(study: Study, folder: Path, path: Path) -> pd.DataFrame:
+    """All finished rows of `study`; `path` gets them in place of older ones of its bases."""
+    listed = [(v.group, v.name, v.default, part_of(study, v)) for v in variants(study.config)]
+    listed.append((REFERENCE, None, False, part_of(study, None)))
+    found = []
+    for group, name, default, part in listed:
+        file = folder / "parts" / f"{part}.csv"
+        if file.exists():
+            rows = pd.read_csv(file).assign(group=group, default=default)
+            found.append(rows if name is None else rows.assign(variant=name))
+    if not found:
+        return pd.DataFrame(columns=COLUMNS)
+    source = study.source.partition(":")[0]
+    frame = pd.concat(found, ignore_index=True).assign(source=source, seed=study.training.seed)
+    more = {g for g, part in frame.groupby("group") if not part.default.all()}  # than the default
+    frame = frame[frame.group.isin(more)][COLUMNS].reset_index(drop=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".csv.lock"):
+        merged = frame
+        if path.exists():
+            old, own = pd.read_csv(path, dtype={"variant": str}), ["source", "base", "seed"]
+            mine = pd.MultiIndex.from_frame(frame[own])
+            merged = pd.concat([old[~pd.MultiIndex.from_frame(old[own]).isin(mine)], frame])
+        storage.write_text(path, merged.to_csv(index=False, float_format="%.6g"))
+    return frame
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """[(group, variant), metrics]: means over tasks and bases, shares in percent; the default of a
+    group is starred."""
+    shares = ["accuracy", "spread", "unseen", "other", "zeros"]
+    name = frame.variant.astype(str) + np.where(frame.default, " *", "")
+    named = frame.assign(variant=name)
+    wide = named.pivot_table(
+        index=["group", "variant"], columns="metric", values="value", aggfunc="mean", sort=False
+    )
+    wide = wide.reindex(columns=[*shares, "denoising", "seconds", "parameters"])
+    wide[shares] = 100 * wide[shares]
+    return wide
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """[group, variant, default, value, ci_low, ci_high]: accuracy, the mean over tasks and bases.
+
+    Tasks have rows of their own, so their intervals add up as independent errors do.
+    """
+    found = []
+    accuracy = frame[frame.metric == "accuracy"]
+    for (group, variant), rows in accuracy.groupby(["group", "variant"], sort=False):
+        value, n = rows.value.mean(), len(rows)
+        below = np.sqrt(((rows.value - rows.ci_low) ** 2).sum()) / n
+        above = np.sqrt(((rows.ci_high - rows.value) ** 2).sum()) / n
+        found.append([group, variant, rows.default.all(), value, value - below, value + above])
+    names = ["group", "variant", "default", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(found, columns=names)
+
+
+def words(frame: pd.DataFrame) -> list[str]:
+    """One sentence a group: is a variant better than the default by more than the items explain?
+
+    Intervals of variants are taken as independent, though all see the same rows: "more than the
+    items explain" is said too seldom rather than too often.
+    """
+    said, every = [], means(frame)
+    for group, rows in every[every.group != REFERENCE].groupby("group", sort=False):
+        if not rows.default.any():
+            said.append(f"{group}: the default is not measured yet.")
+            continue
+        own, best = rows[rows.default].iloc[0], rows.loc[rows.value.idxmax()]
+        text = f"{group}: the default, {own.variant}, reaches {own.value:.1%}"
+        if best.value <= own.value:
+            said.append(f"{text}; no variant is above it.")
+            continue
+        if group == "statistics":
+            other = frame[(frame.group == group) & ~frame.default & (frame.metric == "other")]
+            told = f"{best.value:.1%}, and {other.value.mean():.1%} when told of another task"
+            said.append(f"{text}; with statistics of each task {told}: there they carry the task.")
+            continue
+        gap = best.value - own.value
+        unsure = np.hypot(own.ci_high - own.value, best.value - best.ci_low)
+        sure = "more than" if gap > unsure else "within what"
+        said.append(
+            f"{text}; {best.variant} is {100 * gap:.1f} points above, {sure} the items explain."
+        )
+    return said

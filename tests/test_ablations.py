@@ -1,0 +1,258 @@
+"""One part of the generator is changed at a time, and no test row has a say in it."""
+
+import shutil
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+import oral_lib
+from oral_lib import ablations, baselines, gauge, plan, tasks, tokens, training
+from oral_lib.errors import OralError, UsageError
+
+BASE = "tiny-encoder"
+SMALL = {"rows": 20, "samples": 2, "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def own(smoke, tmp_path_factory):
+    """A smoke run of this module's own, with the zoo of the shared one."""
+    made = oral_lib.Run("smoke", out=tmp_path_factory.mktemp("ablations"))
+    shutil.copytree(smoke.root / "zoo", made.root / "zoo")
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(own):
+    return ablations.prepare(own, "cpu", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def measured(own):
+    return ablations.run(own, ["objective", "temperature"], "cpu", **SMALL)
+
+
+def variant(study, group: str, name: str) -> ablations.Variant:
+    found = [v for v in ablations.variants(study.config, [group]) if v.name == name]
+    assert len(found) == 1
+    return found[0]
+
+
+# --- what is compared -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["smoke", "lab"])
+def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
+    config, _ = training.preset(scale, "generator")
+    for group in ablations.GROUPS:
+        found = ablations.variants(config, [group])
+        assert sum(v.default for v in found) == 1, group
+        assert len({v.name for v in found}) == len(found)
+        assert len({(repr(v.config), v.gauge, v.statistics) for v in found}) == len(found)
+
+
+def test_a_variant_differs_from_the_default_in_its_part_alone():
+    config, _ = training.preset("lab", "generator")
+    parts = {"token": "k", "steps": "sampling_steps", "encoder": "text_encoder"}
+    parts |= {name: name for name in ("recurrence", "temperature")}
+    for group, field in parts.items():
+        for v in ablations.variants(config, [group]):
+            assert replace(v.config, **{field: getattr(config, field)}) == config
+            assert (v.gauge, v.statistics) == ("shared", "shared")
+    for group in ("gauge", "statistics"):
+        assert all(v.config == config for v in ablations.variants(config, [group]))
+
+
+def test_whatever_the_token_size_a_step_reads_as_many_values(study):
+    for v in ablations.variants(study.config, ["token"]):
+        read = ablations.schooling(study, v.config).subset * v.config.k
+        assert read == study.training.subset * study.config.k
+
+
+def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):
+    with refused(UsageError, "no ablation 'guage'", "'gauge'"):
+        ablations.run(own, ["guage"], **SMALL)
+    with refused(UsageError, "no base 'tiny-encodr'", "'tiny-encoder'"):
+        ablations.run(own, ["gauge"], bases=["tiny-encodr"], **SMALL)
+    with refused(UsageError, "no task 'movei'", "'movie'"):
+        ablations.run(own, ["gauge"], tasks=["movei"], **SMALL)
+    with refused(UsageError, "rows=0"):
+        ablations.run(own, ["gauge"], rows=0)
+
+
+# --- gauge and statistics -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(ablations.GAUGES))
+def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(study, name):
+    one = variant(study, "gauge", name)
+    model, shelves, used = ablations.assemble(one, study.members, study.source)
+    layout, start = model.known[BASE].layout, ablations.Jury(study).base(BASE, "movie").lora_init()
+    for place, member in enumerate(study.members):
+        statistics = used[BASE, member.task]
+        values = statistics.denormalise(shelves[BASE].tokens[place : place + 1])
+        [found] = tokens.decode(layout, values)
+        for a, b in gauge.factors(found).items():
+            wanted = member.tensors[b] @ member.tensors[a]
+            assert torch.allclose(found[b] @ found[a], wanted, atol=1e-5)
+    [zero] = tokens.decode(layout, used[BASE, "movie"].denormalise(0 * values))
+    assert all(not zero[b].any() for b in gauge.factors(zero).values())
+    assert all(torch.equal(zero[n], t) for n, t in start.items() if "lora_" not in n)
+
+
+def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study):
+    one = variant(study, "statistics", "per task (leaks)")
+    model, _, used = ablations.assemble(one, study.members, study.source)
+    layout = model.known[BASE].layout
+    for task in study.tasks[BASE]:
+        zero = torch.zeros(1, layout.l, layout.k)
+        [found] = tokens.decode(layout, used[BASE, task].denormalise(zero))
+        soup = baselines.soup([m.tensors for m in study.members if m.task == task])
+        assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in soup.items())
+
+
+def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
+    model, shelves, _ = ablations.assemble(
+        variant(study, "objective", "x0"), study.members, study.source
+    )
+    shelf = shelves[BASE]
+    model.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
+    assert ablations.denoising_error(model, BASE, shelf) == [1.0, 1.0]
+    clean = iter([shelf.tokens[members.unique()] for members in shelf.members])
+    model.denoiser.forward = lambda x, t, p, c: next(clean)
+    assert ablations.denoising_error(model, BASE, shelf) == [0.0, 0.0]
+
+
+# --- a study --------------------------------------------------------------------------------
+
+
+def test_variants_are_judged_on_validation_rows(study):
+    for task in study.tasks[BASE]:
+        split = tasks.rows(tasks.load(task), study.source)
+        seen = {row.key for row in ablations.Jury(study).rows(task)}
+        assert len(seen) == SMALL["rows"]
+        assert seen <= {row.key for row in split.validation}
+        assert not seen & {row.key for row in split.test}
+
+
+def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapters(measured):
+    assert list(measured.columns) == ablations.COLUMNS
+    assert set(measured.group) == {"objective", "temperature", "reference"}
+    for (group, name), part in measured.groupby(["group", "variant"]):
+        own = {(r.task, r.metric) for r in part.itertuples()}
+        if group == "reference":
+            assert {("movie", "accuracy"), ("sarcasm", "accuracy")} <= own, name
+            continue
+        several = ("accuracy", "spread", "unseen", "other", "zeros", "denoising")
+        wanted = {(task, m) for task in ("movie", "sarcasm") for m in several}
+        assert own == wanted | {("all", "seconds"), ("all", "parameters")}, name
+    shares = measured[measured.metric == "accuracy"]
+    assert (shares.ci_low <= shares.value).all() and (shares.value <= shares.ci_high).all()
+
+
+def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
+    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(ablations, "evaluate", None)
+    again = ablations.run(own, ["temperature", "objective"], "cpu", **SMALL)
+    pd.testing.assert_frame_equal(again, measured)
+
+
+def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch):
+    trained = []
+    monkeypatch.setattr(training, "train", lambda *args, **rest: trained.append(args))
+    found = ablations.run(own, ["steps"], "cpu", **SMALL)
+    assert trained == []
+    steps = found[(found.group == "steps") & (found.metric == "seconds")]
+    assert len(steps) == len(ablations.SAMPLING_STEPS) and steps.value.nunique() == 1
+
+
+def test_another_training_is_another_study(own, measured, monkeypatch):
+    def stop(*args, **rest):
+        raise OralError("it would be trained")
+
+    monkeypatch.setattr(training, "train", stop)
+    with pytest.raises(OralError, match="it would be trained"):
+        ablations.run(own, ["objective"], "cpu", **{**SMALL, "steps": 5})
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch, refused):
+    whole = training.train
+
+    def fragile(model, *args, **rest):
+        if model.config.recurrence.kind == "lstm":
+            raise RuntimeError("out of memory")
+        return whole(model, *args, **rest)
+
+    monkeypatch.setattr(training, "train", fragile)
+    with refused(OralError, "1 of 5 ablations failed", "recurrence lstm", "out of memory"):
+        ablations.run(own, ["recurrence"], "cpu", **SMALL)
+    kept = pd.read_csv(own.results / "ablations.csv")
+    assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
+    monkeypatch.setattr(training, "train", whole)
+    found = ablations.run(own, ["recurrence"], "cpu", **SMALL)
+    assert set(found[found.group == "recurrence"].variant) == set(ablations.RECURRENCES)
+
+
+def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
+    path = own.results / "ablations.csv"
+    other = measured[measured.group == "objective"].assign(base="another")
+    before = pd.concat([pd.read_csv(path), other, other.assign(base=BASE, seed=7)])
+    before.to_csv(path, index=False)
+    ablations.run(own, ["objective"], "cpu", **SMALL)
+    after = pd.read_csv(path)
+    assert (after.base == "another").sum() == (after.seed == 7).sum() == len(other)
+    assert not after.duplicated(["group", "variant", "base", "task", "metric", "seed"]).any()
+
+
+def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own, monkeypatch):
+    slow = replace(tasks.load("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
+    known = tasks.load
+    monkeypatch.setattr(tasks, "load", lambda name: slow if name == "sarcasm" else known(name))
+    assert ablations.quick(["movie", "sarcasm"]) == ["movie"]
+    assert ablations.prepare(own, "cpu", **SMALL).tasks == {BASE: ("movie",)}
+    named = ablations.prepare(own, "cpu", tasks=["sarcasm"], **SMALL)
+    assert named.tasks == {BASE: ("sarcasm",)}
+    assert {m.task for m in named.members} == {"movie", "sarcasm"}, "the zoo is whole all the same"
+
+
+# --- what is said ---------------------------------------------------------------------------
+
+
+def frame(values: dict[str, float], half: float) -> pd.DataFrame:
+    rows = [
+        {"group": "objective", "variant": n, "default": n == "x0", "task": t, "metric": "accuracy",
+         "value": v, "ci_low": v - half, "ci_high": v + half}
+        for n, v in values.items() for t in ("a", "b")
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_words_say_whether_a_variant_is_above_the_default_by_more_than_the_items_explain():
+    [same] = ablations.words(frame({"x0": 0.8, "v": 0.8}, 0.01))
+    assert "no variant is above it" in same
+    [near] = ablations.words(frame({"x0": 0.8, "v": 0.82}, 0.05))
+    assert "v is 2.0 points above, within what the items explain" in near
+    [far] = ablations.words(frame({"x0": 0.8, "v": 0.9}, 0.05))
+    assert "v is 10.0 points above, more than the items explain" in far
+
+
+def test_statistics_of_each_task_are_called_what_they_are():
+    made = frame({"shared": 0.8, "per task": 0.9}, 0.01)
+    made = made.assign(group="statistics", default=made.variant == "shared")
+    leak = made[~made.default].assign(metric="other", value=0.88)
+    [said] = ablations.words(pd.concat([made, leak]))
+    assert "per task" not in said
+    assert "of each task 90.0%, and 88.0% when told of another task: there they carry" in said
+
+
+def test_the_mean_over_tasks_is_surer_than_each_of_them():
+    found = ablations.means(frame({"x0": 0.8}, 0.02)).iloc[0]
+    assert found.value == pytest.approx(0.8)
+    assert found.value - found.ci_low == pytest.approx(0.02 / 2**0.5)
+    assert found.ci_high - found.value == pytest.approx(0.02 / 2**0.5)
+
+
+def test_the_zoo_that_is_ablated_is_that_of_the_plan(study):
+    planned = [m for m in plan.members("smoke", "made") if m[0] == BASE]
+    assert [(m.base, m.task, m.seed) for m in study.members] == planned
