@@ -59,16 +59,16 @@ def ensure(
 
 
 def _make(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
-    folders = [bases.version_dir(entry.name, source) for entry in versions]
-    there = [assets.fault(folder) is None for folder in folders]
-    done = there.index(False) if False in there else len(there)
-    origin = versions[0].parent
-    begin = versions[done - 1].name if done else origin
-    base = bases.load(begin, source=source, device=device, dtype=torch.float32)
-    first = base if not done else bases.load(origin, source=source, dtype=torch.float32)
-    start = {n: w.detach().cpu().clone() for n, w in first.model.named_parameters()}
-    before = None
-    for entry, folder in zip(versions[done:], folders[done:], strict=True):
+    start, before = None, None
+    for entry in versions:
+        folder = bases.version_dir(entry.name, source)
+        if not assets.fault(folder):
+            continue
+        if start is None:
+            first = bases.load(versions[0].parent, source=source, dtype=torch.float32)
+            start = _weights(first)
+        # read anew each time: a chain that was interrupted gives the same versions
+        base = bases.load(entry.parent, source=source, device=device, dtype=torch.float32)
         about = evolve(base, entry.version, start=start, before=before)
         before = about["perplexity_after"]
         about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
@@ -99,8 +99,7 @@ def evolve(
     recipe, t = entry.evolution, int(entry.version.removeprefix("t"))
     rows = packed(base.tokenizer, recipe)
     held, read = rows[: recipe.held_out], stretch(rows, recipe, t)
-    if start is None:
-        start = {n: w.detach().cpu().clone() for n, w in base.model.named_parameters()}
+    start = _weights(base) if start is None else start
     began = time.monotonic()
     before = perplexity(base.model, held) if before is None else before
     losses = train(base.model, read, recipe, label=f"evolve {entry.name}")
@@ -199,6 +198,10 @@ def drift(model: nn.Module, start: dict[str, Tensor]) -> float:
         moved += (weight.detach() - was).double().square().sum().item()
         whole += was.double().square().sum().item()
     return math.sqrt(moved / whole)
+
+
+def _weights(base: BaseModel) -> dict[str, Tensor]:
+    return {n: w.detach().cpu().clone() for n, w in base.model.named_parameters()}
 
 
 def _loss(model: nn.Module, ids: Tensor) -> Tensor:
