@@ -17,8 +17,12 @@ from oral_lib import assets, seeds
 from oral_lib.bases import FINGERPRINT, BaseModel, quiet, word_tokenizer
 from oral_lib.errors import UsageError, closest
 
-# name -> width e; the base models of D-BAS-1 that read both ways serve as text encoders, too
-ENCODERS = {"minilm-l6": 384, "minilm-l3": 384, "minilm-l6-words": 384, "tiny": 64}
+ENCODERS = {  # name -> width e
+    "minilm-l6": 384,
+    "minilm-l3": 384,
+    "minilm-l6-words": 384,
+    "tiny": 64,
+}
 ARMS = ("fingerprint", "describe")
 
 

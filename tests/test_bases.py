@@ -353,6 +353,13 @@ def test_every_architecture_is_told_by_its_structure_and_its_weights(architectur
     assert other.describe() != told and not torch.allclose(other.fingerprint(), seen, atol=0.1)
 
 
+def test_attention_is_fused_on_a_gpu_unless_a_model_caps_its_logits():
+    told = {name: bases.attention(kind(), "cuda") for name, kind in KINDS.items()}
+    assert {name for name, how in told.items() if how == "eager"} == {"gemma-2-9b"}
+    assert bases.attention(transformers.BertConfig(), "cuda") == "sdpa"
+    assert bases.attention(transformers.BertConfig(), "cpu") == "eager"
+
+
 def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(architecture):
     start, config = architecture.lora_init(), architecture.peft_config()
     adapters = [shaken(start, 0.1), shaken(start, 0.2)]
