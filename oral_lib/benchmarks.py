@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import bases, scoring, tokens, zoo
+from oral_lib import bases, feed, scoring, tokens, zoo
 from oral_lib.bases import BaseModel
+from oral_lib.feed import Feed
 from oral_lib.generator import Generator
 from oral_lib.provenance import code_commit
+from oral_lib.recipes import default
 from oral_lib.recurrence import ssd, ssd_ref
 from oral_lib.tasks import Split, Task
 from oral_lib.tokens import Layout
@@ -64,14 +66,15 @@ def train_plain(
         optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        stream, losses = zoo.batches(rows, recipe.batch, run.seed), []
+        stream, losses = feed.batches(rows, recipe.batch, run.seed), []
         core, words = model.get_base_model(), scoring.words(base, run.task)
+        how = scoring.way(base, run.task)
         for _ in range(recipe.steps):
-            chosen = next(stream)
-            answer = torch.tensor([rows[i].label for i in chosen], device=base.device)
-            texts = scoring.prompts(base, run.task, [rows[i].text for i in chosen])
-            likely = scoring.answers(core, base, base.tokens(texts, run.task.words))[:, words]
-            loss = torch.nn.functional.nll_loss(likely, answer)
+            chosen = [rows[i] for i in next(stream)]
+            answer = torch.tensor([row.label for row in chosen], device=base.device)
+            batch = scoring.read(base, run.task, chosen)
+            asked = words.expand(len(chosen), -1)
+            loss = scoring.losses(core, base, how, batch, answer, asked).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
@@ -156,7 +159,7 @@ def zoo_rows(
     weights do: two passes, because nothing in the base gets a gradient of its own.
     """
     sizes = sizes or ((1, 4, 8, 16, 32, 64) if base.device.type == "cuda" else (1, 4))
-    recipe, device = replace(zoo.RECIPES[base.name], steps=steps, keep=1), base.device
+    recipe, device = replace(default(base.name), steps=steps), base.device
     rows = {task.name: replace(data, train=data.train[: 64 * recipe.batch])}
     head = base.model.get_output_embeddings()  # read at one place of a row only
     linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
@@ -169,7 +172,9 @@ def zoo_rows(
         # after one warm-up, by the trainer's own clock: it waits for the device at its end
         times = [next(zoo.train(base, runs, rows, most=size)).seconds for _ in range(4)]
         took = median(times[1:])
-        read = sum(zoo.Feed.of(base, runs, rows).widths) * recipe.batch  # tokens an adapter
+        jobs = [(task, seed) for seed in range(size)]
+        widths = Feed.of(base, jobs, rows, steps=steps, batch=recipe.batch).widths
+        read = sum(widths) * recipe.batch  # tokens an adapter
         side = round((2 * read * weights) ** (1 / 3))
         square = torch.randn(side, side, device=device, dtype=next(base.model.parameters()).dtype)
         limit = seconds(lambda square=square: square @ square, device)

@@ -148,7 +148,7 @@ def _zoo(args: argparse.Namespace) -> None:
     from oral_lib import tasks
 
     tasks.load(args.task)
-    _run(args).train_zoo(args.base, args.task, seeds)
+    _run(args).train_zoo(args.base, [args.task], seeds)
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -1,30 +1,45 @@
-"""Evaluation: an adapter on a base model, judged on held-out rows."""
+"""Evaluation: adapters on a base model, judged on the same held-out rows, many at once."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import bases, scoring
+from oral_lib import scoring, stacked
 from oral_lib.bases import BaseModel
+from oral_lib.stacked import Stack
 from oral_lib.tasks import Row, Task
+
+GROUPS = {"cpu": 1, "cuda": 16}  # adapters that read at once
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one adapter answered: log-likelihoods [n, labels] and the rows it was asked."""
+    """What one adapter answered to `rows`.
+
+    `likely` [n, labels] are log-likelihoods. Where an answer had to be written they are [n, 1],
+    those of the right one, and `written` holds what was written, bare.
+    """
 
     likely: Tensor
     rows: Sequence[Row]
+    written: Sequence[str] | None = None
 
     @property
     def labels(self) -> Tensor:
+        """[n] the right label; 1 where an answer had to be written."""
+        if self.written is not None:
+            return torch.ones(len(self.rows), dtype=torch.long)
         return torch.tensor([row.label for row in self.rows])
 
     @property
     def predicted(self) -> Tensor:
+        """[n] the likeliest label; 1 where the written answer is the right one, else 0."""
+        if self.written is not None:
+            pairs = zip(self.written, self.rows, strict=True)
+            return torch.tensor([int(said == row.answer) for said, row in pairs])
         return self.likely.argmax(-1)
 
     @property
@@ -32,27 +47,67 @@ class Outcome:
         """[n] bool."""
         return self.predicted == self.labels
 
+    @property
+    def likelihood(self) -> float:
+        """The mean log-likelihood of the right answer among those asked for."""
+        if self.likely.shape[1] == 1:
+            return self.likely.mean().item()
+        right = torch.tensor([[row.label] for row in self.rows])
+        return self.likely.log_softmax(-1).gather(1, right).mean().item()
+
+
+def accuracy_of(outcome: Outcome) -> float | None:
+    """The share of right answers; None where answers were to be written and were not."""
+    unwritten = outcome.written is None and outcome.likely.shape[1] == 1
+    return None if unwritten else outcome.correct.float().mean().item()
+
 
 def evaluate(
-    base: BaseModel, task: Task, rows: Sequence[Row], adapters: Iterable[dict[str, Tensor]]
+    base: BaseModel,
+    task: Task,
+    rows: Sequence[Row],
+    adapters: Sequence[dict[str, Tensor]],
+    *,
+    groups: int = 0,
+    write: bool = True,
 ) -> Iterator[Outcome]:
-    """Yields an `Outcome` for each of `adapters` on the same `rows`; the base is attached once."""
-    with base.attach() as model:
-        for adapter in adapters:
-            bases.put(model, adapter)
-            yield Outcome(scoring.score(model, base, task, rows), rows)
+    """Yields an `Outcome` for each of `adapters` on the same `rows`, `groups` of them at a time.
+
+    With `write` off, answers are scored by likelihood and not written.
+    """
+    most = min(groups or GROUPS[base.device.type], len(adapters))
+    if not most:
+        return
+    dtype = next(base.model.parameters()).dtype
+    stack = Stack(adapters[0], most, base.device, dtype)
+    how = scoring.way(base, task)
+    with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as model:
+        for first in range(0, len(adapters), most):
+            chosen = list(adapters[first : first + most])
+            stack.put(chosen + chosen[:1] * (most - len(chosen)))
+            likely = scoring.score(model, base, task, rows, groups=most)
+            written = [None] * most
+            if how == "answer" and write:
+                said = scoring.write(model, base, task, rows, groups=most)
+                written = [[task.extracted(text) for text in texts] for texts in said]
+            for one, texts, _ in zip(likely, written, chosen, strict=False):
+                yield Outcome(one, rows, texts)
 
 
 def compare(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
 ) -> tuple[pd.DataFrame, pd.Series]:
     """A table [text, truth, what each adapter said and how sure], and the accuracy of each."""
-    table = {"text": [row.text for row in rows], "truth": [task.labels[row.label] for row in rows]}
-    right = {}
-    outcomes = evaluate(base, task, rows, adapters.values())
+    answers = scoring.way(base, task) == "answer"
+    truth = [row.answer if answers else task.labels[row.label] for row in rows]
+    table, right = {"text": [row.text for row in rows], "truth": truth}, {}
+    outcomes = evaluate(base, task, rows, list(adapters.values()))
     for name, outcome in zip(adapters, outcomes, strict=True):
-        sure = outcome.likely.softmax(-1).amax(-1).tolist()
-        said = [task.labels[i] for i in outcome.predicted.tolist()]
-        table[name] = [f"{word} ({p:.0%})" for word, p in zip(said, sure, strict=True)]
+        if answers:
+            table[name] = list(outcome.written)
+        else:
+            sure = outcome.likely.softmax(-1).amax(-1).tolist()
+            said = [task.labels[i] for i in outcome.predicted.tolist()]
+            table[name] = [f"{word} ({p:.0%})" for word, p in zip(said, sure, strict=True)]
         right[name] = outcome.correct.float().mean().item()
     return pd.DataFrame(table), pd.Series(right, name="accuracy")

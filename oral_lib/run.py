@@ -1,5 +1,6 @@
 """A run: one scale, one source, one place on disk; what notebooks and commands hold on to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from oral_lib import (
     plan,
     protocol,
     provenance,
+    recipes,
     report,
     results,
     storage,
@@ -62,8 +64,7 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".ready.lock"):
             for cells in plan.cells_of(self.scale, self.source):
-                for task in cells.tasks:
-                    self.train_zoo(cells.base, task, list(range(cells.zoo_seeds)))
+                self.train_zoo(cells.base, cells.tasks, list(range(cells.zoo_seeds)))
             for kind in ("generator", "regression"):
                 self.train_generator(kind)
         return self
@@ -72,10 +73,10 @@ class Run:
         """UsageError with the nearest name unless (task, base) is a cell of this run."""
         plan.check_cell(self.scale, self.source, base, task)
 
-    def train_zoo(self, base: str, task: str, seeds: list[int]) -> list[Path]:
-        """Trains the adapters of (base, task) that are missing; returns all their folders."""
-        return zoo.train_cell(
-            base, task, seeds, source=self.source, root=self.root, device=self.device
+    def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+        """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
+        return zoo.train_cells(
+            base, names, seeds, source=self.source, root=self.root, device=self.device
         )
 
     def train_generator(self, kind: str) -> Path:
@@ -158,7 +159,15 @@ class Run:
             assets=assets.identities(self.source),
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
-            recipes={m["base"]: vars(zoo.RECIPES[m["base"]]) for m in generator["zoo"]},
+            recipes={
+                m["base"]: {
+                    task: vars(recipes.recipe_of(m["base"], task, self.source, self.root))
+                    for task in sorted(
+                        {o["task"] for o in generator["zoo"] if o["base"] == m["base"]}
+                    )
+                }
+                for m in generator["zoo"]
+            },
         )
         return report.write(self.results.parent, self.scale)
 

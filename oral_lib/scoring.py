@@ -1,24 +1,79 @@
-"""Scoring: log-likelihoods of a task's label words, at the answer position only.
+"""Scoring: how likely a model finds the answers to a task, as lm-evaluation-harness asks.
 
-A causal model reads the prompt and is asked for the first token of each label word (they must
-differ); an encoder is asked for the classes of its head. Both answer with one [b, labels] tensor,
-so training, tuning and evaluation share a single definition of the task.
+A task is scored in one of three ways. `label`: a causal model reads the prompt and is asked for the
+first token of each label word (they must differ); an encoder is asked for the classes of its head.
+`option`: the tokens of each option's continuation are scored after its context, and summed.
+`answer`: the model writes on after the prompt, and what it wrote must hold the exact answer.
+Training, tuning and evaluation share these definitions.
+
+`model` is always the base model under adapters: one of PEFT's, or a stack of S (`stacked.py`),
+which is given S groups of the same rows.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from oral_lib.bases import BaseModel
 from oral_lib.errors import UsageError
 from oral_lib.tasks import Row, Task
 
+PIECE = 8192  # places whose logits over the vocabulary are held at once
+BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once
+
+
+@dataclass(frozen=True)
+class Read:
+    """Token rows, right-padded, on the model's device: one a row, or one an option of a row.
+
+    Never padded on the left: a padded query would have nothing to attend to.
+    """
+
+    ids: Tensor  # [b, tokens]
+    lengths: Tensor  # [b]
+    begins: Tensor  # [b] the first token that is scored; `lengths` where one more is asked for
+    options: int = 1  # rows of `ids` that belong to one row of the task
+    tail: int = 0  # the most tokens that are scored of a row
+
+    def __getitem__(self, rows: Tensor) -> "Read":
+        """Those of the task's rows, all options of each."""
+        places = rows[:, None] * self.options + torch.arange(self.options, device=rows.device)
+        places = places.flatten()
+        return replace(
+            self, ids=self.ids[places], lengths=self.lengths[places], begins=self.begins[places]
+        )
+
+    def cut(self, width: int, tail: int | None = None) -> "Read":
+        """The first `width` columns, of which `tail` at most are scored."""
+        return replace(self, ids=self.ids[:, :width], tail=self.tail if tail is None else tail)
+
+    @property
+    def mask(self) -> Tensor:
+        """[b, tokens] what is not padding."""
+        place = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (place < self.lengths[:, None]).long()
+
+
+def way(base: BaseModel, task: Task) -> str:
+    """How `base` is scored on `task`: label, option or answer. UsageError if it cannot be."""
+    if base.family == "causal":
+        return task.scoring
+    if task.scoring == "answer":
+        raise UsageError(
+            f"task {task.name!r} wants an answer to be written, and {base.name!r} is an encoder: "
+            "choose a causal base model."
+        )
+    return "label"  # an encoder has a class for every option
+
 
 def words(base: BaseModel, task: Task) -> Tensor:
-    """[labels] what `answers` is asked for: first tokens of the label words, or classes."""
-    if base.family == "encoder":
+    """[labels] what `answers` is asked for: first tokens of the label words, classes, options."""
+    if base.family == "encoder" or way(base, task) != "label":
         return torch.arange(len(task.labels), device=base.device)
     gap = "" if base.spec.asset is None else " "
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
@@ -35,17 +90,96 @@ def prompts(base: BaseModel, task: Task, texts: Sequence[str]) -> list[str]:
     return [task.prompt(text) for text in texts] if base.family == "causal" else list(texts)
 
 
-def answers(model: nn.Module, base: BaseModel, batch: dict[str, Tensor]) -> Tensor:
-    """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token.
+def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
+    """The token rows of `rows`, each at most `task.words` long; their ends are always kept."""
+    how = way(base, task)
+    if how == "label":
+        batch = base.tokens(prompts(base, task, [row.text for row in rows]), task.words)
+        lengths = batch["attention_mask"].sum(1)
+        return Read(batch["input_ids"], lengths, lengths)
+    if how == "option":
+        pairs = [pair for row in rows for pair in row.options]
+        end = []
+    else:
+        pairs = [(task.prompt(row.text), row.target) for row in rows]
+        end = [base.tokenizer.eos_token_id] if base.tokenizer.eos_token_id is not None else []
+    before = _ids(base, [context for context, _ in pairs])
+    whole = _ids(base, [context + rest for context, rest in pairs])
+    kept, begins = [], []
+    for context, ids in zip(before, whole, strict=True):
+        ids = ids + end
+        dropped = max(0, len(ids) - task.words)
+        kept.append(torch.tensor(ids[dropped:]))
+        begins.append(max(1, len(context) - dropped))
+    lengths, begins = torch.tensor([len(ids) for ids in kept]), torch.tensor(begins)
+    return Read(
+        pad_sequence(kept, batch_first=True).to(base.device),
+        lengths.to(base.device),
+        begins.to(base.device),
+        len(rows[0].options) if how == "option" else 1,
+        int((lengths - begins).max()),
+    )
 
-    `model` is the base model under adapters; `batch` holds right-padded ids and their mask.
-    """
+
+def _ids(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
+    return base.tokenizer(list(texts))["input_ids"]
+
+
+def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
+    """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token."""
     if base.family == "encoder":
-        return model(**batch).logits.float().log_softmax(-1)
-    states = model.base_model(**batch, use_cache=False).last_hidden_state  # [b, tokens, width]
-    last = batch["attention_mask"].sum(1) - 1
-    answer = states[torch.arange(len(last), device=last.device), last]  # only here is it scored
-    return model.get_output_embeddings()(answer).float().log_softmax(-1)
+        return model(batch.ids, attention_mask=batch.mask).logits.float().log_softmax(-1)
+    # no mask: what is padded comes after all that is read
+    states = model.base_model(batch.ids, use_cache=False).last_hidden_state  # [b, tokens, width]
+    index = torch.arange(len(batch.ids), device=states.device)
+    answer = states[index, batch.lengths - 1]  # only here is it scored
+    return _logits(model, answer).log_softmax(-1)
+
+
+def _logits(model: nn.Module, states: Tensor) -> Tensor:
+    """[..., vocabulary] float32."""
+    logits = model.get_output_embeddings()(states).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+def tails(model: nn.Module, batch: Read) -> Tensor:
+    """[b] float32 log-likelihood of all tokens from `begins` on."""
+    states = model.base_model(batch.ids, use_cache=False).last_hidden_state  # [b, tokens, width]
+    width = batch.ids.shape[1]
+    before = batch.begins[:, None] - 1 + torch.arange(batch.tail, device=states.device)
+    scored = before < batch.lengths[:, None] - 1
+    before = before.clamp(max=width - 2)
+    asked = batch.ids.gather(1, before + 1)
+    seen = states.gather(1, before[..., None].expand(-1, -1, states.shape[-1]))
+
+    def likelihood(seen: Tensor, asked: Tensor) -> Tensor:
+        logits = _logits(model, seen)
+        return logits.gather(1, asked[:, None])[:, 0] - logits.logsumexp(-1)
+
+    pieces = zip(seen.flatten(0, 1).split(PIECE), asked.flatten().split(PIECE), strict=True)
+    found = [
+        checkpoint(likelihood, *piece, use_reentrant=False, preserve_rng_state=False)
+        for piece in pieces
+    ]
+    return (torch.cat(found).view_as(scored) * scored).sum(1)
+
+
+def losses(
+    model: nn.Module, base: BaseModel, how: str, batch: Read, labels: Tensor, asked: Tensor
+) -> Tensor:
+    """[n] what training lowers, a row: minus the log-likelihood of the right answer.
+
+    `labels` [n] its place among the answers, `asked` [n, labels] what `words` says. Of options it
+    is the likelihood of the right one among them, of a written answer the mean over its tokens.
+    """
+    if how == "label":
+        likely = answers(model, base, batch).gather(1, asked)
+    elif how == "option":
+        likely = tails(model, batch).view(-1, batch.options).log_softmax(-1)
+    else:
+        return -tails(model, batch) / (batch.lengths - batch.begins)
+    return -likely.gather(1, labels[:, None])[:, 0]
 
 
 def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
@@ -55,15 +189,79 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
+def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
+    """Rows of each of `groups` that are read at once."""
+    options = 2 if way(base, task) == "option" else 1
+    return max(1, BUDGET[base.device.type] // (groups * task.words * options))
+
+
 @torch.inference_mode()
 def score(
-    model: PeftModel, base: BaseModel, task: Task, rows: Sequence[Row], *, batch: int = 32
+    model: nn.Module,
+    base: BaseModel,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    groups: int = 1,
+    batch: int | None = None,
 ) -> Tensor:
-    """[n, labels] log-likelihoods of all rows, on the CPU, in the order of `rows`."""
-    core, asked = model.get_base_model(), words(base, task)  # LoRA acts inside the base model
-    out = torch.empty(len(rows), len(task.labels), device=base.device)
-    for chosen in by_length(rows, batch):
+    """[groups, n, labels] log-likelihoods of all rows, on the CPU, in the order of `rows`.
+
+    `groups` is the number of adapters under which `model` reads. Of answers to be written it is
+    [groups, n, 1], the mean log-likelihood of the right one's tokens; what is written says `write`.
+    """
+    model = _core(model)
+    how, asked = way(base, task), words(base, task)
+    everything = read(base, task, rows)
+    out = torch.empty(groups, len(rows), max(1, len(asked)), device=base.device)
+    for chosen in by_length(rows, batch or batch_size(base, task, groups)):
         index = torch.tensor(chosen, device=base.device)
-        read = base.tokens(prompts(base, task, [rows[i].text for i in chosen]), task.words)
-        out[index] = answers(core, base, read)[:, asked]
+        some = everything[index.repeat(groups)]
+        some = some.cut(int(some.lengths.max()))
+        if how == "label":
+            likely = answers(model, base, some)[:, asked]
+        elif how == "option":
+            likely = tails(model, some).view(-1, some.options)
+        else:
+            likely = tails(model, some) / (some.lengths - some.begins)
+        out[:, index] = likely.view(groups, len(chosen), -1)
     return out.cpu()
+
+
+def _core(model: nn.Module) -> nn.Module:
+    """The base model in which PEFT's LoRA acts, or `model` itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+@torch.inference_mode()
+def write(
+    model: nn.Module, base: BaseModel, task: Task, rows: Sequence[Row], *, groups: int = 1
+) -> list[list[str]]:
+    """[groups][n] what the model writes after each prompt: the likeliest token, again and again.
+
+    Rows of one length are read together, so nothing is padded.
+    """
+    model = _core(model)
+    ids = [row[-task.words :] for row in _ids(base, [task.prompt(row.text) for row in rows])]
+    end = base.tokenizer.eos_token_id
+    alike: dict[int, list[int]] = {}
+    for i, row in enumerate(ids):
+        alike.setdefault(len(row), []).append(i)
+    found = [[""] * len(rows) for _ in range(groups)]
+    most = batch_size(base, task, groups)
+    for chosen in (
+        same[i : i + most] for _, same in sorted(alike.items()) for i in range(0, len(same), most)
+    ):
+        start = torch.tensor([ids[i] for i in chosen], device=base.device).repeat(groups, 1)
+        made = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=task.new_tokens,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=base.tokenizer.pad_token_id,
+        )
+        texts = base.tokenizer.batch_decode(made[:, start.shape[1] :], skip_special_tokens=True)
+        for k, text in enumerate(texts):
+            found[k // len(chosen)][chosen[k % len(chosen)]] = text
+    return found

@@ -10,8 +10,7 @@ handful of operations on [S, values], with a learning rate and a gradient norm o
 adapter: each is trained as if it were alone.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +22,28 @@ from oral_lib.errors import OralError
 PREFIX = "base_model.model."  # of PEFT's saved names
 
 
+class _Lora(torch.autograd.Function):
+    """The equation above and its gradients; the frozen W gets none, so backward is two passes.
+
+    x [S, n, in], W [out, in], A [S, r, in], B [S, out, r] -> y [S, n, out], all of one dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, lora_a, lora_b, scale):
+        low = x @ lora_a.mT
+        y = F.linear(x, weight, bias).baddbmm_(low, lora_b.mT, alpha=scale)
+        ctx.save_for_backward(x, low, weight, lora_a, lora_b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, low, weight, lora_a, lora_b = ctx.saved_tensors
+        dlow = (dy @ lora_b).mul_(ctx.scale)
+        dx = (dy @ weight).baddbmm_(dlow, lora_a) if ctx.needs_input_grad[0] else None
+        return dx, None, None, dlow.mT @ x, (dy.mT @ low).mul_(ctx.scale), None
+
+
 class StackedLinear(nn.Module):
     """A linear layer under S LoRAs: x [S * b, ..., in] -> [S * b, ..., out], groups in order."""
 
@@ -31,10 +52,11 @@ class StackedLinear(nn.Module):
         self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        y, s = self.base(x), len(self.lora_a)
-        low = x.reshape(s, -1, x.shape[-1]).to(self.lora_a.dtype) @ self.lora_a.mT
-        wide = y.reshape(s, -1, y.shape[-1]).to(low.dtype)
-        return torch.baddbmm(wide, low, self.lora_b.mT, alpha=self.scale).view_as(y).to(y.dtype)
+        groups = x.reshape(len(self.lora_a), -1, x.shape[-1])
+        y = _Lora.apply(
+            groups, self.base.weight, self.base.bias, self.lora_a, self.lora_b, self.scale
+        )
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class StackedConv2d(nn.Module):
@@ -75,25 +97,60 @@ class StackedHead(nn.Module):
 
 
 class Stack:
-    """S adapters: `values` [S, values], `parts` its views [S, *shape] by name, AdamW's moments."""
+    """S adapters: `values` [S, values] in float32, and AdamW's moments of them.
 
-    def __init__(self, start: dict[str, Tensor], size: int, device: torch.device | str = "cpu"):
+    `parts` [S, *shape] by name are what a model reads: views of `values`, but for LoRA factors
+    where `dtype` is another; those are views of a copy in it, renewed by every update.
+    """
+
+    def __init__(
+        self,
+        start: dict[str, Tensor],
+        size: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         self.names = sorted(start)
         self.shapes = [start[n].shape for n in self.names]
         self.sizes = [shape.numel() for shape in self.shapes]
-        flat = torch.cat([start[n].flatten().float() for n in self.names])
-        self.values = flat.to(device).expand(size, -1).clone()
+        self.values = self._flat(start).to(device).expand(size, -1).clone()
+        self.read = self.values if dtype == torch.float32 else self.values.to(dtype)
         self.moments = torch.zeros(2, *self.values.shape, device=device)
-        self.step = 0
-        views = map(nn.Parameter, self._views(self.values))
-        self.parts: dict[str, nn.Parameter] = dict(zip(self.names, views, strict=True))
+        self.step = torch.zeros((), device=device)  # counted where the device can see it
+        self.parts: dict[str, nn.Parameter] = {}
+        views = zip(self.names, self._views(self.values), self._views(self.read), strict=True)
+        for name, exact, rounded in views:
+            self.parts[name] = nn.Parameter(rounded if ".lora_" in name else exact)
 
     def __len__(self) -> int:
         return len(self.values)
 
+    def _flat(self, adapter: dict[str, Tensor]) -> Tensor:
+        return torch.cat([adapter[n].flatten().float() for n in self.names])
+
     def _views(self, flat: Tensor) -> Iterator[Tensor]:
         for piece, shape in zip(flat.split(self.sizes, -1), self.shapes, strict=True):
             yield piece.unflatten(-1, shape)
+
+    @torch.no_grad()
+    def put(self, adapters: Sequence[dict[str, Tensor]]) -> None:
+        """Takes the values of S adapters in place of its own; OralError for another number."""
+        if len(adapters) != len(self):
+            raise OralError(f"{len(adapters)} adapters for a stack of {len(self)}.")
+        self.values.copy_(torch.stack([self._flat(adapter) for adapter in adapters]))
+        self._renew()
+
+    @torch.no_grad()
+    def restart(self, start: dict[str, Tensor]) -> None:
+        """As new, every adapter with the values of `start`."""
+        self.values.copy_(self._flat(start).expand_as(self.values))
+        self.moments.zero_()
+        self.step.zero_()
+        self._renew()
+
+    def _renew(self) -> None:
+        if self.read is not self.values:
+            self.read.copy_(self.values)
 
     def adapters(self, values: Tensor | None = None) -> list[dict[str, Tensor]]:
         """Every adapter by PEFT's saved names, float32, on the CPU: of now, or of kept `values`."""
@@ -103,39 +160,80 @@ class Stack:
 
     def state(self) -> dict[str, Tensor]:
         """All that training goes on from, as it is now."""
-        return {
-            "values": self.values.detach(),
-            "moments": self.moments,
-            "step": torch.tensor(self.step),
-        }
+        return {"values": self.values.detach(), "moments": self.moments, "step": self.step}
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor]) -> None:
         """Goes on from `state`; OralError if it is that of another stack."""
-        if any(state[n].shape != v.shape for n, v in self.state().items()):
+        own = self.state()
+        if any(state[n].shape != v.shape for n, v in own.items()):
             raise OralError("this state belongs to a stack of another shape.")
-        self.values.copy_(state["values"])
-        self.moments.copy_(state["moments"])
-        self.step = int(state["step"])
+        for name, value in own.items():
+            value.copy_(state[name])
+        self._renew()
 
     def update(
         self, loss: Tensor, lr: Tensor, clip: float, betas=(0.9, 0.999), eps: float = 1e-8
     ) -> None:
         """One AdamW step without weight decay: `loss` is a sum over adapters, `lr` [S].
 
-        Each adapter's gradient is clipped by its own norm, as if it were trained alone.
+        Each adapter's gradient is clipped by its own norm, as if it were trained alone. Nothing
+        here waits for the device, so a step may be captured as a CUDA graph.
         """
         parts = torch.autograd.grad(loss, list(self.parts.values()))
         with torch.no_grad():
             self.step += 1
-            grad = torch.cat([part.flatten(1) for part in parts], 1)  # [S, values]
+            grad = torch.cat([part.flatten(1).float() for part in parts], 1)  # [S, values]
             grad.mul_((clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
             mean, square = self.moments
             mean.lerp_(grad, 1 - betas[0])
             square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-            scale = square.sqrt().div_(math.sqrt(1 - betas[1] ** self.step)).add_(eps)
+            scale = square.sqrt().div_((1 - betas[1] ** self.step).sqrt()).add_(eps)
             rate = lr[:, None] / (1 - betas[0] ** self.step)
             self.values.sub_(rate * mean / scale)
+            self._renew()
+
+
+class Replay:
+    """`call(key)`; on a GPU it becomes a CUDA graph for each key and is replayed from then on.
+
+    A step of a small model is hundreds of kernels, which take longer to launch than to run. What
+    `call` reads and writes must stay where it is: it may not return anything or ask the device.
+    The first call of a key runs as it is, for what is compiled and set up at a first use.
+    """
+
+    def __init__(self, call: Callable[[Hashable], None], device: torch.device):
+        self.call, self.device, self.pool = call, device, None
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+
+    def __call__(self, key: Hashable) -> None:
+        if self.device.type != "cuda" or key not in self.graphs:
+            self.graphs[key] = None
+            return self.call(key)
+        if self.graphs[key] is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool):
+                self.call(key)  # noted down, not run
+            self.pool = graph.pool()  # never replayed at once, so all share their memory
+            self.graphs[key] = graph
+        self.graphs[key].replay()
+
+
+@contextmanager
+def compiled(model: nn.Module) -> Iterator[None]:
+    """On a GPU the repeated blocks of `model` run compiled: one code for all of them, any width."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    blocks = max(lists, key=len, default=())
+    if not blocks or next(model.parameters()).device.type != "cuda":
+        yield
+        return
+    for block in blocks:
+        block.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None
 
 
 @contextmanager

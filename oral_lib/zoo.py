@@ -8,61 +8,24 @@ score, kept checkpoints). Checkpoints of one run are one sample: seeds are the d
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from oral_lib import bases, scoring, seeds, stacked, storage, tasks
 from oral_lib.bases import BaseModel
-from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.feed import Feed
 from oral_lib.progress import bar
-from oral_lib.stacked import Stack
-from oral_lib.tasks import Row, Split, Task
+from oral_lib.recipes import Recipe, recipe_of
+from oral_lib.stacked import Replay, Stack
+from oral_lib.tasks import Split, Task
 
 MOST = 32  # adapters of a stack
 SAVE_EVERY = 100  # steps between states that an interrupted stack goes on from
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one adapter is trained; steps and learning rates were chosen on validation rows."""
-
-    steps: int
-    batch: int
-    lr: float
-    warmup: float = 0.1
-    keep: int = 3  # last checkpoints kept
-    every: int = 10  # steps between them
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if value <= 0:
-                raise UsageError(f"zoo recipe: {name} must be positive, got {value!r}.")
-
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up from zero to `lr`, then linearly to zero."""
-        warmup = round(self.warmup * self.steps)
-        if step < warmup:
-            return self.lr * step / warmup
-        return self.lr * (self.steps - step) / max(1, self.steps - warmup)
-
-    @property
-    def kept(self) -> set[int]:
-        """The steps after which a checkpoint is kept, the last step among them."""
-        return {self.steps - i * self.every for i in range(self.keep)}
-
-
-RECIPES = {
-    "minilm-l6": Recipe(steps=240, batch=16, lr=3e-3),
-    "smollm2-135m": Recipe(steps=120, batch=8, lr=1e-3),
-    "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
-    "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
-}
 
 
 @dataclass(frozen=True)
@@ -86,82 +49,50 @@ class Trained:
     seconds: float
 
 
-def batches(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[int]]:
-    """Endless full batches: shuffled by `seed`, grouped by length within pools of 16 batches.
+class Trainer:
+    """Trains stacks of S adapters of one base, one after the other, on buffers that stay in place.
 
-    What is left of an epoch is dropped. Which length comes when is the same for every seed, so that
-    a stack of seeds needs little padding. UsageError for fewer rows than a batch holds.
+    A step of a shape seen before is, on a GPU, one replayed graph: see `stacked.Replay`.
     """
-    if len(rows) < size:
-        raise UsageError(f"{len(rows)} rows are fewer than one batch of {size}.")
-    rng = np.random.default_rng(seeds.integer(seed, "order"))
-    lengths = np.random.default_rng(seeds.integer(0, "lengths"))
-    while True:
-        order = rng.permutation(len(rows))[: len(rows) // size * size]
-        for start in range(0, len(order), 16 * size):
-            pool = sorted(order[start : start + 16 * size], key=lambda i: len(rows[i].text))
-            groups = [pool[i : i + size] for i in range(0, len(pool), size)]
-            for j in lengths.permutation(len(groups)):
-                yield groups[j]
 
+    def __init__(self, base: BaseModel, size: int, feed: Feed, clip: float):
+        self.base, self.clip, self.how = base, clip, feed.how
+        dtype = next(base.model.parameters()).dtype
+        self.stack = Stack(base.lora_init(), size, base.device, dtype)
+        rows, options = feed.rows[0], feed.table.options
+        self.answers, self.words = feed.answers[rows], feed.words_of(len(rows))
+        self.option = torch.arange(options, device=base.device)
+        self.read = feed.table[rows]
+        self.lr = torch.zeros(size, device=base.device)
+        self.loss = torch.zeros(size, device=base.device)
+        self.replay = Replay(self._step, base.device)
 
-@dataclass(frozen=True)
-class Feed:
-    """All batches of a stack, on the device: a step is looked up, nothing comes from the host."""
+    def begin(self, start: dict[str, Tensor], feed: Feed) -> Stack:
+        """The stack, all of it as `start` says, about to read `feed`."""
+        self.stack.restart(start)
+        self.words.copy_(feed.words_of(len(self.words)))
+        return self.stack
 
-    ids: Tensor  # [n, longest] token ids of every row of every task, right-padded
-    lengths: Tensor  # [n]
-    answers: Tensor  # [n] label of a row, as the place in its task's label words
-    words: Tensor  # [S, labels] what the model is asked for: classes, or first tokens of words
-    rows: Tensor  # [steps, S * batch] rows of a step, group by group
-    widths: list[int]  # tokens of a step's longest row, rounded up
-
-    @classmethod
-    def of(cls, base: BaseModel, runs: Sequence[Run], data: dict[str, Split]) -> "Feed":
-        """The batches that `runs` (same steps, same batch size) would read one by one."""
-        recipe, ids, lengths, labels, first = runs[0].recipe, [], [], [], {}
-        for task in {run.task.name: run.task for run in runs}.values():
-            rows, first[task.name] = data[task.name].train, len(labels)
-            texts = scoring.prompts(base, task, [row.text for row in rows])
-            batch = base.tokens(texts, task.words)
-            ids += batch["input_ids"].unbind()
-            lengths.append(batch["attention_mask"].sum(1))
-            labels += [row.label for row in rows]
-        ids, lengths = pad_sequence(ids, batch_first=True), torch.cat(lengths)
-        order = np.empty((recipe.steps, len(runs), recipe.batch), dtype=np.int64)
-        for s, run in enumerate(runs):
-            stream = batches(data[run.task.name].train, recipe.batch, run.seed)
-            for step in range(recipe.steps):
-                order[step, s] = np.add(next(stream), first[run.task.name])
-        rows = torch.from_numpy(order).flatten(1)
-        longest = lengths.cpu()[rows].amax(1)
-        stride = 8 if base.device.type == "cuda" else 1  # few shapes, where shapes are compiled
-        widths = [min(-(-n // stride) * stride, ids.shape[1]) for n in longest.tolist()]
-        words = [scoring.words(base, run.task) for run in runs]
-        device = base.device
-        return cls(
-            ids,
-            lengths,
-            torch.tensor(labels, device=device),
-            pad_sequence(words, batch_first=True),
-            rows.to(device),
-            widths,
+    def _step(self, shape: tuple[int, int]) -> None:
+        batch = self.read.cut(*shape)
+        found = scoring.losses(
+            self.base.model, self.base, self.how, batch, self.answers, self.words
         )
+        loss = found.view(len(self.stack), -1).mean(1)  # [S]
+        self.loss.copy_(loss.detach())
+        self.stack.update(loss.sum(), self.lr, self.clip)
 
-    def step(self, i: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """(ids and mask [S * batch, tokens], answers [S * batch], words [S * batch, labels])."""
-        rows, width = self.rows[i], self.widths[i]
-        place = torch.arange(width, device=rows.device)
-        mask = (place < self.lengths[rows, None]).long()
-        batch = {"input_ids": self.ids[rows, :width], "attention_mask": mask}
-        words = self.words.repeat_interleave(len(rows) // len(self.words), 0)
-        return batch, self.answers[rows], words
-
-    @property
-    def padding(self) -> float:
-        """The share of all tokens read that are padding."""
-        read = sum(self.widths) * self.rows.shape[1]
-        return 1 - self.lengths[self.rows].sum().item() / read
+    def step(self, feed: Feed, i: int, lr: Tensor) -> Tensor:
+        """Step `i` of `feed` at learning rates `lr` [S]; the losses [S] before it."""
+        rows = feed.rows[i]
+        places = (rows[:, None] * len(self.option) + self.option).flatten()
+        torch.index_select(feed.table.ids, 0, places, out=self.read.ids)
+        torch.index_select(feed.table.lengths, 0, places, out=self.read.lengths)
+        torch.index_select(feed.table.begins, 0, places, out=self.read.begins)
+        torch.index_select(feed.answers, 0, rows, out=self.answers)
+        self.lr.copy_(lr)
+        self.replay((feed.widths[i], feed.tails[i]))
+        return self.loss
 
 
 def train(
@@ -174,50 +105,63 @@ def train(
 ) -> Iterator[Trained]:
     """Trains `runs` on `base`, up to `most` at a time; `data` maps a task's name to its rows.
 
-    Runs that differ in task, seed or learning rate alone share a stack. `state` is a folder for
+    Runs that are scored alike and read as many rows a step share a stack. `state` is a folder for
     what an interrupted stack goes on from; a stack's file goes once all its adapters were taken.
     OralError when a loss is no longer finite.
     """
-    alike: dict[Recipe, list[Run]] = {}
+    alike: dict[tuple, list[Run]] = {}
     for run in runs:
-        alike.setdefault(replace(run.recipe, lr=1.0), []).append(run)
-    for group in alike.values():
-        for first in range(0, len(group), most):
-            stack = group[first : first + most]
-            key = seeds.integer(
-                0, base.name, *(f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
-            )
-            file = state / f"stack-{key:016x}.safetensors" if state else None
-            yield from _train_stack(base, stack, data, file)
-            if file:
-                file.unlink(missing_ok=True)
+        key = (scoring.way(base, run.task), run.recipe.batch, run.recipe.clip)
+        alike.setdefault(key, []).append(run)
+    with stacked.compiled(base.model):
+        for group in alike.values():
+            longest = max(run.task.words for run in group)
+            trainers: dict[tuple, Trainer] = {}
+            for first in range(0, len(group), most):
+                stack = group[first : first + most]
+                key = seeds.integer(
+                    0, base.name, *(f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
+                )
+                file = state / f"stack-{key:016x}.safetensors" if state else None
+                yield from _train_stack(base, stack, data, file, trainers, longest)
+                if file:
+                    file.unlink(missing_ok=True)
 
 
 def _train_stack(
-    base: BaseModel, runs: Sequence[Run], data: dict[str, Split], state: Path | None
+    base: BaseModel,
+    runs: Sequence[Run],
+    data: dict[str, Split],
+    state: Path | None,
+    trainers: dict[tuple, Trainer],
+    longest: int,
 ) -> list[Trained]:
-    recipe, began = runs[0].recipe, time.perf_counter()
-    label = f"zoo {base.name} {_named(runs)}"
-    feed, stack = Feed.of(base, runs, data), Stack(base.lora_init(), len(runs), base.device)
-    rates = [[run.recipe.lr_at(i) for run in runs] for i in range(recipe.steps)]
+    began, steps = time.perf_counter(), max(run.recipe.steps for run in runs)
+    label, clip = f"zoo {base.name} {_named(runs)}", runs[0].recipe.clip
+    jobs = [(run.task, run.seed) for run in runs]
+    feed = Feed.of(base, jobs, data, steps=steps, batch=runs[0].recipe.batch, longest=longest)
+    like = (len(runs), feed.words.shape[1], feed.table.options)
+    if like not in trainers:
+        trainers[like] = Trainer(base, len(runs), feed, clip)
+    trainer = trainers[like]
+    stack = trainer.begin(base.lora_init(), feed)
+    rates = [[run.recipe.lr_at(i) for run in runs] for i in range(steps)]
     lr = torch.tensor(rates, device=base.device)
-    losses = torch.zeros(recipe.steps, len(runs), device=base.device)
+    losses = torch.zeros(steps, len(runs), device=base.device)
+    wanted = {step for run in runs for step in run.recipe.kept}
     kept: dict[int, Tensor] = {}
     if state is not None and state.exists():
         held = storage.read_tensors(state)
         stack.load(held)
         losses.copy_(held["losses"])
         kept = {int(n.split(".")[1]): v for n, v in held.items() if n.startswith("kept.")}
-    with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as model:
-        for step in bar(range(stack.step, recipe.steps), label=label, unit="step"):
-            batch, answers, words = feed.step(step)
-            likely = scoring.answers(model, base, batch).gather(1, words)
-            loss = -likely.gather(1, answers[:, None]).view(len(runs), -1).mean(1)  # [S]
-            losses[step] = loss.detach()
-            stack.update(loss.sum(), lr[step], recipe.clip)
-            if stack.step in recipe.kept:
-                kept[stack.step] = stack.values.cpu().clone()
-            if state is not None and stack.step % SAVE_EVERY == 0:
+    with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank):
+        for step in bar(range(int(stack.step), steps), label=label, unit="step"):
+            losses[step] = trainer.step(feed, step, lr[step])
+            done = step + 1
+            if done in wanted:
+                kept[done] = stack.values.cpu().clone()
+            if state is not None and done % SAVE_EVERY == 0 and done < steps:
                 held = {f"kept.{n}": v for n, v in kept.items()}
                 parts = stack.state() | held | {"losses": losses}
                 storage.write_tensors(state, {n: v.cpu() for n, v in parts.items()})
@@ -232,9 +176,9 @@ def _train_stack(
     return [
         Trained(
             run,
-            checkpoints[recipe.steps][s],
-            {step: made[s] for step, made in checkpoints.items()},
-            losses[:, s].tolist(),
+            checkpoints[run.recipe.steps][s],
+            {step: checkpoints[step][s] for step in sorted(run.recipe.kept)},
+            losses[: run.recipe.steps, s].tolist(),
             seconds,
         )
         for s, run in enumerate(runs)
@@ -255,39 +199,55 @@ def folder(root: Path, base: str, task: str, seed: int) -> Path:
     return root / "zoo" / base / task / f"seed-{seed}"
 
 
-def train_cell(
-    base: str, task: str, seed_list: Sequence[int], *, source: str, root: Path, device: str = "cpu"
+def train_cells(
+    base: str,
+    names: Sequence[str],
+    seed_list: Sequence[int],
+    *,
+    source: str,
+    root: Path,
+    device: str = "cpu",
 ) -> list[Path]:
-    """Trains the adapters of one (base, task) that `root` lacks; returns the folders of all."""
-    wanted = [folder(root, base, task, s) for s in seed_list]
-    missing = {s for s, f in zip(seed_list, wanted, strict=True) if not (f / "run.json").exists()}
-    spec, recipe = tasks.load(task), RECIPES[base]
-    for held in (f for f in wanted if (f / "run.json").exists()):
-        info = storage.read_json(held / "run.json")
-        if (info["recipe"], info["task_version"]) != (asdict(recipe), spec.version):
-            raise PreflightError(
-                f"{held} was trained with another recipe or version of the task: remove it, or run "
-                "./reproduce.sh --from-scratch."
-            )
-    if missing:
-        data = {task: tasks.rows(spec, source)}
-        model = bases.load(base, source=source, labels=len(spec.labels), device=device)
-    for first in range(0, len(seed_list), MOST):
-        chunk = seed_list[first : first + MOST]
-        if missing.isdisjoint(chunk):
-            continue
-        runs = [Run(spec, s, recipe) for s in chunk]  # all: a smaller stack rounds differently
-        for done in train(model, runs, data, state=root / "zoo" / base / task):
-            if done.run.seed in missing:
-                _save(folder(root, base, task, done.run.seed), model, done, data[task])
-    return wanted
+    """Trains the adapters of `base` on the tasks called `names` that `root` lacks.
+
+    Returns the folders of all, task by task. A stack holds the seeds of one task, so that an
+    adapter does not depend on which other tasks there are. PreflightError where one was trained
+    with another recipe or another version of its task.
+    """
+    wanted = {name: [folder(root, base, name, s) for s in seed_list] for name in names}
+    recipes = {name: recipe_of(base, name, source, root) for name in names}
+    for name in names:
+        for held in (f for f in wanted[name] if (f / "run.json").exists()):
+            info, version = storage.read_json(held / "run.json"), tasks.load(name).version
+            if (info["recipe"], info["task_version"]) != (asdict(recipes[name]), version):
+                raise PreflightError(
+                    f"{held} was trained with another recipe or version of the task: remove it, or "
+                    "run ./reproduce.sh --from-scratch."
+                )
+    missing = {
+        name: [s for s, f in zip(seed_list, wanted[name], strict=True)
+               if not (f / "run.json").exists()]
+        for name in names
+    }  # fmt: skip
+    todo = [name for name in names if missing[name]]
+    for labels in sorted({len(tasks.load(name).labels) for name in todo}):
+        alike = [name for name in todo if len(tasks.load(name).labels) == labels]
+        model = bases.load(base, source=source, labels=labels, device=device)
+        for name in alike:
+            spec, data = tasks.load(name), tasks.rows(tasks.load(name), source)
+            # all seeds of a stack: a smaller one rounds differently
+            chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
+            again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
+            runs = [Run(spec, s, recipes[name]) for s in again]
+            state = root / "zoo" / base / name
+            for done in train(model, runs, {name: data}, state=state):
+                if done.run.seed in missing[name]:
+                    _save(folder(root, base, name, done.run.seed), model, done, data)
+    return [where for name in names for where in wanted[name]]
 
 
 def _save(where: Path, base: BaseModel, done: Trained, data: Split) -> None:
-    with base.attach(done.tensors) as model:
-        likely = scoring.score(model, base, done.run.task, data.validation)
-    answer = torch.tensor([row.label for row in data.validation])
-    accuracy = (likely.argmax(-1) == answer).float().mean().item()
+    judged = next(evaluate(base, done.run.task, data.validation, [done.tensors], write=False))
     where.mkdir(parents=True, exist_ok=True)
     base.peft_config().save_pretrained(where)
     storage.write_tensors(where / "adapter_model.safetensors", done.tensors)
@@ -304,7 +264,8 @@ def _save(where: Path, base: BaseModel, done: Trained, data: Split) -> None:
             "recipe": asdict(done.run.recipe),
             "checkpoints": sorted(done.checkpoints),
             "losses": [round(x, 5) for x in done.losses],
-            "validation_accuracy": accuracy,
+            "validation_accuracy": accuracy_of(judged),
+            "validation_likelihood": round(judged.likelihood, 5),
             "validation_rows": len(data.validation),
             "seconds": round(done.seconds, 2),
             "sha256": storage.sha256(where / "adapter_model.safetensors"),

@@ -43,7 +43,7 @@ def test_zoo_trains_the_seeds_of_the_scale(calls, tmp_path):
     words = ["zoo", "--base", "tiny-encoder", "--task", "movie", "--scale", "smoke"]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
     where = ("smoke", "packages", tmp_path)
-    assert calls == [("train_zoo", where, ("tiny-encoder", "movie", [0, 1]))]
+    assert calls == [("train_zoo", where, ("tiny-encoder", ["movie"], [0, 1]))]
 
 
 def test_train_trains_the_generator_or_the_baseline_of_a_run(calls):

@@ -27,17 +27,17 @@ def attached(request):
 
 def test_neither_the_batch_nor_the_order_changes_a_score(attached):
     base, model = attached
-    one = scoring.score(model, base, TASK, ROWS, batch=32)
+    [one] = scoring.score(model, base, TASK, ROWS, batch=32)
     assert one.shape == (len(ROWS), 2) and one.dtype == torch.float32
-    torch.testing.assert_close(scoring.score(model, base, TASK, ROWS, batch=1), one)
-    back = scoring.score(model, base, TASK, ROWS[::-1], batch=5)
+    torch.testing.assert_close(scoring.score(model, base, TASK, ROWS, batch=1)[0], one)
+    [back] = scoring.score(model, base, TASK, ROWS[::-1], batch=5)
     torch.testing.assert_close(back.flip(0), one)
     assert one.std(0).min() > 0.01  # rows are told apart
 
 
 def test_the_answer_position_is_the_end_of_the_prompt(attached):
     base, model = attached
-    for row, said in zip(ROWS[:5], scoring.score(model, base, TASK, ROWS[:5]), strict=True):
+    for row, said in zip(ROWS[:5], scoring.score(model, base, TASK, ROWS[:5])[0], strict=True):
         if base.family == "causal":
             ids = base.tokenizer(TASK.prompt(row.text), return_tensors="pt")["input_ids"]
             words = [base.tokenizer.encode(w)[0] for w in TASK.labels]
@@ -50,7 +50,7 @@ def test_the_answer_position_is_the_end_of_the_prompt(attached):
 
 def test_scores_are_log_likelihoods(attached):
     base, model = attached
-    likely = scoring.score(model, base, TASK, ROWS).exp().sum(-1)
+    likely = scoring.score(model, base, TASK, ROWS)[0].exp().sum(-1)
     assert (likely <= 1 + 1e-5).all()
     if base.family == "encoder":
         torch.testing.assert_close(likely, torch.ones(len(ROWS)))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from oral_lib import bases, scoring, storage, tasks, zoo
+from oral_lib import bases, feed, recipes, scoring, storage, tasks, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.zoo import Recipe
+from oral_lib.recipes import Recipe
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -44,8 +44,8 @@ def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
 def test_seeds_differ_in_the_order_of_the_data_and_nothing_else(name, data, monkeypatch):
     one, two = trained(name, data, ("movie", 0), ("movie", 1))
     assert not equal(one.tensors, two.tensors)
-    order = zoo.batches
-    monkeypatch.setattr(zoo, "batches", lambda rows, size, seed: order(rows, size, 0))
+    order = feed.batches
+    monkeypatch.setattr(feed, "batches", lambda rows, size, seed: order(rows, size, 0))
     again, same = trained(name, data, ("movie", 0), ("movie", 1))
     assert equal(again.tensors, same.tensors) and again.losses == same.losses
 
@@ -54,13 +54,13 @@ def test_an_epoch_reads_rows_once_in_an_order_of_the_seed(data, refused):
     rows = data["movie"].validation[:103]
 
     def epoch(seed):
-        stream = zoo.batches(rows, 8, seed)
+        stream = feed.batches(rows, 8, seed)
         return [i for _ in range(12) for i in next(stream)]
 
     assert len(set(epoch(0))) == 96  # the seven rows that fill no batch are dropped
     assert epoch(0) == epoch(0) != epoch(1)
     with refused(UsageError, "103 rows", "batch of 104"):
-        next(zoo.batches(rows, 104, 0))
+        next(feed.batches(rows, 104, 0))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -107,7 +107,7 @@ def test_a_recipe_is_checked_when_it_is_made(name, refused):
 @pytest.fixture
 def cell(tmp_path, monkeypatch):
     """A zoo of two short runs, and the seeds that are written from now on."""
-    monkeypatch.setitem(zoo.RECIPES, "tiny-causal", SHORT)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
     seeds, save = [], zoo._save
 
     def counted(where, base, done, *rest):
@@ -118,7 +118,7 @@ def cell(tmp_path, monkeypatch):
 
     def fill():
         seeds.clear()
-        zoo.train_cell("tiny-causal", "movie", [0, 1], source="made", root=tmp_path)
+        zoo.train_cells("tiny-causal", ["movie"], [0, 1], source="made", root=tmp_path)
         return seeds
 
     assert fill() == [0, 1]
@@ -139,7 +139,7 @@ def test_only_what_is_missing_is_written_and_it_is_what_was_there(cell):
 
 def test_an_adapter_of_another_recipe_is_never_taken_for_this_one(cell, monkeypatch, refused):
     root, fill = cell
-    monkeypatch.setitem(zoo.RECIPES, "tiny-causal", replace(SHORT, lr=2 * SHORT.lr))
+    monkeypatch.setitem(recipes.RECIPES, "tiny-causal", replace(SHORT, lr=2 * SHORT.lr))
     where = zoo.folder(root, "tiny-causal", "movie", 0)
     with refused(PreflightError, str(where), "another recipe", "--from-scratch"):
         fill()
@@ -176,6 +176,6 @@ def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, 
     rows = tasks.rows(task, "made").validation
     assert len(rows) == info["validation_rows"]
     model = PeftModel.from_pretrained(base.model, str(where)).eval()
-    said = scoring.score(model, base, task, rows).argmax(-1)
+    said = scoring.score(model, base, task, rows)[0].argmax(-1)
     right = (said == torch.tensor([row.label for row in rows])).float().mean().item()
     assert right == pytest.approx(info["validation_accuracy"], abs=0.005)

@@ -1,0 +1,92 @@
+"""Recipes: how an adapter is trained, and which learning rate and how many steps a task gets.
+
+Learning rate and steps were chosen for each task and base model on validation rows that are cut
+from the training rows (`tuning.py`); what was chosen stands in `recipes.json`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from oral_lib import assets, bases, storage
+from oral_lib.errors import UsageError
+
+CHOSEN = "recipes.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one adapter is trained."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: float = 0.1
+    keep: int = 1  # last checkpoints kept
+    every: int = 10  # steps between them
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0:
+                raise UsageError(f"zoo recipe: {name} must be positive, got {value!r}.")
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up from zero to `lr`, then linearly to zero, where it stays."""
+        warmup = round(self.warmup * self.steps)
+        if step < warmup:
+            return self.lr * step / warmup
+        return self.lr * max(0, self.steps - step) / max(1, self.steps - warmup)
+
+    @property
+    def kept(self) -> set[int]:
+        """The steps after which a checkpoint is kept, the last step among them."""
+        steps = (self.steps - i * self.every for i in range(self.keep))
+        return {step for step in steps if step > 0}
+
+
+RECIPES = {
+    "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
+    "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
+    "smollm2-135m": Recipe(steps=400, batch=16, lr=1e-3),
+    "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
+    "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
+}
+OTHERS = Recipe(steps=400, batch=16, lr=5e-4)
+GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}  # candidates: multiples of the recipe above
+
+
+def default(base: str) -> Recipe:
+    """What tuning starts from; a version of a model has the recipe of the model."""
+    return RECIPES.get(base) or RECIPES.get(getattr(bases.spec(base), "parent", None), OTHERS)
+
+
+def candidates(base: str) -> list[Recipe]:
+    """The recipes among which `tuning.tune` chooses."""
+    first = default(base)
+    return [
+        replace(first, steps=round(s * first.steps), lr=x * first.lr)
+        for s in GRID["steps"]
+        for x in GRID["lr"]
+    ]
+
+
+def recipe_of(base: str, task: str, source: str, root: Path | None = None) -> Recipe:
+    """The recipe of `task` on `base`: as tuned below `root`, else as `recipes.json` says, else
+    the default. A version of a model has the recipe of the model."""
+    kind = assets.parse_source(source)[0]
+    for name in (base, getattr(bases.spec(base), "parent", None)):
+        tuned = Path(root or "") / "tuning" / str(name) / f"{task}.json"
+        if root and tuned.exists():
+            return replace(default(base), **storage.read_json(tuned)["chosen"])
+        if found := _chosen().get(kind, {}).get(name, {}).get(task):
+            return replace(default(base), **found)
+    return default(base)
+
+
+@cache
+def _chosen() -> dict:
+    file = resources.files("oral_lib") / CHOSEN
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

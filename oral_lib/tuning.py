@@ -1,0 +1,54 @@
+"""Tuning: learning rate and steps of a task on a base model, chosen on validation rows.
+
+All candidates of a task are trained as one stack. The seed is none that a zoo has, and the rows are
+cut from the training rows: no evaluation row is ever looked at.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from oral_lib import bases, storage, tasks, zoo
+from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.recipes import candidates
+
+SEED = 1000
+
+
+def tune(
+    base: str, names: Sequence[str], *, source: str, root: Path, device: str = "cpu"
+) -> list[Path]:
+    """Chooses recipes for the tasks called `names` that `root` lacks; the files of all.
+
+    The best accuracy wins, then the likelihood of the right answers; where answers have to be
+    written, the likelihood alone.
+    """
+    files = [root / "tuning" / base / f"{name}.json" for name in names]
+    todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
+    for labels in sorted({len(tasks.load(name).labels) for name in todo}):
+        alike = [name for name in todo if len(tasks.load(name).labels) == labels]
+        model = bases.load(base, source=source, labels=labels, device=device)
+        for name in alike:
+            task, data = tasks.load(name), tasks.rows(tasks.load(name), source)
+            runs = [zoo.Run(task, SEED, recipe) for recipe in candidates(base)]
+            made = list(zoo.train(model, runs, {name: data}))
+            judged = evaluate(model, task, data.validation, [d.tensors for d in made], write=False)
+            found = [
+                {
+                    "steps": done.run.recipe.steps,
+                    "lr": done.run.recipe.lr,
+                    "accuracy": accuracy_of(outcome),
+                    "likelihood": round(outcome.likelihood, 5),
+                }
+                for done, outcome in zip(made, judged, strict=True)
+            ]
+            best = max(found, key=lambda f: (f["accuracy"] or 0.0, f["likelihood"]))
+            storage.write_json(
+                root / "tuning" / base / f"{name}.json",
+                {
+                    "chosen": {"steps": best["steps"], "lr": best["lr"]},
+                    "candidates": found,
+                    "validation_rows": len(data.validation),
+                    "seed": SEED,
+                },
+            )
+    return files
