@@ -2,7 +2,7 @@
 
     W_t = W_(t-1) after `Evolution.steps` steps of AdamW on the next stretch of text
 
-Every weight moves, in float32, on text that holds no row of any task, so what changes between
+Every weight moves, in float32, on text that holds no test row of any task, so what changes between
 versions is the model and never what it is asked. Each version lies whole in the cache beside a
 manifest with its recipe, its drift |W_t - W_0| / |W_0| and its perplexity on text that no version
 has read. Arithmetic differs between machines: a version is made once and then only read.
@@ -54,7 +54,7 @@ def ensure(
     if not assets.fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / folder.name.replace(name, f".{first.name}", 1)):
+    with FileLock(folder.parent / f".{folder.name.replace(name, first.name, 1)}.lock"):
         _chain(versions, source, device)
     return folder
 

@@ -15,7 +15,7 @@ from oral_lib.errors import UsageError, closest
 class Evolution:
     """How each version is made from the one before: all weights are trained further on text.
 
-    `texts` are sets that packages ship and that hold no row of any task; "made" is the smoke
+    `texts` are sets that packages ship and that hold no test row of any task; "made" is the smoke
     scale's. Version t reads the t-th stretch of `steps * batch` rows, in an order set by `seed`.
     """
 
