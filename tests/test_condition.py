@@ -1,11 +1,14 @@
 """The condition: text, structure and weights are all heard, and no row hears another's."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from oral_lib import bases, condition
 from oral_lib.condition import Condition, TextEncoder, describe_base, text_encoder
 from oral_lib.errors import UsageError
+from oral_lib.generator import GeneratorConfig
 
 torch.set_num_threads(1)
 ENCODERS = list(condition.ENCODERS)
@@ -36,6 +39,31 @@ def test_an_encoder_is_the_same_in_every_process(name):
     fresh = TextEncoder(name)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(fresh.encode(TEXTS), text_encoder(name).encode(TEXTS))
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "tiny"])
+def test_no_words_at_all_have_an_embedding_too(name):
+    seen = text_encoder(name).encode(["", "film"])
+    torch.testing.assert_close(seen.norm(dim=-1), torch.ones(2))
+    assert seen[0] @ seen[1] < 0.99
+
+
+def test_encoders_hear_different_things():
+    seen = [text_encoder(name).encode(TEXTS) for name in ENCODERS if name != "tiny"]
+    for one, other in combinations(seen, 2):
+        assert not torch.allclose(one, other, atol=0.05)
+
+
+def test_a_bag_of_words_knows_no_order_and_the_others_do():
+    turned = ["is the film good", "good film the is"]
+    for name in ENCODERS:
+        one, other = text_encoder(name).encode(turned)
+        assert (one @ other > 1 - 1e-5) == name.endswith("-words")
+
+
+def test_a_generator_may_have_any_of_them():
+    for name in ENCODERS:
+        assert GeneratorConfig(text_encoder=name).text_encoder == name
 
 
 @pytest.mark.parametrize("name", ENCODERS)

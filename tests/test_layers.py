@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "storage", "provenance"],
     *["corpora", "packages", "assets"],
-    *["tasks", "bases", "scoring"],
+    *["tasks", "registry", "bases", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
     *["tokens", "gauge"],

@@ -1,0 +1,235 @@
+"""Evolving base models: versions t = 1, 2, ... of a released model (t = 0), each trained further.
+
+    W_t = W_(t-1) after `Evolution.steps` steps of AdamW on the next stretch of text
+
+Every weight moves, in float32, on text that holds no test row of any task, so what changes between
+versions is the model and never what it is asked. Each version lies whole in the cache beside a
+manifest with its recipe, its drift |W_t - W_0| / |W_0| and its perplexity on text that no version
+has read. Arithmetic differs between machines: a version is made once and then only read.
+"""
+
+import math
+import time
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor, nn
+
+from oral_lib import assets, bases, seeds, storage, tasks
+from oral_lib.bases import BaseModel
+from oral_lib.errors import OralError, UsageError
+from oral_lib.progress import bar
+from oral_lib.registry import BaseSpec, Evolution, lineage
+
+MADE = 200  # made-up texts of each task
+
+
+def ensure(
+    name: str,
+    source: str = "packages",
+    device: str | torch.device = "cpu",
+    *,
+    offline: bool = False,
+) -> Path:
+    """The folder of version `name`, made with all versions before it that are not there yet.
+
+    Interrupted, it goes on after the last version that was finished. UsageError for a model that
+    is no version of another; PreflightError when model, text or space is missing.
+    """
+    first, *versions = lineage(name)
+    if not versions:
+        known = [n for n, entry in bases.REGISTRY.items() if entry.parent]
+        raise UsageError(f"{name!r} is a model as released; versions are {', '.join(known)}.")
+    if own := assets.local_model(name, source):
+        return own
+    recipe = versions[-1].evolution
+    assets.prepare([t for t in recipe.texts if t != "made"], offline=offline)
+    if first.asset:
+        assets.prepare([first.asset], source=source, offline=offline)
+    folder = bases.version_dir(name, source)
+    if not assets.fault(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name.replace(name, first.name, 1)}.lock"):
+        _chain(versions, source, device)
+    return folder
+
+
+def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
+    start, before = None, None
+    for entry in versions:
+        folder = bases.version_dir(entry.name, source)
+        if not assets.fault(folder):
+            continue
+        if start is None:
+            first = bases.load(versions[0].parent, source=source, dtype=torch.float32)
+            start = _weights(first)
+        # read anew each time: a chain that was interrupted gives the same versions
+        base = bases.load(entry.parent, source=source, device=device, dtype=torch.float32)
+        about = evolve(base, entry.version, start=start, before=before)
+        before = about["perplexity_after"]
+        about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
+        with assets.alone():
+            assets.need_space(sum(w.nbytes for w in start.values()) >> 20)
+            with storage.replacing(folder) as place:
+                place.mkdir()
+                with bases.quiet():
+                    base.model.save_pretrained(place)
+                base.tokenizer.save_pretrained(place)
+                assets.seal(place, about)
+
+
+def evolve(
+    base: BaseModel,
+    version: str,
+    *,
+    start: dict[str, Tensor] | None = None,
+    before: float | None = None,
+) -> dict:
+    """Trains `base`, which is the version before `version` in float32, to it in place.
+
+    Returns what there is to say of the step: recipe, loss of each step, perplexity on held-out text
+    before (unless it is known) and after, drift from `start` (weights by name; default: those that
+    `base` has now), seconds.
+    """
+    entry = _version(base, version)
+    recipe, t = entry.evolution, int(entry.version.removeprefix("t"))
+    rows = packed(base.tokenizer, recipe)
+    held, read = rows[: recipe.held_out], stretch(rows, recipe, t)
+    start = _weights(base) if start is None else start
+    began = time.monotonic()
+    before = perplexity(base.model, held) if before is None else before
+    losses = train(base.model, read, recipe, label=f"evolve {entry.name}")
+    after = perplexity(base.model, held)
+    if not math.isfinite(after):
+        raise OralError(f"{entry.name} has perplexity {after} after its training: lower the lr.")
+    base.spec, base.model.name_or_path = entry, entry.hub
+    return {
+        "recipe": asdict(recipe),
+        "version": version,
+        "parent": entry.parent,
+        "losses": losses,
+        "perplexity_before": before,
+        "perplexity_after": after,
+        "relative_change": drift(base.model, start),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def history(name: str, source: str = "packages") -> list[dict]:
+    """What the manifests say of the versions that lead to `name`, oldest first; PreflightError
+    unless all are made."""
+    made = [bases.made_dir(entry.name, source) for entry in lineage(name)[1:]]
+    return [storage.read_json(folder / assets.MANIFEST) for folder in made]
+
+
+def texts(recipe: Evolution) -> list[str]:
+    """The texts to read, in the order that the seed sets."""
+    found = [
+        text
+        for name in recipe.texts
+        for text in (_made() if name == "made" else assets.rows(name)["text"])
+    ]
+    order = torch.randperm(len(found), generator=seeds.generator(recipe.seed, "evolve", "texts"))
+    return [found[i] for i in order]
+
+
+@cache
+def _made() -> tuple[str, ...]:
+    every = map(tasks.load, tasks.names())
+    return tuple(row.text for task in every for row in tasks.rows(task, "made").train[:MADE])
+
+
+def packed(tokenizer, recipe: Evolution) -> Tensor:
+    """[n, length] token ids: all texts in a row, parted by the end-of-text token, cut to rows."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+    told = tokenizer(texts(recipe), add_special_tokens=False).input_ids
+    flat = torch.tensor([i for ids in told for i in (*ids, end)])
+    n = len(flat) // recipe.length
+    if n <= recipe.held_out:
+        raise UsageError(f"{n} rows of text are no more than the {recipe.held_out} held out.")
+    return flat[: n * recipe.length].view(n, recipe.length)
+
+
+def stretch(rows: Tensor, recipe: Evolution, t: int) -> Tensor:
+    """[steps * batch, length] what version t reads: the t-th stretch after the held-out rows, from
+    the front again once the text ends."""
+    free, n = rows[recipe.held_out :], recipe.steps * recipe.batch
+    return free[(torch.arange(n) + (t - 1) * n) % len(free)]
+
+
+def train(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> list[float]:
+    """Trains all weights of `model`, in place, on `rows` in order; the loss of every step.
+
+    Weights and AdamW's moments are float32; products are bfloat16 where the device has them.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(
+        model.requires_grad_(True).parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    warmup = max(1, round(recipe.warmup * recipe.steps))
+    losses = torch.zeros(recipe.steps, device=device)
+    for step in bar(range(recipe.steps), label=label, unit="step"):
+        rise, fall = (step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1)
+        optimizer.param_groups[0]["lr"] = recipe.lr * min(rise, fall)
+        ids = rows[step * recipe.batch : (step + 1) * recipe.batch].to(device)
+        loss = _loss(model, ids)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        losses[step] = loss.detach()  # read at the end: a GPU need not wait for it
+    model.requires_grad_(False)
+    return losses.tolist()
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, rows: Tensor, batch: int = 8) -> float:
+    """exp of the mean loss a token of `rows` [n, length]."""
+    device = next(model.parameters()).device
+    losses = [_loss(model, part.to(device)) * len(part) for part in rows.split(batch)]
+    return (torch.stack(losses).sum() / len(rows)).exp().item()
+
+
+def drift(model: nn.Module, start: dict[str, Tensor]) -> float:
+    """|W - W_0| / |W_0| over all weights; tied ones count once."""
+    moved = whole = 0.0
+    for name, weight in model.named_parameters():
+        was = start[name].to(weight.device)
+        moved += (weight.detach() - was).double().square().sum().item()
+        whole += was.double().square().sum().item()
+    return math.sqrt(moved / whole)
+
+
+def _weights(base: BaseModel) -> dict[str, Tensor]:
+    return {n: w.detach().cpu().clone() for n, w in base.model.named_parameters()}
+
+
+def _loss(model: nn.Module, ids: Tensor) -> Tensor:
+    """The mean negative log-likelihood of each next token of `ids` [b, length]."""
+    half = bases.fast_dtype(ids.device) == torch.bfloat16
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _version(base: BaseModel, version: str) -> BaseSpec:
+    """The entry that follows `base`; UsageError unless it is `version`."""
+    after = {e.version: e for e in bases.REGISTRY.values() if e.parent == base.name}
+    if version not in after:
+        raise UsageError(
+            f"{base.name} is followed by {', '.join(after) or 'no version'}, not by {version!r}."
+        )
+    if next(base.model.parameters()).dtype != torch.float32:
+        raise UsageError(f"{base.name} must be loaded in float32 to be trained further.")
+    return after[version]
+
+
+def _device(device: str | torch.device) -> str:
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    return f"{name}, {bases.fast_dtype(device)}".replace("torch.", "")

@@ -1,0 +1,125 @@
+"""The base models by name: where they come from, which modules LoRA adapts, which version they are.
+
+Adding a model is one entry here, and one line of `assets.HUB` or `packages.ASSETS` that says who
+has its weights. Nothing here imports torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+from oral_lib import assets
+from oral_lib.errors import UsageError, closest
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """How each version is made from the one before: all weights are trained further on text.
+
+    `texts` are sets that packages ship and that hold no test row of any task; "made" is the smoke
+    scale's. Version t reads the t-th stretch of `steps * batch` rows, in an order set by `seed`.
+    """
+
+    texts: tuple[str, ...] = ("news_editorials", "parables")
+    steps: int = 50  # a version
+    batch: int = 4  # rows
+    length: int = 128  # tokens of a row
+    lr: float = 1e-4  # of AdamW, without weight decay
+    warmup: float = 0.1  # share of the steps until `lr`, from where it falls linearly to 0
+    clip: float = 1.0
+    held_out: int = 32  # rows that no version reads, for the perplexity
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "seed" and not value:
+                raise UsageError(f"evolution: {name} must be positive, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class BaseSpec:
+    """What the registry knows of a base model; `asset` None: made on the spot (smoke scale)."""
+
+    name: str
+    family: str
+    asset: str | None
+    hub: str  # where adapters say that their base model is to be found
+    targets: tuple[str, ...]
+    rank: int = 8
+    alpha: int = 16
+    version: str = "t0"  # t0 is the model as released
+    parent: str | None = None  # the version before, which this one was trained from
+    evolution: Evolution | None = None
+
+
+BERT_LINEARS = ("query", "key", "value", "dense")
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def _encoder(name: str, hub: str) -> BaseSpec:
+    return BaseSpec(name, "encoder", name, hub, targets=("query", "value"))
+
+
+def _causal(name: str) -> BaseSpec:
+    return BaseSpec(name, "causal", name, assets.HUB[name][0], targets=("q_proj", "v_proj"))
+
+
+def _versions(base: BaseSpec, evolution: Evolution, last: int) -> Iterator[BaseSpec]:
+    """`base` and its versions t1 to t<last>; none of them is on any hub."""
+    yield base
+    parent = base.name
+    for t in range(1, last + 1):
+        name = f"{base.name}-t{t}"
+        yield replace(
+            base, name=name, hub=name, version=f"t{t}", parent=parent, evolution=evolution
+        )
+        parent = name
+
+
+_LISTED = (
+    _encoder("minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"),
+    *_versions(_causal("smollm2-135m"), Evolution(), 4),
+    _encoder("minilm-l3", "sentence-transformers/paraphrase-MiniLM-L3-v2"),
+    *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
+    # the scale `paper`: planned, never run here
+    *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
+    BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
+    *_versions(
+        BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),
+        Evolution(("made",), steps=20, batch=8, length=32, lr=3e-3, held_out=16),
+        2,
+    ),
+)
+REGISTRY = {entry.name: entry for entry in _LISTED}
+
+
+def spec(name: str) -> BaseSpec:
+    """The registry entry of `name`; `UsageError` with the nearest name if there is none."""
+    if name not in REGISTRY:
+        raise UsageError(
+            f"unknown base model {name!r}.{closest(name, REGISTRY)} Known: {', '.join(REGISTRY)}."
+        )
+    return REGISTRY[name]
+
+
+def lineage(name: str) -> list[BaseSpec]:
+    """The versions that lead to `name`, oldest first: the model as released, ..., `name`."""
+    entry = spec(name)
+    return [*(lineage(entry.parent) if entry.parent else ()), entry]
+
+
+def root(entry: BaseSpec) -> BaseSpec:
+    """The model as released that `entry` goes back to."""
+    return root(spec(entry.parent)) if entry.parent else entry
+
+
+def in_reach(name: str, source: str = "packages") -> bool:
+    """Whether `source` can have base model `name`; a version, once it has been made from it."""
+    first = lineage(name)[0]
+    if first.asset is None or assets.local_model(name, source):
+        return True
+    return assets.offers(first.asset, source)
+
+
+def names(source: str = "packages") -> list[str]:
+    """The base models, as released, that `source` can have; those made on the spot among them."""
+    return [n for n, entry in REGISTRY.items() if not entry.parent and in_reach(n, source)]
