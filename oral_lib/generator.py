@@ -156,20 +156,22 @@ class Generator(nn.Module):
         u = (place + self.kind(known.kind)).unsqueeze(0) + self.enter(c).unsqueeze(1)  # [b, l, m]
         return self.recurrence(u)
 
-    def loss(self, base: str, k0: Tensor, p: Tensor, c: Tensor, chosen: Tensor, noise) -> Tensor:
+    def loss(
+        self, base: str, k0: Tensor, p: Tensor, c: Tensor, chosen: Tensor, t: Tensor, eps: Tensor
+    ) -> Tensor:
         """Masked mean squared error of the denoiser on a subset of the tokens of one base model.
 
         k0 [b, s, k] clean tokens, p [b, s, m] their prototypes, c [b, m], chosen [s] which tokens
-        they are; `noise` is the torch.Generator of t and eps.
+        they are, t [b] diffusion steps, eps [b, s, k] noise; plain regression reads neither of the
+        last two.
         """
         mask = self.known[base].mask[chosen]  # [s, k]
         if self.config.diffusion:
-            t = torch.randint(self.schedule.steps, k0.shape[:1], generator=noise, device=k0.device)
-            eps = torch.randn(k0.shape, generator=noise, device=k0.device) * mask
+            eps = eps * mask
             x = self.schedule.add_noise(k0, eps, t)
             target, weight = self.schedule.target(k0, eps, t), self.schedule.loss_weight(t)
         else:
-            t = k0.new_zeros(len(k0), dtype=torch.long)
+            t = torch.zeros_like(t)
             x, target, weight = torch.zeros_like(k0), k0, k0.new_ones(len(k0))
         error = (self.denoiser(x, t, p, c).float() - target).square() * mask
         return (error.sum((1, 2)) * weight).mean() / mask.sum()

@@ -10,7 +10,7 @@ handful of operations on [S, values], with a learning rate and a gradient norm o
 adapter: each is trained as if it were alone.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -218,31 +218,6 @@ class Stack:
             rate = lr[:, None] / (1 - betas[0] ** self.step)
             self.values.sub_(rate * mean / scale)
             self._renew()
-
-
-class Replay:
-    """`call(key)`; on a GPU it becomes a CUDA graph for each key and is replayed from then on.
-
-    A step of a small model is hundreds of kernels, which take longer to launch than to run. What
-    `call` reads and writes must stay where it is: it may not return anything or ask the device.
-    The first call of a key runs as it is, for what is compiled and set up at a first use.
-    """
-
-    def __init__(self, call: Callable[[Hashable], None], device: torch.device):
-        self.call, self.device, self.pool = call, device, None
-        self.graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
-
-    def __call__(self, key: Hashable) -> None:
-        if self.device.type != "cuda" or key not in self.graphs:
-            self.graphs[key] = None
-            return self.call(key)
-        if self.graphs[key] is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):
-                self.call(key)  # noted down, not run
-            self.pool = graph.pool()  # never replayed at once, so all share their memory
-            self.graphs[key] = graph
-        self.graphs[key].replay()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ serves all the adapters of a condition. All randomness of a step comes from (see
 was interrupted goes on bit for bit.
 """
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from oral_lib import bases, seeds, storage, tasks, tokens, zoo
 from oral_lib.condition import describe_base, text_encoder
@@ -24,6 +24,7 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig, Known
 from oral_lib.progress import bar
 from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.replay import Replay
 from oral_lib.tokens import Layout, Statistics
 from oral_lib.zoo import Member
 
@@ -50,7 +51,9 @@ class TrainingConfig:
         for name in ("steps", "lr", "conditions", "draws", "subset", "clip", "save_every"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
-        for name in ("text_dropout", "ema", "text_noise"):
+        if not 0 <= self.text_dropout <= 1:
+            raise UsageError(f"training: text_dropout={self.text_dropout!r} must lie in [0, 1].")
+        for name in ("ema", "text_noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
 
@@ -60,6 +63,14 @@ class TrainingConfig:
             return self.lr * (step + 1) / self.warmup
         share = (step - self.warmup) / max(self.steps - self.warmup, 1)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+    def share_at(self, step: int) -> float:
+        """The weight of a step's values in their average, whose memory grows up to `ema`, so that
+        early values fade."""
+        return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
+
+
+LAB = TrainingConfig(steps=2000, conditions=8, draws=4, subset=96, warmup=100, ema=0.995)
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Shelf:
 
 
 def assemble(
-    config: GeneratorConfig, members: Sequence[Member], *, source: str = "packages"
+    config: GeneratorConfig, members: Sequence[Member], *, source: str = "packages", seed: int = 0
 ) -> tuple[Generator, dict[str, Shelf]]:
     """An untrained generator that knows the bases of `members`, and their tokens to train on.
 
@@ -103,7 +114,7 @@ def assemble(
         ],
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.integer(0, "generator-init"))
+        torch.manual_seed(seeds.integer(seed, "generator-init"))
         return Generator(config, known, manifest), shelves
 
 
@@ -128,32 +139,54 @@ def _plain(config: dict) -> dict:
     }
 
 
-def step_loss(
-    model: Generator, shelves: dict[str, Shelf], config: TrainingConfig, step: int
-) -> Tensor:
-    """The loss of one step, the mean over base models."""
-    device = model.kind.weight.device
-    total = torch.zeros((), device=device)
-    for name, shelf in shelves.items():
-        draw = seeds.generator(config.seed, "step", step, name, device=device)
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides in one step for one base model."""
 
-        def pick(high: int, *shape: int, draw=draw) -> Tensor:
-            return torch.randint(high, shape, generator=draw, device=device)
+    text: Tensor  # [b, e]
+    given: Tensor  # [b] whether the text is read
+    chosen: Tensor  # [s] tokens that are denoised
+    adapters: Tensor  # [b r] places on the shelf
+    t: Tensor  # [b r] diffusion steps
+    eps: Tensor  # [b r, s, k]
 
+    @classmethod
+    def of(
+        cls, model: Generator, name: str, shelf: Shelf, config: TrainingConfig, step: int
+    ) -> "Draw":
+        """The draw of `step` for base model `name`: the same for the same seed."""
+        device = shelf.tokens.device
+        source = seeds.generator(config.seed, "step", step, name, device=device)
+        how = {"generator": source, "device": device}
         b, r = config.conditions, config.draws
-        task = pick(shelf.texts.shape[0], b)
-        text = shelf.texts[task, pick(shelf.texts.shape[1], b)]
-        blur = torch.randn(text.shape, generator=draw, device=device) / text.shape[-1] ** 0.5
-        text = text + config.text_noise * blur
-        given = torch.rand(b, generator=draw, device=device) >= config.text_dropout
-        c = model.conditions(name, text, given)
-        p = model.prototypes(name, c)
-        l = p.shape[1]  # noqa: E741 - the letter of the method
-        chosen = torch.randperm(l, generator=draw, device=device)[: config.subset]
-        adapters = shelf.members[task[:, None], pick(shelf.members.shape[1], b, r)].flatten()
-        k0 = shelf.tokens[adapters[:, None], chosen]  # [b r, s, k]
-        p = p[:, chosen].repeat_interleave(r, 0)
-        total = total + model.loss(name, k0, p, c.repeat_interleave(r, 0), chosen, draw)
+        task = torch.randint(shelf.texts.shape[0], (b,), **how)
+        text = shelf.texts[task, torch.randint(shelf.texts.shape[1], (b,), **how)]
+        blur = torch.randn(text.shape, **how) / text.shape[-1] ** 0.5
+        given = torch.rand(b, **how) >= config.text_dropout
+        chosen = torch.randperm(shelf.tokens.shape[1], **how)[: config.subset]
+        places = torch.randint(shelf.members.shape[1], (b, r), **how)
+        adapters = shelf.members[task[:, None], places].flatten()
+        t = torch.randint(model.config.schedule.steps, (b * r,), **how)
+        eps = torch.randn(b * r, len(chosen), model.config.k, **how)
+        return cls(text + config.text_noise * blur, given, chosen, adapters, t, eps)
+
+    def copy_(self, other: "Draw") -> None:
+        """Takes the values of `other` where these stand."""
+        for name, value in vars(self).items():
+            value.copy_(getattr(other, name))
+
+
+def step_loss(model: Generator, shelves: dict[str, Shelf], draws: dict[str, Draw]) -> Tensor:
+    """The loss of one step, the mean over base models."""
+    total = torch.zeros((), device=model.kind.weight.device)
+    for name, shelf in shelves.items():
+        d = draws[name]
+        c = model.conditions(name, d.text, d.given)
+        r = len(d.adapters) // len(d.text)
+        p = model.prototypes(name, c)[:, d.chosen].repeat_interleave(r, 0)
+        k0 = shelf.tokens[d.adapters[:, None], d.chosen]  # [b r, s, k]
+        loss = model.loss(name, k0, p, c.repeat_interleave(r, 0), d.chosen, d.t, d.eps)
+        total = total + loss
     return total / len(shelves)
 
 
@@ -170,19 +203,21 @@ def train(
     """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
 
     `state` is a file that is written every `save_every` steps and at the end, and from which an
-    interrupted run goes on; `until` stops early. OralError when the loss is no longer finite, or
-    when `state` belongs to another configuration or zoo.
+    interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph. OralError
+    when the loss is no longer finite, or when `state` belongs to another configuration or zoo.
     """
+    device = torch.device(device)
     model = model.to(device).train()
     shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
                for n, s in shelves.items()}  # fmt: skip
-    averaged = AveragedModel(model, multi_avg_fn=_ema(config.ema))
+    averaged = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=config.lr,
+        lr=torch.tensor(config.lr, device=device),
         weight_decay=config.weight_decay,
         betas=(0.9, 0.99),
         fused=True,
+        capturable=device.type == "cuda",
     )
     run = seeds.integer(config.seed, repr(config), repr(model.config), repr(model.manifest))
     losses: list[Tensor] = []
@@ -190,18 +225,32 @@ def train(
     if state is not None and state.exists():
         begin, losses = _resume(state, run, model, averaged, optimizer, device)
     half = bases.fast_dtype(device) == torch.bfloat16
-    last = min(until or config.steps, config.steps)
-    for step in bar(range(begin, last), label=label, unit="step"):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr_at(step)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
-            loss = step_loss(model, shelves, config, step)
+    draws = {n: Draw.of(model, n, shelf, config, begin) for n, shelf in shelves.items()}
+    loss, share = torch.zeros((), device=device), torch.zeros((), device=device)
+    kept, now = list(averaged.parameters()), list(model.parameters())
+
+    def one(_: int) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+            found = step_loss(model, shelves, draws)
+        found.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        averaged.update_parameters(model)
-        losses.append(loss.detach())
+        loss.copy_(found.detach())
+        with torch.no_grad():  # kept + share * (now - kept)
+            moved = torch._foreach_sub(now, kept)
+            torch._foreach_mul_(moved, share)
+            torch._foreach_add_(kept, moved)
+
+    replay = Replay(one, device)
+    last = min(until or config.steps, config.steps)
+    for step in bar(range(begin, last), label=label, unit="step"):
+        for name, shelf in shelves.items():
+            draws[name].copy_(Draw.of(model, name, shelf, config, step))
+        optimizer.param_groups[0]["lr"].fill_(config.lr_at(step))
+        share.fill_(config.share_at(step))
+        replay(0)
+        losses.append(loss.clone())
         done = step + 1
         if done % config.save_every == 0 or done == last:
             if not loss.isfinite():
@@ -209,17 +258,7 @@ def train(
             if state is not None:
                 _store(state, run, model, averaged, optimizer, done, losses)
     curve = torch.stack(losses).tolist() if losses else []
-    return averaged.module.eval(), curve
-
-
-def _ema(decay: float):
-    """Exponential average whose memory grows up to `decay`, so that early weights fade."""
-
-    def update(kept, now, count) -> None:
-        weight = 1 - min(decay, (1 + float(count)) / (10 + float(count)))
-        torch._foreach_lerp_(kept, now, weight)
-
-    return update
+    return averaged.eval(), curve
 
 
 def _store(path: Path, run: int, model, averaged, optimizer, step: int, losses) -> None:
@@ -269,7 +308,7 @@ def train_from_zoo(
     source: str,
     device: str = "cpu",
 ) -> Path:
-    """Trains the `kind` ("generator" or "regression") of a scale on zoo `members` of `root`.
+    """Trains the `kind` (see `preset`) of a scale on zoo `members` of `root`.
 
     Returns its folder under `root`, which counts only once its manifest is there. One that was
     trained on another zoo or with another configuration is trained again.
@@ -279,7 +318,7 @@ def train_from_zoo(
     zoo_members = [zoo.read(root, *member) for member in members]
     if _is_current(folder, config, training, zoo_members):
         return folder
-    model, shelves = assemble(config, zoo_members, source=source)
+    model, shelves = assemble(config, zoo_members, source=source, seed=training.seed)
     state = folder / "training.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     trained, losses = train(
@@ -314,7 +353,12 @@ def _is_current(
 
 
 def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
-    """The configurations of a scale; `regression` is the same network without diffusion."""
+    """The configurations of a scale and kind (`plan.generators`).
+
+    "generator" and its further seeds ("generator-1", ...); `regression` is the same network without
+    diffusion, `unconditional` one that is never told a text.
+    """
+    name, _, seed = kind.partition("-")
     if scale == "smoke":
         config = GeneratorConfig(
             k=128,
@@ -326,5 +370,9 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
         )
         training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95)
     else:
-        config, training = GeneratorConfig(), TrainingConfig()
-    return replace(config, diffusion=kind == "generator"), training
+        config = GeneratorConfig()
+        training = TrainingConfig() if scale == "desk" else LAB
+    if name == "unconditional":
+        training = replace(training, text_dropout=1.0)
+    training = replace(training, seed=int(seed or 0))
+    return replace(config, diffusion=name != "regression"), training

@@ -21,7 +21,8 @@ from oral_lib.evaluate import accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.progress import bar
 from oral_lib.recipes import Recipe, recipe_of
-from oral_lib.stacked import Replay, Stack
+from oral_lib.replay import Replay
+from oral_lib.stacked import Stack
 from oral_lib.tasks import Split, Task
 
 MOST = 32  # adapters of a stack

@@ -167,7 +167,9 @@ def loss(model, k0, **changes):
     chosen = changes.get("chosen", torch.arange(known.layout.l))
     p = model.prototypes("tiny-causal", c)[:, chosen]
     noise = torch.Generator().manual_seed(3)
-    return model.loss("tiny-causal", k0[:, chosen], p, c, chosen, noise)
+    t = torch.randint(model.config.schedule.steps, (b,), generator=noise)
+    eps = torch.randn(k0[:, chosen].shape, generator=noise)
+    return model.loss("tiny-causal", k0[:, chosen], p, c, chosen, t, eps)
 
 
 def test_what_is_said_about_padding_costs_nothing():

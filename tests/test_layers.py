@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
-    *["torchvision_guard", "errors", "seeds", "progress", "storage", "provenance"],
+    *["torchvision_guard", "errors", "seeds", "progress", "replay", "storage", "provenance"],
     *["corpora", "packages", "assets"],
     *["tasks", "registry", "bases", "evolve", "scoring"],
     *["stacked", "evaluate"],
