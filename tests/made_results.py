@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from oral_lib.results import outcomes, summarise
+from oral_lib.results import join, outcomes, summarise
 
 PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("majority", "none"): (0.50, 1),
@@ -45,7 +45,7 @@ def made_items(
             ids = [f"{place['task']}-{i:04d}" for i in range(size)]
             row = {"item": ids, "labels": labels[:size], "logits": logits, "sample": sample}
             tables.append(outcomes(place, method, condition, **row))
-    return pd.concat(tables, ignore_index=True)
+    return join(tables)
 
 
 def made(place: dict | None = None, **more) -> tuple[pd.DataFrame, pd.DataFrame]:
