@@ -16,9 +16,14 @@ PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("retrieval", "matched"): (0.86, 1),
     ("regression", "matched"): (0.86, 1),
     ("generated", "matched"): (0.86, 5),
+    ("generated", "paraphrase"): (0.86, 2),
     ("generated", "mismatched"): (0.52, 2),
     ("generated", "random"): (0.64, 2),
     ("generated", "empty"): (0.63, 2),
+    ("gaussian", "none"): (0.80, 2),
+    ("noise_small", "none"): (0.86, 2),
+    ("noise_large", "none"): (0.56, 2),
+    ("unconditional", "none"): (0.62, 2),
 }
 
 
