@@ -20,9 +20,9 @@ from oral_lib.storage import replacing
 
 # seaborn's "colorblind" palette (after Wong 2011); importing seaborn for it costs seconds
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
-BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"
+BROWN, GREY, SKY = "#ca9161", "#949494", "#56b4e9"
 INK, FAINT, PADDING = "#2b2b2b", "#e9e9e9", "#c9c9c9"
-CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, PINK, GREY, YELLOW]
+CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, GREY]
 LINES = ["-", (0, (5, 1.5)), ":"]  # more names than colours
 STYLE = {
     "axes.edgecolor": "#9a9a9a",
@@ -344,7 +344,12 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
             axis.set_visible(False)
         for axis, (panel, rows) in zip(axes.flat, panels, strict=False):
             ends = [_curve(axis, one, *looks[one[0]]) for one in rows.groupby("name")]
-            axis.set(yscale="log", xlim=(0, 100), title=panel, ylabel="loss")
+            made = {about for _, _, about, _ in ends}
+            title = panel
+            if len(ends) > 3 and len(made) == 1:  # what all names share is said once
+                title = f"{panel} ({made.pop()})"
+                ends = [(height, name, "", colour) for height, name, _, colour in ends]
+            axis.set(yscale="log", xlim=(0, 100), title=title, ylabel="loss")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_locator(NullLocator())
@@ -354,8 +359,8 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
     return _closed(figure)
 
 
-def _curve(axis, named: tuple[str, pd.DataFrame], colour: str, line) -> tuple[float, str, str]:
-    """Draws the mean curve of a name and the band of its runs; last height, label and colour."""
+def _curve(axis, named: tuple[str, pd.DataFrame], colour: str, line) -> tuple[float, str, str, str]:
+    """Draws the mean curve of a name and the band of its runs; last height, name, runs, colour."""
     name, rows = named
     share, smooth = np.linspace(0, 100, 201), []
     runs = [run.sort_values("step") for _, run in rows.groupby("series")]
@@ -371,32 +376,29 @@ def _curve(axis, named: tuple[str, pd.DataFrame], colour: str, line) -> tuple[fl
     mean = np.exp(np.mean(np.log(np.maximum(smooth, 1e-12)), axis=0))
     axis.plot(share, mean, color=colour, lw=2, ls=line)
     seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
-    return float(mean[-1]), f"{name} ({seeds}{rows.step.max():,} steps)", colour
+    return float(mean[-1]), name, f"{seeds}{rows.step.max():,} steps", colour
 
 
-def _label_ends(figure: Figure, axis, ends: Sequence[tuple[float, str, str]]) -> None:
+def _label_ends(figure: Figure, axis, ends: Sequence[tuple[float, str, str, str]]) -> None:
     """Names at the right of their curves, in the order of their ends, none over another."""
     figure.canvas.draw()  # the scale is only known once drawn
     points = axis.bbox.height * 72 / figure.dpi
-    order = np.argsort([height for height, _, _ in ends])
-    heights = [
-        axis.transAxes.inverted().transform(axis.transData.transform((0, ends[i][0])))[1]
-        for i in order
-    ]
-    gap = min(13.5 / points, 1 / max(1, len(ends) - 1))
-    spots = []
-    for height in heights:  # pushed up where they would touch, then down again from the top
-        spots.append(max(height, spots[-1] + gap) if spots else height)
-    top = 1.0
+    gap, top, spots = min(13.5 / points, 1 / max(1, len(ends) - 1)), 1.0, []
+    places = axis.transData.transform([(0, height) for height, *_ in ends])
+    heights = axis.transAxes.inverted().transform(places)[:, 1]
+    order = np.argsort(heights)
+    for place in order:  # pushed up where they would touch, then down again from the top
+        spots.append(max(heights[place], spots[-1] + gap) if spots else heights[place])
     for i in reversed(range(len(spots))):
         spots[i] = min(spots[i], top)
         top = spots[i] - gap
     for spot, place in zip(spots, order, strict=True):
-        _, text, colour = ends[place]
+        _, name, about, colour = ends[place]
+        lead = ([1.005, 1.03], [heights[place], spot])
+        axis.plot(*lead, transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
+        text = f"{name} ({about})" if about else name
         axis.annotate(
-            text, (1, heights[list(order).index(place)]), (1.05, spot), xycoords="axes fraction",
-            textcoords="axes fraction", color=colour, va="center", fontsize=10,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 1},
+            text, (1.04, spot), xycoords="axes fraction", color=colour, va="center", fontsize=10,
             annotation_clip=False,
         )  # fmt: skip
 

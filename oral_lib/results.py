@@ -38,6 +38,12 @@ BENCHMARK_COLUMNS = {
     "benchmark": str, "variant": str, "case": str, "values": int, "metric": str, "value": float,
     "unit": str, "repeats": int, "device": str, "commit": str,
 }
+NOVELTY_COLUMNS = {  # the numbers are those of `adapters.Novelty`
+    "experiment": str, "source": str, "base": str, "task": str, "method": str, "seed": int,
+    "ratio": float, "ratio_low": float, "generated": float, "held_out": float, "seeds": float,
+    "samples": float, "norm": float, "n_generated": int, "n_train": int, "n_held_out": int,
+    "commit": str,
+}
 METHODS = [  # in the order in which tables show them
     "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated",
     "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
@@ -64,6 +70,7 @@ PACKED = {  # how items lie in parquet: about a byte and a half for a row of one
     "use_dictionary": [name for name in ITEM_COLUMNS if name != "score"],
     "column_encoding": {"score": "BYTE_STREAM_SPLIT"},
 }  # fmt: skip
+NOVELTY_KEY = [*CELL, "method"]
 BENCHMARK_KEY = ["benchmark", "variant", "case", "values", "metric", "device"]
 
 
@@ -436,6 +443,31 @@ def _check_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
         if kind in (int, float):
             number = pd.to_numeric(frame[column], errors="coerce")
             _refuse(frame, ~np.isfinite(number), column, "must be a finite number")
+    return frame
+
+
+def append_novelty(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
+    """Adds rows to novelty.csv (one writer at a time); a row of the same key replaces the older."""
+    new = pd.DataFrame(list(rows))
+    _check_novelty(new)
+    old = [read_novelty(path)] if Path(path).exists() else []
+    frame = pd.concat([*old, new[list(NOVELTY_COLUMNS)]])
+    write_text(path, _csv(frame.drop_duplicates(NOVELTY_KEY, keep="last"), NOVELTY_KEY))
+    return read_novelty(path)
+
+
+def read_novelty(path: str | Path) -> pd.DataFrame:
+    """The checked rows of a novelty.csv."""
+    return _check_novelty(_read_csv(path, NOVELTY_COLUMNS))
+
+
+def _check_novelty(frame: pd.DataFrame) -> pd.DataFrame:
+    _columns(frame, NOVELTY_COLUMNS, "novelty")
+    _words(frame, [name for name, kind in NOVELTY_COLUMNS.items() if kind is str])
+    for column, kind in NOVELTY_COLUMNS.items():
+        if kind in (int, float) and column != "samples":  # of a single sample there is no pair
+            number = pd.to_numeric(frame[column], errors="coerce")
+            _refuse(frame, ~(np.isfinite(number) & (number >= 0)), column, "must be 0 or above")
     return frame
 
 

@@ -171,7 +171,7 @@ def grid_table(
                 spread = f" ± {100 * spreads[key]:.1f}" if key in spreads else ""
                 shown.append(f"{100 * found[key]:.1f}{spread}" if key in found else ABSENT)
             start = f" [{100 * found[keys[2]]:.1f}]" if keys[2] in found else ""
-            line[base] = f"{' / '.join(shown)}{start}{f' {NO_SIGNAL}' * (place in silent)}"
+            line[base] = f"{' / '.join(shown)}{f' {NO_SIGNAL}' * (place in silent)}{start}"
         table.append(line)
     means = {base: np.mean(whole[base], axis=0) for base in bases if len(whole[base]) == len(names)}
     if means and len(names) > 1:
@@ -263,6 +263,25 @@ def _share(row, keep: bool) -> str:
     ends = (row.difference, row.ci_low, row.ci_high)
     value, *ends = (100 * (1 - x if keep else x) for x in ends)
     return f"{value:.0f}% ({min(ends):.0f} to {max(ends):.0f})".replace("-", "−")
+
+
+def novelty_table(novelty: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Rows of novelty.csv of one source: distances on dW, and their ratio to those of held-out
+    seeds; means over generator seeds, but the smallest ratio of all."""
+    rows = novelty[novelty.source == source]
+    numbers = {name: "mean" for name in ("ratio", "generated", "held_out", "seeds", "samples")}
+    key = ["base", "task", "method"]
+    rows = rows.groupby(key, as_index=False, sort=False).agg(numbers | {"ratio_low": "min"})
+    shown = {
+        "ratio": "ratio", "ratio_low": "smallest ratio", "generated": "to nearest trained on",
+        "held_out": "held-out seed to nearest", "seeds": "two seeds", "samples": "two samples",
+    }  # fmt: skip
+    texts = {about: rows[name].map(_three_digits) for name, about in shown.items()}
+    return rows[key].rename(columns={"base": "base model"}).assign(**texts)
+
+
+def _three_digits(value: float) -> str:
+    return ABSENT if np.isnan(value) else f"{value:.3g}"
 
 
 def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
