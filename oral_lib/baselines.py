@@ -18,7 +18,6 @@ from oral_lib.evaluate import Outcome
 from oral_lib.tasks import Row
 from oral_lib.zoo import Member
 
-
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
 
 
@@ -59,8 +58,8 @@ def noised(
 ) -> list[dict[str, Tensor]]:
     """Each of `adapters` plus white noise of `amplitude` standard deviations of each tensor.
 
-    `NOISE` holds the two amplitudes of the result table. At 0.1 an adapter has moved by a tenth of
-    its size, at 1.0 the noise is as large as what was learned.
+    `NOISE` holds the two amplitudes of the result table: a tenth of a tensor's own spread, which a
+    useful adapter should survive, and all of it, which drowns what B (zero at the start) learned.
     """
     made = []
     for i, adapter in enumerate(adapters):

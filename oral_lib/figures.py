@@ -44,13 +44,18 @@ STYLE = {
 }
 NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
+TRAINING = "train LoRAs"  # the benchmark that `benchmarks` draws
 METHODS = {  # from the top down: (method, label, colour)
     "generated": ("generated", VERMILION),
     "trained": ("trained", BLUE),
     "soup_task": ("per-task soup", INK),
     "retrieval": ("retrieval", INK),
     "regression": ("regression", INK),
+    "gaussian": ("Gaussian", INK),
+    "noise_small": ("small noise", INK),
     "soup_all": ("all-task soup", INK),
+    "noise_large": ("large noise", INK),
+    "unconditional": ("unconditional", INK),
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
 }
@@ -85,7 +90,7 @@ def methods(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
     """One panel a base model and task: every method's accuracy with its 95% interval.
 
     rows: `tables.pooled` of one experiment, source and metric. samples: `tables.per_sample`, drawn
-    as ticks below the dots of methods with several samples. The band is trained ± 2 points.
+    as ticks below the dots of methods with several samples. The band is trained ± half a point.
     """
     rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(METHODS)]
     return _dots(rows, "method", METHODS, samples, lines={})
@@ -135,7 +140,7 @@ def _dots(
                         textcoords="offset points", color=colour, ha="center", fontsize=10,
                     )  # fmt: skip
             for value in [] if lines else 100 * cell[cell.method == "trained"].value:
-                axis.axvspan(value - 2, value + 2, color=BLUE, alpha=0.12, lw=0, zorder=0)
+                axis.axvspan(value - 0.5, value + 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
             own = shown.loc[shown.index.isin(cell.index)]
             for place, (name, (_, colour)) in enumerate(kinds.items()):
                 axis.axhline(place, color=FAINT, lw=1, zorder=0)
@@ -156,7 +161,7 @@ def _dots(
             axis.tick_params(length=0)
             axis.spines["left"].set_visible(False)
         legend = "dot: mean, bar: 95% interval over items, ticks: single samples"
-        legend += "" if lines else ",\nband: within 2 points of trained"
+        legend += "" if lines else ",\nband: within half a point of trained"
         figure.supxlabel(f"accuracy in percent ({legend})", fontsize=10.5)
     return _closed(figure)
 
@@ -478,7 +483,7 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
     (one after the other by PEFT alone), metric "adapters an hour" (where there is none, "speed
     over plain") and "share of limit". One curve a base model and device.
     """
-    frame = frame[frame.benchmark == "train LoRAs"]
+    frame = frame[frame.benchmark == TRAINING]
     size = frame.variant.str.extract(r"^(\d+) at once$")[0].astype(float)
     frame = frame.assign(size=size)
     rate = "adapters an hour" if (frame.metric == "adapters an hour").any() else "speed over plain"
