@@ -223,7 +223,8 @@ def novelty(
         counts = f"{len(generated)}, {len(train)} and {len(held_out)}"
         raise UsageError(f"Novelty wants generated, train and held-out adapters, got {counts}.")
     trained = [*train, *held_out]
-    apart = distances([*trained, *generated], [*trained, *generated], scale)
+    together = [*trained, *generated]
+    apart = distances(together, together, scale)
     known, seen = len(trained), len(train)
     near = apart[known:, :seen].amin(1)
     own = float(apart[seen:known, :seen].amin(1).median())
@@ -243,31 +244,29 @@ def distances(ones: Sequence[Adapter], others: Sequence[Adapter], scale: float =
     """
     for adapter in [*ones[1:], *others]:
         check(adapter, ones[0])
-    inner = sides = 0.0
+    inner = one = two = 0.0
     for first, second in _PAIRS.items():
         for name in (n for n in ones[0] if n.endswith(first)):
             pair = name, name.removesuffix(first) + second
-            a, b = ([_flat(x, n) for x in ones] for n in pair)
-            a2, b2 = ([_flat(x, n) for x in others] for n in pair)
-            inner = inner + _inner(a, b, a2, b2)
-            sides = sides + _squares(a, b)[:, None] + _squares(a2, b2)
-    return scale * (sides - 2 * inner).clamp_min(0).sqrt()
+            own = [torch.stack([x[n].double().flatten(1) for x in ones]) for n in pair]
+            far = own
+            if others is not ones:
+                far = [torch.stack([x[n].double().flatten(1) for x in others]) for n in pair]
+            inner = inner + _inner(*own, *far)
+            one, two = one + _squares(*own), two + _squares(*far)
+    return scale * (one[:, None] + two - 2 * inner).clamp_min(0).sqrt()
 
 
-def _flat(adapter: Adapter, name: str) -> Tensor:
-    return adapter[name].double().flatten(1)
+def _inner(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+    """[n, m] <B A, B' A'>; A [n, r, in], B [n, out, r] and the same of m others."""
+    (n, r, _), m, r2 = a.shape, len(a2), a2.shape[1]
+    left = b.mT.flatten(0, 1) @ b2.mT.flatten(0, 1).mT  # [n r, m r] of B^T B'
+    right = a.flatten(0, 1) @ a2.flatten(0, 1).mT
+    return (left * right).view(n, r, m, r2).sum((1, 3))
 
 
-def _inner(a: list[Tensor], b: list[Tensor], a2: list[Tensor], b2: list[Tensor]) -> Tensor:
-    """[n, m] <B A, B' A'>; A [r, in], B [out, r]."""
-    left = torch.einsum("nor,mos->nmrs", torch.stack(b), torch.stack(b2))
-    right = torch.einsum("nri,msi->nmrs", torch.stack(a), torch.stack(a2))
-    return (left * right).sum((-1, -2))
-
-
-def _squares(a: list[Tensor], b: list[Tensor]) -> Tensor:
+def _squares(a: Tensor, b: Tensor) -> Tensor:
     """[n] ||B A||^2."""
-    a, b = torch.stack(a), torch.stack(b)
     return ((b.mT @ b) * (a @ a.mT)).sum((-1, -2))
 
 
