@@ -183,7 +183,8 @@ def parity(
     """Trained against generated in every cell: one panel a base model, one row a task.
 
     rows: `tables.pooled` of one experiment, source and metric; silent: `tables.without_signal`,
-    whose cells are drawn pale. At the right: generated minus trained, in points.
+    whose cells are drawn pale. At the right: generated minus trained, in points. A metric that
+    some tasks lack, as AUC, leaves these tasks out.
     """
     found = {(r.base, r.task, r.method, r.condition): r for r in rows.itertuples()}
     silent = {place[2:] for place in silent}
@@ -223,7 +224,8 @@ def parity(
         _mark("|", GREY, "majority class"),
     ]
     about = f"{label} (at the right: generated minus trained; pale: no signal)"
-    return _grid(rows, draw, handles, about, (max(-2, low), min(102, high)))
+    names = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
+    return _grid(rows, draw, handles, about, (max(-2, low), min(102, high)), names)
 
 
 KEPT = {  # text: label, marker, colour
@@ -283,9 +285,11 @@ def _grid(
     handles: Sequence[Line2D],
     about: str,
     limits: tuple[float, float],
+    names: Sequence[str] | None = None,
 ) -> Figure:
-    """One panel a base model and one row a task; `draw` says whether the cell was there."""
-    bases, names = tables.ordered(rows, "base"), tables.ordered(rows, "task")
+    """One panel a base model and one row a task (of `names`, else all); `draw` says whether the
+    cell was there."""
+    bases, names = tables.ordered(rows, "base"), names or tables.ordered(rows, "task")
     with _style():
         size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(names))
         figure, axes = plt.subplots(

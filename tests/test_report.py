@@ -459,6 +459,14 @@ def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     assert [text.get_text() for text in axes["gemma-3-270m"].texts] == ["not run", "not run"]
 
 
+def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
+    parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
+    rows = pd.concat(parts)
+    for metric, count in (("accuracy", len(tables.PAPER_TASKS)), ("auc", 2)):
+        picture = figures.parity(tables.pooled(rows[rows.metric == metric]))
+        assert len(picture.axes[0].get_yticklabels()) == count
+
+
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
     compared = tables.contrasts(results.read(folder / "lab")[1])
     picture = figures.controls(compared)

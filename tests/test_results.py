@@ -252,6 +252,29 @@ def test_benchmarks_append_and_replace_the_same_measurement(tmp_path):
     assert results.read_benchmarks(path).equals(table)
 
 
+def test_thinned_curves_keep_their_ends_and_their_mean():
+    long = pd.DataFrame({"series": "a", "step": range(1, 401), "loss": np.linspace(4, 1, 400)})
+    short = pd.DataFrame({"series": "b", "step": [1, 2, 3], "loss": [3.0, 2.0, 1.0]})
+    thin = results.thinned(pd.concat([long, short]), points=50)
+    assert thin[thin.series == "b"].reset_index(drop=True).equals(short)
+    own = thin[thin.series == "a"]
+    assert len(own) == 50 and own.step.iloc[-1] == 400
+    assert own.loss.mean() == pytest.approx(long.loss.mean())
+
+
+def test_novelty_rows_replace_those_of_the_same_cell_and_broken_ones_are_refused(tmp_path):
+    row = dict.fromkeys(results.NOVELTY_COLUMNS, "a")
+    kinds = results.NOVELTY_COLUMNS.items()
+    row |= {name: 1 for name, kind in kinds if kind is not str} | {"samples": float("nan")}
+    row |= {"source": "packages", "method": "generated"}
+    path = tmp_path / "novelty.csv"
+    results.append_novelty(path, [row, row | {"task": "b"}])
+    table = results.append_novelty(path, [row | {"ratio": 0.5}])
+    assert table.ratio.tolist() == [0.5, 1.0] and table.samples.isna().all()
+    with pytest.raises(OralError, match="ratio '-1' must be 0 or above"):
+        results.append_novelty(path, [row | {"ratio": -1}])
+
+
 def test_manifest_says_what_ran_where_and_keeps_other_sources(tmp_path):
     for source in ("packages", "hub"):
         content = provenance.manifest(
