@@ -15,6 +15,7 @@ import pandas as pd
 from oral_lib import figures, results
 from oral_lib.storage import read_json, write_text
 from oral_lib.tables import (
+    ablation_table,
     contrasts,
     grid_legend,
     grid_table,
@@ -178,17 +179,10 @@ def _parts(folder: Path) -> list[_Part]:
 
 
 def _ablations(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(source, rows as `figures.ablations` takes them) of ablations.csv: means over its cells.
-
-    The variants keep the order of the file, whose metric is accuracy where it names one.
-    """
+    """(source, rows as `figures.ablations` takes them) of ablations.csv."""
     frame = pd.read_csv(folder / "ablations.csv", keep_default_na=False)
-    if "metric" in frame:
-        frame = frame[frame.metric == "accuracy"]
-    for source, rows in frame.groupby("source") if "source" in frame else [("all", frame)]:
-        key, numbers = ["group", "variant"], ["value", "ci_low", "ci_high"]
-        how = dict.fromkeys(numbers, "mean") | {"default": "first"}
-        yield source, rows.groupby(key, as_index=False, sort=False).agg(how)
+    for source, rows in frame[frame.metric == "accuracy"].groupby("source"):
+        yield source, ablation_table(rows)
 
 
 def _tables(folder: Path, name: str, table: pd.DataFrame) -> None:

@@ -265,6 +265,24 @@ def _share(row, keep: bool) -> str:
     return f"{value:.0f}% ({min(ends):.0f} to {max(ends):.0f})".replace("-", "−")
 
 
+def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a group and variant, in their order: the mean over base models and tasks.
+
+    rows: group, variant, default, value, ci_low and ci_high of one metric and source. Tasks have
+    items of their own, so the errors of their means add up as independent ones do.
+    """
+    below, above = (rows.value - rows.ci_low) ** 2, (rows.ci_high - rows.value) ** 2
+    groups = rows.assign(below=below, above=above, count=1).groupby(
+        ["group", "variant"], as_index=False, sort=False
+    )
+    how = {"value": "mean", "default": "all", "below": "sum", "above": "sum", "count": "sum"}
+    found = groups.agg(how)
+    low = found.value - np.sqrt(found.below) / found["count"]
+    high = found.value + np.sqrt(found.above) / found["count"]
+    names = ["group", "variant", "default", "value"]
+    return found[names].assign(ci_low=low, ci_high=high)
+
+
 def novelty_table(novelty: pd.DataFrame, source: str) -> pd.DataFrame:
     """Rows of novelty.csv of one source: distances on dW, and their ratio to those of held-out
     seeds; means over generator seeds, but the smallest ratio of all."""

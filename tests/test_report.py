@@ -489,6 +489,15 @@ def test_ablations_mark_the_default_and_draw_the_reference():
     assert [75, 75] in [list(line.get_xdata()) for line in axis.lines]
 
 
+def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():
+    table = tables.ablation_table(pd.concat([ablation(), ablation().assign(value=0.8)] * 2))
+    assert table.variant.tolist() == ["256", "512", "v", "trained"]
+    assert table.default.tolist() == [True, False, True, False]
+    same = tables.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
+    assert same.value == pytest.approx(0.7) and table.value[1] == pytest.approx(0.7)
+    assert same.ci_high - same.value == pytest.approx(0.05 / 2)  # four tasks: half the error
+
+
 def test_benchmarks_draw_many_at_once_beside_the_plain_way():
     frame = pd.DataFrame(stacking())
     speed, share = figures.benchmarks(frame).axes
