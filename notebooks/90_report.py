@@ -18,19 +18,33 @@ print(readme)
 
 # %% [markdown]
 # ## The table
+#
+# Trained against generated; the base model in brackets.
 
 # %%
 from oral_lib import figures, results, tables
 
 metrics, items = results.read(run.results)
-tables.main_table(metrics, run.source.partition(":")[0], items)
+compared = tables.contrasts(items)
+silent = tables.silent_places(compared)
+grid = tables.grid_table(metrics, run.source.partition(":")[0], items, silent=silent)
+print(tables.grid_legend(grid))
+grid
 
 # %%
-accuracy = metrics[metrics.metric == "accuracy"]
-figures.methods(tables.pooled(accuracy), tables.per_sample(items))
+figures.parity(tables.pooled(metrics[metrics.metric == "accuracy"]), silent)
+
+# %% [markdown]
+# ## Does the text matter?
 
 # %%
-figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
+figures.controls(compared)
+
+# %% [markdown]
+# ## Every method
+
+# %%
+tables.main_table(metrics, run.source.partition(":")[0], items, silent=silent)
 
 # %% [markdown]
 # ## In words
@@ -38,5 +52,5 @@ figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
 # %%
 from oral_lib.verdict import verdict
 
-summary, cells = verdict(tables.contrasts(items))
+summary, cells = verdict(compared)
 print(*summary, *cells, sep="\n\n")

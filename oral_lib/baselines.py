@@ -1,6 +1,7 @@
 """Baselines that every results table carries: what a generated adapter has to be better than.
 
-A soup is a plain mean of weights, which only makes sense because a zoo shares its LoRA start.
+A soup is a plain mean of weights, which only makes sense because a zoo shares its LoRA start; so
+does a Gaussian of each weight. Both say what knowing the task's adapters is worth without learning.
 Plain regression on the condition is a generator without diffusion: see `GeneratorConfig.diffusion`.
 """
 
@@ -10,21 +11,67 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oral_lib import tasks
+from oral_lib import seeds, tasks
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome
 from oral_lib.tasks import Row
 from oral_lib.zoo import Member
 
+NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
+
 
 def majority(train: Sequence[Row], rows: Sequence[Row], labels: int) -> Outcome:
-    """The outcome of always answering the most frequent label of the training rows."""
+    """The outcome of always giving the most frequent label, or answer, of the training rows.
+
+    Of answers and labels that are equally frequent the one that comes first is given.
+    """
+    if rows and rows[0].answer:
+        answers = Counter(row.answer for row in train)
+        said = max(answers, key=lambda answer: answers[answer])
+        return Outcome(torch.zeros(len(rows), 1), rows, [said] * len(rows))
     counts = Counter(row.label for row in train)
     best = max(range(labels), key=lambda label: counts[label])
     likely = torch.zeros(len(rows), labels)
     likely[:, best] = 1.0
     return Outcome(likely, rows)
+
+
+def gaussian(adapters: Sequence[dict[str, Tensor]], n: int, seed: int) -> list[dict[str, Tensor]]:
+    """`n` adapters whose every weight is drawn by itself, with the mean and standard deviation that
+    it has over `adapters`. OralError for fewer than two of them."""
+    if len(adapters) < 2:
+        raise OralError(f"a Gaussian of {len(adapters)} adapters: it takes at least two.")
+    draw = seeds.generator(seed, "gaussian")
+    made: list[dict[str, Tensor]] = [{} for _ in range(n)]
+    for name in sorted(adapters[0]):
+        values = torch.stack([a[name].float() for a in adapters])
+        mean, std = values.mean(0), values.std(0)
+        for one in made:
+            noise = torch.randn(mean.shape, generator=draw).to(mean.device)
+            one[name] = (mean + std * noise).to(adapters[0][name].dtype)
+    return made
+
+
+def noised(
+    adapters: Sequence[dict[str, Tensor]], amplitude: float, seed: int
+) -> list[dict[str, Tensor]]:
+    """Each of `adapters` plus white noise of `amplitude` standard deviations of each tensor.
+
+    `NOISE` holds the two amplitudes of the result table: a tenth of a tensor's own spread, which a
+    useful adapter should survive, and all of it, which drowns what B (zero at the start) learned.
+    """
+    made = []
+    for i, adapter in enumerate(adapters):
+        draw = seeds.generator(seed, "noise", i)
+        one = {}
+        for name in sorted(adapter):
+            tensor = adapter[name].float()
+            noise = torch.randn(tensor.shape, generator=draw).to(tensor.device)
+            scale = tensor.std(correction=0)  # of one value it is 0
+            one[name] = (tensor + amplitude * scale * noise).to(adapter[name].dtype)
+        made.append(one)
+    return made
 
 
 def soup(adapters: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

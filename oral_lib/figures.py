@@ -3,7 +3,7 @@
 Every function returns a closed matplotlib Figure: a notebook shows it once, `save` writes it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -12,15 +12,18 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from oral_lib import tables
 from oral_lib.storage import replacing
 
 # seaborn's "colorblind" palette (after Wong 2011); importing seaborn for it costs seconds
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
-BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"
+BROWN, GREY, SKY = "#ca9161", "#949494", "#56b4e9"
 INK, FAINT, PADDING = "#2b2b2b", "#e9e9e9", "#c9c9c9"
-CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, PINK, GREY, YELLOW]
+CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, GREY]
+LINES = ["-", (0, (5, 1.5)), ":"]  # more names than colours
 STYLE = {
     "axes.edgecolor": "#9a9a9a",
     "axes.labelcolor": INK,
@@ -41,13 +44,18 @@ STYLE = {
 }
 NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
+TRAINING = "train LoRAs"  # the benchmark that `benchmarks` draws
 METHODS = {  # from the top down: (method, label, colour)
     "generated": ("generated", VERMILION),
     "trained": ("trained", BLUE),
     "soup_task": ("per-task soup", INK),
     "retrieval": ("retrieval", INK),
     "regression": ("regression", INK),
+    "gaussian": ("Gaussian", INK),
+    "noise_small": ("small noise", INK),
     "soup_all": ("all-task soup", INK),
+    "noise_large": ("large noise", INK),
+    "unconditional": ("unconditional", INK),
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
 }
@@ -77,12 +85,12 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     return paths
 
 
-# ---------------------------------------------------------------- results
+# ---------------------------------------------------------------- one cell, or a few
 def methods(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
     """One panel a base model and task: every method's accuracy with its 95% interval.
 
     rows: `tables.pooled` of one experiment, source and metric. samples: `tables.per_sample`, drawn
-    as ticks below the dots of methods with several samples. The band is trained ± 2 points.
+    as ticks below the dots of methods with several samples. The band is trained ± half a point.
     """
     rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(METHODS)]
     return _dots(rows, "method", METHODS, samples, lines={})
@@ -132,7 +140,7 @@ def _dots(
                         textcoords="offset points", color=colour, ha="center", fontsize=10,
                     )  # fmt: skip
             for value in [] if lines else 100 * cell[cell.method == "trained"].value:
-                axis.axvspan(value - 2, value + 2, color=BLUE, alpha=0.12, lw=0, zorder=0)
+                axis.axvspan(value - 0.5, value + 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
             own = shown.loc[shown.index.isin(cell.index)]
             for place, (name, (_, colour)) in enumerate(kinds.items()):
                 axis.axhline(place, color=FAINT, lw=1, zorder=0)
@@ -153,7 +161,7 @@ def _dots(
             axis.tick_params(length=0)
             axis.spines["left"].set_visible(False)
         legend = "dot: mean, bar: 95% interval over items, ticks: single samples"
-        legend += "" if lines else ",\nband: within 2 points of trained"
+        legend += "" if lines else ",\nband: within half a point of trained"
         figure.supxlabel(f"accuracy in percent ({legend})", fontsize=10.5)
     return _closed(figure)
 
@@ -166,59 +174,373 @@ def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
         axis.plot(100 * own.value, marks, "|", ms=7, mew=1.2, color=colour, alpha=0.75)
 
 
+# ---------------------------------------------------------------- all cells of a source
+def parity(
+    rows: pd.DataFrame,
+    silent: Iterable[tuple[str, ...]] = (),
+    label: str = "accuracy in percent",
+) -> Figure:
+    """Trained against generated in every cell: one panel a base model, one row a task.
+
+    rows: `tables.pooled` of one experiment, source and metric; silent: `tables.without_signal`,
+    whose cells are drawn pale. At the right: generated minus trained, in points. A metric that
+    some tasks lack, as AUC, leaves these tasks out.
+    """
+    found = {(r.base, r.task, r.method, r.condition): r for r in rows.itertuples()}
+    silent = {place[2:] for place in silent}
+    low = np.floor(100 * rows.ci_low.min() / 10) * 10 - 2
+    high = np.ceil(100 * rows.ci_high.max() / 10) * 10 + 2
+
+    def draw(axis, base: str, task: str, place: int) -> bool:
+        def row(method: str, condition: str = "none"):
+            return found.get((base, task, method, condition))
+
+        trained, generated = row("trained"), row("generated", "matched")
+        faded = {"alpha": 0.35 if (base, task) in silent else 1}
+        for one, mark, look in (
+            (row("majority"), "|", {"ms": 9, "color": GREY, "mew": 1.4}),
+            (row("base"), "o", {"ms": 7, "color": GREY, "mfc": "white", "mew": 1.6}),
+            (row("soup_task"), "D", {"ms": 5.5, "color": INK, "mfc": "white", "mew": 1.2}),
+        ):
+            if one is not None:
+                axis.plot(100 * one.value, place, mark, **look, **faded)
+        for one, lift, colour in ((trained, -0.17, BLUE), (generated, 0.17, VERMILION)):
+            if one is not None:
+                ends = (100 * one.ci_low, 100 * one.ci_high)
+                axis.plot(ends, [place + lift] * 2, color=colour, lw=2, **faded)
+                axis.plot(100 * one.value, place + lift, "o", ms=6.5, color=colour, **faded)
+        if trained is not None and generated is not None:
+            gap = f"{100 * (generated.value - trained.value):+.1f}".replace("-", "−")
+            _note(axis, 1.03, place, gap, ha="left", colour=INK, **faded)
+            if (base, task) in silent:
+                _note(axis, 1.03, place + 0.36, "no signal", ha="left", size=7.5)
+        return any(key[:2] == (base, task) for key in found)
+
+    handles = [
+        _mark("o", BLUE, "trained, 95% interval"),
+        _mark("o", VERMILION, "generated, 95% interval"),
+        _mark("D", INK, "per-task soup", hollow=True),
+        _mark("o", GREY, "base model", hollow=True),
+        _mark("|", GREY, "majority class"),
+    ]
+    about = f"{label} (at the right: generated minus trained; pale: no signal)"
+    names = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
+    return _grid(rows, draw, handles, about, (max(-2, low), min(102, high)), names)
+
+
+KEPT = {  # text: label, marker, colour
+    "paraphrase": ("unseen wording", "o", ORANGE),
+    "mismatched": ("another task's text", "s", INK),
+    "random": ("random words", "^", BLUE),
+    "empty": ("no text", "v", SKY),
+}
+
+
+def controls(compared: pd.DataFrame) -> Figure:
+    """The share of the generator's gain that other texts keep: one panel a base model.
+
+    compared: `tables.contrasts` of one experiment and source. The bands are the targets: an unseen
+    wording keeps 95% or more, another task's text 20% or less. What lies outside is drawn at the
+    edge as an arrow head.
+    """
+    left, right = -75.0, 150.0
+    rows = compared[compared.what.str.startswith("lost with ")]
+    found = {(r.base, r.task, r.what.split()[-1]): r for r in rows.itertuples()}
+    gains = compared[compared.what == "trained"]
+    silent = {(r.base, r.task) for r in gains.itertuples() if r.ci_low <= 0}
+
+    def draw(axis, base: str, task: str, place: int) -> bool:
+        own = {text: found[base, task, text] for text in KEPT if (base, task, text) in found}
+        sure = {text: row for text, row in own.items() if np.isfinite(row.difference)}
+        if (base, task) in silent or (own and not sure):
+            words = "no signal" if (base, task) in silent else "no sure gain"
+            _note(axis, 0.5, place, words)
+            return True
+        for step, (text, row) in enumerate(sure.items()):
+            _, mark, colour = KEPT[text]
+            high = place + 0.2 * (step - (len(sure) - 1) / 2)
+            value, *ends = (100 * (1 - x) for x in (row.difference, row.ci_high, row.ci_low))
+            axis.plot(np.clip(ends, left, right), [high] * 2, color=colour, lw=1.3, alpha=0.7)
+            if left <= value <= right:
+                axis.plot(value, high, mark, ms=6, color=colour)
+            else:
+                edge, head = (left, "<") if value < left else (right, ">")
+                axis.plot(edge, high, head, ms=6, color=colour, mfc="white", clip_on=False)
+        return bool(own)
+
+    handles = [_mark(mark, colour, label) for label, mark, colour in KEPT.values()]
+    about = "share of the gain over base and majority that is kept, percent (own text: 100; bands: "
+    figure = _grid(compared, draw, handles, f"{about}targets)", (left, right))
+    for axis in figure.axes:
+        axis.axvline(100, color=VERMILION, lw=1.4, zorder=0.5)
+        axis.axvspan(95, right, color=ORANGE, alpha=0.10, lw=0, zorder=0)
+        axis.axvspan(left, 20, color=INK, alpha=0.06, lw=0, zorder=0)
+        axis.set_xticks([-50, 0, 50, 100])
+    return figure
+
+
+def _grid(
+    rows: pd.DataFrame,
+    draw: Callable[[object, str, str, int], bool],
+    handles: Sequence[Line2D],
+    about: str,
+    limits: tuple[float, float],
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """One panel a base model and one row a task (of `names`, else all); `draw` says whether the
+    cell was there."""
+    bases, names = tables.ordered(rows, "base"), names or tables.ordered(rows, "task")
+    with _style():
+        size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(names))
+        figure, axes = plt.subplots(
+            1, len(bases), figsize=size, sharex=True, sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
+        for axis, base in zip(axes.flat, bases, strict=True):
+            axis.set_title(base, fontsize=12, pad=8)
+            for place, task in enumerate(names):
+                if place % 2 == 0:
+                    axis.axhspan(place - 0.5, place + 0.5, color="#f6f6f6", lw=0, zorder=-1)
+                if not draw(axis, base, task, place):
+                    words = "writes no answers" if tables.impossible(base, task) else "not run"
+                    _note(axis, 0.5, place, words)
+            axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+            axis.set(ylim=(len(names) - 0.5, -0.5), xlim=limits)
+            axis.grid(axis="x", color=FAINT, lw=0.8)
+            axis.set_axisbelow(True)
+            axis.tick_params(length=0)
+            axis.spines["left"].set_visible(False)
+        figure.supxlabel(about, fontsize=10.5)
+        wide = size[0] / 2.3
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(len(handles), int(wide)),
+            frameon=False, fontsize=10.5, handletextpad=0.4, columnspacing=1.6,
+        )  # fmt: skip
+    return _closed(figure)
+
+
+def _mark(mark: str, colour: str, label: str, hollow: bool = False) -> Line2D:
+    look = {"ms": 7, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.5}
+    return Line2D([], [], marker=mark, ls="", label=label, **look)
+
+
+def _note(axis, x: float, y: float, words: str, *, ha="center", size=9.0, colour="#8a8a8a", **look):
+    axis.annotate(
+        words, (x, y), xycoords=("axes fraction", "data"), ha=ha, va="center", fontsize=size,
+        color=colour, annotation_clip=False, **look,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- training and speed
 def loss_curves(frame: pd.DataFrame) -> Figure:
     """Training losses, smoothed; frame: columns series, step, loss.
 
-    A series called "zoo/movie seed 0" is drawn in the panel "zoo" under the name "movie", in one
-    colour with its other seeds and with that name in other panels.
+    A series called "zoo/movie seed 0" is drawn in the panel "zoo" under the name "movie", as one
+    curve with its other seeds (the band holds them all), in the colour of that name elsewhere.
     """
     parts = frame.series.astype(str).str.extract(r"^(?:(.*?)/)?(.*?)(?: seed \d+)?$")
     frame = frame.assign(panel=parts[0].fillna(""), name=parts[1])
     panels = list(frame.groupby("panel", sort=True))
     names = dict.fromkeys(name for _, rows in panels for name in sorted(rows.name.unique()))
-    colours = dict(zip(names, cycle(CURVES)))
+    looks = dict(zip(names, ((c, s) for s in LINES for c in CURVES), strict=False))
+    most = max(rows.name.nunique() for _, rows in panels)
+    wide = 1 if len(panels) == 1 else 2
+    tall = -(-len(panels) // wide)
     with _style():
-        size = (9, 0.6 + 3.4 * len(panels))
-        figure, axes = plt.subplots(
-            len(panels), 1, figsize=size, squeeze=False, layout="constrained"
-        )
-        for axis, (panel, rows) in zip(axes.flat, panels, strict=True):
-            ends = [_curves(axis, one, colours[one[0]]) for one in rows.groupby("name")]
-            axis.set(yscale="log", xlim=(0, 100), title=panel, ylabel="loss")
+        size = (7.6 * wide, 0.6 + tall * max(2.9, 0.9 + 0.22 * most))
+        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (panel, rows) in zip(axes.flat, panels, strict=False):
+            ends = [_curve(axis, one, *looks[one[0]]) for one in rows.groupby("name")]
+            made = {about for _, _, about, _ in ends}
+            title = panel
+            if len(ends) > 3 and len(made) == 1:  # what all names share is said once
+                title = f"{panel} ({made.pop()})"
+                ends = [(height, name, "", colour) for height, name, _, colour in ends]
+            axis.set(yscale="log", xlim=(0, 100), title=title, ylabel="loss")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_locator(NullLocator())
             _label_ends(figure, axis, ends)
-        axis.set_xlabel("share of training, percent")
+        for axis in axes.flat[max(0, len(panels) - wide) : len(panels)]:
+            axis.set_xlabel("share of training, percent")
     return _closed(figure)
 
 
-def _curves(axis, named: tuple[str, pd.DataFrame], colour: str) -> tuple[float, str, str]:
-    """Draws the curves of a name; their mean last height, their label and colour."""
+def _curve(axis, named: tuple[str, pd.DataFrame], colour: str, line) -> tuple[float, str, str, str]:
+    """Draws the mean curve of a name and the band of its runs; last height, name, runs, colour."""
     name, rows = named
+    share, smooth = np.linspace(0, 100, 201), []
     runs = [run.sort_values("step") for _, run in rows.groupby("series")]
-    ends = []
     for run in runs:
-        share = 100 * run.step / max(1, run.step.max())
-        smooth = run.loss.ewm(span=max(1, len(run) // 12)).mean()
+        at = 100 * run.step / max(1, run.step.max())
+        loss = run.loss.ewm(span=max(1, len(run) // 12)).mean()
+        smooth.append(np.interp(share, at, loss))
         if len(runs) == 1:
-            axis.plot(share, run.loss, color=colour, lw=0.8, alpha=0.22)
-        axis.plot(share, smooth, color=colour, lw=2.2 if len(runs) == 1 else 1.5)
-        ends.append(smooth.iloc[-1])
+            axis.plot(at, run.loss, color=colour, lw=0.8, alpha=0.22)
+    if len(runs) > 1:
+        band = (np.min(smooth, axis=0), np.max(smooth, axis=0))
+        axis.fill_between(share, *band, color=colour, alpha=0.13, lw=0)
+    mean = np.exp(np.mean(np.log(np.maximum(smooth, 1e-12)), axis=0))
+    axis.plot(share, mean, color=colour, lw=2, ls=line)
     seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
-    return float(np.mean(ends)), f"{name} ({seeds}{rows.step.max():,} steps)", colour
+    return float(mean[-1]), name, f"{seeds}{rows.step.max():,} steps", colour
 
 
-def _label_ends(figure: Figure, axis, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right of their curves, pushed apart where they would touch."""
+def _label_ends(figure: Figure, axis, ends: Sequence[tuple[float, str, str, str]]) -> None:
+    """Names at the right of their curves, in the order of their ends, none over another."""
     figure.canvas.draw()  # the scale is only known once drawn
-    heights = [axis.transData.transform((0, height))[1] for height, _, _ in ends]
-    gap, last = 1.4 * 10 * figure.dpi / 72, -np.inf
-    for place in np.argsort(heights):
-        last = max(heights[place], last + gap)
-        _, text, colour = ends[place]
-        spot = (1.01, (last - axis.bbox.y0) / axis.bbox.height)
-        axis.annotate(text, spot, xycoords="axes fraction", color=colour, va="center", fontsize=10)
+    points = axis.bbox.height * 72 / figure.dpi
+    gap, top, spots = min(13.5 / points, 1 / max(1, len(ends) - 1)), 1.0, []
+    places = axis.transData.transform([(0, height) for height, *_ in ends])
+    heights = axis.transAxes.inverted().transform(places)[:, 1]
+    order = np.argsort(heights)
+    for place in order:  # pushed up where they would touch, then down again from the top
+        spots.append(max(heights[place], spots[-1] + gap) if spots else heights[place])
+    for i in reversed(range(len(spots))):
+        spots[i] = min(spots[i], top)
+        top = spots[i] - gap
+    for spot, place in zip(spots, order, strict=True):
+        _, name, about, colour = ends[place]
+        lead = ([1.005, 1.03], [heights[place], spot])
+        axis.plot(*lead, transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
+        text = f"{name} ({about})" if about else name
+        axis.annotate(
+            text, (1.04, spot), xycoords="axes fraction", color=colour, va="center", fontsize=10,
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def ablations(
+    frame: pd.DataFrame, trained: float | None = None, label: str = "accuracy in percent"
+) -> Figure:
+    """What each part of the generator is worth: one panel a group, one row a variant.
+
+    frame: columns group, variant, value, ci_low, ci_high (between 0 and 1) and default (bool), in
+    the order in which they are shown. Rows of the group "reference" (trained, soup, base) are
+    lines through all panels, as is `trained`.
+    """
+    lines = dict(frame[frame.group == "reference"].groupby("variant", sort=False).value.mean())
+    lines |= {} if trained is None else {"trained": trained}
+    frame = frame[frame.group != "reference"]
+    groups = list(frame.groupby("group", sort=False))
+    ends = [*frame.ci_low, *frame.ci_high, *lines.values()]
+    room = 0.04 * (max(ends) - min(ends)) or 0.01
+    limits = (100 * (min(ends) - room), 100 * (max(ends) + room))
+    half = len(frame) / 2 if len(groups) > 2 else len(frame)
+    columns, count = [[]], 0
+    for group in groups:  # two columns of about the same height
+        if columns[0] and len(columns) == 1 and count + len(group[1]) / 2 > half:
+            columns.append([])
+        columns[-1].append(group)
+        count += len(group[1])
+    tall = max(sum(len(rows) + 1.4 for _, rows in column) for column in columns)
+    with _style():
+        figure = plt.figure(figsize=(6.2 * len(columns), 0.9 + 0.31 * tall), layout="constrained")
+        outer = figure.add_gridspec(1, len(columns))
+        for place, column in enumerate(columns):
+            heights = [len(rows) + 0.4 for _, rows in column]
+            spare = tall - sum(len(rows) + 1.4 for _, rows in column)
+            ratios = heights + [spare] * (spare > 0)
+            inner = outer[place].subgridspec(len(ratios), 1, height_ratios=ratios)
+            for i, (group, rows) in enumerate(column):
+                axis = figure.add_subplot(inner[i])
+                _variants(axis, group, rows, lines, limits, named=i == 0)
+                if i + 1 == len(column):
+                    axis.set_xlabel(label)
+                else:
+                    axis.tick_params(labelbottom=False)
+        figure.supxlabel("filled: the default; bar: 95% interval over items", fontsize=10.5)
+    return _closed(figure)
+
+
+def _variants(axis, group: str, rows: pd.DataFrame, lines, limits, named: bool) -> None:
+    axis.set_title(f"{group}\n" if named and lines else group, fontsize=12)
+    for name, value in lines.items():
+        colour = BLUE if name == "trained" else GREY
+        axis.axvline(100 * value, color=colour, lw=1.4, ls=(0, (4, 2)), zorder=0)
+        if named:
+            axis.annotate(
+                name, (100 * value, 1), (0, 2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", color=colour, ha="center", fontsize=9.5,
+            )  # fmt: skip
+    for place, row in enumerate(rows.itertuples()):
+        colour = VERMILION if row.default else INK
+        axis.axhline(place, color=FAINT, lw=1, zorder=-1)
+        axis.plot([100 * row.ci_low, 100 * row.ci_high], [place] * 2, color=colour, lw=2)
+        filled = colour if row.default else "white"
+        axis.plot(100 * row.value, place, "o", ms=7, color=colour, mfc=filled, mew=1.6)
+        _note(axis, 1.02, place, f"{100 * row.value:.1f}", ha="left", colour=colour)
+    axis.set_yticks(range(len(rows)), [str(name) for name in rows.variant], fontsize=10.5)
+    for label, row in zip(axis.get_yticklabels(), rows.itertuples(), strict=True):
+        label.set_color(VERMILION if row.default else INK)
+    axis.set(ylim=(len(rows) - 0.5, -0.7), xlim=limits)
+    axis.tick_params(length=0)
+    axis.spines["left"].set_visible(False)
+
+
+def benchmarks(frame: pd.DataFrame) -> Figure:
+    """How fast LoRAs are trained S at a time: adapters an hour, and the share of the device's peak.
+
+    frame: rows of benchmarks.csv of the benchmark "train LoRAs": variant "S at once" or "plain"
+    (one after the other by PEFT alone), metric "adapters an hour" (where there is none, "speed
+    over plain") and "share of limit". One curve a base model and device.
+    """
+    frame = frame[frame.benchmark == TRAINING]
+    size = frame.variant.str.extract(r"^(\d+) at once$")[0].astype(float)
+    frame = frame.assign(size=size)
+    rate = "adapters an hour" if (frame.metric == "adapters an hour").any() else "speed over plain"
+    shares = frame[frame.metric == "share of limit"]
+    with _style():
+        wide = 2 if len(shares) else 1
+        figure, axes = plt.subplots(
+            1, wide, figsize=(6.6 * wide, 4.3), squeeze=False, layout="constrained"
+        )
+        curves = list(frame.dropna(subset="size").groupby(["case", "device"], sort=False))
+        several = frame.device.nunique() > 1
+        for colour, ((case, device), rows) in zip(cycle(CURVES), curves):
+            name = f"{case}, {device}" if several else case
+            for axis, metric, scale in zip(
+                axes[0], (rate, "share of limit"), (1, 100), strict=False
+            ):
+                line = rows[rows.metric == metric].sort_values("size")
+                if line.empty:
+                    continue
+                axis.plot(line["size"], scale * line.value, "o-", color=colour, lw=2, label=name)
+                last, value = line["size"].iloc[-1], scale * line.value.iloc[-1]
+                axis.annotate(
+                    f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (last, value), (7, 0),
+                    textcoords="offset points", color=colour, va="center", fontsize=10.5,
+                    annotation_clip=False,
+                )  # fmt: skip
+            plain = frame[(frame.variant == "plain") & (frame.metric == rate)]
+            plain = plain[(plain.case == case) & (plain.device == device)].value
+            height = plain.iloc[0] if len(plain) else 1.0 if rate == "speed over plain" else None
+            if height is not None:
+                axes[0, 0].axhline(height, color=colour, lw=1.4, ls=(0, (4, 2)))
+                axes[0, 0].annotate(
+                    f"PEFT, one by one: {height:,.0f}" if rate != "speed over plain" else "PEFT",
+                    (0.99, height), (0, 4), xycoords=("axes fraction", "data"), color=colour,
+                    textcoords="offset points", ha="right", fontsize=9.5,
+                )  # fmt: skip
+        sizes = sorted(frame["size"].dropna().unique())
+        for axis in axes[0]:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+            axis.minorticks_off()
+            axis.set_xlabel("adapters trained at once (S)")
+            axis.grid(color=FAINT, lw=0.8)
+            axis.set_axisbelow(True)
+        axes[0, 0].set(title=rate, yscale="log")
+        axes[0, 0].yaxis.set_major_formatter("{x:,g}")
+        if wide == 2:
+            axes[0, 1].set(title="share of the device's peak, percent", ylim=(0, None))
+        if len(curves) > 1:
+            axes[0, 0].legend(frameon=False, fontsize=10.5)
+        if not several and len(frame):
+            figure.supxlabel(str(frame.device.iloc[0]), fontsize=10.5)
+    return _closed(figure)
 
 
 # ---------------------------------------------------------------- the method, for the notebooks

@@ -3,6 +3,10 @@
 A cell is one experiment, task, source, base model and seed. It is written as `metrics.csv` (a row a
 method, condition and metric) beside `items.parquet` (an outcome a held-out row and sample), so that
 any two rows can be compared item by item. Tables, figures and the report read nothing else.
+
+A method of `ONCE` does not depend on the seed of the generator, so of several seeds of a cell only
+the first one need hold it. Items are kept small: words are categories, scores are rounded to a step
+far below their spread, and in parquet a sample costs one to two bytes a row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
+from pandas.api.types import is_numeric_dtype, union_categoricals
 
 from oral_lib import stats
 from oral_lib.errors import OralError
@@ -25,18 +29,29 @@ COLUMNS = {
     "n_items": int, "n_samples": int, "seed": int, "wall_s": float, "commit": str,
 }
 ITEM_COLUMNS = {
-    "experiment": "str", "task": "str", "source": "str", "base": "str", "method": "str",
-    "condition": "str", "sample": "int64", "seed": "int64", "item": "str", "label": "int64",
-    "correct": "bool", "score": "float32", "predicted": "int64",
+    "experiment": "category", "task": "category", "source": "category", "base": "category",
+    "method": "category", "condition": "category", "sample": "int16", "seed": "int32",
+    "item": "category", "label": "int16", "correct": "bool", "score": "float32",
+    "predicted": "int16",
 }
 BENCHMARK_COLUMNS = {
     "benchmark": str, "variant": str, "case": str, "values": int, "metric": str, "value": float,
     "unit": str, "repeats": int, "device": str, "commit": str,
 }
+NOVELTY_COLUMNS = {  # the numbers are those of `adapters.Novelty`
+    "experiment": str, "source": str, "base": str, "task": str, "method": str, "seed": int,
+    "ratio": float, "ratio_low": float, "generated": float, "held_out": float, "seeds": float,
+    "samples": float, "norm": float, "n_generated": int, "n_train": int, "n_held_out": int,
+    "commit": str,
+}
 METHODS = [  # in the order in which tables show them
     "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated",
     "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
     "retrained",
+]
+ONCE = [  # the methods that do not depend on the generator
+    "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "gaussian", "noise_small",
+    "noise_large", "copy_oldest", "copy_newest", "retrained",
 ]
 # fmt: on
 PROMPTED = ["retrieval", "regression", "generated"]  # the methods that read the task's text
@@ -49,6 +64,13 @@ CELL = ["experiment", "source", "base", "task", "seed"]  # with the family, whic
 GROUP = [*CELL, "method", "condition"]
 ITEM_KEY = [*GROUP, "sample", "item"]
 KEY = ["family", *CELL, "base_version", "method", "condition", "metric"]
+SCORE_STEPS = 64  # a score is rounded to a step of about 1/64 of the scores' standard deviation
+PACKED = {  # how items lie in parquet: about a byte and a half for a row of one sample
+    "index": False, "compression": "zstd", "compression_level": 12, "row_group_size": 1 << 20,
+    "use_dictionary": [name for name in ITEM_COLUMNS if name != "score"],
+    "column_encoding": {"score": "BYTE_STREAM_SPLIT"},
+}  # fmt: skip
+NOVELTY_KEY = [*CELL, "method"]
 BENCHMARK_KEY = ["benchmark", "variant", "case", "values", "metric", "device"]
 
 
@@ -71,11 +93,42 @@ def outcomes(
     """
     logits, labels = np.asarray(logits, dtype=float), np.asarray(labels)
     predicted = logits.argmax(axis=1)
-    score = logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else np.nan
+    score = _rounded(logits[:, 1] - logits[:, 0]) if logits.shape[1] == 2 else np.nan
+    return _rows(cell, method, condition, item, labels, predicted, score, sample)
+
+
+def answered(
+    cell: Mapping,
+    method: str,
+    condition: str,
+    *,
+    item: Sequence[str],
+    correct: Sequence[bool],
+    sample: int = 0,
+) -> pd.DataFrame:
+    """Item rows of one adapter on a task whose answers are written out: right or not `[n]`.
+
+    label is 1, predicted 1 where the answer is exactly right and 0 elsewhere; there is no score.
+    """
+    correct = np.asarray(correct, dtype=bool)
+    return _rows(cell, method, condition, item, np.ones_like(correct), correct, np.nan, sample)
+
+
+def _rows(cell, method, condition, item, labels, predicted, score, sample) -> pd.DataFrame:
     known = {name: cell[name] for name in CELL} | {"method": method, "condition": condition}
     found = {"label": labels, "correct": predicted == labels, "score": score}
     rows = {"item": list(item), "sample": sample, "predicted": predicted} | found | known
     return items_frame(pd.DataFrame(rows))
+
+
+def _rounded(scores: np.ndarray) -> np.ndarray:
+    """Scores in multiples of a power of two near their spread / 64: a fifth of the bytes on disk,
+    and an order that is the same but for pairs closer than that."""
+    spread = scores.std()
+    if not np.isfinite(spread) or spread == 0:
+        return scores
+    step = 2.0 ** np.round(np.log2(spread / SCORE_STEPS))
+    return np.round(scores / step) * step
 
 
 def summarise(
@@ -86,16 +139,20 @@ def summarise(
     wall_s: float | Mapping[tuple[str, str], float] = 0.0,
     commit: str | None = None,
 ) -> pd.DataFrame:
-    """The metric rows of items: accuracy, and AUC where labels are 0 and 1 and scores are known.
+    """The metric rows of items: accuracy, and where labels are 0 and 1 and scores are known also
+    AUC and calibrated accuracy (the threshold of one half of the items judges the other half).
 
     `wall_s` is one time for all rows or a time for each (method, condition).
     """
     rows = []
-    for group, part in items_frame(items).groupby(GROUP, sort=False):
+    for group, part in items_frame(items).groupby(GROUP, sort=False, observed=True):
         correct, score, labels = (_wide(part, name) for name in ("correct", "score", "label"))
         measured = [("accuracy", stats.bootstrap(correct), stats.accuracy_stderr(correct))]
         if np.isfinite(score).all() and set(np.unique(labels)) == {0, 1}:
             measured.append(("auc", *stats.bootstrap_auc(labels[0], score)))
+            right = stats.calibrated(labels[0], score)
+            found = stats.bootstrap(right), stats.accuracy_stderr(right)
+            measured.append(("calibrated_accuracy", *found))
         row = dict(zip(GROUP, group, strict=True)) | {"family": family}
         row |= {"base_version": base_version, "higher_is_better": True}
         row |= {"n_samples": correct.shape[0], "n_items": correct.shape[1]}
@@ -107,24 +164,35 @@ def summarise(
     return check(_ordered(frame[list(COLUMNS)], KEY))
 
 
-def matrix(items: pd.DataFrame, method: str, condition: str) -> pd.DataFrame:
+def matrix(
+    items: pd.DataFrame, method: str, condition: str, column: str = "correct"
+) -> pd.DataFrame:
     """Outcomes `[samples, items]` of a method on the items of one task and base; empty if not run.
 
-    Samples of all seeds; items that every one of them was scored on.
+    Samples of all seeds; items that every one of them was scored on. `column` may also be "score".
     """
     part = items[(items.method == method) & (items.condition == condition)]
-    wide = part.pivot(index=["seed", "sample"], columns="item", values="correct")
-    return wide.dropna(axis=1).astype(float)
+    return _wide_frame(part, column).dropna(axis=1)
+
+
+def _wide_frame(part: pd.DataFrame, column: str) -> pd.DataFrame:
+    """`column` as [samples of all seeds, items], NaN where a sample lacks an item."""
+    item = part["item"].astype("category").cat
+    runs, row = np.unique(part.seed.to_numpy() * 2**16 + part["sample"], return_inverse=True)
+    there, place = np.unique(item.codes, return_inverse=True)
+    wide = np.full((len(runs), len(there)), np.nan)
+    wide[row, place] = part[column]
+    return pd.DataFrame(wide, index=runs, columns=item.categories[there].astype(str))
 
 
 def _wide(part: pd.DataFrame, column: str) -> np.ndarray:
-    wide = part.pivot(index="sample", columns="item", values=column)
+    wide = _wide_frame(part, column)
     if wide.shape[0] * wide.shape[1] != len(part):
         raise OralError(
             f"The samples of {'/'.join(part[['method', 'condition']].iloc[0])} were scored on "
             "different items: score every sample of a method on the same held-out rows."
         )
-    return wide.to_numpy(dtype=float)
+    return wide.to_numpy()
 
 
 # ---------------------------------------------------------------- the contract
@@ -165,10 +233,16 @@ def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.
     _refuse(items, np.isinf(items.score.astype(float)), "score", "must be finite")
     wrong = items.correct != (items.label == items.predicted)
     _refuse(items, wrong, "correct", "must say whether predicted equals label")
-    _refuse(items, items.duplicated(ITEM_KEY), "item", "repeats an earlier item of its sample")
+    again = pd.Series(_key(items, ITEM_KEY)).duplicated().to_numpy()
+    _refuse(items, again, "item", "repeats an earlier item of its sample")
     if metrics is not None:
-        found = items.groupby(GROUP, as_index=False).agg(
-            mean=("correct", "mean"), items=("item", "nunique"), samples=("sample", "nunique")
+        group, first = pd.factorize(_key(items, GROUP))
+        total = len(first)
+        found = items.iloc[np.unique(group, return_index=True)[1]][GROUP]
+        found = found.astype({name: str for name in GROUP if name != "seed"}).assign(
+            mean=np.bincount(group, items.correct, total) / np.bincount(group, minlength=total),
+            items=_different(group, _codes(items["item"]), total),
+            samples=_different(group, items["sample"].to_numpy(), total),
         )
         rows = metrics[metrics.metric == "accuracy"].merge(found, on=GROUP, how="left")
         _refuse(rows, rows["mean"].isna(), "value", "has no items")
@@ -177,6 +251,37 @@ def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.
         _refuse(rows, rows.n_items != rows["items"], "n_items", "is not its number of items")
         _refuse(rows, rows.n_samples != rows.samples, "n_samples", "is not its number of samples")
     return items
+
+
+def _different(group: np.ndarray, codes: np.ndarray, total: int) -> np.ndarray:
+    """How many different codes each group has."""
+    pairs = pd.unique(group * (int(codes.max(initial=0)) + 1) + codes.astype(np.int64))
+    return np.bincount(pairs // (int(codes.max(initial=0)) + 1), minlength=total)
+
+
+def _codes(column: pd.Series) -> np.ndarray:
+    """Whole numbers in the order of the column: by the tables for methods and conditions."""
+    if is_numeric_dtype(column):
+        return column.to_numpy().astype(np.int64)
+    kind = pd.CategoricalDtype(ALLOWED[column.name]) if column.name in ALLOWED else "category"
+    made = column.astype(kind) if column.dtype != kind or kind == "category" else column
+    rank = np.arange(len(made.cat.categories))
+    if column.name not in ALLOWED:
+        rank[np.argsort(made.cat.categories.astype(str), kind="stable")] = rank.copy()
+    return rank[made.cat.codes].astype(np.int64) if len(rank) else np.zeros(len(made), np.int64)
+
+
+def _key(items: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """One whole number a row that sorts as its columns do: 15 million rows in a second or two."""
+    key, room = np.zeros(len(items), np.int64), 1
+    for name in columns:
+        codes = _codes(items[name])
+        codes -= codes.min(initial=0)
+        size = int(codes.max(initial=0)) + 1
+        if room * size > 2**62:  # only the order counts: close the gaps
+            key, room = pd.factorize(key, sort=True)[0], len(items)
+        key, room = key * size + codes, room * size
+    return key
 
 
 def _columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
@@ -188,8 +293,13 @@ def _columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
 
 def _words(frame: pd.DataFrame, columns: Iterable[str]) -> None:
     for column in columns:
+        if is_numeric_dtype(frame[column]) and not frame[column].hasnans:
+            continue
         empty = frame[column].isna()
-        if not is_numeric_dtype(frame[column]):
+        if isinstance(frame[column].dtype, pd.CategoricalDtype):
+            words = frame[column].cat.categories
+            empty |= frame[column].isin([word for word in words if not str(word).strip()])
+        elif not is_numeric_dtype(frame[column]):
             empty |= frame[column].astype(str).str.strip() == ""
         _refuse(frame, empty, column, "is missing")
         if column in ALLOWED:
@@ -212,7 +322,35 @@ def items_frame(items: pd.DataFrame) -> pd.DataFrame:
     """Items with the columns and types of the contract, in the order of its key."""
     _columns(items, ITEM_COLUMNS, "items")
     _words(items, [name for name in ITEM_COLUMNS if name != "score"])
-    return _ordered(items[list(ITEM_COLUMNS)].astype(ITEM_COLUMNS), ITEM_KEY)
+    made = {name: _typed(items[name], kind) for name, kind in ITEM_COLUMNS.items()}
+    frame = pd.DataFrame(made, index=items.index)
+    key = _key(frame, ITEM_KEY)
+    if (np.diff(key) < 0).any():
+        frame = frame.iloc[np.argsort(key, kind="stable")]
+    return frame.reset_index(drop=True)
+
+
+def _typed(column: pd.Series, kind: str) -> pd.Series:
+    """The column as `kind`; categories are those of the tables, or those there are, sorted."""
+    if kind != "category":
+        return column.astype(kind)
+    if column.name in ALLOWED:
+        return column.astype(pd.CategoricalDtype(ALLOWED[column.name]))
+    made = column.astype("category").cat.remove_unused_categories()
+    words = made.cat.categories.astype(str)
+    return made.cat.rename_categories(words).cat.reorder_categories(sorted(words))
+
+
+def join(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Items of several tables as one, in the order of the key."""
+    tables = [items_frame(table) for table in tables]
+    tables = [table for table in tables if len(table)] or tables[:1]
+    columns = {}
+    for name, kind in ITEM_COLUMNS.items():
+        parts = [table[name] for table in tables]
+        united = kind == "category" and name not in ALLOWED
+        columns[name] = union_categoricals(parts) if united else pd.concat(parts).array
+    return items_frame(pd.DataFrame(columns))
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
@@ -223,7 +361,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
 def read_items(path: str | Path) -> pd.DataFrame:
     """The checked rows of an items.parquet."""
     try:
-        return check_items(pd.read_parquet(path))
+        return check_items(items_frame(pd.read_parquet(path)))
     except (OSError, ValueError) as error:
         raise OralError(f"{path} is no whole items table ({error}). Run its cell again.") from error
 
@@ -241,7 +379,7 @@ def write_cell(folder: str | Path, metrics: pd.DataFrame, items: pd.DataFrame) -
     with replacing(folder) as temporary:
         temporary.mkdir()
         (temporary / "metrics.csv").write_text(_csv(metrics, KEY), encoding="utf-8")
-        items.to_parquet(temporary / "items.parquet", index=False, compression="zstd")
+        items.to_parquet(temporary / "items.parquet", **PACKED)
     return Path(folder)
 
 
@@ -255,22 +393,30 @@ def collect(cells: Iterable[str | Path], results_dir: str | Path) -> Path:
     if not tables:
         raise OralError(f"There is no cell to collect into {results_dir}.")
     path, items_path = Path(results_dir) / "metrics.csv", Path(results_dir) / "items.parquet"
-    metrics = check(_merged(path, read_metrics, [rows for rows, _ in tables], ["family", *CELL]))
-    items = items_frame(_merged(items_path, read_items, [rows for _, rows in tables], CELL))
+    metrics = pd.concat(rows for rows, _ in tables)
+    items = join(rows for _, rows in tables)
+    del tables
+    if path.exists():
+        old = read_metrics(path)
+        metrics = pd.concat([old[~_among(old, metrics, ["family", *CELL])], metrics])
+    if items_path.exists():
+        old = read_items(items_path)
+        items = join([old[~_among(old, items, CELL)], items])
+    metrics = check(metrics)
     check_items(items, metrics)
     with replacing(items_path) as temporary:
-        items.to_parquet(temporary, index=False, compression="zstd")
+        items.to_parquet(temporary, **PACKED)
     write_text(path, _csv(metrics, KEY))
     return path
 
 
-def _merged(path: Path, read_old, tables: list[pd.DataFrame], key: list[str]) -> pd.DataFrame:
-    new = pd.concat(tables)
-    if not path.exists():
-        return new
-    old = read_old(path)
-    again = pd.MultiIndex.from_frame(old[key]).isin(pd.MultiIndex.from_frame(new[key]))
-    return pd.concat([old[~again], new])
+def _among(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> np.ndarray:
+    """Which rows of `old` have the key of some row of `new`."""
+    keys = set(new[key].drop_duplicates().itertuples(index=False, name=None))
+    group, first = pd.factorize(_key(old, key))
+    places = np.unique(group, return_index=True)[1] if len(first) else []
+    there = [one in keys for one in old.iloc[places][key].itertuples(index=False, name=None)]
+    return np.array(there, bool)[group]
 
 
 def append_benchmarks(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
@@ -297,6 +443,44 @@ def _check_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
         if kind in (int, float):
             number = pd.to_numeric(frame[column], errors="coerce")
             _refuse(frame, ~np.isfinite(number), column, "must be a finite number")
+    return frame
+
+
+def thinned(curves: pd.DataFrame, points: int = 50) -> pd.DataFrame:
+    """Losses [series, step, loss] with at most `points` rows a series: means over blocks of steps.
+
+    Six hundred adapters of some hundred steps would be ten megabytes in a figure that shows none
+    of it. The last step of a block stands for it, so curves still end where training did.
+    """
+    place = curves.groupby("series", sort=False).cumcount()
+    size = curves.groupby("series", sort=False).step.transform("size")
+    block = (place * np.minimum(points, size)) // size
+    groups = curves.assign(block=block).groupby(["series", "block"], sort=False)
+    return groups.agg(step=("step", "last"), loss=("loss", "mean")).reset_index()[list(curves)]
+
+
+def append_novelty(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
+    """Adds rows to novelty.csv (one writer at a time); a row of the same key replaces the older."""
+    new = pd.DataFrame(list(rows))
+    _check_novelty(new)
+    old = [read_novelty(path)] if Path(path).exists() else []
+    frame = pd.concat([*old, new[list(NOVELTY_COLUMNS)]])
+    write_text(path, _csv(frame.drop_duplicates(NOVELTY_KEY, keep="last"), NOVELTY_KEY))
+    return read_novelty(path)
+
+
+def read_novelty(path: str | Path) -> pd.DataFrame:
+    """The checked rows of a novelty.csv."""
+    return _check_novelty(_read_csv(path, NOVELTY_COLUMNS))
+
+
+def _check_novelty(frame: pd.DataFrame) -> pd.DataFrame:
+    _columns(frame, NOVELTY_COLUMNS, "novelty")
+    _words(frame, [name for name, kind in NOVELTY_COLUMNS.items() if kind is str])
+    for column, kind in NOVELTY_COLUMNS.items():
+        if kind in (int, float) and column != "samples":  # of a single sample there is no pair
+            number = pd.to_numeric(frame[column], errors="coerce")
+            _refuse(frame, ~(np.isfinite(number) & (number >= 0)), column, "must be 0 or above")
     return frame
 
 

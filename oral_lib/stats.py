@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS_AT_ONCE = 3_000_000  # keeps a block of the resampling under about 100 MB, whatever n is
+BLOCKS_KEPT = 12  # all blocks of two numbers of items, up to 1,500 each; 12 MB a block
 
 
 class Interval(NamedTuple):
@@ -58,7 +59,7 @@ def _counts(n: int, n_boot: int, seed: int) -> Iterator[np.ndarray]:
         yield _block(n, min(size, n_boot - start), seed, start)
 
 
-@lru_cache(maxsize=3)  # a report compares many pairs over the same items
+@lru_cache(maxsize=BLOCKS_KEPT)  # a report compares many pairs over the same items
 def _block(n: int, draws: int, seed: int, start: int) -> np.ndarray:
     random = np.random.default_rng([seed, start])
     drawn = random.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
@@ -113,6 +114,41 @@ def auc(labels, scores) -> float:
     """
     labels, scores = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
     return float(np.mean([_auc(labels, row, np.ones((1, labels.size)))[0] for row in scores]))
+
+
+def calibrated(labels, scores) -> np.ndarray:
+    """Right or not, `[s, n]`, when each half of the items is judged by the other half's threshold.
+
+    labels `[n]` of 0 and 1, scores `[n]` or `[s, n]`. The halves are drawn at random, always the
+    same. A half's threshold is the one that judges it best; of equally good ones the middle one.
+    """
+    labels, rows = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
+    right, (first, second) = np.empty(rows.shape), halves(labels.size)
+    for own, other in ((first, second), (second, first)):
+        for row, found in zip(rows, right, strict=True):
+            judged = row[own] > _threshold(labels[other], row[other])
+            found[own] = judged == labels[own]
+    return right
+
+
+def halves(n: int) -> list[np.ndarray]:
+    """The places of n items in two random halves; the same for every method on these items."""
+    return np.array_split(np.random.default_rng(n).permutation(n), 2)
+
+
+def _threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The threshold above which label 1 is right most often: between two scores, or infinite."""
+    if not labels.size:
+        return 0.0
+    order = np.argsort(scores, kind="stable")
+    ordered, signs = scores[order], 2 * labels[order] - 1
+    gains = np.concatenate([[0], -np.cumsum(signs)])  # of calling the lowest i scores label 0
+    between = np.concatenate([[True], np.diff(ordered) > 0, [True]])  # equal scores stay together
+    places = np.flatnonzero(between)
+    best = places[gains[places] == gains[places].max()]
+    place = best[len(best) // 2]
+    edges = np.concatenate([[-np.inf], ordered, [np.inf]])
+    return float((edges[place] + edges[place + 1]) / 2)
 
 
 def bootstrap_auc(labels, scores, n_boot: int = 2_000, seed: int = 0) -> tuple[Interval, float]:

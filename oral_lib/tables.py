@@ -1,14 +1,15 @@
-"""The tables of a result: the main one, every interval, and the paired comparisons.
+"""The tables of a result: the grid, the main one, every interval, and the paired comparisons.
 
 All take the rows of `metrics.csv` and the items of `items.parquet`; nothing is scored here.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from oral_lib import stats
+from oral_lib import stats, tasks
 from oral_lib.errors import OralError
 from oral_lib.results import SHARES, matrix
 
@@ -25,14 +26,27 @@ HEADINGS = {  # (method, condition): how the main table calls it
     ("generated", "mismatched"): "other text",
     ("generated", "random"): "random words",
     ("generated", "empty"): "no text",
+    ("gaussian", "none"): "Gaussian",
+    ("noise_small", "none"): "small noise",
+    ("noise_large", "none"): "large noise",
+    ("unconditional", "none"): "unconditional",
 }
-OPTIONAL = ["unseen wording"]  # shown when it was run; every other column is always there
-RIVALS = ["soup_task", "soup_all", "retrieval", "regression"]
-CONTROLS = ["mismatched", "random", "empty"]
+# shown when they were run; every other column is always there
+OPTIONAL = ["unseen wording", "Gaussian", "small noise", "large noise", "unconditional"]
+RIVALS = [
+    "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
+    "unconditional",
+]  # fmt: skip
+CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
+MODELS = {  # the language models of the lab scale, in the order of the grid's columns
+    "smollm2-135m": "causal", "smollm2-135m-t4": "causal", "gemma-3-270m": "causal",
+    "minilm-l6": "encoder", "minilm-l3": "encoder",
+}  # fmt: skip
+PAPER_TASKS = ["sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k"]
 PLACE = ["experiment", "source", "base", "task"]
 FOUND = stats.Difference._fields
 FLOORS = ["base", "majority"]
-ABSENT, NO_SIGNAL = "–", "†"
+ABSENT, NO_SIGNAL, CANNOT = "–", "†", "×"
 
 
 def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -50,18 +64,37 @@ def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
 def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     """`value` of each sample and seed, with the columns that name its place in the tables."""
     key = [*PLACE, "method", "condition", "seed", "sample"]
-    groups = items.groupby(key, sort=False)
+    groups = items.groupby(key, sort=False, observed=True)
     if metric == "accuracy":
         values = groups.correct.mean()
-    elif metric == "auc":
-        values = groups[["label", "score"]].apply(lambda one: stats.auc(one.label, one.score))
+    elif metric in PER_SAMPLE:
+        values = groups[["label", "score"]].apply(_scored, metric).dropna()
     else:
-        raise OralError(f"No per-sample values for metric {metric!r}: use accuracy or auc.")
+        known = ", ".join(PER_SAMPLE)
+        raise OralError(f"No per-sample values for metric {metric!r}: use accuracy, {known}.")
     return values.rename("value").reset_index()
 
 
+def _scored(rows: pd.DataFrame, metric: str) -> float:
+    labels, scores = rows.label.to_numpy(), rows.score.to_numpy()
+    if not np.isfinite(scores).all() or set(np.unique(labels)) != {0, 1}:
+        return np.nan  # answers, or more than two labels
+    return PER_SAMPLE[metric](labels, scores)
+
+
+PER_SAMPLE = {
+    "auc": stats.auc,
+    "calibrated_accuracy": lambda labels, scores: float(stats.calibrated(labels, scores).mean()),
+}
+
+
 def main_table(
-    frame: pd.DataFrame, source: str, items: pd.DataFrame | None = None, metric: str = "accuracy"
+    frame: pd.DataFrame,
+    source: str,
+    items: pd.DataFrame | None = None,
+    metric: str = "accuracy",
+    *,
+    silent: set[tuple[str, ...]] | None = None,
 ) -> pd.DataFrame:
     """One row a base model and task, in percent: the columns of HEADINGS, n and the standard error.
 
@@ -69,14 +102,14 @@ def main_table(
     tasks without signal are marked †: the trained LoRA is not surely better than base and majority.
     `n` is the number of items; where some columns were scored on fewer, "most / fewest". `s.e.` is
     the largest standard error over items among the columns with that n, in the same order.
+    `silent` is `without_signal(items)` where that is known already.
     """
     rows = pooled(frame[(frame.source == source) & (frame.metric == metric)])
-    spreads, silent = {}, set()
+    spreads, silent = {}, silent or set()
     if items is not None:
         items = items[items.source == source]
-        samples = per_sample(items, metric)
-        spreads = samples.groupby([*PLACE, "method", "condition"]).value.std().dropna().to_dict()
-        silent = without_signal(items)
+        spreads = _spreads(items, metric)
+        silent = silent or without_signal(items)
     table = []
     for place, cell in rows.groupby(PLACE, sort=False):
         errors = cell.groupby("n_items").stderr.max().iloc[[-1, 0]].to_dict()  # most, fewest items
@@ -96,6 +129,177 @@ def main_table(
     if shown.experiment.nunique() < 2:
         idle.append("experiment")
     return shown.drop(columns=idle)
+
+
+def _spreads(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
+    """The standard deviation over samples and seeds of every method that has several."""
+    key = [*PLACE, "method", "condition"]
+    samples = per_sample(items, metric)
+    return samples.groupby(key, observed=True).value.std().dropna().to_dict()
+
+
+def grid_table(
+    frame: pd.DataFrame,
+    source: str,
+    items: pd.DataFrame | None = None,
+    *,
+    silent: Iterable[tuple[str, ...]] = (),
+) -> pd.DataFrame:
+    """Tasks by base models, accuracy in percent: "trained ± / generated ± [base]" in each cell.
+
+    ± as in `main_table`; `silent` is what `without_signal` found, marked †. A cell that was not run
+    holds –, and × where it cannot be: an encoder writes no answers. The seven tasks of the paper
+    and the five models of the lab keep their rows and columns; the last row is the mean of the
+    models that have every task.
+    """
+    rows = pooled(frame[(frame.source == source) & (frame.metric == "accuracy")])
+    spreads = {} if items is None else _spreads(items[items.source == source])
+    found = {tuple(row[:6]): row.value for row in rows.itertuples(index=False)}
+    bases, names = ordered(rows, "base"), ordered(rows, "task")
+    experiment = rows.experiment.iloc[0]
+    table, whole = [], {base: [] for base in bases}
+    for task in names:
+        line = {"task": task}
+        for base in bases:
+            place, shown = (experiment, source, base, task), []
+            keys = [(*place, *way) for way in SHOWN]
+            if not any(key in found for key in keys):
+                line[base] = CANNOT if impossible(base, task) else ABSENT
+                continue
+            whole[base].append([found.get(key, np.nan) for key in keys])
+            for key in keys[:2]:
+                spread = f" ± {100 * spreads[key]:.1f}" if key in spreads else ""
+                shown.append(f"{100 * found[key]:.1f}{spread}" if key in found else ABSENT)
+            start = f" [{100 * found[keys[2]]:.1f}]" if keys[2] in found else ""
+            line[base] = f"{' / '.join(shown)}{f' {NO_SIGNAL}' * (place in silent)}{start}"
+        table.append(line)
+    means = {base: np.mean(whole[base], axis=0) for base in bases if len(whole[base]) == len(names)}
+    if means and len(names) > 1:
+        text = {b: "{:.1f} / {:.1f} [{:.1f}]".format(*(100 * m)) for b, m in means.items()}
+        text = {base: words.replace("nan", ABSENT) for base, words in text.items()}
+        table.append({"task": "mean"} | dict.fromkeys(bases, ABSENT) | text)
+    return pd.DataFrame(table, columns=["task", *bases])
+
+
+SHOWN = [("trained", "none"), ("generated", "matched"), ("base", "none")]  # in a cell of the grid
+
+
+def ordered(rows: pd.DataFrame, column: str) -> list[str]:
+    """The base models or tasks of one source in the order of the grid, whole where it is known."""
+    found = list(rows[column].unique())
+    if column == "base":
+        known = list(MODELS) if set(found) & set(MODELS) else []
+    else:
+        known = PAPER_TASKS if set(rows.source) <= {"local", "hub"} else []
+    return [*known, *(name for name in found if name not in known)]
+
+
+def impossible(base: str, task: str) -> bool:
+    """Whether the base model cannot do the task: an encoder writes no answers."""
+    written = task in tasks.names() and tasks.load(task).scoring == "answer"
+    return written and MODELS.get(base) == "encoder"
+
+
+def grid_legend(table: pd.DataFrame) -> str:
+    """What the cells and signs of `grid_table` mean."""
+    text = " ".join(table.iloc[:, 1:].to_numpy().ravel())
+    parts = ["Accuracy in percent on held-out items: trained / generated, base model in brackets."]
+    if "±" in text:
+        parts.append(
+            "± is the standard deviation over adapters (trained) or over samples and generator "
+            "seeds (generated)."
+        )
+    signs = {
+        NO_SIGNAL: "no signal, trained is not surely above base and majority",
+        CANNOT: "cannot be, an encoder writes no answers",
+        ABSENT: "not run, or without a mean because a task is missing",
+    }
+    signs = [f"{sign} {words}" for sign, words in signs.items() if sign in text.split()]
+    return " ".join([*parts, f"{'; '.join(signs)}." if signs else ""]).strip()
+
+
+def targets_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """What `contrasts` says of the targets, one row a base model and task, in points and percent.
+
+    The floor is the better of base and majority; kept and lost are shares of the generator's gain.
+    """
+    table = []
+    for place, rows in compared.groupby(PLACE, sort=False):
+        found = {(row.what, row.against): row for row in rows.itertuples()}
+        floor = next((row.against for row in rows.itertuples() if row.what == "trained"), "")
+        line = dict(zip(PLACE, place, strict=True)) | {"floor": floor or ABSENT}
+        for heading, key in (
+            ("trained over floor", ("trained", floor)),
+            ("generated over floor", ("generated", floor)),
+            ("generated over trained", ("generated", "trained")),
+        ):
+            line[heading] = _points(found.get(key))
+        for control, heading in SHARES_SHOWN.items():
+            keep = heading.startswith("kept")
+            line[heading] = _share(found.get((f"lost with {control}", floor)), keep)
+        table.append(line)
+    shown = pd.DataFrame(table, columns=list(table[0]) if table else PLACE)
+    return shown.drop(columns=["experiment", "source"]).rename(columns={"base": "base model"})
+
+
+SHARES_SHOWN = {
+    "paraphrase": "kept, unseen wording",
+    "mismatched": "lost, other text",
+    "random": "lost, random words",
+    "empty": "lost, no text",
+}
+
+
+def _points(row) -> str:
+    if row is None:
+        return ABSENT
+    value, low, high = (f"{100 * x:+.1f}" for x in (row.difference, row.ci_low, row.ci_high))
+    return f"{value} ({low} to {high})".replace("-", "−")
+
+
+def _share(row, keep: bool) -> str:
+    if row is None or np.isnan(row.difference):
+        return ABSENT
+    ends = (row.difference, row.ci_low, row.ci_high)
+    value, *ends = (100 * (1 - x if keep else x) for x in ends)
+    return f"{value:.0f}% ({min(ends):.0f} to {max(ends):.0f})".replace("-", "−")
+
+
+def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a group and variant, in their order: the mean over base models and tasks.
+
+    rows: group, variant, default, value, ci_low and ci_high of one metric and source. Tasks have
+    items of their own, so the errors of their means add up as independent ones do.
+    """
+    below, above = (rows.value - rows.ci_low) ** 2, (rows.ci_high - rows.value) ** 2
+    groups = rows.assign(below=below, above=above, count=1).groupby(
+        ["group", "variant"], as_index=False, sort=False
+    )
+    how = {"value": "mean", "default": "all", "below": "sum", "above": "sum", "count": "sum"}
+    found = groups.agg(how)
+    low = found.value - np.sqrt(found.below) / found["count"]
+    high = found.value + np.sqrt(found.above) / found["count"]
+    names = ["group", "variant", "default", "value"]
+    return found[names].assign(ci_low=low, ci_high=high)
+
+
+def novelty_table(novelty: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Rows of novelty.csv of one source: distances on dW, and their ratio to those of held-out
+    seeds; means over generator seeds, but the smallest ratio of all."""
+    rows = novelty[novelty.source == source]
+    numbers = {name: "mean" for name in ("ratio", "generated", "held_out", "seeds", "samples")}
+    key = ["base", "task", "method"]
+    rows = rows.groupby(key, as_index=False, sort=False).agg(numbers | {"ratio_low": "min"})
+    shown = {
+        "ratio": "ratio", "ratio_low": "smallest ratio", "generated": "to nearest trained on",
+        "held_out": "held-out seed to nearest", "seeds": "two seeds", "samples": "two samples",
+    }  # fmt: skip
+    texts = {about: rows[name].map(_three_digits) for name, about in shown.items()}
+    return rows[key].rename(columns={"base": "base model"}).assign(**texts)
+
+
+def _three_digits(value: float) -> str:
+    return ABSENT if np.isnan(value) else f"{value:.3g}"
 
 
 def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -148,10 +352,11 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
     `what` minus `against` in accuracy: trained and generated against the better of base and
     majority, generated against trained and its rivals. And for each control text, `what` =
     "lost with <control>": the share of the generator's gain over the better of base and majority
-    that goes with the text; NaN when the gain is not above zero for sure.
+    that goes with the text (an unseen wording of the same task should lose nearly none); NaN when
+    the gain is not above zero for sure.
     """
     lines = []
-    for place, cell in items.groupby(PLACE, sort=False):
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
         here = dict(zip(PLACE, place, strict=True))
         generated, trained = matrix(cell, "generated", "matched"), matrix(cell, "trained", "none")
         name, floor = _floor(cell)
@@ -175,10 +380,16 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*PLACE, "what", "against", *FOUND, "n_items"])
 
 
+def silent_places(compared: pd.DataFrame) -> set[tuple[str, ...]]:
+    """`without_signal`, from what `contrasts` found already."""
+    rows = compared[(compared.what == "trained") & (compared.ci_low <= 0)]
+    return set(rows[PLACE].itertuples(index=False, name=None))
+
+
 def without_signal(items: pd.DataFrame) -> set[tuple[str, ...]]:
     """The places (experiment, source, base, task) where trained is not surely above its floor."""
     silent = set()
-    for place, cell in items.groupby(PLACE, sort=False):
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
         series = _common(matrix(cell, "trained", "none"), _floor(cell)[1])
         if series[0].size and stats.paired_bootstrap(*series).ci_low <= 0:
             silent.add(place)
@@ -212,10 +423,14 @@ def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> s
 
 
 # ---------------------------------------------------------------- as text
+BRACKETS = re.compile(r" (\[[^]]+\])")  # the base model in a cell of the grid: small print
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown."""
+    """The table in Markdown; what is in brackets goes below, in small print."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(_plain(cell, '|') for cell in row)} |" for row in rows) + "\n"
+    text = "\n".join(f"| {' | '.join(_plain(cell, '|') for cell in row)} |" for row in rows)
+    return BRACKETS.sub(r"<br><sub>\1</sub>", text) + "\n"
 
 
 def latex(table: pd.DataFrame) -> str:
@@ -227,13 +442,15 @@ def latex(table: pd.DataFrame) -> str:
     words = sum(name in ("experiment", "base model", "base", "task") for name in table.columns)
     columns = "l" * words + "r" * (table.shape[1] - words)
     parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-    return "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    text = "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    return BRACKETS.sub(r" {\\footnotesize \1}", text)
 
 
 def tex(text: str) -> str:
     """Text with LaTeX's special characters escaped."""
     escapes = {sign: f"\\{sign}" for sign in "&%$#_{}"}
     escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escapes |= {NO_SIGNAL: r"\dag{}", CANNOT: r"$\times$"}
     escapes |= {"±": r"$\pm$", "–": "--", "−": "$-$", "<": r"\textless{}", ">": r"\textgreater{}"}
     return "".join(escapes.get(sign, sign) for sign in text)
 

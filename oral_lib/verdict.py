@@ -1,20 +1,32 @@
-"""What the paired comparisons say, in plain words and in both directions."""
+"""What the paired comparisons say, in plain words and in both directions.
 
-from collections.abc import Iterator
+The targets, on every base model and task with signal: generated within half a point of trained, or
+above it, or not to be told from it by the paired 95% interval; an unseen wording keeps at least 95%
+of the gain over the better of base and majority; another task's text loses at least 80% of it.
+"""
+
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 
 from oral_lib.tables import CONTROLS, PLACE, RIVALS
 
-CLOSE = 0.02  # generated is to lie at most 2 points below trained
+CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
+KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain
 LOST = 0.80  # another task's text is to lose at least 80% of the gain
+SIMPLE = ["soup_task", "retrieval", "regression"]  # rivals that know the task and need no diffusion
 NAMES = {
     "soup_task": "the per-task soup",
     "soup_all": "the all-task soup",
     "retrieval": "retrieval",
     "regression": "plain regression",
+    "gaussian": "the Gaussian of the task's adapters",
+    "noise_small": "a trained adapter with little noise",
+    "noise_large": "a trained adapter with much noise",
+    "unconditional": "the generator without condition",
     "base": "the base model",
     "majority": "the majority class",
+    "paraphrase": "An unseen wording",
     "mismatched": "Another task's text",
     "random": "Random words",
     "empty": "No text",
@@ -55,20 +67,30 @@ class _Cell:
         self.gap = found.get(("generated", "trained"))
         judged = self.gain is not None and self.gap is not None
         self.signal = bool(self.gain.ci_low > 0) if judged else None
-        self.close = judged and self.gap.difference >= -CLOSE
+        self.near = judged and self.gap.difference >= -CLOSE
+        self.level = judged and self.gap.ci_low <= 0 <= self.gap.ci_high
         self.lost = {what.split()[-1]: row for (what, _), row in found.items() if "lost" in what}
-        self.controls_ran = rows.what.str.startswith("lost").any()
+        self.ran = {what.split()[-1] for what in rows.what if what.startswith("lost")}
         self.rivals = {name: row for name in RIVALS if (row := found.get(("generated", name)))}
 
     @property
+    def close(self) -> bool:
+        return self.near or self.level
+
+    @property
+    def enough_kept(self) -> bool:
+        row = self.lost.get("paraphrase")
+        return row is not None and 1 - row.difference >= KEPT
+
+    @property
     def enough_lost(self) -> bool:
-        return "mismatched" in self.lost and self.lost["mismatched"].difference >= LOST
+        row = self.lost.get("mismatched")
+        return row is not None and row.difference >= LOST
 
     @property
     def as_good(self) -> list[str]:
         """The simple rivals that the generator does not surely beat."""
-        simple = [name for name in self.rivals if name != "soup_all"]
-        return [name for name in simple if self.rivals[name].ci_low <= 0]
+        return [name for name in SIMPLE if name in self.rivals and self.rivals[name].ci_low <= 0]
 
     def words(self) -> Iterator[str]:
         yield f"**{self.name}**{' (no signal)' if self.signal is False else ''}."
@@ -86,26 +108,34 @@ class _Cell:
         if self.gap is None:
             yield "Generated and trained were not both run."
             return
-        side = "within 2 points of trained" if self.close else "more than 2 points below trained"
-        side = "above trained" if self.gap.difference > CLOSE else side
+        if self.gap.ci_low > 0:
+            side = "above trained"
+        elif self.near:
+            side = "within half a point of trained"
+        else:
+            side = "not to be told from trained" if self.level else "below trained"
         yield f"Generated is **{side}**: {_points(self.gap)}, {self.gap.n_items} items."
         if self.close and self.gap.ci_low < -CLOSE:
-            yield "The interval reaches below −2 points: these items cannot settle it."
-        elif not self.close and self.gap.ci_high >= -CLOSE:
-            yield "The interval still admits 2 points: these items cannot settle it."
+            yield "The interval reaches below −0.5 points: these items cannot settle it."
 
     def _controls(self) -> Iterator[str]:
-        if self.controls_ran and not self.lost:
+        if self.ran and not self.lost:
             yield "The generator's gain is not surely above zero: no text can be said to lose it."
         for name in CONTROLS:
-            if name in self.lost:
-                row, end = self.lost[name], "."
-                if name == "mismatched":
-                    doubt = row.ci_low < LOST if self.enough_lost else row.ci_high >= LOST
-                    end = f", target of 80% **{'reached' if self.enough_lost else 'missed'}**"
-                    end += " (the interval holds 80%)." if doubt else "."
-                verb = "lose" if name == "random" else "loses"
-                yield f"{NAMES[name]} {verb} {_share(row)} of the gain{end}"
+            row = self.lost.get(name)
+            if row is None:
+                continue
+            if name == "paraphrase":
+                verb, share, wanted = "keeps", _share(row, keep=True), KEPT
+                reached, doubt = self.enough_kept, row.ci_low <= 1 - KEPT <= row.ci_high
+            else:
+                verb, share, wanted = "lose" if name == "random" else "loses", _share(row), LOST
+                reached, doubt = self.enough_lost, row.ci_low <= LOST <= row.ci_high
+            end = "."
+            if name in ("paraphrase", "mismatched"):
+                end = f", target of {wanted:.0%} **{'reached' if reached else 'missed'}**"
+                end += f" (the interval holds {wanted:.0%})." if doubt else "."
+            yield f"{NAMES[name]} {verb} {share} of the gain{end}"
 
     def _rivals(self) -> Iterator[str]:
         sides = {"equals": [], "beats": [], "is below": []}
@@ -124,42 +154,95 @@ def _summary(cells: list[_Cell]) -> list[str]:
     if not cells:
         return ["No cell with a signal could be judged: nothing follows about the generator."]
     total = len(cells)
-    close = sum(cell.close for cell in cells)
-    sure = sum(cell.close and cell.gap.ci_low >= -CLOSE for cell in cells)
-    lost = sum(cell.enough_lost for cell in cells)
-    equal = sum(bool(cell.as_good) for cell in cells)
+    near = sum(cell.near for cell in cells)
+    below = sum(cell.gap.ci_high < 0 for cell in cells)
+    level = sum(cell.close for cell in cells) - near
     words = [
-        f"Generated lies within 2 points of trained, or above it, in {close} of {total} cells with "
-        f"signal; the whole 95% interval does in {sure}. "
-        f"Target **{'reached' if close == total else 'missed'}**."
-    ]
-    if any(cell.controls_ran for cell in cells):
-        words.append(
-            f"Another task's text loses at least 80% of the gain in {lost} of {total} cells with "
-            f"signal. Target **{'reached' if lost == total else 'missed'}**."
+        _target(
+            "Generated lies within half a point of trained, or above it, or the paired 95% "
+            "interval holds no difference",
+            cells,
+            lambda cell: cell.close,
+            lambda cell: f"{_signed(cell.gap.difference)}, {_ends(cell.gap)}",
         )
-    else:
-        words.append("What another task's text costs was not measured.")
+        + f" Of the {total}, {near} are near or above by their means, {level} by the interval "
+        f"alone (these items cannot tell them apart), and {below} lie surely below trained."
+    ]
+    for name, what, reached in (
+        (
+            "paraphrase",
+            "Wordings never used in training keep at least 95% of the gain",
+            lambda cell: cell.enough_kept,
+        ),
+        (
+            "mismatched",
+            "Another task's text loses at least 80% of the gain",
+            lambda cell: cell.enough_lost,
+        ),
+    ):
+        ran = [cell for cell in cells if name in cell.ran]
+        if ran:
+            words.append(_target(what, ran, reached, lambda cell, name=name: _missed(cell, name)))
+        else:
+            costs = {"paraphrase": "an unseen wording", "mismatched": "another task's text"}
+            words.append(f"What {costs[name]} costs was not measured.")
+    words += _simple(cells)
+    return words
+
+
+def _target(
+    what: str, cells: list[_Cell], reached: Callable[[_Cell], bool], figures: Callable[[_Cell], str]
+) -> str:
+    """How many cells reach a target, and those that do not by name with their figures."""
+    missed = [f"{cell.name} ({figures(cell)})" for cell in cells if not reached(cell)]
+    total, verdict = len(cells), "missed" if missed else "reached"
+    text = f"{what} in {total - len(missed)} of {total} cells with signal. Target **{verdict}**"
+    return f"{text} by {listed(missed)}." if missed else f"{text}."
+
+
+def _missed(cell: _Cell, name: str) -> str:
+    row = cell.lost.get(name)
+    if row is None:
+        return "its own gain is not surely above zero"
+    return f"keeps {_share(row, keep=True)}" if name == "paraphrase" else f"loses {_share(row)}"
+
+
+def _simple(cells: list[_Cell]) -> Iterator[str]:
+    """Whether soup, retrieval or regression does as well, each by itself and together."""
+    equal = sum(bool(cell.as_good) for cell in cells)
+    total = len(cells)
     if equal:
-        words.append(
+        each = []
+        for name in SIMPLE:
+            ran = [cell for cell in cells if name in cell.rivals]
+            if ran:
+                count = sum(name in cell.as_good for cell in ran)
+                each.append(f"{NAMES[name]} in {count}" + f" of {len(ran)}" * (len(ran) < total))
+        yield (
             f"In {equal} of {total} cells the per-task soup, retrieval or plain regression does as "
-            "well as the generator: parity with trained does not show that diffusion is needed."
+            f"well as the generator ({listed(each)}): parity with trained does not show that "
+            "diffusion is needed."
         )
     elif all(cell.rivals for cell in cells):
-        words.append("The generator beats per-task soup, retrieval and regression in every cell.")
-    return words
+        yield "The generator beats per-task soup, retrieval and regression in every cell."
 
 
 def _signed(value: float) -> str:
     return f"{100 * value:+.1f}".replace("-", "−")
 
 
+def _ends(row) -> str:
+    return f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
+
+
 def _points(row) -> str:
     p = "p < 0.001" if row.p < 0.001 else f"p = {row.p:.2g}"
-    ends = f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
-    return f"{_signed(row.difference)} points (95% interval {ends}, {p})"
+    return f"{_signed(row.difference)} points (95% interval {_ends(row)}, {p})"
 
 
-def _share(row) -> str:
-    ends = f"{100 * row.ci_low:.0f} to {100 * row.ci_high:.0f}"
-    return f"{100 * row.difference:.0f}% ({ends})".replace("-", "−")
+def _share(row, keep: bool = False) -> str:
+    """The share of the gain that is lost, or kept, with its interval."""
+    value, low, high = row.difference, row.ci_low, row.ci_high
+    if keep:
+        value, low, high = 1 - value, 1 - high, 1 - low
+    return f"{100 * value:.0f}% ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from oral_lib.results import outcomes, summarise
+from oral_lib.results import join, outcomes, summarise
 
 PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("majority", "none"): (0.50, 1),
@@ -16,9 +16,14 @@ PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("retrieval", "matched"): (0.86, 1),
     ("regression", "matched"): (0.86, 1),
     ("generated", "matched"): (0.86, 5),
+    ("generated", "paraphrase"): (0.86, 2),
     ("generated", "mismatched"): (0.52, 2),
     ("generated", "random"): (0.64, 2),
     ("generated", "empty"): (0.63, 2),
+    ("gaussian", "none"): (0.80, 2),
+    ("noise_small", "none"): (0.86, 2),
+    ("noise_large", "none"): (0.56, 2),
+    ("unconditional", "none"): (0.62, 2),
 }
 
 
@@ -45,7 +50,7 @@ def made_items(
             ids = [f"{place['task']}-{i:04d}" for i in range(size)]
             row = {"item": ids, "labels": labels[:size], "logits": logits, "sample": sample}
             tables.append(outcomes(place, method, condition, **row))
-    return pd.concat(tables, ignore_index=True)
+    return join(tables)
 
 
 def made(place: dict | None = None, **more) -> tuple[pd.DataFrame, pd.DataFrame]:

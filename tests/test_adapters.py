@@ -482,3 +482,64 @@ def test_the_nearest_of_the_zoo_is_named():
     name, found = adapters.nearest(one, iter(zoo), config)
     assert name == "near" and found == adapters.distance(one, near, config)
     refused("empty", adapters.nearest, one, [], config, error=UsageError)
+
+
+# ---------------------------------------------------------------- novelty
+def loras(n: int, seed: int, spread: float = 1.0, about: float = 0.0) -> list[dict]:
+    """n small LoRAs of two modules of different shapes and a head."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {"x.lora_A.weight": (2, 6), "x.lora_B.weight": (5, 2)}
+    shapes |= {"y.lora_A.weight": (2, 4), "y.lora_B.weight": (7, 2), "head.weight": (2, 5)}
+    return [
+        {
+            name: about + spread * torch.randn(shape, generator=draw)
+            for name, shape in shapes.items()
+        }
+        for _ in range(n)
+    ]
+
+
+def change(adapter: dict, scale: float) -> torch.Tensor:
+    parts = [adapter[f"{m}.lora_B.weight"] @ adapter[f"{m}.lora_A.weight"] for m in "xy"]
+    return scale * torch.cat([part.flatten() for part in parts]).double()
+
+
+def test_distances_of_many_are_those_of_the_weight_changes():
+    ones, others = loras(3, 0), loras(4, 1)
+    found = adapters.distances(ones, others, scale=0.5)
+    wanted = [[(change(a, 0.5) - change(b, 0.5)).norm() for b in others] for a in ones]
+    assert torch.allclose(found, torch.tensor(wanted).double(), rtol=1e-5)
+    assert adapters.distances(ones, ones).diagonal().abs().max() < 1e-5
+
+
+def test_distances_do_not_see_how_a_change_is_factored():
+    [one] = loras(1, 0)
+    turned = dict(one)
+    turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3)))[0]
+    turned["x.lora_A.weight"] = turn.T @ one["x.lora_A.weight"]
+    turned["x.lora_B.weight"] = one["x.lora_B.weight"] @ turn
+    assert adapters.distances([one], [turned]).item() < 1e-3
+
+
+def test_a_copy_has_no_novelty_and_another_run_is_as_new_as_a_held_out_one():
+    train, held = loras(8, 0), loras(2, 1)
+    copied = adapters.novelty([dict(train[2])], train, held, scale=2.0)
+    assert copied.ratio < 1e-3 and copied.samples != copied.samples  # NaN: there is one sample
+    fresh = adapters.novelty(loras(20, 2), train, held, scale=2.0)
+    assert 0.7 < fresh.ratio < 1.4 and fresh.ratio_low <= fresh.ratio
+    assert fresh.generated == pytest.approx(fresh.ratio * fresh.held_out)
+
+
+def test_the_mean_of_all_runs_is_nearer_to_each_than_they_are_to_one_another():
+    train, held = loras(8, 0, spread=0.1, about=1.0), loras(2, 1, spread=0.1, about=1.0)
+    soup = {name: torch.stack([a[name] for a in train]).mean(0) for name in train[0]}
+    found = adapters.novelty([soup], train, held, scale=1.0)
+    assert found.ratio < 1 and found.generated < found.seeds < found.norm
+
+
+def test_novelty_of_nothing_and_of_other_shapes_is_refused():
+    with pytest.raises(UsageError, match="got 0, 2 and 1"):
+        adapters.novelty([], loras(2, 0), loras(1, 1), 1.0)
+    strange = [{**one, "x.lora_A.weight": torch.ones(2, 7)} for one in loras(1, 0)]
+    with pytest.raises(OralError, match="does not fit"):
+        adapters.novelty(strange, loras(2, 0), loras(1, 1), 1.0)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import provenance, results
+from oral_lib import provenance, results, stats
 from oral_lib.errors import OralError
 
 SMALL = {("majority", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
@@ -32,7 +32,7 @@ def test_a_row_is_summed_up_from_its_items(sound):
     assert row.value == pytest.approx(own.correct.mean())
     assert (row.n_items, row.n_samples) == (40, 3)
     assert row.ci_low < row.value < row.ci_high
-    assert set(metrics.metric) == {"accuracy", "auc"}
+    assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}
     assert metrics[(metrics.method == "majority") & (metrics.metric == "auc")].value.item() == 0.5
 
 
@@ -42,6 +42,63 @@ def test_more_than_two_labels_have_no_auc():
     items = results.outcomes(cell(), "base", "none", logits=random.normal(size=(30, 3)), **rows)
     metrics = results.summarise(items, family="vision", base_version="1", commit="abc")
     assert list(metrics.metric) == ["accuracy"]
+
+
+def test_written_answers_count_as_right_or_wrong_and_have_no_auc():
+    right = np.arange(30) % 3 == 0
+    rows = {"item": [str(i) for i in range(30)], "correct": right, "sample": 2}
+    items = results.answered(cell(task="gsm8k"), "generated", "matched", **rows)
+    assert (items.label == 1).all() and items.score.isna().all()
+    assert items.predicted.sum() == 10 and (items["sample"] == 2).all()
+    metrics = results.summarise(items, family="language", base_version="t0", commit="abc")
+    assert metrics.metric.tolist() == ["accuracy"] and metrics.value.item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("method", results.METHODS)
+def test_every_method_can_be_measured_written_and_read(method, tmp_path):
+    condition = "matched" if method in results.PROMPTED else "none"
+    metrics, items = made(profile={(method, condition): (0.8, 2)}, n=20)
+    again, outcomes = results.read(results.write_cell(tmp_path / "cell", metrics, items))
+    assert set(again.method) == {method} and len(outcomes) == 40
+
+
+def test_calibrated_accuracy_forgives_a_lost_threshold():
+    """An adapter that calls everything 1 but ranks the items well has kept its skill."""
+    labels = np.arange(200) % 2
+    lost = np.stack([np.zeros(200), 40 + labels + np.linspace(0, 0.1, 200)], axis=1)
+    rows = {"item": [f"{i:03d}" for i in range(200)], "labels": labels}
+    items = results.outcomes(cell(), "generated", "matched", logits=lost, **rows)
+    metrics = results.summarise(items, family="language", base_version="t0", commit="abc")
+    found = metrics.set_index("metric").value
+    assert found.accuracy == 0.5 and found.calibrated_accuracy == 1 and found.auc == 1
+
+
+@pytest.mark.parametrize("offset", [0.0, 500.0])
+def test_rounded_scores_keep_the_order_of_items(offset):
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    logits = np.stack([np.zeros(400), offset + random.normal(size=400) + labels], axis=1)
+    rows = {"item": [f"{i:03d}" for i in range(400)], "labels": labels}
+    score = results.outcomes(cell(), "base", "none", logits=logits, **rows).score.to_numpy()
+    assert stats.auc(labels, score) == pytest.approx(stats.auc(labels, logits[:, 1]), abs=5e-4)
+    assert 100 < len(np.unique(score)) < 400
+
+
+def test_a_row_of_items_costs_about_two_bytes(tmp_path):
+    """The outcomes of a whole scale are to be kept: ten million rows and more."""
+    profile = {("trained", "none"): (0.8, 10), ("generated", "matched"): (0.8, 20)}
+    _, items = made(profile=profile, n=1000)
+    items.to_parquet(tmp_path / "items.parquet", **results.PACKED)
+    assert (tmp_path / "items.parquet").stat().st_size < 2.3 * len(items)
+    assert results.read_items(tmp_path / "items.parquet").equals(items)
+    assert items.memory_usage(deep=True).sum() < 40 * len(items)
+
+
+def test_items_of_an_older_file_with_plain_words_are_read(sound, tmp_path):
+    words = [name for name, kind in results.ITEM_COLUMNS.items() if kind == "category"]
+    plain = sound[1].astype(dict.fromkeys(words, str)).astype({"label": "int64"})
+    plain.sample(frac=1, random_state=0).to_parquet(tmp_path / "items.parquet")
+    assert results.read_items(tmp_path / "items.parquet").equals(sound[1])
 
 
 BROKEN = {
@@ -193,6 +250,29 @@ def test_benchmarks_append_and_replace_the_same_measurement(tmp_path):
     with pytest.raises(OralError, match="value 'nan' must be a finite number"):
         results.append_benchmarks(path, [row | {"value": float("nan")}])
     assert results.read_benchmarks(path).equals(table)
+
+
+def test_thinned_curves_keep_their_ends_and_their_mean():
+    long = pd.DataFrame({"series": "a", "step": range(1, 401), "loss": np.linspace(4, 1, 400)})
+    short = pd.DataFrame({"series": "b", "step": [1, 2, 3], "loss": [3.0, 2.0, 1.0]})
+    thin = results.thinned(pd.concat([long, short]), points=50)
+    assert thin[thin.series == "b"].reset_index(drop=True).equals(short)
+    own = thin[thin.series == "a"]
+    assert len(own) == 50 and own.step.iloc[-1] == 400
+    assert own.loss.mean() == pytest.approx(long.loss.mean())
+
+
+def test_novelty_rows_replace_those_of_the_same_cell_and_broken_ones_are_refused(tmp_path):
+    row = dict.fromkeys(results.NOVELTY_COLUMNS, "a")
+    kinds = results.NOVELTY_COLUMNS.items()
+    row |= {name: 1 for name, kind in kinds if kind is not str} | {"samples": float("nan")}
+    row |= {"source": "packages", "method": "generated"}
+    path = tmp_path / "novelty.csv"
+    results.append_novelty(path, [row, row | {"task": "b"}])
+    table = results.append_novelty(path, [row | {"ratio": 0.5}])
+    assert table.ratio.tolist() == [0.5, 1.0] and table.samples.isna().all()
+    with pytest.raises(OralError, match="ratio '-1' must be 0 or above"):
+        results.append_novelty(path, [row | {"ratio": -1}])
 
 
 def test_manifest_says_what_ran_where_and_keeps_other_sources(tmp_path):

@@ -103,3 +103,23 @@ def test_series_over_different_items_are_refused():
         stats.paired_bootstrap(np.ones(3), np.ones(4))
     with pytest.raises(ValueError, match="both labels"):
         stats.auc(np.ones(3), np.ones(3))
+
+
+def test_a_threshold_of_one_half_judges_the_other():
+    """One half is separable at 0, the other at 10; each is judged by the other's threshold."""
+    labels, shift = np.arange(200) % 2, np.zeros(200)
+    first, second = stats.halves(200)
+    shift[second] = 10
+    right = stats.calibrated(labels, np.where(labels == 1, 1, -1) + shift)[0]
+    assert (right[first] == (labels[first] == 0)).all()  # none lies above a threshold near 10
+    assert (right[second] == (labels[second] == 1)).all()  # all lie above one near 0
+    assert sorted([*first, *second]) == list(range(200)) and len(first) == len(second)
+
+
+def test_calibration_finds_no_skill_where_there_is_none():
+    random = np.random.default_rng(9)
+    labels = np.arange(400) % 2
+    found = stats.calibrated(labels, random.normal(size=(50, 400))).mean()
+    assert found == pytest.approx(0.5, abs=0.02)
+    always = stats.calibrated(np.arange(20) >= 3, np.zeros(20))[0]  # equal scores stay together
+    assert always.tolist() == [0] * 3 + [1] * 17
