@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         )
         made.set_defaults(call=call)
         if run:
-            made.add_argument("--scale", choices=tuple(plan.SCALES), default="lab")
+            made.add_argument("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
             made.add_argument("--source", default="packages", help="packages, local:DIR or hub")
             made.add_argument(
                 "--out", type=Path, default=plan.ROOT, help="holds runs/ and results/"
@@ -43,13 +43,20 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("names", nargs="*", help="some of them instead of all")
     one.add_argument("--offline", action="store_true", help="fail instead of fetching")
 
-    one = command("zoo", _zoo, "train the adapters of one base model and task")
+    one = command("tune", _tune, "choose learning rates and steps on validation rows")
     one.add_argument("--base", required=True)
-    one.add_argument("--task", required=True)
+    one.add_argument("--task", nargs="+", help="instead of all that the scale has for it")
+
+    one = command("evolve", _evolve, "make a later version of a model by training it further")
+    one.add_argument("--base", required=True, help="such as smollm2-135m-t4")
+
+    one = command("zoo", _zoo, "train the adapters of one base model")
+    one.add_argument("--base", required=True)
+    one.add_argument("--task", nargs="+", help="instead of all that the scale has for it")
     one.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
 
-    one = command("train", _train, "train the generator, or the regression baseline, on the zoo")
-    one.add_argument("kind", choices=("generator", "regression"))
+    one = command("train", _train, "train the generator, or a baseline of it, on the zoo")
+    one.add_argument("kind", choices=plan.generators("lab"))
 
     one = command("generate", _generate, "make a LoRA adapter from one sentence", run=False)
     one.add_argument("--task", required=True, metavar="TEXT", help="what the adapter is to do")
@@ -58,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--generator", type=Path, help="its folder; else the one of --scale, --source")
     one.add_argument("--n", type=int, default=1, help="how many")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--scale", choices=tuple(plan.SCALES), default="lab")
+    one.add_argument("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
     one.add_argument("--source", default="packages")
 
     one = command("notebook", _notebook, "run one notebook with checked parameters", run=False)
@@ -152,12 +159,27 @@ def _run(args: argparse.Namespace):
     return Run(args.scale, args.source, args.out)
 
 
-def _zoo(args: argparse.Namespace) -> None:
-    seeds = args.seeds or plan.zoo_seeds(args.scale, args.base)
-    from oral_lib import tasks
+def _tasks(args: argparse.Namespace) -> list[str]:
+    if args.task:
+        from oral_lib import tasks
 
-    tasks.load(args.task)
-    _run(args).train_zoo(args.base, [args.task], seeds)
+        for name in args.task:
+            tasks.load(name)
+        return args.task
+    return list(plan.base_of(args.scale, args.base, _source(args)).tasks)
+
+
+def _tune(args: argparse.Namespace) -> None:
+    _run(args).tune(args.base, _tasks(args))
+
+
+def _evolve(args: argparse.Namespace) -> None:
+    print(_run(args).evolve(args.base))
+
+
+def _zoo(args: argparse.Namespace) -> None:
+    seeds = args.seeds or plan.zoo_seeds(args.scale, args.base, _source(args))
+    _run(args).train_zoo(args.base, _tasks(args), seeds)
 
 
 def _train(args: argparse.Namespace) -> None:

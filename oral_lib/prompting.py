@@ -37,7 +37,7 @@ def prompt(
     guidance: float = 1.0,
     temperature: float | None = None,
     generator: str | Path | None = None,
-    scale: str = "lab",
+    scale: str | None = None,
     source: str = "packages",
     device: str = "cpu",
 ) -> list[PromptedLora]:
@@ -50,6 +50,7 @@ def prompt(
     if not task.strip():
         raise UsageError("the task is an empty sentence: say what the adapter is to do.")
     bases.spec(base)
+    scale = scale or plan.default_scale()
     made_here = "made" if scale == "smoke" else source
     folder = Path(generator) if generator else plan.run_folder(scale, made_here) / "generator"
     model = Generator.from_pretrained(folder, device)

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, bases, results, seeds, tasks, zoo
+from oral_lib import adapters, baselines, bases, plan, results, scoring, seeds, tasks, zoo
 from oral_lib.bases import BaseModel
 from oral_lib.condition import TextEncoder, text_encoder
 from oral_lib.evaluate import Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.progress import bar
+from oral_lib.provenance import code_commit
 from oral_lib.tasks import Task
 
 RANDOM_WORDS = 8
@@ -27,20 +28,32 @@ RANDOM_WORDS = 8
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a cell is measured: held-out rows, rows of the controls, generated samples."""
+    """How much of a cell is measured."""
 
-    rows: int
-    control_rows: int
-    samples: int = 5
-    control_samples: int = 2
+    rows: int  # held-out rows
+    control_rows: int  # of them, rows of the controls
+    samples: int = 5  # adapters generated from the task's own text
+    control_samples: int = 2  # of each other text
+    others: int = 20  # other tasks that the generator is told of
+    draws: int = 0  # adapters of each noisy baseline; 0: these are left out
+    trained: int = 100  # adapters of the zoo at most
 
 
 SIZES = {
-    ("smoke", "encoder"): Size(100, 100, 3, 1),
-    ("smoke", "causal"): Size(100, 100, 3, 1),
-    ("lab", "encoder"): Size(600, 600),
-    ("lab", "causal"): Size(300, 150),
+    ("smoke", "encoder"): Size(100, 100, 3, 1, draws=1),
+    ("smoke", "causal"): Size(100, 100, 3, 1, draws=1),
+    ("desk", "encoder"): Size(600, 600),
+    ("desk", "causal"): Size(300, 150),
+    ("lab", "encoder"): Size(1000, 500, 10, 4, 6, 5),
+    ("lab", "causal"): Size(1000, 500, 10, 4, 6, 5),
+    ("lab", "answer"): Size(150, 100, 10, 1, 2, 2, 5),
 }
+
+
+def size_of(scale: str, base: BaseModel, task: Task) -> Size:
+    """The size of a cell; answers that have to be written are dear."""
+    how = scoring.way(base, task)
+    return SIZES.get((scale, how)) or SIZES[scale, base.family]
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,16 @@ class Trial:
     condition: str
     adapters: Sequence[dict[str, Tensor]]
     rows: int
+    seconds: float = 0.0  # that it took to make them
+
+
+@dataclass(frozen=True)
+class Models:
+    """What reads a text and answers with adapters."""
+
+    generator: Generator
+    regression: Generator
+    unconditional: Generator | None = None
 
 
 def random_words(encoder: TextEncoder, seed: int) -> str:
@@ -64,14 +87,18 @@ def trials(
     task: Task,
     base: BaseModel,
     members: Sequence[zoo.Member],
-    generator: Generator,
-    regression: Generator,
+    held_out: Sequence[zoo.Member],
+    models: Models,
     size: Size,
     *,
     seed: int,
     source: str,
 ) -> Iterator[Trial]:
-    """All methods of the result table but majority; `members` is the zoo of this base model."""
+    """All methods of the result table but majority; `members` is the zoo of this base model.
+
+    What does not depend on the generator is measured with its first seed only.
+    """
+    generator = models.generator
     encoder = text_encoder(generator.config.text_encoder, source)
     by_task: dict[str, list[dict[str, Tensor]]] = {}
     for member in members:
@@ -79,8 +106,10 @@ def trials(
     others = [name for name in by_task if name != task.name]
     full, part = size.rows, size.control_rows
 
-    def told(method: str, condition: str, texts: Sequence[str], n: int, rows: int) -> Trial:
-        model = generator if method == "generated" else regression
+    def told(
+        method: str, condition: str, texts: Sequence[str], n: int, rows: int, model: Generator
+    ) -> Trial:
+        began = time.perf_counter()
         made = [
             adapter
             for i, text in enumerate(texts)
@@ -88,68 +117,111 @@ def trials(
                 text, base.name, n, seeds.integer(seed, condition, i), source=source
             )
         ]
-        return Trial(method, condition, made, rows)
+        return Trial(method, condition, made, rows, time.perf_counter() - began)
 
-    yield Trial("base", "none", [base.lora_init()], full)
-    yield Trial("trained", "none", by_task[task.name], full)
-    yield Trial("soup_task", "none", [baselines.soup(by_task[task.name])], full)
-    yield Trial("soup_all", "none", [baselines.soup_all(members)], full)
-    found = baselines.nearest_task(task.description, list(by_task), encoder)
-    yield Trial("retrieval", "matched", by_task[found], full)
-    yield told("regression", "matched", [task.description], 1, full)
-    yield told("generated", "matched", [task.description], size.samples, full)
-    yield told("generated", "paraphrase", task.paraphrases["test"], 1, part)
+    if seed == 0:
+        own = by_task[task.name]
+        trained = [*own, *(m.tensors for m in held_out if m.task == task.name)]
+        yield Trial("base", "none", [base.lora_init()], full)
+        yield Trial("trained", "none", trained[-size.trained :], full)
+        yield Trial("soup_task", "none", [baselines.soup(own)], full)
+        yield Trial("soup_all", "none", [baselines.soup_all(members)], full)
+        found = baselines.nearest_task(task.description, list(by_task), encoder)
+        yield Trial("retrieval", "matched", by_task[found][-size.trained :], full)
+        if size.draws:
+            yield Trial("gaussian", "none", baselines.gaussian(own, size.draws, seed), full)
+            for name, amplitude in baselines.NOISE.items():
+                yield Trial(
+                    name, "none", baselines.noised(own[: size.draws], amplitude, seed), full
+                )
+        yield told("regression", "matched", [task.description], 1, full, models.regression)
+        if models.unconditional:
+            yield told("unconditional", "none", [""], size.draws, full, models.unconditional)
+    yield told("generated", "matched", [task.description], size.samples, full, generator)
+    unread, n = task.paraphrases["test"], size.control_samples
+    yield told("generated", "paraphrase", unread, max(1, n // 2), full, generator)
     if others:
-        texts = [tasks.load(name).description for name in others]
-        yield told("generated", "mismatched", texts, size.control_samples, part)
-    nonsense = [random_words(encoder, seeds.integer(seed, i)) for i in range(size.control_samples)]
-    yield told("generated", "random", nonsense, 1, part)
-    yield told("generated", "empty", [""], size.control_samples, part)
+        start = seeds.integer(seed, task.name) % len(others)
+        chosen = [*others[start:], *others[:start]][: size.others]
+        texts = [tasks.load(name).description for name in chosen]
+        yield told("generated", "mismatched", texts, max(1, n // 2), part, generator)
+    nonsense = [random_words(encoder, seeds.integer(seed, i)) for i in range(n)]
+    yield told("generated", "random", nonsense, 1, part, generator)
+    yield told("generated", "empty", [""], n, part, generator)
 
 
 def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(metrics, items) of one cell under the result contract, from what `root` holds."""
+) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
+    """(metrics, items, novelty) of one cell under the result contract, from what `root` holds.
+
+    Novelty is a row of `results.NOVELTY_COLUMNS`, or None where no adapter was held out.
+    """
     spec = tasks.load(task)
     data = tasks.rows(spec, source)
     model = bases.load(base, source=source, labels=len(spec.labels), device=device)
-    generator = Generator.from_pretrained(root / "generator", device)
-    regression = Generator.from_pretrained(root / "regression", device)
-    listed = [entry for entry in generator.manifest["zoo"] if entry["base"] == base]
-    members = [zoo.read(root, e["base"], e["task"], e["seed"]) for e in listed]
-    size = SIZES[scale, model.family]
+    kind = plan.generator_of(scale, seed)
+    models = Models(
+        *(
+            Generator.from_pretrained(root / name, device) if (root / name).is_dir() else None
+            for name in (kind, "regression", "unconditional")
+        )
+    )
+    members = [zoo.read(root, *m) for m in plan.members(scale, source) if m[0] == base]
+    held_out = [
+        zoo.read(root, *m)
+        for m in plan.members(scale, source, held_out=True)
+        if m[:2] == (base, task)
+    ]
+    size = size_of(scale, model, spec)
     cell = {
         "experiment": "language", "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
-    tables, seconds, held = [], {}, data.test[: size.rows]
+    tables, held = [], data.test[: size.rows]
 
     def keep(method: str, condition: str, sample: int, outcome: Outcome) -> None:
-        tables.append(
-            results.outcomes(
-                cell, method, condition, sample=sample, item=[r.key for r in outcome.rows],
-                labels=outcome.labels.numpy(), logits=outcome.likely.numpy(),
-            )
-        )  # fmt: skip
+        about = {"sample": sample, "item": [row.key for row in outcome.rows]}
+        if outcome.written is None:
+            about |= {"labels": outcome.labels.numpy(), "logits": outcome.likely.numpy()}
+            tables.append(results.outcomes(cell, method, condition, **about))
+        else:
+            about["correct"] = outcome.correct.numpy()
+            tables.append(results.answered(cell, method, condition, **about))
 
-    keep("majority", "none", 0, baselines.majority(data.train, held, len(spec.labels)))
-    plan = list(trials(spec, model, members, generator, regression, size, seed=seed, source=source))
+    if seed == 0:
+        keep("majority", "none", 0, baselines.majority(data.train, held, len(spec.labels)))
+    asked = list(trials(spec, model, members, held_out, models, size, seed=seed, source=source))
+    seconds = {(t.method, t.condition): t.seconds for t in asked}
     known: dict[tuple[int, int], Outcome] = {}  # retrieval often finds the trained adapters again
-    progress = bar(total=sum(len(t.adapters) for t in plan), label=f"{base} {task}", unit="adapter")
-    for trial in plan:
+    unique = {(id(a), t.rows): a for t in asked for a in t.adapters}
+    progress = bar(total=len(unique), label=f"{base} {task} seed {seed}", unit="adapter")
+    for rows in sorted({t.rows for t in asked}):
+        todo = {key: a for key, a in unique.items() if key[1] == rows}
         began = time.perf_counter()
-        rows = held[: trial.rows]  # a random part: rows were shuffled when the task was split
-        todo = [a for a in trial.adapters if (id(a), trial.rows) not in known]
-        for adapter, outcome in zip(todo, evaluate(model, spec, rows, todo), strict=True):
-            known[id(adapter), trial.rows] = outcome
+        outcomes = evaluate(model, spec, held[:rows], list(todo.values()))
+        for key, outcome in zip(todo, outcomes, strict=True):  # rows were shuffled: a random part
+            known[key] = outcome
             progress.update()
-        progress.update(len(trial.adapters) - len(todo))
+        each = (time.perf_counter() - began) / len(todo)
+        for trial in (t for t in asked if t.rows == rows):
+            seconds[trial.method, trial.condition] += each * len(trial.adapters)
+    progress.close()
+    for trial in asked:
         for sample, adapter in enumerate(trial.adapters):
             keep(trial.method, trial.condition, sample, known[id(adapter), trial.rows])
-        seconds[trial.method, trial.condition] = round(time.perf_counter() - began, 3)
-    progress.close()
-    items = pd.concat(tables, ignore_index=True)
+    items = results.join(tables)
     metrics = results.summarise(
-        items, family=spec.family, base_version=model.spec.version, wall_s=seconds
+        items,
+        family=spec.family,
+        base_version=model.spec.version,
+        wall_s={key: round(value, 3) for key, value in seconds.items()},
     )
-    return metrics, items
+    made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
+    own = [m.tensors for m in members if m.task == task]
+    apart = [m.tensors for m in held_out]
+    if not apart:
+        return metrics, items, None
+    found = adapters.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
+    counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
+    row = cell | found._asdict() | counts | {"method": "generated", "commit": code_commit()}
+    return metrics, items, row

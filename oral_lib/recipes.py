@@ -10,7 +10,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from oral_lib import assets, bases, storage
+from oral_lib import assets, registry, storage
 from oral_lib.errors import UsageError
 
 CHOSEN = "recipes.json"
@@ -50,7 +50,7 @@ class Recipe:
 RECIPES = {
     "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
     "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
-    "smollm2-135m": Recipe(steps=400, batch=16, lr=1e-3),
+    "smollm2-135m": Recipe(steps=300, batch=16, lr=1e-3),
     "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
     "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
 }
@@ -58,9 +58,15 @@ OTHERS = Recipe(steps=400, batch=16, lr=5e-4)
 GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}  # candidates: multiples of the recipe above
 
 
+DESK = {  # what two cores can afford
+    "minilm-l6": Recipe(steps=240, batch=16, lr=3e-3),
+    "smollm2-135m": Recipe(steps=120, batch=8, lr=1e-3),
+}
+
+
 def default(base: str) -> Recipe:
     """What tuning starts from; a version of a model has the recipe of the model."""
-    return RECIPES.get(base) or RECIPES.get(getattr(bases.spec(base), "parent", None), OTHERS)
+    return RECIPES.get(registry.root(registry.spec(base)).name, OTHERS)
 
 
 def candidates(base: str) -> list[Recipe]:
@@ -76,14 +82,11 @@ def candidates(base: str) -> list[Recipe]:
 def recipe_of(base: str, task: str, source: str, root: Path | None = None) -> Recipe:
     """The recipe of `task` on `base`: as tuned below `root`, else as `recipes.json` says, else
     the default. A version of a model has the recipe of the model."""
-    kind = assets.parse_source(source)[0]
-    for name in (base, getattr(bases.spec(base), "parent", None)):
-        tuned = Path(root or "") / "tuning" / str(name) / f"{task}.json"
-        if root and tuned.exists():
-            return replace(default(base), **storage.read_json(tuned)["chosen"])
-        if found := _chosen().get(kind, {}).get(name, {}).get(task):
-            return replace(default(base), **found)
-    return default(base)
+    kind, name = assets.parse_source(source)[0], registry.root(registry.spec(base)).name
+    tuned = (root or Path()) / "tuning" / name / f"{task}.json"
+    if root and tuned.exists():
+        return replace(default(base), **storage.read_json(tuned)["chosen"])
+    return replace(default(base), **_chosen().get(kind, {}).get(name, {}).get(task, {}))
 
 
 @cache

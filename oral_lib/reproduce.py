@@ -28,7 +28,8 @@ commands:
 
 scales:
   smoke    tiny models made on the spot: proves the code in minutes, needs no download
-  lab      real small models and data: at most 30 minutes on 2 cores with 8 GB (the default)
+  desk     two small models, three tasks: at most 30 minutes on 2 cores (the default without GPU)
+  lab      five small models, all tasks: about an hour on one GPU (the default where there is one)
   paper    the paper's models; needs GPUs of 80 GB. --list and --dry-run work anywhere
 
 exit codes:
@@ -50,7 +51,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run")
-    add("--scale", choices=tuple(plan.SCALES), default="lab")
+    add("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
     add("--source", default="packages", help="packages (default), local:DIR or hub")
     add("--only", nargs="+", metavar="PATTERN", help="these nodes and what they need ('zoo/*')")
     add("--from-scratch", action="store_true", help="remove this scale's run folder first")
@@ -182,7 +183,7 @@ def _test(args: argparse.Namespace, enter: Enter) -> int:
 def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict[str, str]:
     """Runs what is due under the lock; returns the failed nodes and why."""
     if args.scale == "paper":
-        _models_in_reach(args.scale)
+        _models_in_reach(args.scale, args.source)
     folder = plan.run_folder(args.scale, args.source, args.out)
     with lock.held(args.out / "runs") as locked:
         if args.from_scratch and folder.exists():
@@ -223,14 +224,16 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
     return given
 
 
-def _models_in_reach(scale: str) -> None:
-    from oral_lib import bases
+def _models_in_reach(scale: str, source: str) -> None:
+    from oral_lib import registry
 
-    missing = [c.base for c in plan.cells_of(scale) if c.base not in bases.names()]
+    missing = [
+        c.base for c in plan.cells_of(scale, source) if not registry.in_reach(c.base, source)
+    ]
     if missing:
         raise PreflightError(
             f"--scale {scale} needs base models that are not in reach: {', '.join(missing)}. "
-            "--dry-run shows the plan; --scale lab runs with what packages ship."
+            "--dry-run shows the plan; --scale desk runs with what packages ship."
         )
 
 

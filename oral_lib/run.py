@@ -12,6 +12,7 @@ from oral_lib import (
     assets,
     bases,
     benchmarks,
+    evolve,
     plan,
     protocol,
     provenance,
@@ -21,6 +22,7 @@ from oral_lib import (
     storage,
     tasks,
     training,
+    tuning,
     zoo,
 )
 from oral_lib.bases import BaseModel
@@ -64,8 +66,13 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".ready.lock"):
             for cells in plan.cells_of(self.scale, self.source):
-                self.train_zoo(cells.base, cells.tasks, list(range(cells.zoo_seeds)))
-            for kind in ("generator", "regression"):
+                if cells.tuned:
+                    self.tune(cells.base, cells.tasks)
+                if cells.parent:
+                    self.evolve(cells.base)
+                seeds = plan.zoo_seeds(self.scale, cells.base, self.source)
+                self.train_zoo(cells.base, cells.tasks, seeds)
+            for kind in plan.generators(self.scale):
                 self.train_generator(kind)
         return self
 
@@ -75,12 +82,24 @@ class Run:
 
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
-        return zoo.train_cells(
-            base, names, seeds, source=self.source, root=self.root, device=self.device
-        )
+        where = {"source": self.source, "root": self.root, "device": self.device}
+        if self.scale == "desk":
+            where["recipe"] = recipes.DESK[base]
+        return zoo.train_cells(base, names, seeds, **where)
+
+    def tune(self, base: str, names: Sequence[str]) -> list[Path]:
+        """Chooses the recipes of `base` that are missing; the files of all."""
+        return tuning.tune(base, names, source=self.source, root=self.root, device=self.device)
+
+    def evolve(self, base: str) -> Path:
+        """Makes a later version of a model if it is missing; what is known of its drift."""
+        evolve.ensure(base, self.source, self.device)
+        path = self.root / "evolved" / f"{base}.json"
+        storage.write_json(path, {"versions": evolve.history(base, self.source)})
+        return path
 
     def train_generator(self, kind: str) -> Path:
-        """Trains the "generator" or the "regression" baseline if it is missing; its folder."""
+        """Trains one of `plan.generators` if it is missing; its folder."""
         return training.train_from_zoo(
             plan.members(self.scale, self.source),
             kind,
@@ -91,7 +110,7 @@ class Run:
         )
 
     def members(self, base: str) -> list[Member]:
-        """The zoo of a base model."""
+        """The zoo of a base model that generators are trained on."""
         return [
             zoo.read(self.root, *m) for m in plan.members(self.scale, self.source) if m[0] == base
         ]
@@ -110,10 +129,12 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f".{folder.name}.lock"):
             if not (folder / "metrics.csv").exists():
-                measured = protocol.run_cell(
+                *measured, novelty = protocol.run_cell(
                     task, base, seed,
                     scale=self.scale, source=self.source, root=self.root, device=self.device,
                 )  # fmt: skip
+                if novelty:
+                    storage.write_json(self.root / "novelty" / f"{folder.name}.json", novelty)
                 results.write_cell(folder, *measured)
         return results.read(folder)
 
@@ -157,6 +178,8 @@ class Run:
         Returns results/README.md.
         """
         results.collect(self.cells(), self.results)
+        if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
+            results.append_novelty(self.results / "novelty.csv", rows)
         self._curves().to_csv(self.results / "curves.csv", index=False, float_format="%.5g")
         generator = storage.read_json(self.root / "generator" / "manifest.json")
         provenance.manifest(
@@ -170,17 +193,18 @@ class Run:
             assets=assets.identities(self.source),
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
-            recipes={
-                m["base"]: {
-                    task: vars(recipes.recipe_of(m["base"], task, self.source, self.root))
-                    for task in sorted(
-                        {o["task"] for o in generator["zoo"] if o["base"] == m["base"]}
-                    )
-                }
-                for m in generator["zoo"]
-            },
+            recipes=self._recipes(generator["zoo"]),
+            evolved=[storage.read_json(f) for f in sorted((self.root / "evolved").glob("*.json"))],
         )
         return report.write(self.results.parent, self.scale)
+
+    def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
+        """How the adapters of each base model and task were trained."""
+        found: dict[str, dict[str, dict]] = {}
+        for one in listed:
+            info = zoo.read(self.root, one["base"], one["task"], one["seed"]).info
+            found.setdefault(one["base"], {})[one["task"]] = info["recipe"]
+        return found
 
     def _curves(self) -> pd.DataFrame:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
@@ -188,11 +212,11 @@ class Run:
         for base, task, seed in plan.members(self.scale, self.source):
             info = zoo.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
-        for kind in ("generator", "regression"):
+        for kind in plan.generators(self.scale):
             losses = storage.read_json(self.root / kind / "manifest.json")["losses"]
             parts.append((f"generator/{kind}", losses))
         frames = [
             pd.DataFrame({"series": name, "step": range(1, len(values) + 1), "loss": values})
             for name, values in parts
         ]
-        return pd.concat(frames, ignore_index=True)
+        return results.thinned(pd.concat(frames, ignore_index=True))

@@ -208,15 +208,17 @@ def train_cells(
     source: str,
     root: Path,
     device: str = "cpu",
+    recipe: Recipe | None = None,
 ) -> list[Path]:
     """Trains the adapters of `base` on the tasks called `names` that `root` lacks.
 
     Returns the folders of all, task by task. A stack holds the seeds of one task, so that an
     adapter does not depend on which other tasks there are. PreflightError where one was trained
-    with another recipe or another version of its task.
+    with another recipe or another version of its task. `recipe` is for all tasks, in place of each
+    one's own.
     """
     wanted = {name: [folder(root, base, name, s) for s in seed_list] for name in names}
-    recipes = {name: recipe_of(base, name, source, root) for name in names}
+    recipes = {name: recipe or recipe_of(base, name, source, root) for name in names}
     for name in names:
         for held in (f for f in wanted[name] if (f / "run.json").exists()):
             info, version = storage.read_json(held / "run.json"), tasks.load(name).version
