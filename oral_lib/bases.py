@@ -75,6 +75,11 @@ class BaseModel:
         return self.spec.family
 
     @property
+    def weights(self) -> int:
+        """How many weights the model has."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -251,6 +256,9 @@ def load(
     folder = _folder(entry, source)
     if folder is None:
         model, tokenizer = _tiny(entry, labels)
+        if torch.device(device).type == "cuda":
+            how = attention(model.config, device, entry.family == "causal")
+            model.set_attn_implementation(how)
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         kind = (

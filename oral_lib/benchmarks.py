@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import bases, feed, scoring, tokens, zoo
+from oral_lib import bases, registry, scoring, stacked, tokens, zoo
 from oral_lib.bases import BaseModel
-from oral_lib.feed import Feed
+from oral_lib.feed import Feed, batches
 from oral_lib.generator import Generator
 from oral_lib.provenance import code_commit
-from oral_lib.recipes import default
+from oral_lib.recipes import Recipe
 from oral_lib.recurrence import ssd, ssd_ref
 from oral_lib.tasks import Split, Task
 from oral_lib.tokens import Layout
@@ -66,7 +66,7 @@ def train_plain(
         optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        stream, losses = feed.batches(rows, recipe.batch, run.seed), []
+        stream, losses = batches(rows, recipe.batch, run.seed), []
         core, words = model.get_base_model(), scoring.words(base, run.task)
         how = scoring.way(base, run.task)
         for _ in range(recipe.steps):
@@ -151,44 +151,85 @@ def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
 
 
 def zoo_rows(
-    base: BaseModel, task: Task, data: Split, sizes: Sequence[int] = (), steps: int = 16
+    base: BaseModel, task: Task, data: Split, sizes: Sequence[int] = (), *, width: int = 64
 ) -> list[dict]:
-    """Rows for benchmarks.csv: training adapters at once (1 and 4; on a GPU 1 to 64), beside PEFT.
+    """Rows for benchmarks.csv: a step that trains S adapters at once, beside a step of PEFT's loop.
 
-    The limit is the largest square matrix product that takes as many operations as the frozen
-    weights do: two passes, because nothing in the base gets a gradient of its own.
+    16 rows of `width` tokens an adapter, LoRA on all linear layers; `task` should have rows that
+    are longer. The limit is the measured peak of matrix products: operations are those of the
+    frozen weights in two passes (nothing in the base gets a gradient of its own) and of LoRA in
+    three. An adapter is 400 steps; what is set up once (compiling, graphs) stands by itself.
     """
-    sizes = sizes or ((1, 4, 8, 16, 32, 64) if base.device.type == "cuda" else (1, 4))
-    recipe, device = replace(default(base.name), steps=steps), base.device
-    rows = {task.name: replace(data, train=data.train[: 64 * recipe.batch])}
+    device, on_gpu = base.device, base.device.type == "cuda"
+    sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
+    linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
+    base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
+    task, batch, repeats = replace(task, words=width), 16, 5 if on_gpu else 3
+    recipe = Recipe(steps=400, batch=batch, lr=1e-3)
+    long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * batch]
+    rows = {task.name: replace(data, train=tuple(long))}
     head = base.model.get_output_embeddings()  # read at one place of a row only
     linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
-    weights = sum(m.weight.numel() for m in linear)
     values = sum(v.numel() for v in base.lora_init().values())
-    plain = seconds(lambda: train_plain(base, Run(task, 0, recipe), rows), device, 3)
+    flops = 2 * batch * width * (2 * sum(m.weight.numel() for m in linear) + 3 * values)
+    peak, block = _peak(base), 10 if on_gpu else 2
+
+    def plain() -> None:
+        train_plain(base, Run(task, 0, replace(recipe, steps=block)), rows)
+
+    case = f"{base.name}, all linear layers"
+    once = seconds(plain, device, repeats) / block
     found = []
+
+    def note(variant: str, count: int, took: float, size: int, *more: tuple) -> None:
+        measured = [("speed over plain", size * once / took, "ratio")]
+        measured += [("share of limit", size * flops / took / peak, "ratio")]
+        if on_gpu:
+            measured += [("time a step", 1e3 * took, "ms"), *more]
+            measured += [("adapters an hour", 3600 * size / (recipe.steps * took), "1/h")]
+        found.extend(
+            _row("train LoRAs", case, count, repeats, device, variant, *one) for one in measured
+        )
+
+    note("plain", values, once, 1)
     for size in sizes:
-        runs = [Run(task, seed, recipe) for seed in range(size)]
-        # after one warm-up, by the trainer's own clock: it waits for the device at its end
-        times = [next(zoo.train(base, runs, rows, most=size)).seconds for _ in range(4)]
-        took = median(times[1:])
-        jobs = [(task, seed) for seed in range(size)]
-        widths = Feed.of(base, jobs, rows, steps=steps, batch=recipe.batch).widths
-        read = sum(widths) * recipe.batch  # tokens an adapter
-        side = round((2 * read * weights) ** (1 / 3))
-        square = torch.randn(side, side, device=device, dtype=next(base.model.parameters()).dtype)
-        limit = seconds(lambda square=square: square @ square, device)
-        measured = [
-            ("speed over plain", plain / took, "ratio"),
-            ("share of limit", limit / took, "ratio"),
-        ]
-        if device.type == "cuda":
-            measured += [("time a step", 1e3 * took * size / steps, "ms")]
-        found += [
-            _row("train LoRAs", base.name, size * values, 3, device, f"{size} at once", *one)
-            for one in measured
-        ]
+        began = time.perf_counter()
+        feed = Feed.of(base, [(task, s) for s in range(size)], rows, steps=block, batch=batch)
+        trainer = zoo.Trainer(base, size, feed, recipe.clip)
+        lr = torch.full((size,), recipe.lr, device=device)
+        start = base.lora_init()
+        with (
+            stacked.compiled(base.model),
+            stacked.attached(base.model, trainer.begin(start, feed), 2.0),
+        ):
+
+            def steps(trainer=trainer, feed=feed, lr=lr) -> None:
+                for i in range(block):
+                    trainer.step(feed, i, lr)
+
+            steps()
+            if on_gpu:
+                torch.cuda.synchronize(device)
+                torch.cuda.reset_peak_memory_stats(device)
+            ready = time.perf_counter() - began
+            took = seconds(steps, device, repeats) / block
+        memory = torch.cuda.max_memory_reserved(device) / 2**30 if on_gpu else 0.0
+        more = ("set-up", ready, "s"), ("memory", memory, "GiB")
+        note(f"{size} at once", size * values, took, size, *more)
+        del trainer, feed
+        if on_gpu:
+            torch.cuda.empty_cache()
+    if on_gpu:
+        found.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
+                          "limit", "speed", peak / 1e12, "TFLOP/s"))  # fmt: skip
     return found
+
+
+def _peak(base: BaseModel) -> float:
+    """Measured operations a second of a large square matrix product in the dtype of `base`."""
+    side = 8192 if base.device.type == "cuda" else 1024
+    square = torch.randn(side, side, device=base.device, dtype=next(base.model.parameters()).dtype)
+    return 2 * side**3 / seconds(lambda: square @ square, base.device)
 
 
 def _row(

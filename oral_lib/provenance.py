@@ -14,7 +14,10 @@ PACKAGES = ["torch", "transformers", "peft", "datasets", "safetensors", "numpy",
 
 
 def code_commit() -> str:
-    """The commit of this code, "-dirty" when tracked files differ, "unknown" outside git."""
+    """The commit of this code, "-dirty" when tracked files differ.
+
+    Outside git it is what $ORAL_COMMIT says, for copies that left .git behind, else "unknown".
+    """
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -28,7 +31,7 @@ def code_commit() -> str:
         changed = git("status", "--porcelain", "--untracked-files=no", *paths)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("ORAL_COMMIT", "unknown")
 
 
 def hardware() -> dict:

@@ -11,6 +11,7 @@ which is given S groups of the same rows.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,7 @@ from oral_lib.tasks import Row, Task
 
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once
+WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
 @dataclass(frozen=True)
@@ -248,29 +250,44 @@ def write(
 ) -> list[list[str]]:
     """[groups][n] what the model writes after each prompt: the likeliest token, again and again.
 
-    Rows of one length are read together, so nothing is padded.
+    Prompts are padded on the left, since all are continued at once, and told apart by a mask.
     """
-    model = _core(model)
+    model, tokenizer = _core(model), base.tokenizer
     ids = [row[-task.words :] for row in _ids(base, [task.prompt(row.text) for row in rows])]
-    end = base.tokenizer.eos_token_id
-    alike: dict[int, list[int]] = {}
-    for i, row in enumerate(ids):
-        alike.setdefault(len(row), []).append(i)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = [[""] * len(rows) for _ in range(groups)]
-    most = batch_size(base, task, groups)
-    for chosen in (
-        same[i : i + most] for _, same in sorted(alike.items()) for i in range(0, len(same), most)
-    ):
-        start = torch.tensor([ids[i] for i in chosen], device=base.device).repeat(groups, 1)
-        made = model.generate(
-            start,
-            attention_mask=torch.ones_like(start),
-            max_new_tokens=task.new_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=base.tokenizer.pad_token_id,
-        )
-        texts = base.tokenizer.batch_decode(made[:, start.shape[1] :], skip_special_tokens=True)
-        for k, text in enumerate(texts):
-            found[k // len(chosen)][chosen[k % len(chosen)]] = text
+    most = max(1, WRITES[base.device.type] // groups)
+    with _masked(model):
+        for first in range(0, len(order), most):
+            chosen = order[first : first + most]
+            width = max(len(ids[i]) for i in chosen)
+            start = torch.full((len(chosen), width), tokenizer.pad_token_id)
+            mask = torch.zeros_like(start)
+            for place, i in enumerate(chosen):
+                start[place, width - len(ids[i]) :] = torch.tensor(ids[i])
+                mask[place, width - len(ids[i]) :] = 1
+            made = model.generate(
+                start.to(base.device).repeat(groups, 1),
+                attention_mask=mask.to(base.device).repeat(groups, 1),
+                max_new_tokens=task.new_tokens,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            texts = tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
+            for k, text in enumerate(texts):
+                found[k // len(chosen)][chosen[k % len(chosen)]] = text
     return found
+
+
+@contextmanager
+def _masked(model: nn.Module) -> Iterator[None]:
+    """With an attention that heeds a mask, where `bases.attention` chose one that needs none."""
+    own = model.config._attn_implementation
+    if own == "plain_causal":
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if own == "plain_causal":
+            model.set_attn_implementation(own)

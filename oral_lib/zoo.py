@@ -8,6 +8,7 @@ score, kept checkpoints). Checkpoints of one run are one sample: seeds are the d
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from oral_lib import bases, scoring, seeds, stacked, storage, tasks
 from oral_lib.bases import BaseModel
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.progress import bar
 from oral_lib.recipes import Recipe, recipe_of
@@ -26,6 +27,7 @@ from oral_lib.stacked import Stack
 from oral_lib.tasks import Split, Task
 
 MOST = 32  # adapters of a stack
+COMPILED = 50_000_000  # weights of a base from which on compiling, half a minute, pays
 SAVE_EVERY = 100  # steps between states that an interrupted stack goes on from
 
 
@@ -114,7 +116,7 @@ def train(
     for run in runs:
         key = (scoring.way(base, run.task), run.recipe.batch, run.recipe.clip)
         alike.setdefault(key, []).append(run)
-    with stacked.compiled(base.model):
+    with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
         for group in alike.values():
             longest = max(run.task.words for run in group)
             trainers: dict[tuple, Trainer] = {}
@@ -242,15 +244,25 @@ def train_cells(
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
             runs = [Run(spec, s, recipes[name]) for s in again]
-            state = root / "zoo" / base / name
+            state, made = root / "zoo" / base / name, []
             for done in train(model, runs, {name: data}, state=state):
-                if done.run.seed in missing[name]:
-                    _save(folder(root, base, name, done.run.seed), model, done, data)
+                made.append(done)
+                if len(made) == min(MOST, len(runs)):  # a stack is whole; its state is still there
+                    _save_all(root, model, [d for d in made if d.run.seed in missing[name]], data)
+                    runs, made = runs[len(made) :], []
     return [where for name in names for where in wanted[name]]
 
 
-def _save(where: Path, base: BaseModel, done: Trained, data: Split) -> None:
-    judged = next(evaluate(base, done.run.task, data.validation, [done.tensors], write=False))
+def _save_all(root: Path, base: BaseModel, made: Sequence[Trained], data: Split) -> None:
+    if not made:
+        return
+    task, adapters = made[0].run.task, [done.tensors for done in made]
+    judged = evaluate(base, task, data.validation, adapters, write=False)
+    for done, outcome in zip(made, judged, strict=True):
+        _save(folder(root, base.name, task.name, done.run.seed), base, done, data, outcome)
+
+
+def _save(where: Path, base: BaseModel, done: Trained, data: Split, judged: Outcome) -> None:
     where.mkdir(parents=True, exist_ok=True)
     base.peft_config().save_pretrained(where)
     storage.write_tensors(where / "adapter_model.safetensors", done.tensors)
