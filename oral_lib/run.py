@@ -133,8 +133,9 @@ class Run:
                     task, base, seed,
                     scale=self.scale, source=self.source, root=self.root, device=self.device,
                 )  # fmt: skip
-                if novelty:
-                    storage.write_json(self.root / "novelty" / f"{folder.name}.json", novelty)
+                if novelty:  # JSON has no NaN
+                    row = {k: None if v != v else v for k, v in novelty.items()}
+                    storage.write_json(self.root / "novelty" / f"{folder.name}.json", row)
                 results.write_cell(folder, *measured)
         return results.read(folder)
 
