@@ -70,7 +70,7 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=2000, conditions=8, draws=4, subset=96, warmup=100, ema=0.995)
+LAB = TrainingConfig(steps=1200, conditions=8, draws=4, subset=96, warmup=100, ema=0.995)
 
 
 @dataclass(frozen=True)
