@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib import bases, seeds, storage, tasks, tokens, zoo
@@ -40,7 +41,7 @@ class TrainingConfig:
     draws: int = 2
     subset: int = 64
     text_dropout: float = 0.1
-    text_noise: float = 0.0  # of an embedding whose values have unit size: wordings not yet read
+    text_noise: float = 2.0  # at most, of an embedding of size 1: stands for wordings not yet read
     ema: float = 0.99
     clip: float = 1.0
     weight_decay: float = 0.0
@@ -53,7 +54,9 @@ class TrainingConfig:
                 raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
         if not 0 <= self.text_dropout <= 1:
             raise UsageError(f"training: text_dropout={self.text_dropout!r} must lie in [0, 1].")
-        for name in ("ema", "text_noise"):
+        if self.text_noise < 0:
+            raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
+        for name in ("ema",):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
 
@@ -162,13 +165,15 @@ class Draw:
         task = torch.randint(shelf.texts.shape[0], (b,), **how)
         text = shelf.texts[task, torch.randint(shelf.texts.shape[1], (b,), **how)]
         blur = torch.randn(text.shape, **how) / text.shape[-1] ** 0.5
+        blur = blur * torch.rand(b, 1, **how)  # from none at all to `text_noise`
         given = torch.rand(b, **how) >= config.text_dropout
         chosen = torch.randperm(shelf.tokens.shape[1], **how)[: config.subset]
         places = torch.randint(shelf.members.shape[1], (b, r), **how)
         adapters = shelf.members[task[:, None], places].flatten()
         t = torch.randint(model.config.schedule.steps, (b * r,), **how)
         eps = torch.randn(b * r, len(chosen), model.config.k, **how)
-        return cls(text + config.text_noise * blur, given, chosen, adapters, t, eps)
+        text = F.normalize(text + config.text_noise * blur, dim=-1)
+        return cls(text, given, chosen, adapters, t, eps)
 
     def copy_(self, other: "Draw") -> None:
         """Takes the values of `other` where these stand."""
