@@ -14,7 +14,7 @@ from oral_lib import graph, plan
 if "ORAL_PLAN" in os.environ:
     NODES = graph.read(os.environ["ORAL_PLAN"])
 else:
-    scale = config.get("scale", "lab")
+    scale = config.get("scale", plan.default_scale())
     source = "made" if scale == "smoke" else config.get("source", "packages")
     NODES = plan.nodes(scale, source, os.path.abspath(config.get("out", plan.ROOT)))
 

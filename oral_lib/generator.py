@@ -140,6 +140,11 @@ class Generator(nn.Module):
         self.denoiser = denoiser(config.denoiser, config.k, config.width)
         self.schedule = Schedule(config.schedule)
 
+    @property
+    def hears(self) -> bool:
+        """Whether it reads texts: not if its training dropped them all."""
+        return self.manifest.get("training", {}).get("text_dropout", 0) < 1
+
     # -- the three steps of the method ------------------------------------------------------------
 
     def conditions(self, base: str, text: Tensor, given: Tensor, c_model=None) -> Tensor:
@@ -264,8 +269,9 @@ class Generator(nn.Module):
         encoder = text_encoder(self.config.text_encoder, source)
         name, c_model = self._resolve(base, encoder)
         device = self.kind.weight.device
-        given = torch.tensor([bool(text.strip())], device=device)
-        embedded = encoder.encode([text]) if text.strip() else torch.zeros(1, encoder.width)
+        heard = bool(text.strip()) and self.hears
+        given = torch.tensor([heard], device=device)
+        embedded = encoder.encode([text]) if heard else torch.zeros(1, encoder.width)
         embedded = embedded.to(device)
         c_model = c_model and tuple(part.to(device) for part in c_model)
         with torch.inference_mode():

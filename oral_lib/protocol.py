@@ -52,7 +52,7 @@ SIZES = {
 
 def size_of(scale: str, base: BaseModel, task: Task) -> Size:
     """The size of a cell; answers that have to be written are dear."""
-    how = scoring.way(base, task)
+    how, scale = scoring.way(base, task), "lab" if scale == "paper" else scale
     return SIZES.get((scale, how)) or SIZES[scale, base.family]
 
 
@@ -135,7 +135,7 @@ def trials(
                     name, "none", baselines.noised(own[: size.draws], amplitude, seed), full
                 )
         yield told("regression", "matched", [task.description], 1, full, models.regression)
-        if models.unconditional:
+        if models.unconditional and size.draws:
             yield told("unconditional", "none", [""], size.draws, full, models.unconditional)
     yield told("generated", "matched", [task.description], size.samples, full, generator)
     unread, n = task.paraphrases["test"], size.control_samples

@@ -283,8 +283,10 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
         return
     command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
     command += ["Decide whether a product review is positive or negative."]
-    command += ["--base", plan.cells_of(args.scale)[-1].base, "--out", "my-lora"]
-    if args.out != plan.ROOT or args.source != "packages":
+    released = [c.base for c in plan.cells_of(args.scale, args.source) if not c.parent]
+    command += ["--base", released[-1], "--out", "my-lora"]
+    usual = (plan.ROOT, "packages", plan.default_scale())
+    if (args.out, args.source, args.scale) != usual:
         folder = plan.run_folder(args.scale, args.source, args.out) / "generator"
         command += ["--generator", str(folder)]
     print("next:", shlex.join(command))

@@ -42,10 +42,9 @@ class Run:
     out: str | Path = plan.ROOT
 
     def __post_init__(self) -> None:
-        plan.cells_of(self.scale)
         object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
+        plan.cells_of(self.scale, self.source)
         object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
-        plan.slug(self.source)
 
     @property
     def root(self) -> Path:
@@ -83,9 +82,8 @@ class Run:
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
         where = {"source": self.source, "root": self.root, "device": self.device}
-        if self.scale == "desk":
-            where["recipe"] = recipes.DESK[base]
-        return zoo.train_cells(base, names, seeds, **where)
+        recipe = recipes.DESK.get(base) if self.scale == "desk" else None
+        return zoo.train_cells(base, names, seeds, recipe=recipe, **where)
 
     def tune(self, base: str, names: Sequence[str]) -> list[Path]:
         """Chooses the recipes of `base` that are missing; the files of all."""

@@ -55,7 +55,7 @@ class Trained:
 class Trainer:
     """Trains stacks of S adapters of one base, one after the other, on buffers that stay in place.
 
-    A step of a shape seen before is, on a GPU, one replayed graph: see `stacked.Replay`.
+    A step of a shape seen before is, on a GPU, one replayed graph: see `replay.Replay`.
     """
 
     def __init__(self, base: BaseModel, size: int, feed: Feed, clip: float):

@@ -43,12 +43,43 @@ def test_zoo_trains_the_seeds_of_the_scale(calls, tmp_path):
     words = ["zoo", "--base", "tiny-encoder", "--task", "movie", "--scale", "smoke"]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
     where = ("smoke", "packages", tmp_path)
-    assert calls == [("train_zoo", where, ("tiny-encoder", ["movie"], [0, 1]))]
+    assert calls == [("train_zoo", where, ("tiny-encoder", ["movie"], [0, 1, 2]))]
 
 
 def test_train_trains_the_generator_or_the_baseline_of_a_run(calls):
-    assert cli.main(["train", "regression", "--source", "hub"]) == 0
-    assert calls == [("train_generator", ("lab", "hub", plan.ROOT), ("regression",))]
+    for kind in plan.generators("lab"):
+        calls.clear()
+        assert cli.main(["train", kind, "--scale", "lab", "--source", "hub"]) == 0
+        assert calls == [("train_generator", ("lab", "hub", plan.ROOT), (kind,))]
+
+
+def test_tune_takes_the_tasks_of_the_scale_and_evolve_a_version(calls, capsys):
+    where = ["--scale", "desk", "--base"]
+    assert cli.main(["tune", *where, "smollm2-135m"]) == 0
+    assert cli.main(["evolve", *where, "smollm2-135m-t4"]) == 0
+    desk = ("desk", "packages", plan.ROOT)
+    assert calls == [
+        ("tune", desk, ("smollm2-135m", ["movie", "sarcasm"])),
+        ("evolve", desk, ("smollm2-135m-t4",)),
+    ]
+
+
+def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path):
+    from oral_lib import assets, checks
+
+    asked = []
+    monkeypatch.setattr(assets, "prepare", lambda *given, **rest: asked.append("models"))
+    monkeypatch.setattr(assets, "harness", lambda *, offline: asked.append(offline))
+    words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
+    assert cli.main(words) == 0 and asked == ["models"]
+    assert cli.main([*words, "--tests", "--offline"]) == 0 and asked[1:] == ["models", True]
+    assert "--tests" in checks.steps()[0].command
+
+
+@pytest.mark.parametrize("scale", ["desk", "lab"])
+def test_what_runs_by_itself_runs_at_the_scale_of_the_machine(scale, monkeypatch):
+    monkeypatch.setattr(plan, "default_scale", lambda: scale)
+    assert cli.parser().parse_args(["report"]).scale == scale
 
 
 def test_generate_takes_a_sentence_a_base_and_a_new_folder(calls, tmp_path, capsys):
@@ -69,6 +100,7 @@ def test_generate_takes_a_sentence_a_base_and_a_new_folder(calls, tmp_path, caps
     [
         (["zoo", "--base", "minilm-l7", "--task", "movie"], "Did you mean 'minilm-l6'?"),
         (["zoo", "--base", "minilm-l6", "--task", "movei"], "Did you mean 'movie'?"),
+        (["tune", "--base", "minilm-l7"], "Did you mean 'minilm-l6'?"),
         (["assets", "--source", "package"], "unknown source 'package'"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from oral_lib import assets, bases, packages, scoring, tasks
+from oral_lib import assets, bases, scoring, tasks
 from oral_lib.errors import PreflightError
 
 torch.set_num_threads(1)
@@ -84,8 +84,7 @@ def docs(name):
 def wheel():
     """The path of the pinned lm-evaluation-harness, from which modules can be imported."""
     try:
-        with assets._alone():  # another process may be fetching it
-            found = packages.archive("lm_eval", assets.cache_dir() / "packages")
+        found = assets.harness(offline=True)  # fetched by ./reproduce.sh test, before its tests
     except PreflightError as error:
         pytest.skip(f"lm-evaluation-harness is not to be had: {error}")
     sys.path.append(str(found))

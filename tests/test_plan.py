@@ -11,7 +11,18 @@ from oral_lib import graph, plan
 from oral_lib.errors import UsageError
 from oral_lib.graph import Node
 
-SCALES = [("smoke", "made"), ("lab", "packages"), ("paper", "hub")]
+SCALES = [("smoke", "made"), ("desk", "packages"), ("lab", "packages"), ("paper", "hub")]
+
+
+@pytest.fixture(autouse=True)
+def agreed(monkeypatch):
+    """The terms of Gemma are accepted, as for the five models of the lab."""
+    monkeypatch.setenv("ORAL_ACCEPT", "gemma")
+
+
+def beside(scale: str) -> set[str]:
+    """The nodes that the report does without."""
+    return {*plan.NOTEBOOKS, *(["ablations"] if scale in ("lab", "paper") else [])}
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)
@@ -32,10 +43,13 @@ def test_every_node_reads_only_what_an_earlier_node_or_the_repository_holds(
 def test_the_report_needs_every_cell_and_every_cell_the_whole_zoo(scale, source, tmp_path):
     nodes = plan.nodes(scale, source, tmp_path)
     report = graph.with_needs(nodes, graph.select(nodes, ["report"]))
-    assert {n.name for n in nodes} - {n.name for n in report} == set(plan.NOTEBOOKS)
-    assert len(plan.members(scale, source)) == sum(
-        len(node.outputs) for node in nodes if node.name.startswith("zoo/")
-    )
+    assert {n.name for n in nodes} - {n.name for n in report} == beside(scale)
+    zoo = {path for node in nodes if node.name.startswith("zoo/") for path in node.outputs}
+    run = plan.run_folder(scale, source, tmp_path)
+    known = plan.members(scale, source) + plan.members(scale, source, held_out=True)
+    assert zoo == {str(run / "zoo" / b / t / f"seed-{s}" / "run.json") for b, t, s in known}
+    for kind in plan.generators(scale):
+        assert zoo == set(graph.select(nodes, [kind])[0].inputs)
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)
@@ -48,8 +62,93 @@ def test_snakemake_may_delete_only_what_lies_in_the_run_folder(scale, source, tm
 
 def test_the_paper_is_planned_with_its_five_models_and_seven_tasks_on_gpus(tmp_path):
     zoo = graph.select(plan.nodes("paper", "hub", tmp_path), ["zoo/*"])
-    assert len(zoo) == 35 and all(node.gpu == 1 for node in zoo)
-    assert {cells.base for cells in plan.cells_of("paper")} == set(plan.PAPER_BASES)
+    assert {node.name for node in zoo} == {f"zoo/{base}" for base in plan.PAPER_BASES}
+    assert all(node.gpu == 1 and len(node.outputs) == 7 * 10 for node in zoo)
+    assert len(plan.PAPER_BASES) == 5 and len(plan.PAPER_TASKS) == 7
+
+
+def test_the_lab_has_five_language_models_and_four_where_terms_are_not_accepted(monkeypatch):
+    names = [cells.base for cells in plan.cells_of("lab")]
+    four = ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-t4"]
+    assert names == [*four, "gemma-3-270m"]
+    monkeypatch.setenv("ORAL_ACCEPT", "")
+    assert [cells.base for cells in plan.cells_of("lab")] == four
+    monkeypatch.setenv("ORAL_ACCEPT", "llama, gemma")
+    assert [cells.base for cells in plan.cells_of("lab")] == names
+
+
+def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
+    from oral_lib import assets
+
+    monkeypatch.setenv("ORAL_ACCEPT", "")
+    for source in ("packages", "local:x", "hub"):
+        assert not {c.base for c in plan.cells_of("lab", source)} & set(assets.TERMS_OF)
+
+
+def test_learning_rates_are_chosen_before_a_zoo_is_trained_with_them(tmp_path):
+    nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
+    place = {name: i for i, name in enumerate(nodes)}
+    for cells in plan.cells_of("lab"):
+        zoo = nodes[f"zoo/{cells.base}"]
+        tune = nodes[f"tune/{cells.parent or cells.base}"]
+        assert set(tune.outputs) <= set(zoo.inputs) and place[tune.name] < place[zoo.name]
+        chosen = {path.rpartition("/")[2].removesuffix(".json") for path in tune.outputs}
+        assert chosen >= set(cells.tasks)
+    untuned = [n for n in plan.nodes("desk", "packages", tmp_path) if n.name.startswith("tune/")]
+    assert untuned == []
+
+
+def test_a_later_version_is_made_first_and_trained_with_the_recipes_of_its_model(tmp_path):
+    nodes = plan.nodes("lab", "packages", tmp_path)
+    needed = graph.with_needs(nodes, graph.select(nodes, ["zoo/smollm2-135m-t4"]))
+    assert {n.name for n in needed} == {
+        "assets", "tune/smollm2-135m", "evolve/smollm2-135m-t4", "zoo/smollm2-135m-t4",
+    }  # fmt: skip
+    assert not [n for n in nodes if n.name == "tune/smollm2-135m-t4"]
+
+
+@pytest.mark.parametrize(("scale", "source"), [*SCALES, ("lab", "local:x"), ("lab", "hub")])
+def test_no_encoder_is_asked_to_write(scale, source):
+    from oral_lib import registry, tasks
+
+    asked = {(c.base, task) for c in plan.cells_of(scale, source) for task in c.tasks}
+    written = {(b, t) for b, t in asked if tasks.load(t).scoring == "answer"}
+    assert {t for t in tasks.names() if tasks.load(t).scoring == "answer"} == set(plan.WRITTEN)
+    assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
+    assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_held_out_seeds_are_in_the_zoo_and_no_generator_is_told_of_them(scale, source):
+    told = plan.members(scale, source)
+    kept = plan.members(scale, source, held_out=True)
+    assert not set(told) & set(kept)
+    assert bool(kept) == (scale != "desk")
+    for cells in plan.cells_of(scale, source):
+        for task in cells.tasks:
+            seeds = [s for b, t, s in [*told, *kept] if (b, t) == (cells.base, task)]
+            assert seeds == plan.zoo_seeds(scale, cells.base, source)
+
+
+def test_the_scale_is_that_of_the_machine(monkeypatch):
+    monkeypatch.setattr(plan.shutil, "which", lambda name: "/bin/nvidia-smi")
+    assert plan.default_scale() == "lab"
+    monkeypatch.setattr(plan.shutil, "which", lambda name: None)
+    assert plan.default_scale() == "desk"
+
+
+def test_every_seed_of_a_cell_has_a_generator_of_its_own_as_far_as_there_are_any():
+    assert [plan.generator_of("lab", s) for s in range(3)] == [*plan.generators("lab")[:3]]
+    for cells in plan.cells_of("lab"):
+        assert len({plan.generator_of("lab", seed) for seed in range(cells.seeds)}) == 3
+    assert plan.generator_of("lab", 3) == plan.generator_of("smoke", 1) == "generator"
+    assert {"regression", "unconditional"} < set(plan.generators("lab"))
+
+
+def test_the_desk_scale_runs_from_packages_alone():
+    for source in ("hub", "local:x"):
+        with pytest.raises(UsageError, match="'desk' runs from source 'packages' alone"):
+            plan.nodes("desk", source)
 
 
 def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
@@ -69,8 +168,9 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
         kind = plan.slug(source)
         wanted = {t for t in tasks.names() if kind in tasks.load(t).sources}
         for cells in plan.cells_of("lab", source):
-            assert wanted >= set(cells.tasks)
-            assert kind == "packages" or wanted == set(cells.tasks)
+            planned = set(cells.tasks)
+            assert planned in (wanted, wanted - set(plan.WRITTEN))
+            assert cells.base != "smollm2-135m" or planned == wanted
         assert plan.nodes("lab", source, tmp_path)
 
 
@@ -92,7 +192,7 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    assert {node.name for node in nodes} - needed == {"report", *plan.NOTEBOOKS}
+    assert {node.name for node in nodes} - needed == {"report"} | beside(scale)
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):

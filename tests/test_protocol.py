@@ -3,23 +3,36 @@
 Baselines and evaluation keep their promises here too.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
 
-from oral_lib import baselines, bases, evaluate, protocol, results, scoring, tasks, zoo
+from oral_lib import (
+    baselines,
+    bases,
+    evaluate,
+    plan,
+    protocol,
+    results,
+    scoring,
+    storage,
+    tasks,
+    zoo,
+)
 from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError
-from oral_lib.evaluate import Outcome
-from oral_lib.protocol import Size
+from oral_lib.evaluate import Outcome, accuracy_of
+from oral_lib.protocol import Models, Size
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
 TASK = tasks.load("movie")
 ROWS = tasks.rows(TASK, "made").test[:40]
-SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2)
+SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, draws=2)
+TASKS = ("movie", "review_topic", "sarcasm")
 
 
 def shaken(base, seed):
@@ -93,6 +106,60 @@ def test_an_outcome_knows_what_was_right():
     assert outcome.correct.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("task", ["quartz", "arithmetic"])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_options_and_written_answers_are_judged_alone_too(task, groups):
+    base, task = bases.load("tiny-causal"), tasks.load(task)
+    base.model.float()
+    rows = tasks.rows(task, "made").test[:12]
+    adapters = [shaken(base, seed) for seed in range(3)]
+    together = list(evaluate.evaluate(base, task, rows, adapters, groups=groups))
+    assert len({outcome.likely.sum().item() for outcome in together}) == 3
+    for adapter, outcome in zip(adapters, together, strict=True):
+        with base.attach(adapter) as model:
+            [alone] = scoring.score(model, base, task, rows)
+            [said] = scoring.write(model, base, task, rows) if task.labels == [] else [None]
+        torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
+        wanted = said and [task.extracted(text) for text in said]
+        assert outcome.written == wanted
+
+
+def test_answers_are_written_only_when_asked_for():
+    base, task = bases.load("tiny-causal"), tasks.load("arithmetic")
+    rows = tasks.rows(task, "made").test[:6]
+    [silent] = evaluate.evaluate(base, task, rows, [base.lora_init()], write=False)
+    [said] = evaluate.evaluate(base, task, rows, [base.lora_init()])
+    assert silent.written is None and accuracy_of(silent) is None
+    assert len(said.written) == 6 and accuracy_of(said) == said.correct.float().mean()
+    assert torch.equal(silent.likely, said.likely) and silent.likelihood == said.likelihood < 0
+
+
+def test_nothing_is_judged_where_there_is_no_adapter():
+    assert list(evaluate.evaluate(bases.load("tiny-causal"), TASK, ROWS, [])) == []
+
+
+def test_a_written_answer_is_right_only_if_it_is_the_answer():
+    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
+    outcome = Outcome(torch.tensor([[-1.0], [-2.0], [-6.0]]), rows, ["12", "", "55"])
+    assert outcome.correct.tolist() == [True, False, False]
+    assert outcome.labels.tolist() == [1, 1, 1] and outcome.predicted.tolist() == [1, 0, 0]
+    assert outcome.likelihood == pytest.approx(-3) and accuracy_of(outcome) == pytest.approx(1 / 3)
+
+
+def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
+    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
+    likely = torch.tensor([[0.5, 0.25], [0.1, 0.3]]).log()
+    outcome = Outcome(likely - 4.0, rows)  # of other words there is no talk
+    wanted = (torch.tensor([0.5 / 0.75, 0.3 / 0.4]).log()).mean().item()
+    assert outcome.likelihood == pytest.approx(wanted) and accuracy_of(outcome) == 1.0
+
+
+def test_the_majority_of_written_answers_is_the_most_frequent_one():
+    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
+    train = [tasks.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
+    assert baselines.majority(train, rows, 0).correct.tolist() == [True, False, True]
+
+
 def test_a_comparison_shows_what_each_adapter_said():
     base = bases.load("tiny-causal")
     table, right = evaluate.compare(
@@ -123,55 +190,104 @@ class Listener:
 
 @pytest.fixture
 def planned():
-    """(plan by (method, condition), what the generator heard, and the regression), of a seed."""
+    """The trials of a seed by (method, condition), what each model heard, the zoo."""
     base = bases.load("tiny-causal")
-    members = [
-        Member(base.name, task, seed, shaken(base, 10 * i + seed), {})
-        for i, task in enumerate(("movie", "review_topic", "sarcasm"))
-        for seed in range(2)
-    ]
 
-    def plan(seed=0, only=("movie", "review_topic", "sarcasm")):
-        generator, regression = Listener(base), Listener(base)
-        some = [m for m in members if m.task in only]
-        found = protocol.trials(
-            TASK, base, some, generator, regression, SIZE, seed=seed, source="made"
-        )
-        return {(t.method, t.condition): t for t in found}, generator.asked, regression.asked, some
+    def plan(seed=0, only=TASKS, size=SIZE):
+        zoos = [
+            Member(base.name, task, number, shaken(base, 10 * i + number), {})
+            for i, task in enumerate(only)
+            for number in range(3)
+        ]
+        members, held_out = ([m for m in zoos if (m.seed == 2) == last] for last in (0, 1))
+        models = Models(*(Listener(base) for _ in range(3)))
+        where = {"seed": seed, "source": "made"}
+        found = protocol.trials(TASK, base, members, held_out, models, size, **where)
+        trials = {(t.method, t.condition): t for t in found}
+        heard = {name: model.asked for name, model in vars(models).items()}
+        return SimpleNamespace(trials=trials, heard=heard, members=members, held_out=held_out)
 
     return plan
 
 
+def same(trial, tensors):
+    """Whether a trial has these very adapters, in this order."""
+    return len(trial.adapters) == len(tensors) and all(
+        map(lambda a, b: a is b, trial.adapters, tensors)
+    )
+
+
 def test_every_method_of_the_table_is_tried(planned):
-    found, _, _, members = planned()
-    methods = {method for method, _ in found} | {"majority"}
-    wanted = {"base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated"}
-    assert methods == wanted | {"majority"}
-    told = {condition for method, condition in found if method == "generated"}
+    seen = planned()
+    methods = {method for method, _ in seen.trials} | {"majority"}
+    assert methods == set(results.METHODS) - {"copy_oldest", "copy_newest", "retrained"}
+    told = {condition for method, condition in seen.trials if method == "generated"}
     assert told == {"matched", "paraphrase", "mismatched", "random", "empty"}
-    assert len(found["generated", "matched"].adapters) == SIZE.samples
-    own = [m.tensors for m in members if m.task == "movie"]
-    assert all(a is b for a, b in zip(found["trained", "none"].adapters, own, strict=True))
-    assert all(a is b for a, b in zip(found["retrieval", "matched"].adapters, own, strict=True))
+    assert len(seen.trials["generated", "matched"].adapters) == SIZE.samples
+    own = [m.tensors for m in seen.members if m.task == "movie"]
+    assert same(seen.trials["retrieval", "matched"], own)
     start = bases.load("tiny-causal").lora_init()
-    [base] = found["base", "none"].adapters
+    [base] = seen.trials["base", "none"].adapters
     assert all(torch.equal(base[n], t) for n, t in start.items())
 
 
+def test_held_out_seeds_count_as_trained_and_feed_no_method(planned):
+    seen = planned()
+    own = [m.tensors for m in seen.members if m.task == "movie"]
+    kept = [m.tensors for m in seen.held_out if m.task == "movie"]
+    assert len(own) == 2 and len(kept) == 1
+    assert same(seen.trials["trained", "none"], [*own, *kept])
+    [soup] = seen.trials["soup_task", "none"].adapters
+    for name, tensor in soup.items():
+        torch.testing.assert_close(tensor, (own[0][name] + own[1][name]) / 2)
+    [mixed] = seen.trials["soup_all", "none"].adapters
+    wanted = baselines.soup_all(seen.members)
+    assert all(torch.equal(mixed[n], t) for n, t in wanted.items())
+    clouds = {"gaussian": baselines.gaussian(own, SIZE.draws, 0)}
+    clouds |= {name: baselines.noised(own, x, 0) for name, x in baselines.NOISE.items()}
+    for name, wanted in clouds.items():
+        made = seen.trials[name, "none"].adapters
+        assert len(made) == SIZE.draws
+        for one, other in zip(made, wanted, strict=True):
+            assert all(torch.equal(one[n], t) for n, t in other.items())
+
+
+def test_what_does_not_depend_on_the_generator_is_measured_with_its_first_seed_only(planned):
+    later = planned(seed=1)
+    assert {method for method, _ in later.trials} == {"generated"}
+    assert later.heard["regression"] == later.heard["unconditional"] == []
+    generated = [key for key in planned().trials if key[0] == "generated"]
+    assert list(later.trials) == generated
+
+
+def test_noisy_baselines_are_left_out_where_no_draws_are_wanted(planned):
+    few = Size(rows=30, control_rows=20)
+    methods = {method for method, _ in planned(size=few).trials}
+    assert not methods & {"gaussian", "unconditional", *baselines.NOISE} and "trained" in methods
+
+
+def test_no_more_trained_adapters_are_judged_than_wanted_and_the_held_out_are_among_them(planned):
+    seen = planned(size=Size(rows=30, control_rows=20, trained=2))
+    [*_, last] = [m.tensors for m in seen.members if m.task == "movie"]
+    kept = [m.tensors for m in seen.held_out if m.task == "movie"]
+    assert same(seen.trials["trained", "none"], [last, *kept])
+
+
 def test_controls_see_fewer_rows_and_main_rows_all(planned):
-    found, *_ = planned()
-    controls = {"paraphrase", "mismatched", "random", "empty"}
-    for (_, condition), trial in found.items():
+    controls = {"mismatched", "random", "empty"}
+    for (_, condition), trial in planned().trials.items():
         assert trial.rows == (SIZE.control_rows if condition in controls else SIZE.rows)
 
 
 def test_the_generator_hears_what_the_condition_says(planned):
-    _, asked, regression, _ = planned()
-    texts = [text for text, _, _ in asked]
-    others = [tasks.load(name).description for name in ("review_topic", "sarcasm")]
-    assert texts[0] == TASK.description and [text for text, *_ in regression] == texts[:1]
+    heard = planned().heard
+    texts = [text for text, _, _ in heard["generator"]]
+    others = {tasks.load(name).description for name in ("review_topic", "sarcasm")}
+    assert texts[0] == TASK.description
+    assert [text for text, *_ in heard["regression"]] == [TASK.description]
+    assert [text for text, *_ in heard["unconditional"]] == [""]
     assert [t for t in texts if t in TASK.paraphrases["test"]] == TASK.paraphrases["test"]
-    assert [t for t in texts if t in others] == others  # every other task, none of its own
+    assert {t for t in texts if t in others} == others  # every other task, none of its own
     assert texts.count(TASK.description) == 1 and texts.count("") == 1
     nonsense = texts[-1 - SIZE.control_samples : -1]
     assert len(set(nonsense)) == SIZE.control_samples
@@ -179,18 +295,39 @@ def test_the_generator_hears_what_the_condition_says(planned):
     assert not set(texts) & set(TASK.paraphrases["train"])
 
 
+def test_only_so_many_other_tasks_are_told_of_as_are_wanted(planned):
+    two = Size(rows=30, control_rows=20, others=2)
+    names = [name for name in tasks.names() if tasks.load(name).scoring == "label"]
+    known = {tasks.load(name).description for name in names} - {TASK.description}
+    texts = [text for text, *_ in planned(only=tuple(names), size=two).heard["generator"]]
+    assert len([t for t in texts if t in known]) == 2
+
+
 def test_no_two_questions_share_their_noise(planned):
-    _, asked, *_ = planned()
+    asked = planned().heard["generator"]
     seeds = [seed for _, _, seed in asked]
     assert len(set(seeds)) == len(seeds)
-    assert planned()[1] == asked
-    again = planned(seed=1)[1]
+    assert planned().heard["generator"] == asked
+    again = planned(seed=1).heard["generator"]
     assert not {seed for _, _, seed in again} & set(seeds)
 
 
 def test_a_zoo_of_one_task_has_no_mismatched_row(planned):
-    found, *_ = planned(only=("movie",))
+    found = planned(only=("movie",)).trials
     assert ("generated", "mismatched") not in found and ("generated", "random") in found
+
+
+@pytest.mark.parametrize("scale", plan.SCALES)
+def test_every_cell_of_every_scale_has_a_size(scale):
+    tiny = {family: bases.load(f"tiny-{family}") for family in ("encoder", "causal")}
+    for cells in plan.cells_of(scale, "hub" if scale == "paper" else "packages"):
+        base = tiny[bases.spec(cells.base).family]
+        for task in map(tasks.load, cells.tasks):
+            size = protocol.size_of(scale, base, task)
+            assert size.control_rows <= size.rows
+            if scale in ("lab", "paper"):
+                assert size.draws and size.samples == 10
+                assert (size.rows < 200) == (task.scoring == "answer")  # dear: few rows
 
 
 def test_random_words_are_whole_words_drawn_by_the_seed():
@@ -215,7 +352,7 @@ def test_the_rows_of_a_cell_keep_the_contract(cell):
     results.check_items(items, metrics)
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression",
-        "generated",
+        "generated", "gaussian", "noise_small", "noise_large",
     }  # fmt: skip
     assert set(metrics.source) == {"made"} and set(metrics.family) == {"language"}
 
@@ -233,7 +370,7 @@ def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
     _, items = cell
     base, size = smoke.base("tiny-encoder"), protocol.SIZES["smoke", "encoder"]
     rows = tasks.rows(TASK, "made").test[: size.rows]
-    for seed in range(2):
+    for seed in range(3):  # the last was held out
         adapter = zoo.read(smoke.root, "tiny-encoder", "movie", seed).tensors
         with base.attach(adapter) as model:
             said = scoring.score(model, base, TASK, rows)[0].argmax(-1).tolist()
@@ -242,27 +379,94 @@ def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
         assert [found[row.key] for row in rows] == said
 
 
-def test_retrieval_on_a_known_task_is_the_trained_adapters(cell):
-    metrics, _ = cell
-    value = metrics[metrics.metric == "accuracy"].set_index("method").value
-    assert value["retrieval"] == value["trained"]
+def test_retrieval_on_a_known_task_is_the_trained_adapters_that_a_generator_has_seen(cell):
+    answers = cell[1].set_index(["method", "sample", "item"]).score
+    found, trained = answers["retrieval"], answers["trained"]
+    assert sorted(found.index.unique("sample")) == [0, 1]
+    assert sorted(trained.index.unique("sample")) == [0, 1, 2]
+    pd.testing.assert_series_equal(found, trained[found.index])
 
 
 def test_two_runs_of_a_cell_are_equal(cell, smoke):
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
-    metrics, items = protocol.run_cell("movie", "tiny-encoder", 0, **where)
+    metrics, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     pd.testing.assert_frame_equal(items, cell[1])
     timeless = [name for name in results.COLUMNS if name not in ("wall_s", "commit")]
     pd.testing.assert_frame_equal(
         metrics[timeless], cell[0][timeless], check_exact=False, rtol=1e-5, check_dtype=False
     )
+    held = storage.read_json(smoke.root / "novelty" / "language--tiny-encoder--movie--seed-0.json")
+    numbers = [k for k, kind in results.NOVELTY_COLUMNS.items() if kind is not str]
+    wanted = {k: novelty[k] for k in numbers}
+    assert {k: held[k] for k in numbers} == pytest.approx(wanted, rel=1e-4, nan_ok=True)
 
 
-def test_another_seed_of_a_cell_changes_what_is_generated_and_nothing_else(cell, smoke):
+def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise(cell, smoke):
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
-    _, items = protocol.run_cell("movie", "tiny-encoder", 1, **where)
-    fixed = ~items.method.isin(["generated"])
-    pd.testing.assert_frame_equal(
-        items[fixed].drop(columns="seed"), cell[1][fixed].drop(columns="seed")
-    )
-    assert not items[~fixed].score.equals(cell[1][~fixed].score)
+    metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
+    results.check(metrics)
+    first = cell[1][cell[1].method == "generated"]
+    assert set(items.method) == {"generated"} and len(items) == len(first)
+    key = ["condition", "sample", "item"]
+    one, other = (frame.set_index(key).sort_index() for frame in (first, items))
+    assert one.index.equals(other.index) and one.label.equals(other.label)
+    assert not one.score.equals(other.score)
+
+
+def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
+    cell, smoke, tmp_path
+):
+    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    *_, row = protocol.run_cell("movie", "tiny-encoder", 0, **where)
+    results.append_novelty(tmp_path / "novelty.csv", [row])  # which checks it
+    assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
+    assert row["ratio"] == pytest.approx(row["generated"] / row["held_out"], rel=0.5)
+
+
+def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
+    whole = plan.members
+    monkeypatch.setattr(
+        plan, "members",
+        lambda scale, source, *, held_out=False: [] if held_out else whole(scale, source),
+    )  # fmt: skip
+    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    _, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
+    assert novelty is None
+    assert set(items[items.method == "trained"]["sample"]) == {0, 1}
+
+
+def test_no_generator_was_trained_on_an_adapter_that_its_cells_call_held_out(smoke):
+    kept = [zoo.read(smoke.root, *m) for m in plan.members("smoke", "made", held_out=True)]
+    assert {m.seed for m in kept} == {2}
+    for kind in plan.generators("smoke"):
+        read = storage.read_json(smoke.root / kind / "manifest.json")["zoo"]
+        assert read and not {m.info["sha256"] for m in kept} & {m["sha256"] for m in read}
+
+
+def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
+    """On a task that the zoo of the smoke scale does not have: its adapters stand in."""
+    monkeypatch.setattr(
+        plan, "members",
+        lambda scale, source, *, held_out=False: [
+            ("tiny-causal", task, 2 if held_out else seed)
+            for task in ("arithmetic", "movie")
+            for seed in range(1 if held_out else 2)
+        ],
+    )  # fmt: skip
+    read = zoo.read
+    monkeypatch.setattr(
+        zoo, "read",
+        lambda root, base, task, seed: replace(read(root, base, "movie", seed), task=task),
+    )  # fmt: skip
+    monkeypatch.setitem(protocol.SIZES, ("smoke", "answer"), Size(6, 4, 2, 1, 1, 1, 1))
+    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    metrics, items, novelty = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
+    results.check(metrics)
+    results.check_items(items, metrics)
+    assert set(metrics.metric) == {"accuracy"} and novelty["n_held_out"] == 1
+    assert {"majority", "trained", "gaussian", "generated"} <= set(metrics.method)
+    assert set(items.label) == {1}
+    counts = items.groupby(["method", "condition", "sample"]).size()
+    assert counts["generated", "empty"].tolist() == [4] and counts["trained", "none"].tolist() == [
+        6
+    ]

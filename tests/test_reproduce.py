@@ -171,7 +171,8 @@ def test_it_ends_with_the_table_the_report_and_the_next_command(out, capfd):
     results.collect([results.write_cell(out / "cell", metrics, items)], out / "results" / "lab")
     page = out / "results" / "lab" / "metrics.csv"
     done = Node("report", (str(page),), (), published=(str(page),))
-    assert reproduce.main(["--out", str(out)], planner=lambda *given: [done]) == 0
+    words = ["--scale", "lab", "--out", str(out)]
+    assert reproduce.main(words, planner=lambda *given: [done]) == 0
     said = capfd.readouterr().out
     assert "minilm-l6" in said and "GENERATED" in said
     assert f"report: {out / 'results' / 'README.md'}" in said
@@ -290,9 +291,10 @@ def test_the_paper_scale_gives_3_without_a_gpu_but_can_be_listed(monkeypatch, ca
     monkeypatch.setattr(doctor, "gpus", lambda: [])
     words = ["--scale", "paper", "--source", "hub", "--out", str(tmp_path)]
     assert reproduce.main(words) == 3
-    assert "need a CUDA GPU" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "need a CUDA GPU" in said and "--scale desk runs without" in said
     assert reproduce.main([*words, "--list"]) == reproduce.main([*words, "--dry-run"]) == 0
-    assert "zoo/llama-3.1-8b/gsm8k" in capsys.readouterr().out
+    assert "language/llama-3.1-8b/gsm8k/seed-2" in capsys.readouterr().out
 
 
 def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
@@ -308,7 +310,7 @@ def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
 def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-    words = ["--out", str(out), "--only", "a", "--source"]
+    words = ["--scale", "lab", "--out", str(out), "--only", "a", "--source"]
     folder = plan.run_folder("lab", "local:x", out)
     graph.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
     assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2

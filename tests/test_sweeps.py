@@ -81,8 +81,8 @@ def test_cells_that_the_plan_has_are_the_plans_own_nodes(tmp_path):
 
 def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_path, monkeypatch):
     cells, _ = made(tmp_path, LANGUAGE)
-    more = tuple(replace(entry, seeds=2) for entry in plan.SCALES["smoke"])
-    monkeypatch.setitem(plan.SCALES, "smoke", more)
+    more = tuple(replace(entry, seeds=2) for entry in plan.cells_of("smoke"))
+    monkeypatch.setitem(plan.SCALES, "smoke", lambda source: more)
     planned = {node.name: node for node in plan.nodes("smoke", "made", tmp_path)}
     for cell in cells:
         assert cell.outputs == planned[cell.name].outputs
