@@ -14,23 +14,32 @@ from oral_lib.recipes import candidates
 SEED = 1000
 
 
+def chosen(candidates: Sequence[dict], rows: int) -> dict:
+    """The winner among `candidates` (accuracy or None, likelihood), judged on `rows` rows."""
+    top = max(one["accuracy"] or 0.0 for one in candidates)
+    error = (top * (1 - top) / rows) ** 0.5
+    near = [one for one in candidates if (one["accuracy"] or 0.0) >= top - error]
+    return max(near, key=lambda one: one["likelihood"])
+
+
 def tune(
     base: str, names: Sequence[str], *, source: str, root: Path, device: str = "cpu"
 ) -> list[Path]:
     """Chooses recipes for the tasks called `names` that `root` lacks; the files of all.
 
-    The best accuracy wins, then the likelihood of the right answers; where answers have to be
-    written, the likelihood alone.
+    Of all candidates within one standard error of the best accuracy the one wins that finds the
+    right answers likeliest; where answers have to be written, likelihood alone decides.
     """
     files = [root / "tuning" / base / f"{name}.json" for name in names]
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
     for labels in sorted({len(tasks.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks.load(name).labels) == labels]
         model = bases.load(base, source=source, labels=labels, device=device)
+        workshop = zoo.Workshop(model, max(tasks.load(name).words for name in alike))
         for name in alike:
             task, data = tasks.load(name), tasks.rows(tasks.load(name), source)
             runs = [zoo.Run(task, SEED, recipe) for recipe in candidates(base)]
-            made = list(zoo.train(model, runs, {name: data}))
+            made = list(workshop.train(runs, {name: data}))
             judged = evaluate(model, task, data.validation, [d.tensors for d in made], write=False)
             found = [
                 {
@@ -41,7 +50,7 @@ def tune(
                 }
                 for done, outcome in zip(made, judged, strict=True)
             ]
-            best = max(found, key=lambda f: (f["accuracy"] or 0.0, f["likelihood"]))
+            best = chosen(found, len(data.validation))
             storage.write_json(
                 root / "tuning" / base / f"{name}.json",
                 {

@@ -98,94 +98,105 @@ class Trainer:
         return self.loss
 
 
-def train(
-    base: BaseModel,
-    runs: Sequence[Run],
-    data: dict[str, Split],
-    *,
-    most: int = MOST,
-    state: Path | None = None,
-) -> Iterator[Trained]:
-    """Trains `runs` on `base`, up to `most` at a time; `data` maps a task's name to its rows.
+class Workshop:
+    """Trains stacks on one base model; what was set up for a shape of stack serves the next one.
 
-    Runs that are scored alike and read as many rows a step share a stack. `state` is a folder for
-    what an interrupted stack goes on from; a stack's file goes once all its adapters were taken.
-    OralError when a loss is no longer finite.
+    `longest` is the most tokens that a row of any task may have.
     """
-    alike: dict[tuple, list[Run]] = {}
-    for run in runs:
-        key = (scoring.way(base, run.task), run.recipe.batch, run.recipe.clip)
-        alike.setdefault(key, []).append(run)
-    with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
-        for group in alike.values():
-            longest = max(run.task.words for run in group)
-            trainers: dict[tuple, Trainer] = {}
-            for first in range(0, len(group), most):
-                stack = group[first : first + most]
-                key = seeds.integer(
-                    0, base.name, *(f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
+
+    def __init__(self, base: BaseModel, longest: int = 0):
+        self.base, self.longest = base, longest
+        self.trainers: dict[tuple, Trainer] = {}
+
+    def train(
+        self,
+        runs: Sequence[Run],
+        data: dict[str, Split],
+        *,
+        most: int = MOST,
+        state: Path | None = None,
+    ) -> Iterator[Trained]:
+        """Trains `runs`, up to `most` at a time; `data` maps a task's name to its rows.
+
+        Runs that are scored alike and read as many rows a step share a stack. `state` is a folder
+        for what an interrupted stack goes on from; a stack's file goes once all its adapters were
+        taken. OralError when a loss is no longer finite.
+        """
+        base, alike = self.base, {}
+        for run in runs:
+            key = (scoring.way(base, run.task), run.recipe.batch, run.recipe.clip)
+            alike.setdefault(key, []).append(run)
+        with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
+            for group in alike.values():
+                for first in range(0, len(group), most):
+                    stack = group[first : first + most]
+                    named = (f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
+                    key = seeds.integer(0, base.name, *named)
+                    file = state / f"stack-{key:016x}.safetensors" if state else None
+                    yield from self._stack(stack, data, file)
+                    if file:
+                        file.unlink(missing_ok=True)
+
+    def _stack(
+        self, runs: Sequence[Run], data: dict[str, Split], state: Path | None
+    ) -> list[Trained]:
+        base, recipe, began = self.base, runs[0].recipe, time.perf_counter()
+        label, steps = f"zoo {base.name} {_named(runs)}", max(run.recipe.steps for run in runs)
+        longest = max(self.longest, *(run.task.words for run in runs))
+        jobs = [(run.task, run.seed) for run in runs]
+        feed = Feed.of(base, jobs, data, steps=steps, batch=recipe.batch, longest=longest)
+        trainer = self._trainer(len(runs), feed, recipe)
+        stack = trainer.begin(base.lora_init(), feed)
+        rates = [[run.recipe.lr_at(i) for run in runs] for i in range(steps)]
+        lr = torch.tensor(rates, device=base.device)
+        losses = torch.zeros(steps, len(runs), device=base.device)
+        wanted = {step for run in runs for step in run.recipe.kept}
+        kept: dict[int, Tensor] = {}
+        if state is not None and state.exists():
+            held = storage.read_tensors(state)
+            stack.load(held)
+            losses.copy_(held["losses"])
+            kept = {int(n.split(".")[1]): v for n, v in held.items() if n.startswith("kept.")}
+        with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank):
+            for step in bar(range(int(stack.step), steps), label=label, unit="step"):
+                losses[step] = trainer.step(feed, step, lr[step])
+                done = step + 1
+                if done in wanted:
+                    kept[done] = stack.values.cpu().clone()
+                if state is not None and done % SAVE_EVERY == 0 and done < steps:
+                    held = {f"kept.{n}": v for n, v in kept.items()}
+                    parts = stack.state() | held | {"losses": losses}
+                    storage.write_tensors(state, {n: v.cpu() for n, v in parts.items()})
+        for run, sound in zip(runs, losses.isfinite().all(0).tolist(), strict=True):
+            if not sound:
+                raise OralError(
+                    f"{label}: the loss of {run.task.name} seed {run.seed} is no longer finite; "
+                    f"lower lr={run.recipe.lr}."
                 )
-                file = state / f"stack-{key:016x}.safetensors" if state else None
-                yield from _train_stack(base, stack, data, file, trainers, longest)
-                if file:
-                    file.unlink(missing_ok=True)
-
-
-def _train_stack(
-    base: BaseModel,
-    runs: Sequence[Run],
-    data: dict[str, Split],
-    state: Path | None,
-    trainers: dict[tuple, Trainer],
-    longest: int,
-) -> list[Trained]:
-    began, steps = time.perf_counter(), max(run.recipe.steps for run in runs)
-    label, clip = f"zoo {base.name} {_named(runs)}", runs[0].recipe.clip
-    jobs = [(run.task, run.seed) for run in runs]
-    feed = Feed.of(base, jobs, data, steps=steps, batch=runs[0].recipe.batch, longest=longest)
-    like = (len(runs), feed.words.shape[1], feed.table.options)
-    if like not in trainers:
-        trainers[like] = Trainer(base, len(runs), feed, clip)
-    trainer = trainers[like]
-    stack = trainer.begin(base.lora_init(), feed)
-    rates = [[run.recipe.lr_at(i) for run in runs] for i in range(steps)]
-    lr = torch.tensor(rates, device=base.device)
-    losses = torch.zeros(steps, len(runs), device=base.device)
-    wanted = {step for run in runs for step in run.recipe.kept}
-    kept: dict[int, Tensor] = {}
-    if state is not None and state.exists():
-        held = storage.read_tensors(state)
-        stack.load(held)
-        losses.copy_(held["losses"])
-        kept = {int(n.split(".")[1]): v for n, v in held.items() if n.startswith("kept.")}
-    with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank):
-        for step in bar(range(int(stack.step), steps), label=label, unit="step"):
-            losses[step] = trainer.step(feed, step, lr[step])
-            done = step + 1
-            if done in wanted:
-                kept[done] = stack.values.cpu().clone()
-            if state is not None and done % SAVE_EVERY == 0 and done < steps:
-                held = {f"kept.{n}": v for n, v in kept.items()}
-                parts = stack.state() | held | {"losses": losses}
-                storage.write_tensors(state, {n: v.cpu() for n, v in parts.items()})
-    for run, curve in zip(runs, losses.isfinite().all(0).tolist(), strict=True):
-        if not curve:
-            raise OralError(
-                f"{label}: the loss of {run.task.name} seed {run.seed} is no longer finite; lower "
-                f"lr={run.recipe.lr}."
+        seconds = (time.perf_counter() - began) / len(runs)
+        checkpoints = {step: stack.adapters(values) for step, values in sorted(kept.items())}
+        return [
+            Trained(
+                run,
+                checkpoints[run.recipe.steps][s],
+                {step: checkpoints[step][s] for step in sorted(run.recipe.kept)},
+                losses[: run.recipe.steps, s].tolist(),
+                seconds,
             )
-    seconds = (time.perf_counter() - began) / len(runs)
-    checkpoints = {step: stack.adapters(values) for step, values in sorted(kept.items())}
-    return [
-        Trained(
-            run,
-            checkpoints[run.recipe.steps][s],
-            {step: checkpoints[step][s] for step in sorted(run.recipe.kept)},
-            losses[: run.recipe.steps, s].tolist(),
-            seconds,
-        )
-        for s, run in enumerate(runs)
-    ]
+            for s, run in enumerate(runs)
+        ]
+
+    def _trainer(self, size: int, feed: Feed, recipe: Recipe) -> Trainer:
+        shape = (size, recipe.batch, feed.table.ids.shape[1], feed.words.shape[1])
+        key = (feed.how, feed.table.options, *shape, recipe.clip)
+        if key not in self.trainers:
+            self.trainers[key] = Trainer(self.base, size, feed, recipe.clip)
+        return self.trainers[key]
+
+
+def train(base: BaseModel, runs: Sequence[Run], data: dict[str, Split], **how) -> Iterator[Trained]:
+    """`Workshop.train` in a workshop of its own."""
+    yield from Workshop(base).train(runs, data, **how)
 
 
 def _named(runs: Sequence[Run]) -> str:
@@ -238,6 +249,7 @@ def train_cells(
     for labels in sorted({len(tasks.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks.load(name).labels) == labels]
         model = bases.load(base, source=source, labels=labels, device=device)
+        workshop = Workshop(model, max(tasks.load(name).words for name in alike))
         for name in alike:
             spec, data = tasks.load(name), tasks.rows(tasks.load(name), source)
             # all seeds of a stack: a smaller one rounds differently
@@ -245,7 +257,7 @@ def train_cells(
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
             runs = [Run(spec, s, recipes[name]) for s in again]
             state, made = root / "zoo" / base / name, []
-            for done in train(model, runs, {name: data}, state=state):
+            for done in workshop.train(runs, {name: data}, state=state):
                 made.append(done)
                 if len(made) == min(MOST, len(runs)):  # a stack is whole; its state is still there
                     _save_all(root, model, [d for d in made if d.run.seed in missing[name]], data)
