@@ -59,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     one = command("train", _train, "train the generator, or a baseline of it, on the zoo")
     one.add_argument("kind", choices=plan.generators("lab"))
 
+    one = command("cells", _cells, "measure the cells of one base model in one process")
+    one.add_argument("--base", required=True)
+    one.add_argument("--task", nargs="+", help="instead of all that the scale has for it")
+
     one = command("generate", _generate, "make a LoRA adapter from one sentence", run=False)
     one.add_argument("--task", required=True, metavar="TEXT", help="what the adapter is to do")
     one.add_argument("--base", required=True, help="the base model it is for")
@@ -178,6 +182,10 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _evolve(args: argparse.Namespace) -> None:
     print(_run(args).evolve(args.base))
+
+
+def _cells(args: argparse.Namespace) -> None:
+    print(_run(args).measure(args.base, _tasks(args)))
 
 
 def _zoo(args: argparse.Namespace) -> None:

@@ -287,6 +287,19 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
     made = tuple(path for paths in trained.values() for path in paths)
     results: list[str] = []
     for model in models:
+        measured = (
+            add(
+                f"cells/{model.base}",
+                *("cells", "--base", model.base, *where),
+                outputs=[run / "cells" / f"{model.base}.json"],
+                inputs=made,
+                memory_mb=model.memory_mb,
+                minutes=model.cell_minutes * len(model.tasks) * model.seeds,
+                gpu=gpu,
+            )
+            if gpu
+            else ()
+        )
         for task in model.tasks:
             for seed in range(model.seeds):
                 folder = cell_folder(run, "language", model.base, task, seed)
@@ -297,8 +310,10 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
                     inputs=made,
                     parameters={"task": task, "base": model.base, "seed": seed},
                     memory_mb=model.memory_mb,
-                    minutes=model.cell_minutes,
+                    minutes=0.2 if measured else model.cell_minutes,
                     gpu=gpu,
+                    after=measured,
+                    resumes=bool(measured),  # then it only shows what is there
                 )
                 results += written[:2]
     if scale in ("lab", "paper"):

@@ -8,6 +8,7 @@ words. On a base model that is slow to score they see fewer rows; the table stat
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,29 @@ def trials(
     yield told("generated", "empty", [""], n, part, generator)
 
 
+@lru_cache(maxsize=2)
+def _base(name: str, source: str, labels: int, device: str) -> BaseModel:
+    """Loaded once for the cells of a process that follow one another."""
+    return bases.load(name, source=source, labels=labels, device=device)
+
+
+@lru_cache(maxsize=6)
+def _generator(folder: Path, device: str, stamp: int) -> Generator:
+    """The same; `stamp` tells a generator that was trained again from the one before."""
+    return Generator.from_pretrained(folder, device)
+
+
+def _models(root: Path, kind: str, device: str) -> Models:
+    stamps = {
+        name: (root / name / "manifest.json").stat().st_mtime_ns
+        for name in (kind, "regression", "unconditional")
+        if (root / name / "manifest.json").exists()
+    }
+    if missing := [name for name in (kind, "regression") if name not in stamps]:
+        Generator.from_pretrained(root / missing[0], device)  # says what to do
+    return Models(*(_generator(root / name, device, stamp) for name, stamp in stamps.items()))
+
+
 def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
@@ -159,14 +183,8 @@ def run_cell(
     """
     spec = tasks.load(task)
     data = tasks.rows(spec, source)
-    model = bases.load(base, source=source, labels=len(spec.labels), device=device)
-    kind = plan.generator_of(scale, seed)
-    models = Models(
-        *(
-            Generator.from_pretrained(root / name, device) if (root / name).is_dir() else None
-            for name in (kind, "regression", "unconditional")
-        )
-    )
+    model = _base(base, source, len(spec.labels), str(device))
+    models = _models(root, plan.generator_of(scale, seed), str(device))
     members = [zoo.read(root, *m) for m in plan.members(scale, source) if m[0] == base]
     held_out = [
         zoo.read(root, *m)

@@ -137,6 +137,20 @@ class Run:
                 results.write_cell(folder, *measured)
         return results.read(folder)
 
+    def measure(self, base: str, names: Sequence[str]) -> Path:
+        """Measures the cells of `base` on the tasks `names`, one after the other in this process,
+        which is much faster than a notebook each; a list of their folders, as a file."""
+        seeds = range(plan.base_of(self.scale, base, self.source).seeds)
+        for task in names:
+            for seed in seeds:
+                self.cell(task, base, seed)
+        path = self.root / "cells" / f"{base}.json"
+        folders = [
+            plan.cell_folder(self.root, "language", base, t, s) for t in names for s in seeds
+        ]
+        storage.write_json(path, {"cells": [folder.name for folder in folders]})
+        return path
+
     def cells(self) -> list[Path]:
         """The folders of all cells of the scale; those that are missing are measured first.
 

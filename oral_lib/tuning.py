@@ -14,11 +14,11 @@ from oral_lib.recipes import candidates
 SEED = 1000
 
 
-def chosen(candidates: Sequence[dict], rows: int) -> dict:
-    """The winner among `candidates` (accuracy or None, likelihood), judged on `rows` rows."""
-    top = max(one["accuracy"] or 0.0 for one in candidates)
+def chosen(found: Sequence[dict], rows: int) -> dict:
+    """The winner among `found` candidates (accuracy or None, likelihood), judged on `rows` rows."""
+    top = max(one["accuracy"] or 0.0 for one in found)
     error = (top * (1 - top) / rows) ** 0.5
-    near = [one for one in candidates if (one["accuracy"] or 0.0) >= top - error]
+    near = [one for one in found if (one["accuracy"] or 0.0) >= top - error]
     return max(near, key=lambda one: one["likelihood"])
 
 
