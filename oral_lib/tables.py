@@ -38,6 +38,7 @@ RIVALS = [
     "unconditional",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
+FEW = 3  # tasks
 MODELS = {  # the language models of the lab scale, in the order of the grid's columns
     "smollm2-135m": "causal", "smollm2-135m-t4": "causal", "gemma-3-270m": "causal",
     "minilm-l6": "encoder", "minilm-l3": "encoder",
@@ -185,12 +186,16 @@ SHOWN = [("trained", "none"), ("generated", "matched"), ("base", "none")]  # in 
 
 
 def ordered(rows: pd.DataFrame, column: str) -> list[str]:
-    """The base models or tasks of one source in the order of the grid, whole where it is known."""
-    found = list(rows[column].unique())
+    """The base models or tasks of one source in the order of the grid, whole where it is known.
+
+    Where only a few tasks of packages were run (scale desk), models that were not are no gap.
+    """
+    found, paper = list(rows[column].unique()), set(rows.source) <= {"local", "hub"}
     if column == "base":
-        known = list(MODELS) if set(found) & set(MODELS) else []
+        whole = set(found) & set(MODELS) and (paper or rows.task.nunique() > FEW)
+        known = [name for name in MODELS if whole or name in found]
     else:
-        known = PAPER_TASKS if set(rows.source) <= {"local", "hub"} else []
+        known = PAPER_TASKS if paper else []
     return [*known, *(name for name in found if name not in known)]
 
 
