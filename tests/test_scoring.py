@@ -72,6 +72,13 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
             scoring.words(base, task)
 
 
+@pytest.mark.parametrize("name", ["quartz", "winogrande"])
+def test_of_options_the_place_is_asked_for_and_no_word(name):
+    task = tasks.load(name)
+    for base in map(bases.load, TINY):
+        assert scoring.words(base, task).tolist() == [0, 1]
+
+
 LABELLED = [name for name in tasks.names() if tasks.load(name).scoring == "label"]
 
 

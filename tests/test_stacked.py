@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from oral_lib import bases, benchmarks, feed, stacked, tasks, zoo
+from oral_lib import bases, benchmarks, feed, scoring, stacked, tasks, zoo
 from oral_lib.errors import OralError
 from oral_lib.recipes import Recipe
 from oral_lib.stacked import Stack
@@ -19,7 +19,8 @@ SHORT = Recipe(steps=8, batch=4, lr=1e-2, keep=2, every=3)
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks.load(name), "made") for name in ("movie", "sarcasm")}
+    names = ("movie", "sarcasm", "quartz", "winogrande", "arithmetic", "gsm8k")
+    return {name: tasks.rows(tasks.load(name), "made") for name in names}
 
 
 def runs(*jobs):
@@ -42,17 +43,55 @@ def close(one, two):
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=1e-4, atol=1e-5)
 
 
+def same_as_alone(base, done, data):
+    """The very adapter and losses that PEFT, torch and transformers come to by themselves."""
+    alone, losses = benchmarks.train_plain(base, done.run, data)
+    close(done.losses, losses)
+    start = base.lora_init()
+    for name, tensor in done.tensors.items():
+        moved = (alone[name] - start[name]).norm()
+        assert moved > 0
+        assert (tensor - alone[name]).norm() < 2e-3 * moved, name
+
+
 def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
     made = list(zoo.train(base, runs(*JOBS), data))
     for done in made:
-        alone, losses = benchmarks.train_plain(base, done.run, data)
-        close(done.losses, losses)
-        start = base.lora_init()
-        for name, tensor in done.tensors.items():
-            moved = (alone[name] - start[name]).norm()
-            assert moved > 0
-            assert (tensor - alone[name]).norm() < 2e-3 * moved, name
+        same_as_alone(base, done, data)
     assert [done.run.seed for done in made] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "names", [("quartz", "winogrande", "quartz"), ("arithmetic", "gsm8k", "arithmetic")]
+)
+def test_options_and_written_answers_are_trained_as_peft_trains_them(names, data):
+    base = bases.load("tiny-causal")
+    base.model.float()
+    jobs = [(name, seed, 1e-2) for seed, name in enumerate(names)]
+    for done in zoo.train(base, runs(*jobs), data):
+        same_as_alone(base, done, data)
+
+
+def test_tasks_that_are_scored_in_other_ways_get_stacks_of_their_own(data):
+    base = bases.load("tiny-causal")
+    base.model.float()
+    jobs = [(name, 0, 1e-2) for name in ("arithmetic", "movie", "quartz", "sarcasm")]
+    made = list(zoo.train(base, runs(*jobs), data))
+    assert sorted(d.run.task.name for d in made) == sorted(name for name, *_ in jobs)
+    for done in made:
+        same_as_alone(base, done, data)
+
+
+def test_runs_of_other_lengths_in_one_stack_end_where_each_would_alone(base, data):
+    lengths = (5, 8, 3)
+    mixed = [
+        replace(run, recipe=replace(run.recipe, steps=steps, keep=1))
+        for run, steps in zip(runs(*JOBS), lengths, strict=True)
+    ]
+    made = list(zoo.train(base, mixed, data))
+    for done, steps in zip(made, lengths, strict=True):
+        assert len(done.losses) == steps and list(done.checkpoints) == [steps]
+        same_as_alone(base, done, data)
 
 
 def test_an_adapter_does_not_feel_its_neighbours(base, data):
@@ -148,3 +187,72 @@ def test_a_state_of_another_shape_is_refused(refused):
     start = {"a": torch.zeros(3)}
     with refused(OralError, "another shape"):
         Stack(start, 2).load(Stack(start, 3).state())
+
+
+# ---------------------------------------------------------------- the one operation
+def lora_case(dtype=torch.float64, bias=True):
+    """(x, W, bias, A, B, scale) of two adapters over three rows each."""
+    draw = torch.Generator().manual_seed(0)
+
+    def some(*shape, grad=False):
+        return torch.randn(shape, generator=draw, dtype=dtype).requires_grad_(grad)
+
+    offset = some(5) if bias else None
+    parts = some(2, 3, 7, grad=True), some(2, 5, 3, grad=True)
+    return some(6, 4, 7, grad=True), some(5, 7), offset, *parts, 1.5
+
+
+def plain_lora(x, weight, bias, lora_a, lora_b, scale):
+    """y = x W^T + bias + scale (x A^T) B^T, group by group."""
+    groups = x.view(len(lora_a), -1, x.shape[-1])
+    y = groups @ weight.T + scale * (groups @ lora_a.mT) @ lora_b.mT
+    y = y if bias is None else y + bias
+    return y.view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_operation_keeps_the_rules_of_torch(bias):
+    torch.library.opcheck(torch.ops.oral.lora.default, lora_case(torch.float32, bias))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_operation_is_the_equation_and_its_gradients_are_those_of_autograd(bias):
+    case = lora_case(bias=bias)
+    x, _, _, lora_a, lora_b, _ = case
+    ours, plain = torch.ops.oral.lora(*case)[0], plain_lora(*case)
+    torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-12)
+    dy = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    for one, other in zip(
+        torch.autograd.grad(ours, (x, lora_a, lora_b), dy),
+        torch.autograd.grad(plain, (x, lora_a, lora_b), dy),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+
+
+def test_a_compiled_block_learns_what_a_plain_one_does(data):
+    base = bases.load("tiny-causal")
+    base.model.float()
+    task = tasks.load("movie")
+    found = feed.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
+    stack = Stack(base.lora_init(), 2)
+    with torch.no_grad():
+        stack.values.add_(0.1 * torch.randn(stack.values.shape, generator=torch.manual_seed(0)))
+
+    def learned():
+        batch, answers, words = found.step(0)
+        losses = scoring.losses(base.model, base, found.how, batch, answers, words)
+        return losses, *torch.autograd.grad(losses.sum(), list(stack.parts.values()))
+
+    with stacked.attached(base.model, stack, 2.0):
+        plain = learned()
+        blocks = base.model.model.layers
+        try:
+            for block in blocks:
+                block.compile(dynamic=True, backend="aot_eager", fullgraph=True)
+            compiled = learned()
+        finally:
+            for block in blocks:
+                block._compiled_call_impl = None
+    for one, other in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

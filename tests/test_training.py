@@ -9,7 +9,7 @@ from oral_lib import bases, seeds, storage, tasks, training
 from oral_lib.condition import text_encoder
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, UsageError
-from oral_lib.generator import GeneratorConfig
+from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
@@ -204,6 +204,56 @@ def test_a_new_generator_is_the_same_every_time(zoo_members):
 
 
 # ---------------------------------------------------------------- configurations and folders
+@pytest.mark.parametrize("scale", ["smoke", "desk", "lab", "paper"])
+def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
+    config, how = training.preset(scale, "generator")
+    for seed in (1, 2):
+        assert training.preset(scale, f"generator-{seed}") == (config, replace(how, seed=seed))
+    assert training.preset(scale, "regression") == (replace(config, diffusion=False), how)
+    assert training.preset(scale, "unconditional") == (config, replace(how, text_dropout=1.0))
+    assert config.diffusion and how.seed == 0 and how.text_dropout < 0.5
+
+
+@pytest.fixture
+def trained_as(zoo_members, tmp_path, monkeypatch):
+    """kind -> the generator that is trained and kept as such, on the made-up zoo."""
+    held = {(m.base, m.task, m.seed): m for m in zoo_members}
+    monkeypatch.setattr(training.zoo, "read", lambda root, *name: held[name])
+    preset = training.preset
+
+    def short(scale, kind):
+        config, how = preset(scale, kind)
+        kept = {"seed": how.seed, "text_dropout": how.text_dropout}
+        return replace(SMALL, diffusion=config.diffusion), replace(TEN, **kept)
+
+    monkeypatch.setattr(training, "preset", short)
+
+    def train(kind):
+        where = {"root": tmp_path, "scale": "smoke", "source": "made"}
+        folder = training.train_from_zoo(list(held), kind, **where)
+        return Generator.from_pretrained(folder)
+
+    return train
+
+
+def test_one_that_is_never_told_a_text_gives_the_same_adapter_whatever_it_is_told(trained_as):
+    texts = ("Judge if the critic liked the movie.", "Tell a gadget from a film.", "")
+    deaf, hearing = trained_as("unconditional"), trained_as("generator")
+    one, other, none = (deaf.generate(text, "tiny-causal")[0] for text in texts)
+    assert equal(one, other) and equal(one, none)
+    assert torch.equal(*(deaf.look(text, "tiny-causal")[0] for text in texts[:2]))
+    [told], [untold] = (hearing.generate(text, "tiny-causal") for text in texts[:2])
+    assert not equal(told, untold)
+
+
+def test_generators_of_other_seeds_are_other_generators(trained_as):
+    first, second = trained_as("generator"), trained_as("generator-1")
+    assert second.manifest["training"] == first.manifest["training"] | {"seed": 1}
+    assert not equal(first.state_dict(), second.state_dict())
+    [one], [other] = (model.generate("A text.", "tiny-causal") for model in (first, second))
+    assert not equal(one, other)
+
+
 def test_the_learning_rate_warms_up_and_falls_to_nothing():
     how = TrainingConfig(steps=100, warmup=10, lr=2.0)
     rates = [how.lr_at(step) for step in range(100)]

@@ -1,0 +1,78 @@
+"""Recipes: a task gets what was chosen for it on this very model, or the default of the model."""
+
+from dataclasses import replace
+
+import pytest
+
+from oral_lib import plan, recipes, registry, storage
+from oral_lib.recipes import RECIPES, recipe_of
+from oral_lib.run import Run
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    """A `recipes.json` that knows one task of one model."""
+    chosen = {"packages": {"smollm2-135m": {"movie": {"lr": 7e-4, "steps": 70}}}}
+    monkeypatch.setattr(recipes, "_chosen", lambda: chosen)
+
+
+def tuned(root, base, task, **chosen):
+    storage.write_json(root / "tuning" / base / f"{task}.json", {"chosen": chosen})
+
+
+def test_what_this_run_tuned_goes_before_what_is_shipped_and_that_before_the_default(
+    shipped, tmp_path
+):
+    first = RECIPES["smollm2-135m"]
+    tuned(tmp_path, "smollm2-135m", "movie", lr=3e-4, steps=30)
+
+    def found(task, source="packages", root=None):
+        return recipe_of("smollm2-135m", task, source, root)
+
+    assert found("movie", root=tmp_path) == replace(first, lr=3e-4, steps=30)
+    assert found("movie") == found("movie", root=tmp_path / "other")
+    assert found("movie") == replace(first, lr=7e-4, steps=70)
+    for unknown in (found("sarcasm", root=tmp_path), found("movie", "made")):
+        assert unknown == first
+
+
+def test_a_version_of_a_model_has_the_recipes_of_the_model(shipped, tmp_path):
+    tuned(tmp_path, "smollm2-135m", "sarcasm", lr=3e-4, steps=30)
+    tuned(tmp_path, "smollm2-135m-t4", "sarcasm", lr=9.0, steps=9)  # nobody asks for it
+    for task in ("movie", "sarcasm", "tweets"):
+        own = recipe_of("smollm2-135m", task, "packages", tmp_path)
+        assert recipe_of("smollm2-135m-t4", task, "packages", tmp_path) == own
+    assert recipes.default("smollm2-135m-t2") == RECIPES["smollm2-135m"]
+
+
+def test_a_model_that_nobody_tried_has_a_recipe_all_the_same():
+    assert recipes.default("mistral-7b") == recipes.OTHERS
+
+
+@pytest.mark.parametrize("base", registry.names())
+def test_candidates_lie_round_the_default_and_hold_it(base):
+    found, first = recipes.candidates(base), recipes.default(base)
+    assert first in found and len(set(found)) == len(found) == 6
+    assert {replace(c, lr=first.lr, steps=first.steps) for c in found} == {first}
+    assert min(c.lr for c in found) < first.lr < max(c.lr for c in found)
+
+
+def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
+    asked = []
+    where = lambda base, names, seeds, **rest: asked.append(rest["recipe"])  # noqa: E731
+    monkeypatch.setattr("oral_lib.zoo.train_cells", where)
+    for cells in plan.cells_of("desk"):
+        Run("desk", out=tmp_path).train_zoo(cells.base, cells.tasks, [0])
+    assert asked == [recipes.DESK[cells.base] for cells in plan.cells_of("desk")]
+    Run("desk", out=tmp_path).train_zoo("minilm-l3", ["movie"], [0])  # one that the desk lacks
+    Run("smoke", out=tmp_path).train_zoo("tiny-causal", ["movie"], [0])
+    assert asked[2:] == [None, None]
+    for base, recipe in recipes.DESK.items():
+        assert recipe.steps * recipe.batch < RECIPES[base].steps * RECIPES[base].batch
+
+
+def test_recipes_that_were_chosen_go_with_the_package():
+    import tomllib
+
+    project = tomllib.loads((plan.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert recipes.CHOSEN in project["tool"]["setuptools"]["package-data"]["oral_lib"]

@@ -1,0 +1,119 @@
+"""Tuning: recipes are chosen on validation rows, once, with a seed that no zoo has."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oral_lib import plan, recipes, storage, tasks, tuning, zoo
+from oral_lib.evaluate import Outcome
+from oral_lib.recipes import Recipe
+
+torch.set_num_threads(1)
+SHORT = Recipe(steps=8, batch=4, lr=1e-2)
+
+
+class Sealed(tuple):
+    """Rows that nobody may look at."""
+
+    def _refuse(self, *_):
+        raise AssertionError("a test row was looked at")
+
+    __iter__ = __len__ = __getitem__ = __contains__ = __add__ = _refuse
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The (task, seed, lr, steps) that were trained from now on; test rows are sealed."""
+    monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
+    rows, train, seen = tasks.rows, zoo.train, []
+    monkeypatch.setattr(
+        tasks, "rows", lambda task, source: replace(rows(task, source), test=Sealed())
+    )
+
+    def counted(base, runs, data, **rest):
+        seen.extend((r.task.name, r.seed, r.recipe.lr, r.recipe.steps) for r in runs)
+        return train(base, runs, data, **rest)
+
+    monkeypatch.setattr(zoo, "train", counted)
+    return seen
+
+
+def tune(root, *names):
+    return tuning.tune("tiny-causal", names, source="made", root=root)
+
+
+@pytest.mark.parametrize("task", ["movie", "quartz", "arithmetic"])
+def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_path):
+    [file] = tune(tmp_path, task)
+    said = storage.read_json(file)
+    assert len(trained) == len(said["candidates"]) == 6
+    assert said["validation_rows"] == len(tasks.rows(tasks.load(task), "made").validation)
+    best = max(said["candidates"], key=lambda c: (c["accuracy"] or 0, c["likelihood"]))
+    assert said["chosen"] == {"steps": best["steps"], "lr": best["lr"]}
+    assert all((c["accuracy"] is None) == (task == "arithmetic") for c in said["candidates"])
+    assert len({c["likelihood"] for c in said["candidates"]}) > 1  # they do differ
+    chosen = recipes.recipe_of("tiny-causal", task, "made", tmp_path)
+    assert chosen == replace(SHORT, **said["chosen"])
+
+
+def judged(monkeypatch, accuracies, likelihoods):
+    """Evaluation that says what it is told; returns the rows that it was given."""
+    given = []
+
+    def say(base, task, rows, adapters, **rest):
+        given.append(rows)
+        for right, sure in zip(accuracies, likelihoods, strict=True):
+            outcome = Outcome(torch.zeros(1, 2), rows[:1])
+            object.__setattr__(outcome, "said", (right, sure))
+            yield outcome
+
+    monkeypatch.setattr(tuning, "evaluate", say)
+    monkeypatch.setattr(tuning, "accuracy_of", lambda outcome: outcome.said[0])
+    monkeypatch.setattr(Outcome, "likelihood", property(lambda outcome: outcome.said[1]))
+    return given
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "likelihoods", "best"),
+    [
+        ([0.5, 0.6, 0.9, 0.6, 0.8, 0.5], [-1, -1, -9, -1, -1, 0], 2),  # accuracy comes first
+        ([0.5, 0.9, 0.9, 0.9, 0.8, 0.5], [-1, -3, -2, -4, -1, 0], 2),  # then the likelihood
+        ([None] * 6, [-5, -4, -3, -2, -1, -6], 4),  # answers that were not written
+    ],
+)
+def test_accuracy_decides_then_likelihood(
+    accuracies, likelihoods, best, trained, tmp_path, monkeypatch
+):
+    given = judged(monkeypatch, accuracies, likelihoods)
+    [file] = tune(tmp_path, "movie")
+    wanted = recipes.candidates("tiny-causal")[best]
+    chosen = storage.read_json(file)["chosen"]
+    assert chosen == {"steps": wanted.steps, "lr": wanted.lr}
+    assert given == [tasks.rows(tasks.load("movie"), "made").validation]
+
+
+def test_what_was_chosen_is_not_chosen_again(trained, tmp_path):
+    files = tune(tmp_path, "movie", "sarcasm")
+    kept = [file.read_bytes() for file in files]
+    trained.clear()
+    assert tune(tmp_path, "movie", "sarcasm") == files and trained == []
+    files[1].unlink()
+    assert tune(tmp_path, "movie", "sarcasm") == files
+    assert {task for task, *_ in trained} == {"sarcasm"}
+    assert [file.read_bytes() for file in files] == kept
+
+
+def test_the_seed_of_tuning_is_none_that_a_zoo_has(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("ORAL_ACCEPT", "gemma")
+    [file] = tune(tmp_path, "movie")
+    assert {seed for _, seed, *_ in trained} == {storage.read_json(file)["seed"]}
+    [seed] = {seed for _, seed, *_ in trained}
+    for scale, source in (
+        ("smoke", "made"),
+        ("desk", "packages"),
+        ("lab", "hub"),
+        ("paper", "hub"),
+    ):
+        for cells in plan.cells_of(scale, source):
+            assert seed not in plan.zoo_seeds(scale, cells.base, source)
