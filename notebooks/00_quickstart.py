@@ -6,7 +6,7 @@
 # loads like any other.
 #
 # At the smoke scale (the default) all models are tiny and made on the spot: it proves that the code
-# runs. `scale = "lab"` uses all-MiniLM-L6-v2, SmolLM2-135M-Instruct and real data.
+# runs. `scale = "desk"` (two CPU cores) and `scale = "lab"` (a GPU) use real models and real data.
 
 # %% tags=["parameters"]
 scale = "smoke"

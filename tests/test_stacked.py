@@ -82,6 +82,16 @@ def test_tasks_that_are_scored_in_other_ways_get_stacks_of_their_own(data):
         same_as_alone(base, done, data)
 
 
+def test_what_a_workshop_set_up_for_one_stack_serves_the_next_without_a_trace(base, data):
+    workshop = zoo.Workshop(base, 64)
+    stacks = [runs(("movie", s, 1e-2), ("movie", s + 1, 3e-3)) for s in (0, 2)]
+    stacks.append(runs(("sarcasm", 0, 1e-2), ("sarcasm", 1, 1e-2)))
+    for stack in stacks:
+        for done in workshop.train(stack, data):
+            same_as_alone(base, done, data)
+    assert len(workshop.trainers) == 1  # on a GPU its graphs are captured once
+
+
 def test_runs_of_other_lengths_in_one_stack_end_where_each_would_alone(base, data):
     lengths = (5, 8, 3)
     mixed = [
