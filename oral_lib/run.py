@@ -139,10 +139,18 @@ class Run:
 
     def measure(self, base: str, names: Sequence[str]) -> Path:
         """Measures the cells of `base` on the tasks `names`, one after the other in this process,
-        which is much faster than a notebook each; a list of their folders, as a file."""
+        which is much faster than a notebook each; a list of their folders, as a file.
+
+        Cells that are older than their generator are measured again.
+        """
         seeds = range(plan.base_of(self.scale, base, self.source).seeds)
         for task in names:
             for seed in seeds:
+                kind = plan.generator_of(self.scale, seed)
+                made = (self.root / kind / "manifest.json").stat().st_mtime
+                kept = plan.cell_folder(self.root, "language", base, task, seed) / "metrics.csv"
+                if kept.exists() and kept.stat().st_mtime < made:
+                    kept.unlink()
                 self.cell(task, base, seed)
         path = self.root / "cells" / f"{base}.json"
         folders = [

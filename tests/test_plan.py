@@ -137,6 +137,18 @@ def test_the_scale_is_that_of_the_machine(monkeypatch):
     assert plan.default_scale() == "desk"
 
 
+def test_where_there_is_a_gpu_one_process_measures_all_cells_and_notebooks_show_them(tmp_path):
+    nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
+    cells = {name: node for name, node in nodes.items() if name.startswith("language/")}
+    for name, node in cells.items():
+        measured = nodes[f"cells/{name.split('/')[1]}"]
+        assert node.after == measured.outputs and node.inputs[1:] == measured.inputs
+        assert node.resumes  # or what was measured would be removed first
+    assert cells and not [
+        n.name for n in plan.nodes("desk", "packages", tmp_path) if n.name.startswith("cells/")
+    ]
+
+
 def test_every_seed_of_a_cell_has_a_generator_of_its_own_as_far_as_there_are_any():
     assert [plan.generator_of("lab", s) for s in range(3)] == [*plan.generators("lab")[:3]]
     for cells in plan.cells_of("lab"):

@@ -3,6 +3,8 @@
 Baselines and evaluation keep their promises here too.
 """
 
+import os
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -26,6 +28,7 @@ from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome, accuracy_of
 from oral_lib.protocol import Models, Size
+from oral_lib.run import Run
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
@@ -470,3 +473,29 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     assert counts["generated", "empty"].tolist() == [4] and counts["trained", "none"].tolist() == [
         6
     ]
+
+
+def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_generator(
+    smoke, tmp_path, monkeypatch
+):
+    shutil.copytree(smoke.root, plan.run_folder("smoke", "made", tmp_path))
+    run, seen = Run("smoke", out=tmp_path), []
+    shutil.rmtree(run.root / "cells", ignore_errors=True)
+    monkeypatch.setitem(protocol.SIZES, ("smoke", "encoder"), Size(10, 10, 1, 1))
+    measure = protocol.run_cell
+
+    def counted(task, *rest, **more):
+        seen.append(task)
+        return measure(task, *rest, **more)
+
+    monkeypatch.setattr(protocol, "run_cell", counted)
+    path = run.measure("tiny-encoder", ["movie", "sarcasm"])
+    folders = [run.root / "cells" / name for name in storage.read_json(path)["cells"]]
+    assert seen == ["movie", "sarcasm"] and all((f / "metrics.csv").exists() for f in folders)
+    run.measure("tiny-encoder", ["movie", "sarcasm"])
+    assert seen == ["movie", "sarcasm"]
+    later = (folders[1] / "metrics.csv").stat().st_mtime
+    os.utime(folders[0] / "metrics.csv", (later - 100,) * 2)
+    os.utime(run.root / "generator" / "manifest.json", (later - 50,) * 2)  # trained in between
+    run.measure("tiny-encoder", ["movie", "sarcasm"])
+    assert seen[2:] == ["movie"]
