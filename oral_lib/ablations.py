@@ -21,7 +21,19 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, bases, gauge, plan, seeds, stats, storage, tasks, tokens, training
+from oral_lib import (
+    baselines,
+    bases,
+    gauge,
+    plan,
+    seeds,
+    stats,
+    storage,
+    tables,
+    tasks,
+    tokens,
+    training,
+)
 from oral_lib.bases import BaseModel
 from oral_lib.condition import ENCODERS
 from oral_lib.denoise import KINDS as DENOISERS
@@ -557,15 +569,7 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
 
     Tasks have rows of their own, so their intervals add up as independent errors do.
     """
-    found = []
-    accuracy = frame[frame.metric == "accuracy"]
-    for (group, variant), rows in accuracy.groupby(["group", "variant"], sort=False):
-        value, n = rows.value.mean(), len(rows)
-        below = np.sqrt(((rows.value - rows.ci_low) ** 2).sum()) / n
-        above = np.sqrt(((rows.ci_high - rows.value) ** 2).sum()) / n
-        found.append([group, variant, rows.default.all(), value, value - below, value + above])
-    names = ["group", "variant", "default", "value", "ci_low", "ci_high"]
-    return pd.DataFrame(found, columns=names)
+    return tables.ablation_table(frame[frame.metric == "accuracy"])
 
 
 def words(frame: pd.DataFrame) -> list[str]:
