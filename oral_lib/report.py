@@ -180,8 +180,8 @@ def _parts(folder: Path) -> list[_Part]:
 
 def _ablations(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
     """(source, rows as `figures.ablations` takes them) of ablations.csv."""
-    numbers = {name: [""] for name in ("value", "ci_low", "ci_high")}  # elsewhere "none" is a word
-    frame = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=numbers)
+    unknown = {name: [""] for name in ("ci_low", "ci_high")}  # of a time or a size
+    frame = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=unknown)
     for source, rows in frame[frame.metric == "accuracy"].groupby("source"):
         yield source, ablation_table(rows)
 
