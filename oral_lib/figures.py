@@ -457,14 +457,19 @@ def ablations(
 
 def _variants(axis, group: str, rows: pd.DataFrame, lines, limits, named: bool) -> None:
     axis.set_title(f"{group}\n" if named and lines else group, fontsize=12)
-    for name, value in lines.items():
-        colour = BLUE if name == "trained" else GREY
-        axis.axvline(100 * value, color=colour, lw=1.4, ls=(0, (4, 2)), zorder=0)
+    near, last = 0.08 * (limits[1] - limits[0]), -np.inf
+    places = sorted(100 * value for value in lines.values())
+    for name, value in sorted(lines.items(), key=lambda line: line[1]):
+        colour, place = BLUE if name == "trained" else GREY, 100 * value
+        axis.axvline(place, color=colour, lw=1.4, ls=(0, (4, 2)), zorder=0)
+        touched = any(0 < other - place < near for other in places)  # names part where they touch
+        side = "left" if place - last < near else "right" if touched else "center"
         if named:
             axis.annotate(
-                name, (100 * value, 1), (0, 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", color=colour, ha="center", fontsize=9.5,
+                name, (place, 1), (2 * (side == "left"), 2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", color=colour, ha=side, fontsize=9.5,
             )  # fmt: skip
+        last = place
     for place, row in enumerate(rows.itertuples()):
         colour = VERMILION if row.default else INK
         axis.axhline(place, color=FAINT, lw=1, zorder=-1)
