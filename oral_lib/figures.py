@@ -537,7 +537,12 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
             axis.set_xlabel("adapters trained at once (S)")
             axis.grid(color=FAINT, lw=0.8)
             axis.set_axisbelow(True)
-        axes[0, 0].set(title=rate, yscale="log")
+        axes[0, 0].set_title(rate)
+        drawn = frame[frame.metric == rate].value
+        if drawn.max() > 10 * drawn.min():
+            axes[0, 0].set_yscale("log")
+        else:
+            axes[0, 0].set_ylim(0, None)
         axes[0, 0].yaxis.set_major_formatter("{x:,g}")
         if wide == 2:
             axes[0, 1].set(title="share of the device's peak, percent", ylim=(0, None))
