@@ -134,6 +134,11 @@ def cells_of(scale: str, source: str = "packages") -> tuple[Cells, ...]:
 def base_of(scale: str, base: str, source: str = "packages") -> Cells:
     """The entry of `base` in a scale; `UsageError` with the nearest name if it has none."""
     known = {cells.base: cells for cells in cells_of(scale, source)}
+    if base not in known and base in TERMS and scale == "lab":
+        raise UsageError(
+            f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
+            f"if you accept them set ORAL_ACCEPT={TERMS[base]} and run the same command again."
+        )
     if base not in known:
         near = f"{closest(base, known)} It has {', '.join(known)}."
         raise UsageError(f"scale {scale!r} has no base {base!r}.{near}")

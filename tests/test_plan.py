@@ -85,6 +85,16 @@ def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
         assert not {c.base for c in plan.cells_of("lab", source)} & set(assets.TERMS_OF)
 
 
+def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch, refused):
+    monkeypatch.setenv("ORAL_ACCEPT", "")
+    with refused(
+        UsageError, "gemma-3-270m", "https://ai.google.dev/gemma/terms", "ORAL_ACCEPT=gemma"
+    ):
+        plan.base_of("lab", "gemma-3-270m")
+    monkeypatch.setenv("ORAL_ACCEPT", "gemma")
+    assert plan.base_of("lab", "gemma-3-270m").base == "gemma-3-270m"
+
+
 def test_learning_rates_are_chosen_before_a_zoo_is_trained_with_them(tmp_path):
     nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
     place = {name: i for i, name in enumerate(nodes)}
