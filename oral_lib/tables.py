@@ -271,17 +271,20 @@ def _share(row, keep: bool) -> str:
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a group and variant, in their order: the mean over base models and tasks.
+    """One row a group and variant, in their order: the mean over base models, tasks and seeds.
 
     rows: group, variant, default, value, ci_low and ci_high of one metric and source. Tasks have
-    items of their own, so the errors of their means add up as independent ones do.
+    items of their own, so the errors of their means add up as independent ones do; the seeds of a
+    task share its items, so their intervals are averaged.
     """
-    below, above = (rows.value - rows.ci_low) ** 2, (rows.ci_high - rows.value) ** 2
-    groups = rows.assign(below=below, above=above, count=1).groupby(
-        ["group", "variant"], as_index=False, sort=False
-    )
-    how = {"value": "mean", "default": "all", "below": "sum", "above": "sum", "count": "sum"}
-    found = groups.agg(how)
+    place = ["group", "variant", *(name for name in ("base", "task") if name in rows)]
+    rows = rows.assign(below=rows.value - rows.ci_low, above=rows.ci_high - rows.value)
+    how = {"value": "mean", "default": "all", "below": "mean", "above": "mean"}
+    if len(place) > 2:
+        rows = rows.groupby(place, as_index=False, sort=False).agg(how)
+    rows = rows.assign(below=rows.below**2, above=rows.above**2, count=1)
+    groups = rows.groupby(["group", "variant"], as_index=False, sort=False)
+    found = groups.agg(how | {"below": "sum", "above": "sum", "count": "sum"})
     low = found.value - np.sqrt(found.below) / found["count"]
     high = found.value + np.sqrt(found.above) / found["count"]
     names = ["group", "variant", "default", "value"]
