@@ -420,24 +420,15 @@ def run(
     run: Run,
     groups: Sequence[str] = tuple(GROUPS),
     device: str | None = None,
-    *,
-    bases: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    rows: int = 200,
-    samples: int = 10,
-    steps: int | None = None,
-    seed: int = 0,
+    **how,
 ) -> pd.DataFrame:
     """Measures the variants of `groups` that are missing; returns all rows of this study so far.
 
-    They are written to results/<scale>/ablations.csv, too. `bases` (default: the first of the
-    scale) share one generator; `tasks` (default: `quick`) are judged on `rows` validation rows with
-    `samples` adapters each. A variant that fails is told and the others are measured: OralError at
-    the end. UsageError for names that do not exist.
+    They are written to results/<scale>/ablations.csv, too; `how` is that of `prepare`. A variant
+    that fails is told and the others are measured: OralError at the end. UsageError for names that
+    do not exist.
     """
-    study = prepare(
-        run, device, bases=bases, tasks=tasks, rows=rows, samples=samples, steps=steps, seed=seed
-    )
+    study = prepare(run, device, **how)
     folder, failed = run.root / "ablations", []
     jury = Jury(study)
     todo: dict[str, Callable[[], pd.DataFrame]] = {part_of(study, None): jury.references}
@@ -471,7 +462,12 @@ def prepare(
     steps: int | None = None,
     seed: int = 0,
 ) -> Study:
-    """The study of a run, its zoo trained where it is missing."""
+    """The study of a run, its zoo trained where it is missing.
+
+    `bases` (default: the first of the scale) share one generator, trained for `steps` (default: as
+    long as the scale does); `tasks` (default: `quick`) are judged on `rows` validation rows with
+    `samples` adapters each.
+    """
     for name, value in {"rows": rows, "samples": samples, "steps": steps or 1}.items():
         if value < 1:
             raise UsageError(f"ablations: {name}={value}: must be 1 or more.")

@@ -1,19 +1,14 @@
 """Recipes: how an adapter is trained, and which learning rate and how many steps a task gets.
 
 Learning rate and steps were chosen for each task and base model on validation rows that are cut
-from the training rows (`tuning.py`); what was chosen stands in `recipes.json`.
+from the training rows (`tuning.py`); a run keeps what was chosen.
 """
 
-import json
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
-from oral_lib import assets, registry, storage
+from oral_lib import registry, storage
 from oral_lib.errors import UsageError
-
-CHOSEN = "recipes.json"
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,6 @@ RECIPES = {
 }
 OTHERS = Recipe(steps=400, batch=16, lr=5e-4)
 GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}  # candidates: multiples of the recipe above
-
-
 DESK = {  # what two cores can afford
     "minilm-l6": Recipe(steps=240, batch=16, lr=3e-3),
     "smollm2-135m": Recipe(steps=120, batch=8, lr=1e-3),
@@ -79,17 +72,12 @@ def candidates(base: str) -> list[Recipe]:
     ]
 
 
-def recipe_of(base: str, task: str, source: str, root: Path | None = None) -> Recipe:
-    """The recipe of `task` on `base`: as tuned below `root`, else as `recipes.json` says, else
-    the default. A version of a model has the recipe of the model."""
-    kind, name = assets.parse_source(source)[0], registry.root(registry.spec(base)).name
-    tuned = (root or Path()) / "tuning" / name / f"{task}.json"
-    if root and tuned.exists():
-        return replace(default(base), **storage.read_json(tuned)["chosen"])
-    return replace(default(base), **_chosen().get(kind, {}).get(name, {}).get(task, {}))
+def recipe_of(base: str, task: str, root: Path) -> Recipe:
+    """The recipe of `task` on `base`: as tuned below `root`, else the default.
 
-
-@cache
-def _chosen() -> dict:
-    file = resources.files("oral_lib") / CHOSEN
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    A version of a model has the recipe of the model.
+    """
+    name = registry.root(registry.spec(base)).name
+    tuned = root / "tuning" / name / f"{task}.json"
+    chosen = storage.read_json(tuned)["chosen"] if tuned.exists() else {}
+    return replace(default(base), **chosen)

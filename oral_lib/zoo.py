@@ -231,7 +231,7 @@ def train_cells(
     one's own.
     """
     wanted = {name: [folder(root, base, name, s) for s in seed_list] for name in names}
-    recipes = {name: recipe or recipe_of(base, name, source, root) for name in names}
+    recipes = {name: recipe or recipe_of(base, name, root) for name in names}
     for name in names:
         for held in (f for f in wanted[name] if (f / "run.json").exists()):
             info, version = storage.read_json(held / "run.json"), tasks.load(name).version

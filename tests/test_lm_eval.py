@@ -4,9 +4,11 @@ Its own files and its own model class are read out of the pinned wheel, which is
 what it would want beside itself is of no use here, and is not imported.
 """
 
+import importlib.util
 import re
 import sys
 import zipfile
+import zipimport
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -106,9 +108,10 @@ def theirs(wheel):
 
             def function(loader, node):
                 module, _, called = loader.construct_scalar(node).partition(".")
-                space = {}
-                exec(box.read(f"{folder}/{module}.py"), space)
-                return space[called]
+                spec = zipimport.zipimporter(f"{wheel}/{folder}").find_spec(module)
+                made = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(made)
+                return getattr(made, called)
 
             Loader.add_constructor("!function", function)
             settings = yaml.load(box.read(f"lm_eval/tasks/{FILES[name]}"), Loader)

@@ -9,39 +9,25 @@ from oral_lib.recipes import RECIPES, recipe_of
 from oral_lib.run import Run
 
 
-@pytest.fixture
-def shipped(monkeypatch):
-    """A `recipes.json` that knows one task of one model."""
-    chosen = {"packages": {"smollm2-135m": {"movie": {"lr": 7e-4, "steps": 70}}}}
-    monkeypatch.setattr(recipes, "_chosen", lambda: chosen)
-
-
 def tuned(root, base, task, **chosen):
     storage.write_json(root / "tuning" / base / f"{task}.json", {"chosen": chosen})
 
 
-def test_what_this_run_tuned_goes_before_what_is_shipped_and_that_before_the_default(
-    shipped, tmp_path
-):
+def test_what_this_run_tuned_goes_before_the_default(tmp_path):
     first = RECIPES["smollm2-135m"]
     tuned(tmp_path, "smollm2-135m", "movie", lr=3e-4, steps=30)
-
-    def found(task, source="packages", root=None):
-        return recipe_of("smollm2-135m", task, source, root)
-
-    assert found("movie", root=tmp_path) == replace(first, lr=3e-4, steps=30)
-    assert found("movie") == found("movie", root=tmp_path / "other")
-    assert found("movie") == replace(first, lr=7e-4, steps=70)
-    for unknown in (found("sarcasm", root=tmp_path), found("movie", "made")):
-        assert unknown == first
+    found = recipe_of("smollm2-135m", "movie", tmp_path)
+    assert found == replace(first, lr=3e-4, steps=30) != first
+    assert recipe_of("smollm2-135m", "sarcasm", tmp_path) == first
+    assert recipe_of("smollm2-135m", "movie", tmp_path / "other") == first
 
 
-def test_a_version_of_a_model_has_the_recipes_of_the_model(shipped, tmp_path):
+def test_a_version_of_a_model_has_the_recipes_of_the_model(tmp_path):
     tuned(tmp_path, "smollm2-135m", "sarcasm", lr=3e-4, steps=30)
     tuned(tmp_path, "smollm2-135m-t4", "sarcasm", lr=9.0, steps=9)  # nobody asks for it
-    for task in ("movie", "sarcasm", "tweets"):
-        own = recipe_of("smollm2-135m", task, "packages", tmp_path)
-        assert recipe_of("smollm2-135m-t4", task, "packages", tmp_path) == own
+    for task in ("sarcasm", "tweets"):
+        own = recipe_of("smollm2-135m", task, tmp_path)
+        assert recipe_of("smollm2-135m-t4", task, tmp_path) == own
     assert recipes.default("smollm2-135m-t2") == RECIPES["smollm2-135m"]
 
 
@@ -69,10 +55,3 @@ def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
     assert asked[2:] == [None, None]
     for base, recipe in recipes.DESK.items():
         assert recipe.steps * recipe.batch < RECIPES[base].steps * RECIPES[base].batch
-
-
-def test_recipes_that_were_chosen_go_with_the_package():
-    import tomllib
-
-    project = tomllib.loads((plan.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert recipes.CHOSEN in project["tool"]["setuptools"]["package-data"]["oral_lib"]

@@ -53,7 +53,7 @@ def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_p
     assert said["chosen"] == {"steps": best["steps"], "lr": best["lr"]}
     assert all((c["accuracy"] is None) == (task == "arithmetic") for c in said["candidates"])
     assert len({c["likelihood"] for c in said["candidates"]}) > 1  # they do differ
-    chosen = recipes.recipe_of("tiny-causal", task, "made", tmp_path)
+    chosen = recipes.recipe_of("tiny-causal", task, tmp_path)
     assert chosen == replace(SHORT, **said["chosen"])
 
 
