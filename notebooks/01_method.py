@@ -33,13 +33,13 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 # statistics.
 
 # %%
-from oral_lib import figures, tokens
+from oral_lib import pictures, tokens
 
 known = generator.known[name]
 values = tokens.encode(known.layout, [member.tensors])
 k0 = known.statistics.normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
-figures.tokens_picture(k0, kinds, known.layout.types, known.layout.mask)
+pictures.tokens_picture(k0, kinds, known.layout.types, known.layout.mask)
 
 # %%
 [restored] = tokens.decode(known.layout, values)
@@ -53,7 +53,7 @@ print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start
 # Training mixes a token with noise; at the last step next to nothing of it is left.
 
 # %%
-figures.schedule_picture(generator.schedule.abar)
+pictures.schedule_picture(generator.schedule.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
@@ -64,7 +64,7 @@ figures.schedule_picture(generator.schedule.abar)
 # %%
 task = oral_lib.load_task(member.task)
 p, states, steps = generator.look(task.description, name, source=run.source)
-figures.prototypes_picture(p, kinds, known.layout.types)
+pictures.prototypes_picture(p, kinds, known.layout.types)
 
 # %%
 other = next(t for t in oral_lib.task_names() if t != member.task)
@@ -79,7 +79,7 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 
 # %%
 longest = int(known.layout.mask.sum(-1).argmax())
-figures.denoising_picture(states[:, longest], k0[longest], steps)
+pictures.denoising_picture(states[:, longest], k0[longest], steps)
 
 # %% [markdown]
 # ## What to take away

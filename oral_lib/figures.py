@@ -1,12 +1,10 @@
-"""The figures: one style, colours that colour-blind readers tell apart, the same bytes every time.
+"""The figures of the results.
 
-Every function returns a closed matplotlib Figure: a notebook shows it once, `save` writes it.
+Every function returns a closed matplotlib Figure: a notebook shows it once, `style.save` writes it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,33 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from oral_lib import tables
-from oral_lib.storage import replacing
-
-# seaborn's "colorblind" palette (after Wong 2011); importing seaborn for it costs seconds
-BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
-BROWN, GREY, SKY = "#ca9161", "#949494", "#56b4e9"
-INK, FAINT, PADDING = "#2b2b2b", "#e9e9e9", "#c9c9c9"
-CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, GREY]
-LINES = ["-", (0, (5, 1.5)), ":"]  # more names than colours
-STYLE = {
-    "axes.edgecolor": "#9a9a9a",
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 13,
-    "axes.titleweight": "bold",
-    "figure.dpi": 110,
-    "font.family": "DejaVu Sans",  # matplotlib ships it: the same letters on every machine
-    "font.size": 12,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "svg.hashsalt": "oral",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+from oral_lib.style import (
+    BLUE,
+    CURVES,
+    FAINT,
+    GREY,
+    INK,
+    LINES,
+    ORANGE,
+    SKY,
+    VERMILION,
+    closed,
+    styled,
+)
 
 TRAINING = "train LoRAs"  # the benchmark that `benchmarks` draws
 METHODS = {  # from the top down: (method, label, colour)
@@ -66,23 +50,6 @@ CONDITIONS = {
     "random": ("random words", INK),
     "empty": ("no text", INK),
 }
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with plt.rc_context(STYLE):
-        yield
-
-
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Writes the figure as PNG, PDF and SVG, the same bytes each time; returns the paths."""
-    paths = []
-    for kind, metadata in NO_DATE.items():
-        path = Path(folder) / f"{name}.{kind}"
-        with _style(), replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata, facecolor="white")
-        paths.append(path)
-    return paths
 
 
 # ---------------------------------------------------------------- one cell, or a few
@@ -119,7 +86,7 @@ def _dots(
     tall = -(-len(cells) // wide)
     low = np.floor(100 * rows.ci_low.min() / 10 - 0.2) * 10
     high = np.ceil(100 * rows.ci_high.max() / 10 + 0.2) * 10
-    with _style():
+    with styled():
         size = (2.2 + 3.1 * wide, tall * (1.35 + 0.4 * len(kinds)))
         figure, axes = plt.subplots(
             tall, wide, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
@@ -163,7 +130,7 @@ def _dots(
         legend = "dot: mean, bar: 95% interval over items, ticks: single samples"
         legend += "" if lines else ",\nband: within half a point of trained"
         figure.supxlabel(f"accuracy in percent ({legend})", fontsize=10.5)
-    return _closed(figure)
+    return closed(figure)
 
 
 def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
@@ -290,7 +257,7 @@ def _grid(
     """One panel a base model and one row a task (of `names`, else all); `draw` says whether the
     cell was there."""
     bases, names = tables.ordered(rows, "base"), names or tables.ordered(rows, "task")
-    with _style():
+    with styled():
         size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(names))
         figure, axes = plt.subplots(
             1, len(bases), figsize=size, sharex=True, sharey=True, squeeze=False,
@@ -316,7 +283,7 @@ def _grid(
             handles=handles, loc="outside upper left", ncols=min(len(handles), int(wide)),
             frameon=False, fontsize=10.5, handletextpad=0.4, columnspacing=1.6,
         )  # fmt: skip
-    return _closed(figure)
+    return closed(figure)
 
 
 def _mark(mark: str, colour: str, label: str, hollow: bool = False) -> Line2D:
@@ -346,7 +313,7 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
     most = max(rows.name.nunique() for _, rows in panels)
     wide = 1 if len(panels) == 1 else 2
     tall = -(-len(panels) // wide)
-    with _style():
+    with styled():
         size = (7.6 * wide, 0.6 + tall * max(2.9, 0.9 + 0.22 * most))
         figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
         for axis in axes.flat[len(panels) :]:
@@ -365,7 +332,7 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
             _label_ends(figure, axis, ends)
         for axis in axes.flat[max(0, len(panels) - wide) : len(panels)]:
             axis.set_xlabel("share of training, percent")
-    return _closed(figure)
+    return closed(figure)
 
 
 def _curve(axis, named: tuple[str, pd.DataFrame], colour: str, line) -> tuple[float, str, str, str]:
@@ -436,7 +403,7 @@ def ablations(
         columns[-1].append(group)
         count += len(group[1])
     tall = max(sum(len(rows) + 1.4 for _, rows in column) for column in columns)
-    with _style():
+    with styled():
         figure = plt.figure(figsize=(6.2 * len(columns), 0.9 + 0.31 * tall), layout="constrained")
         outer = figure.add_gridspec(1, len(columns))
         for place, column in enumerate(columns):
@@ -452,7 +419,7 @@ def ablations(
                 else:
                     axis.tick_params(labelbottom=False)
         figure.supxlabel("filled: the default; bar: 95% interval over items", fontsize=10.5)
-    return _closed(figure)
+    return closed(figure)
 
 
 def _variants(axis, group: str, rows: pd.DataFrame, lines, limits, named: bool) -> None:
@@ -497,7 +464,7 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
     frame = frame.assign(size=size)
     rate = "adapters an hour" if (frame.metric == "adapters an hour").any() else "speed over plain"
     shares = frame[frame.metric == "share of limit"]
-    with _style():
+    with styled():
         wide = 2 if len(shares) else 1
         figure, axes = plt.subplots(
             1, wide, figsize=(6.6 * wide, 4.3), squeeze=False, layout="constrained"
@@ -550,139 +517,4 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
             axes[0, 0].legend(frameon=False, fontsize=10.5)
         if not several and len(frame):
             figure.supxlabel(str(frame.device.iloc[0]), fontsize=10.5)
-    return _closed(figure)
-
-
-# ---------------------------------------------------------------- the method, for the notebooks
-def tokens_picture(
-    values, owner: Sequence[int] | None = None, names: Sequence[str] = (), mask=None
-) -> Figure:
-    """An adapter as tokens: one row a token, one column a value, padding in grey.
-
-    values `[l, k]`; owner `[l]` the group a token belongs to (its tensor, or its module type),
-    named by `names`; mask `[l, k]` true where a value is real.
-    """
-    shown = _array(values)
-    shown = shown if mask is None else np.where(_array(mask).astype(bool), shown, np.nan)
-    with _style():
-        figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
-        axis.set_facecolor(PADDING)
-        _heat(figure, axis, shown, "value")
-        axis.set(xlabel=f"value within the token (k = {shown.shape[1]})", ylabel="token")
-        axis.set_title(f"{shown.shape[0]} tokens of {shown.shape[1]} values")
-        if owner is not None:
-            _bands(axis, _array(owner), names)
-    return _closed(figure)
-
-
-def schedule_picture(abar) -> Figure:
-    """How much of the token and how much noise is left at each diffusion step t; abar `[t]`."""
-    abar = _array(abar)
-    steps = np.arange(len(abar))
-    with _style():
-        figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-        middle = int(np.argmin(np.abs(abar - 0.5)))
-        place = (middle + len(steps)) // 2  # right of the crossing both names have room
-        for curve, text, colour, lift in (
-            (np.sqrt(abar), r"token  $\sqrt{\bar\alpha_t}$", BLUE, 9),
-            (np.sqrt(1 - abar), r"noise  $\sqrt{1-\bar\alpha_t}$", VERMILION, -11),
-        ):
-            axis.plot(steps, curve, color=colour, lw=2.6)
-            axis.annotate(
-                text, (place, curve[place]), (4, lift), textcoords="offset points", color=colour,
-                va="bottom" if lift > 0 else "top", fontsize=13,
-            )  # fmt: skip
-        axis.axvline(middle, color=GREY, lw=1.2, ls=(0, (4, 2)))
-        axis.text(middle, 0.02, f"  half and half at t = {middle}", color=GREY, fontsize=11)
-        axis.set(xlabel="diffusion step t", ylabel="weight", xlim=(0, steps[-1]), ylim=(0, 1.05))
-        axis.set_yticks([0, 0.5, 1])
-    return _closed(figure)
-
-
-def prototypes_picture(p, owner: Sequence[int] | None = None, names: Sequence[str] = ()) -> Figure:
-    """The prototypes P `[l, m]`, and how alike they are: the cosine of every pair of tokens."""
-    p = _array(p)
-    unit = p / np.maximum(np.linalg.norm(p, axis=1, keepdims=True), 1e-12)
-    with _style():
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(11.5, 5), layout="constrained", width_ratios=(1.1, 1)
-        )
-        _heat(figure, left, p, None)
-        left.set(xlabel=f"width (m = {p.shape[1]})", ylabel="token", title="prototypes")
-        _heat(figure, right, unit @ unit.T, "cosine", limit=1.0)
-        right.set(xlabel="token", title="likeness of two tokens")
-        if owner is not None:
-            _bands(left, _array(owner), names)
-    return _closed(figure)
-
-
-def denoising_picture(states, truth, steps: Sequence[int] | None = None, shown: int = 48) -> Figure:
-    """One token on its way from noise to weights: states `[s, k]` in order, beside truth `[k]`.
-
-    Six states at most, the first `shown` values of each, and the distance to the truth below.
-    `steps` names the diffusion step t of each state.
-    """
-    states, truth = _array(states), _array(truth)
-    steps = np.arange(len(states)) if steps is None else np.asarray(steps)
-    chosen = np.unique(np.linspace(0, len(states) - 1, min(6, len(states))).round().astype(int))
-    error = np.linalg.norm(states - truth, axis=1) / max(np.linalg.norm(truth), 1e-12)
-    limit = 1.05 * max(np.abs(states[:, :shown]).max(), np.abs(truth[:shown]).max())
-    with _style():
-        figure = plt.figure(figsize=(12, 5), layout="constrained")
-        grid = figure.add_gridspec(2, len(chosen), height_ratios=(1.5, 1))
-        for place, state in enumerate(chosen):
-            axis = figure.add_subplot(grid[0, place])
-            x = np.arange(truth[:shown].size)
-            axis.fill_between(x, truth[:shown], color=FAINT, step="mid", lw=0)
-            axis.plot(x, truth[:shown], color=GREY, lw=1.2, drawstyle="steps-mid")
-            axis.plot(x, states[state, :shown], color=VERMILION, lw=1.5, drawstyle="steps-mid")
-            axis.set(ylim=(-limit, limit), xticks=[], yticks=[])
-            axis.set_title(f"t = {steps[state]}", fontsize=12, weight="normal")
-            axis.spines[:].set_visible(False)
-        below = figure.add_subplot(grid[1, :])
-        below.plot(error, color=VERMILION, lw=2.4)
-        below.plot(chosen, error[chosen], "o", color=VERMILION, ms=7)
-        below.set_xticks(chosen, [f"t = {steps[state]}" for state in chosen])
-        below.set(ylim=(0, 1.1 * error.max()), ylabel="relative\ndistance")
-        figure.suptitle(
-            "one token: the state on its way, over the weights it should become (grey)",
-            fontsize=12, x=0.01, ha="left",
-        )  # fmt: skip
-    return _closed(figure)
-
-
-def _heat(figure: Figure, axis, values: np.ndarray, label: str | None, limit: float | None = None):
-    finite = np.abs(values[np.isfinite(values)])
-    limit = limit or (float(np.quantile(finite, 0.99)) if finite.size else 0.0) or 1.0
-    look = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "aspect": "auto"}
-    image = axis.imshow(values, interpolation="nearest", **look)
-    bar = figure.colorbar(image, ax=axis, fraction=0.04, aspect=30, label=label)
-    bar.outline.set_visible(False)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
-
-
-def _bands(axis, owner: np.ndarray, names: Sequence[str]) -> None:
-    """Runs of tokens with one owner: a line between them, their name at the left where it fits."""
-    cuts = np.flatnonzero(np.diff(owner)) + 1
-    for cut in cuts if len(cuts) < 60 else []:
-        axis.axhline(cut - 0.5, color=INK, lw=0.8)
-    if len(names):
-        ticks, labels = [], []
-        for start, end in zip([0, *cuts], [*cuts, len(owner)], strict=True):
-            middle = (start + end - 1) / 2
-            if not ticks or middle - ticks[-1] > len(owner) / 30:  # else they would overlap
-                ticks.append(middle)
-                labels.append(names[owner[start]])
-        axis.set_yticks(ticks, labels, fontsize=10)
-        axis.set_ylabel("")
-
-
-def _array(values) -> np.ndarray:
-    values = values.detach().cpu().float() if hasattr(values, "detach") else values
-    return np.asarray(values)
-
-
-def _closed(figure: Figure) -> Figure:
-    plt.close(figure)  # else a notebook shows it twice
-    return figure
+    return closed(figure)

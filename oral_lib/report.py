@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from oral_lib import figures, results
+from oral_lib import figures, results, style
 from oral_lib.storage import read_json, write_text
 from oral_lib.tables import (
     ablation_table,
@@ -144,7 +144,7 @@ def write(results_root: str | Path, scale: str) -> Path:
         for kind, table in part.tables():
             _tables(folder, f"{kind}-{part.name}", table)
         for kind, figure in part.figures():
-            figures.save(figure, folder / "figures", f"{kind}-{part.name}")
+            style.save(figure, folder / "figures", f"{kind}-{part.name}")
     if (folder / "novelty.csv").exists():
         novelty = results.read_novelty(folder / "novelty.csv")
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
@@ -153,14 +153,14 @@ def write(results_root: str | Path, scale: str) -> Path:
     if (folder / "benchmarks.csv").exists():
         benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
         if (benchmarks.benchmark == figures.TRAINING).any():
-            figures.save(figures.benchmarks(benchmarks), folder / "figures", "benchmarks")
+            style.save(figures.benchmarks(benchmarks), folder / "figures", "benchmarks")
     if (folder / "ablations.csv").exists():
         for source, rows in _ablations(folder):
             _tables(folder, f"ablations-{source}", rows)
-            figures.save(figures.ablations(rows), folder / "figures", f"ablations-{source}")
+            style.save(figures.ablations(rows), folder / "figures", f"ablations-{source}")
     if (folder / "curves.csv").exists():
         curves = pd.read_csv(folder / "curves.csv")
-        figures.save(figures.loss_curves(curves), folder / "figures", "loss")
+        style.save(figures.loss_curves(curves), folder / "figures", "loss")
     scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
     shown = [name for name in scales if name != "smoke"] or scales
     read = {scale: parts}

@@ -22,7 +22,7 @@ ORDER = [
     *["baselines", "stats"],
     *["graph", "plan"],
     *["results", "protocol", "benchmarks"],
-    *["tables", "verdict", "figures", "report"],
+    *["tables", "verdict", "style", "figures", "pictures", "report"],
     *["run", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import figures, report, results, tables
+from oral_lib import figures, pictures, report, results, style, tables
 from oral_lib.errors import OralError
 from oral_lib.storage import write_json
 
@@ -244,7 +244,7 @@ def test_readme_says_what_where_and_how_to_make_it_again(folder):
 
 
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(figures, "save", lambda *_: [])  # takes its time and is tested above
+    monkeypatch.setattr(style, "save", lambda *_: [])  # takes its time and is tested above
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     one = results.write_cell(tmp_path / "one", *made(profile=few, n=20))
     for scale in ("lab", "smoke"):
@@ -398,19 +398,19 @@ def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
 def test_pictures_of_the_method_show_what_they_are_given(tmp_path):
     random = np.random.default_rng(0)
     owner = np.repeat([0, 1], 4)
-    tokens = figures.tokens_picture(random.normal(size=(8, 6)), owner, ["query A", "query B"])
+    tokens = pictures.tokens_picture(random.normal(size=(8, 6)), owner, ["query A", "query B"])
     labels = [label.get_text() for label in tokens.axes[0].get_yticklabels()]
     assert labels == ["query A", "query B"]
-    schedule = figures.schedule_picture(np.linspace(1, 0, 101))
+    schedule = pictures.schedule_picture(np.linspace(1, 0, 101))
     assert any("t = 50" in text.get_text() for text in schedule.axes[0].texts)
     prototypes = random.normal(size=(8, 5))
-    likeness = figures.prototypes_picture(prototypes).axes[1].images[0].get_array()
+    likeness = pictures.prototypes_picture(prototypes).axes[1].images[0].get_array()
     assert np.allclose(np.diag(likeness), 1) and likeness.shape == (8, 8)
     states, truth = np.linspace(random.normal(size=6), np.ones(6), 11), np.ones(6)
-    steps = figures.denoising_picture(states, truth, steps=range(1000, -1, -100))
+    steps = pictures.denoising_picture(states, truth, steps=range(1000, -1, -100))
     assert steps.axes[0].get_title(loc="left") == "t = 1000"
     assert steps.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(0)
-    assert len(figures.save(schedule, tmp_path, "schedule")) == 3
+    assert len(style.save(schedule, tmp_path, "schedule")) == 3
 
 
 def test_figures_show_the_numbers_of_the_rows(folder):
