@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from oral_lib import bases, storage, tasks, zoo
+from oral_lib.errors import OralError
 from oral_lib.evaluate import accuracy_of, evaluate
 from oral_lib.recipes import candidates
 
@@ -28,7 +29,8 @@ def tune(
     """Chooses recipes for the tasks called `names` that `root` lacks; the files of all.
 
     Of all candidates within one standard error of the best accuracy the one wins that finds the
-    right answers likeliest; where answers have to be written, likelihood alone decides.
+    right answers likeliest; where answers have to be written, likelihood alone decides. One whose
+    loss is no longer finite is out. OralError if all are.
     """
     files = [root / "tuning" / base / f"{name}.json" for name in names]
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
@@ -39,7 +41,13 @@ def tune(
         for name in alike:
             task, data = tasks.load(name), tasks.rows(tasks.load(name), source)
             runs = [zoo.Run(task, SEED, recipe) for recipe in candidates(base)]
-            made = list(workshop.train(runs, {name: data}))
+            trained = list(workshop.train(runs, {name: data}, strict=False))
+            made = [done for done in trained if done.finite]
+            if not made:
+                raise OralError(
+                    f"tune {base} {name}: the loss of all {len(runs)} candidates is no longer "
+                    f"finite; lower the learning rate of {base} in recipes.RECIPES."
+                )
             judged = evaluate(model, task, data.validation, [d.tensors for d in made], write=False)
             found = [
                 {
@@ -51,6 +59,8 @@ def tune(
                 for done, outcome in zip(made, judged, strict=True)
             ]
             best = chosen(found, len(data.validation))
+            lost = [done.run.recipe for done in trained if not done.finite]
+            found += [{"steps": r.steps, "lr": r.lr, "diverged": True} for r in lost]
             storage.write_json(
                 root / "tuning" / base / f"{name}.json",
                 {

@@ -6,6 +6,7 @@ train it alone. A run leaves a standard PEFT folder and `run.json` (recipe, loss
 score, kept checkpoints). Checkpoints of one run are one sample: seeds are the data.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -50,6 +51,11 @@ class Trained:
     checkpoints: dict[int, dict[str, Tensor]]
     losses: list[float]
     seconds: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether no loss was lost to too high a learning rate."""
+        return all(map(math.isfinite, self.losses))
 
 
 class Trainer:
@@ -115,12 +121,14 @@ class Workshop:
         *,
         most: int = MOST,
         state: Path | None = None,
+        strict: bool = True,
     ) -> Iterator[Trained]:
         """Trains `runs`, up to `most` at a time; `data` maps a task's name to its rows.
 
         Runs that are scored alike and read as many rows a step share a stack. `state` is a folder
         for what an interrupted stack goes on from; a stack's file goes once all its adapters were
-        taken. OralError when a loss is no longer finite.
+        taken. OralError when a loss is no longer finite; without `strict` that run is yielded as
+        it is, since it harms no other.
         """
         base, alike = self.base, {}
         for run in runs:
@@ -133,7 +141,14 @@ class Workshop:
                     named = (f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
                     key = seeds.integer(0, base.name, *named)
                     file = state / f"stack-{key:016x}.safetensors" if state else None
-                    yield from self._stack(stack, data, file)
+                    made = self._stack(stack, data, file)
+                    for done in made:
+                        if strict and not done.finite:
+                            raise OralError(
+                                f"zoo {base.name} {done.run.task.name} seed {done.run.seed}: the "
+                                f"loss is no longer finite; lower lr={done.run.recipe.lr}."
+                            )
+                    yield from made
                     if file:
                         file.unlink(missing_ok=True)
 
@@ -167,12 +182,6 @@ class Workshop:
                     held = {f"kept.{n}": v for n, v in kept.items()}
                     parts = stack.state() | held | {"losses": losses}
                     storage.write_tensors(state, {n: v.cpu() for n, v in parts.items()})
-        for run, sound in zip(runs, losses.isfinite().all(0).tolist(), strict=True):
-            if not sound:
-                raise OralError(
-                    f"{label}: the loss of {run.task.name} seed {run.seed} is no longer finite; "
-                    f"lower lr={run.recipe.lr}."
-                )
         seconds = (time.perf_counter() - began) / len(runs)
         checkpoints = {step: stack.adapters(values) for step, values in sorted(kept.items())}
         return [
