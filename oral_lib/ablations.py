@@ -132,6 +132,9 @@ def _objective(base: GeneratorConfig) -> Iterator[Variant]:
         skip = base.denoiser.skip if objective == base.schedule.objective else objective != "x0"
         denoiser = replace(base.denoiser, skip=skip)
         yield Variant("objective", objective, replace(base, schedule=schedule, denoiser=denoiser))
+    if base.schedule.objective == "x0":
+        plain = replace(base.schedule, matched=not base.schedule.matched)
+        yield Variant("objective", "x0, x_t as it is", replace(base, schedule=plain))
 
 
 def _steps(base: GeneratorConfig) -> Iterator[Variant]:
@@ -266,7 +269,7 @@ def denoising_error(model: Generator, base: str, shelf: Shelf) -> list[float]:
         eps = torch.randn(k0.shape, generator=draw).to(device) * known.mask
         when = torch.full((b,), t, device=device)
         x = model.schedule.add_noise(k0, eps, when)
-        guess = model.schedule.to_x0(model.denoiser(x, when, p, c).float(), x, when) * known.mask
+        guess = model.schedule.to_x0(model.predict(x, when, p, c), x, when) * known.mask
         found.append((guess - k0).square().sum() / k0.square().sum())
     return torch.stack(found).tolist()
 

@@ -161,6 +161,10 @@ class Generator(nn.Module):
         u = (place + self.kind(known.kind)).unsqueeze(0) + self.enter(c).unsqueeze(1)  # [b, l, m]
         return self.recurrence(u)
 
+    def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
+        """The denoiser's float32 answer [b, s, k] at x_t [b, s, k]: see `Schedule.target`."""
+        return self.denoiser(self.schedule.entry(x, t), t, p, c).float()
+
     def loss(
         self, base: str, k0: Tensor, p: Tensor, c: Tensor, chosen: Tensor, t: Tensor, eps: Tensor
     ) -> Tensor:
@@ -178,7 +182,7 @@ class Generator(nn.Module):
         else:
             t = torch.zeros_like(t)
             x, target, weight = torch.zeros_like(k0), k0, k0.new_ones(len(k0))
-        error = (self.denoiser(x, t, p, c).float() - target).square() * mask
+        error = (self.predict(x, t, p, c) - target).square() * mask
         return (error.sum((1, 2)) * weight).mean() / mask.sum()
 
     @torch.inference_mode()
@@ -188,13 +192,13 @@ class Generator(nn.Module):
         p = self.prototypes(base, c)
         if not self.config.diffusion:
             t = torch.zeros(len(c), dtype=torch.long, device=c.device)
-            return self.denoiser(torch.zeros_like(noise), t, p, c).float() * mask
+            return self.predict(torch.zeros_like(noise), t, p, c) * mask
         free = self.prototypes(base, c_free) if guidance != 1.0 else None
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            told = self.denoiser(x, t, p, c).float()
+            told = self.predict(x, t, p, c)
             if free is not None:
-                untold = self.denoiser(x, t, free, c_free).float()
+                untold = self.predict(x, t, free, c_free)
                 told = untold + guidance * (told - untold)
             return told * mask
 
@@ -257,7 +261,7 @@ class Generator(nn.Module):
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             states.append(x[0])
-            return self.denoiser(x, t, p, c).float() * known.mask
+            return self.predict(x, t, p, c) * known.mask
 
         n = self.config.sampling_steps
         last = self.schedule.sample(denoise, noise * known.mask, n)

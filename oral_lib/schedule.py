@@ -30,6 +30,7 @@ class ScheduleConfig:
     zero_terminal_snr  rescale so that the last step is pure noise (arXiv 2305.08891). Without it
                        the linear chain keeps abar = 4e-5 there: sampling starts from noise that
                        training never quite saw.
+    matched            x0 alone: the denoiser reads sqrt(abar_t) x_t (`Schedule.entry`), not x_t
 
     Refused with the rescaling: eps, because x_0 = (x_t - eps) / 0 at the last step, and min-SNR
     weights, because they are 0 there and the first sampling step would never be trained.
@@ -42,6 +43,7 @@ class ScheduleConfig:
     objective: str = "eps"
     min_snr_gamma: float | None = None
     zero_terminal_snr: bool = False
+    matched: bool = True
 
     def __post_init__(self):
         if type(self.steps) is not int or self.steps < 2:
@@ -127,6 +129,15 @@ class Schedule:
         """x_t, shaped as x0: sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
         a, s = self._coefficients(t, x0)
         return a * x0 + s * eps
+
+    def entry(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What the denoiser reads of x_t: x_t itself, or sqrt(abar_t) x_t where it predicts x_0.
+
+        For x_0 of mean 0 and variance 1 that is its linear least-squares estimate: where nothing
+        but noise is left nothing is read, and the prediction is one from the condition alone.
+        """
+        matched = self.config.matched and self.config.objective == "x0"
+        return x_t * self._coefficients(t, x_t)[0] if matched else x_t
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the denoiser should return at x_t: eps, x_0 or v."""

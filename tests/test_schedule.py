@@ -65,6 +65,23 @@ def test_target_and_conversions_invert_each_other(objective, shape):
     torch.testing.assert_close(schedule.to_eps(pred, x_t, t), eps, atol=2e-4, rtol=1e-3)
 
 
+def test_a_denoiser_of_x0_reads_the_least_squares_estimate_of_it():
+    schedule = chain("x0")
+    x0, eps, t = tokens(20000, 1), tokens(20000, 1, seed=1), torch.full((20000,), 300)
+    x_t = schedule.add_noise(x0, eps, t)
+    slope = (x_t * x0).mean() / x_t.square().mean()  # of the best line through the origin
+    torch.testing.assert_close(schedule.entry(x_t, t), slope * x_t, atol=0.05, rtol=0.05)
+    last = torch.full((20000,), T - 1)
+    assert schedule.entry(eps, last).square().mean() < 1e-3  # noise alone is not read
+
+
+@pytest.mark.parametrize("how", [{"objective": "eps"}, {"objective": "v"}, {"matched": False}])
+def test_other_denoisers_read_x_t_as_it_is(how):
+    schedule = Schedule(ScheduleConfig(**{"objective": "x0"} | how))
+    x_t = tokens(4, 3)
+    assert schedule.entry(x_t, torch.tensor([0, 9, 500, 999])) is x_t
+
+
 def test_noise_and_velocity_are_a_rotation():
     schedule = chain("v")
     x0, eps, t = tokens(5, 7), tokens(5, 7, seed=1), torch.tensor([0, 1, 500, 998, 999])
