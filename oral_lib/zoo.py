@@ -105,7 +105,8 @@ class Trainer:
 
 
 class Workshop:
-    """Trains stacks on one base model; what was set up for a shape of stack serves the next one.
+    """Trains stacks on one base model; what was set up for a shape of stack serves the next one of
+    that shape, and goes when another shape comes.
 
     `longest` is the most tokens that a row of any task may have.
     """
@@ -199,6 +200,7 @@ class Workshop:
         shape = (size, recipe.batch, feed.table.ids.shape[1], feed.words.shape[1])
         key = (feed.how, feed.table.options, *shape, recipe.clip)
         if key not in self.trainers:
+            self.trainers.clear()  # the graphs of one trainer can fill half of a GPU
             self.trainers[key] = Trainer(self.base, size, feed, recipe.clip)
         return self.trainers[key]
 
