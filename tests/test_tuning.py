@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from oral_lib import plan, recipes, storage, tasks, tuning, zoo
+from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome
 from oral_lib.recipes import Recipe
 
@@ -55,6 +56,25 @@ def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_p
     assert len({c["likelihood"] for c in said["candidates"]}) > 1  # they do differ
     chosen = recipes.recipe_of("tiny-causal", task, tmp_path)
     assert chosen == replace(SHORT, **said["chosen"])
+
+
+def test_a_candidate_that_diverges_is_out_and_harms_no_other(trained, tmp_path, monkeypatch):
+    alone = [replace(SHORT, lr=lr) for lr in (1e-2, 2e-2)]
+    monkeypatch.setattr(tuning, "candidates", lambda base: alone)
+    [quiet] = tune(tmp_path / "quiet", "movie")
+    monkeypatch.setattr(tuning, "candidates", lambda base: [*alone, replace(SHORT, lr=1e30)])
+    [wild] = tune(tmp_path / "wild", "movie")
+    said, wanted = storage.read_json(wild), storage.read_json(quiet)
+    assert said["candidates"][-1] == {"steps": SHORT.steps, "lr": 1e30, "diverged": True}
+    assert said["chosen"] == wanted["chosen"]
+    for one, other in zip(said["candidates"][:-1], wanted["candidates"], strict=True):
+        assert one["likelihood"] == pytest.approx(other["likelihood"], abs=1e-3)
+
+
+def test_it_is_told_when_every_candidate_diverges(trained, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(tuning, "candidates", lambda base: [replace(SHORT, lr=1e30)])
+    with refused(OralError, "tune tiny-causal movie", "all 1 candidates"):
+        tune(tmp_path, "movie")
 
 
 def judged(monkeypatch, accuracies, likelihoods):
