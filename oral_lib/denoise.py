@@ -1,6 +1,8 @@
 """Denoisers: from noised tokens and their prototypes to eps, x0 or v, each token for itself.
 
-    pred = denoiser(x_t [b, s, k], t [b], p [b, s, m], c [b, m])    s: any subset of l tokens
+    pred = denoiser(x [b, s, k], t [b], p [b, s, m], c [b, m])    s: any subset of l tokens
+
+x is what `Schedule.entry` makes of x_t: x_t itself, or its estimate of x_0 where that is predicted.
 
 Tokens meet only in the recurrence. Here a token's result depends on its own values and prototype
 and on its row's t and c, so training may send any subset of tokens, in any order. A row may be cut
