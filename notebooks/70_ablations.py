@@ -11,7 +11,8 @@
 # | `token` | values a token, k |
 # | `recurrence` | Mamba-2, LSTM, Transformer, none |
 # | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective) |
-# | `objective` | predict the noise, the clean tokens, or v |
+# | `width` | channels of the denoiser |
+# | `objective` | predict the noise, the clean tokens (also without the scaled entry), or v |
 # | `steps`, `temperature` | sampling steps; scale of the noise that sampling starts from |
 # | `encoder` | who reads the text |
 # | `gauge` | $BA = (BR)(R^{-1}A)$: shared start, factors turned at random, balanced SVD |

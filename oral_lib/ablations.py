@@ -125,6 +125,13 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
             yield Variant("denoiser", "conv, eps", replace(base, denoiser=changed, schedule=eps))
 
 
+def _width(base: GeneratorConfig) -> Iterator[Variant]:
+    hidden = base.denoiser.hidden
+    for n in (hidden // 2, hidden, 2 * hidden):
+        changed = replace(base.denoiser, hidden=n)
+        yield Variant("width", f"hidden {n}", replace(base, denoiser=changed))
+
+
 def _objective(base: GeneratorConfig) -> Iterator[Variant]:
     # eps and v contain x_t, which a denoiser narrower than a token can only pass round itself
     for objective in OBJECTIVES:
@@ -168,6 +175,7 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
     "token": _token,
     "recurrence": _recurrence,
     "denoiser": _denoiser,
+    "width": _width,
     "objective": _objective,
     "steps": _steps,
     "temperature": _temperature,
