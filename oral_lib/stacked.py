@@ -7,8 +7,7 @@ of every batch belongs to adapter s, and only the low-rank products differ,
 
 All adapters lie in one tensor [S, values]; A, B and heads are views of it. The optimizer is then a
 handful of operations on [S, values], with a learning rate and a gradient norm of its own for every
-adapter: each is trained as if it were alone. Linear layers that read the same x are one: see
-`Joined`.
+adapter: each is trained as if it were alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,6 @@ from torch import Tensor, nn
 from oral_lib.errors import OralError
 
 PREFIX = "base_model.model."  # of PEFT's saved names
-SIBLINGS = (  # linear layers of one module that read the same x
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("gate_proj", "up_proj"),
-)
 
 
 @torch.library.custom_op("oral::lora", mutates_args=())
@@ -89,89 +83,6 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         base = self.base
         return _lora(x, base.weight, base.bias, self.lora_a, self.lora_b, self.scale)[0]
-
-
-class Joined(nn.Module):
-    """Linear layers of the same x as one: x [S * b, ..., in] -> y [S * b, ..., out] of each.
-
-    W [sum of out, in] and A [S, sum of r, in] are theirs, one below the other, and B [S, sum of
-    out, sum of r] has theirs on its diagonal: x is read once for all, and its gradient is one.
-    """
-
-    def __init__(self, layers: Sequence[StackedLinear]):
-        super().__init__()
-        bases = [layer.base for layer in layers]
-        self.weight, self.bias = _joined([one.weight for one in bases]), None
-        if bases[0].bias is not None:
-            self.bias = _joined([one.bias for one in bases])
-        self.lora_a = nn.ParameterList(layer.lora_a for layer in layers)
-        self.lora_b = nn.ParameterList(layer.lora_b for layer in layers)
-        self.outs, self.scale = [one.out_features for one in bases], layers[0].scale
-        self.held: tuple | None = None  # (x, every y) or (), while their parent runs
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        lora_a = torch.cat(list(self.lora_a), 1)
-        blocks, after = [], lora_a.shape[1]
-        for block in self.lora_b:
-            after -= block.shape[2]
-            before = lora_a.shape[1] - block.shape[2] - after
-            blocks.append(F.pad(block, (before, after)))
-        y, _ = _lora(x, self.weight, self.bias, lora_a, torch.cat(blocks, 1), self.scale)
-        return y.split(self.outs, -1)
-
-
-class Sibling(nn.Module):
-    """One of the layers that are `joined`: the first that reads x finds the y of all."""
-
-    def __init__(self, joined: Joined, place: int):
-        super().__init__()
-        self.joined, self.place = joined, place
-
-    def forward(self, x: Tensor) -> Tensor:
-        joined = self.joined
-        if joined.held is None:  # not called by its parent: nobody would let go of what is kept
-            return joined(x)[self.place]
-        if not joined.held or joined.held[0] is not x:
-            joined.held = x, joined(x)
-        return joined.held[1][self.place]
-
-
-class Parent(nn.Module):
-    """`module` whose linear layers are `joined`: nothing of them is kept once it has run."""
-
-    def __init__(self, module: nn.Module, joined: Joined):
-        super().__init__()
-        self.module, self.joined = module, joined
-
-    def forward(self, *args, **kwargs):
-        self.joined.held = ()
-        try:
-            return self.module(*args, **kwargs)
-        finally:
-            self.joined.held = None
-
-
-@torch.inference_mode(False)
-def _joined(parts: Sequence[nn.Parameter]) -> nn.Parameter:
-    """Frozen `parts` [out, ...], one below the other.
-
-    They become views of it for good: it exists once, and whoever joins them again finds it at the
-    same place, where a captured graph reads it.
-    """
-    first = parts[0].detach()
-    end, sizes = first.storage_offset(), [len(part) for part in parts]
-    for part in parts:
-        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and part.storage_offset() == end and part.is_contiguous()):
-            break
-        end += part.numel()
-    else:
-        whole = first.as_strided((sum(sizes), *first.shape[1:]), first.stride())
-        return nn.Parameter(whole, requires_grad=False)
-    whole = torch.cat([part.detach() for part in parts])
-    for part, piece in zip(parts, whole.split(sizes), strict=True):
-        part.data = piece
-    return nn.Parameter(whole, requires_grad=False)
 
 
 class StackedConv2d(nn.Module):
@@ -345,45 +256,10 @@ def attached(model: nn.Module, stack: Stack, scale: float) -> Iterator[nn.Module
             layer = model.get_submodule(path)
             replaced[path] = layer
             model.set_submodule(path, _stacked(path, layer, parts, scale))
-        parents = {path.rpartition(".")[0] for path in modules} - {""}
-        for path in sorted(parents, reverse=True):  # inner ones first: an outer path changes
-            _join(model, path, replaced)
         yield model
     finally:
-        for path, layer in reversed(replaced.items()):
+        for path, layer in replaced.items():
             model.set_submodule(path, layer)
-
-
-def _join(model: nn.Module, path: str, replaced: dict[str, nn.Module]) -> None:
-    """Joins the siblings in the module at `path`; `replaced` gets what stood in their place.
-
-    One without LoRA joins with rank 0: it reads the same x.
-    """
-    parent = model.get_submodule(path)
-    names = next((names for names in SIBLINGS if all(hasattr(parent, n) for n in names)), ())
-    layers = [getattr(parent, name) for name in names]
-    lora = next((layer for layer in layers if isinstance(layer, StackedLinear)), None)
-    linear = [layer.base if isinstance(layer, StackedLinear) else layer for layer in layers]
-    if lora is None or any(type(one) is not nn.Linear for one in linear):
-        return
-    if len({(one.in_features, one.bias is None, one.weight.dtype) for one in linear}) > 1:
-        return
-    joined = Joined([_as_stacked(layer, lora) for layer in layers])
-    for place, name in enumerate(names):
-        replaced.setdefault(f"{path}.{name}", layers[place])
-        setattr(parent, name, Sibling(joined, place))
-    replaced[path] = parent
-    model.set_submodule(path, Parent(parent, joined))
-
-
-def _as_stacked(layer: nn.Module, lora: StackedLinear) -> StackedLinear:
-    """`layer`, or a linear one without LoRA as one of rank 0, of as many adapters as `lora`."""
-    if isinstance(layer, StackedLinear):
-        return layer
-    a, b = lora.lora_a, lora.lora_b
-    a = a.new_zeros(len(a), 0, layer.in_features)
-    b = b.new_zeros(len(b), layer.out_features, 0)
-    return StackedLinear(layer, nn.Parameter(a), nn.Parameter(b), lora.scale)
 
 
 def _stacked(path: str, layer: nn.Module, parts: dict[str, Tensor], scale: float) -> nn.Module:
