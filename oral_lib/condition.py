@@ -40,7 +40,7 @@ class TextEncoder:
             raise UsageError(f"unknown text encoder {name!r}.{closest(name, ENCODERS)}")
         self.name, self.width = name, ENCODERS[name]
         if name == "tiny":
-            self.tokenizer = word_tokenizer()
+            self.tokenizer = word_tokenizer("")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seeds.integer(0, "tiny-text-encoder"))
                 config = BertConfig(

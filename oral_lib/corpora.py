@@ -4,6 +4,7 @@ A converter takes a package's archive and the folder to fill. Those of the packa
 of a file in it and a function here that makes its records rows.
 """
 
+import hashlib
 import html
 import io
 import json
@@ -13,12 +14,20 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oral_lib.errors import PreflightError
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 ROWS = "rows.parquet"
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+DIGITS = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # sha256
 
 
 def ratings(stem: str) -> Callable[[Path, Path], None]:
@@ -168,6 +177,67 @@ else:
 for row in rows:
     print(json.dumps(row))
 """
+
+
+# ---------------------------------------------------------------- pictures
+def easy_vqa(answers: tuple[str, ...]) -> Callable[[Path, Path], None]:
+    """A converter for the pictures of easy-vqa that some question answers with one of `answers`;
+    the label is its place."""
+
+    def convert(wheel: Path, folder: Path) -> None:
+        rows = []
+        with zipfile.ZipFile(wheel) as box:
+            for part in ("train", "test"):
+                within = f"easy_vqa/data/{part}"
+                asked = json.loads(box.read(f"{within}/questions.json"))
+                found = {image: answers.index(said) for _, said, image in asked if said in answers}
+                rows += [
+                    {"image": box.read(f"{within}/images/{image}.png"), "label": label}
+                    for image, label in sorted(found.items())
+                ]
+        _write_pictures(folder, rows)
+
+    return convert
+
+
+def solar_cells(wheel: Path, folder: Path) -> None:
+    """Label 1: defective. Cells that the experts were not sure of are left out."""
+    rows = []
+    with zipfile.ZipFile(wheel) as box:
+        for line in box.read("elpv_dataset/data/labels.csv").decode("utf-8").splitlines():
+            name, probability, _ = line.split()
+            if float(probability) in (0.0, 1.0):
+                file = box.read(f"elpv_dataset/data/{name}")
+                rows.append({"image": file, "label": int(float(probability))})
+    _write_pictures(folder, rows)
+
+
+def digits() -> "DataFrame":
+    """The handwritten digits of the installed scikit-learn, as PNG files of 8 by 8 pixels.
+
+    PreflightError when its file is not the one that this was written with.
+    """
+    from pandas import DataFrame
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    held = resources.files("sklearn.datasets") / "data" / "digits.csv.gz"
+    if hashlib.sha256(held.read_bytes()).hexdigest() != DIGITS:
+        raise PreflightError(f"{held} is damaged: install scikit-learn again.")
+    found, rows = load_digits(), []
+    for picture, label in zip(found.images, found.target, strict=True):
+        file = io.BytesIO()
+        Image.fromarray((picture * 255 / 16).round().astype("uint8")).save(file, "png")
+        rows.append({"image": file.getvalue(), "label": int(label)})
+    return DataFrame(rows)
+
+
+def _write_pictures(folder: Path, rows: Sequence[dict]) -> None:
+    """Of equal pictures the first."""
+    import pandas
+
+    frame = pandas.DataFrame(rows).drop_duplicates("image", ignore_index=True)
+    frame.to_parquet(folder / ROWS, index=False)
 
 
 def made(what: str) -> Callable[[Path, Path], None]:

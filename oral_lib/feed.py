@@ -48,9 +48,9 @@ def rounded(width: int) -> int:
 class Feed:
     """All batches of S runs that are scored in one way and read as many rows a step."""
 
-    how: str  # label, option or answer: see `scoring.way`
-    table: Read  # every row of every task
-    answers: Tensor  # [n] label of a row, as the place in its task's label words or options
+    how: str  # one of `tasks.SCORINGS`: see `scoring.way`
+    table: Read  # every row of every task; tasks about the same rows share them
+    answers: Tensor  # [steps, S * batch] labels of a step's rows: places in their task's labels
     words: Tensor  # [S, labels] what the model is asked for: classes, or first tokens of words
     rows: Tensor  # [steps, S * batch] rows of a step, group by group
     widths: list[int]  # tokens of a step's longest row, rounded up on a GPU
@@ -71,18 +71,25 @@ class Feed:
 
         Rows of the table are padded to `longest` at least, so that feeds can follow one another.
         """
-        how, parts, labels, first, count = scoring.way(base, jobs[0][0]), [], [], {}, 0
+        how, parts, labels, first, count = scoring.way(base, jobs[0][0]), [], {}, {}, 0
+        known: dict[tuple[str, ...], int] = {}  # keys of a task's rows: where they begin
         for task in {task.name: task for task, _ in jobs}.values():
             rows = data[task.name].train
-            parts.append(scoring.read(base, task, rows))
-            labels += [row.label for row in rows]
-            first[task.name], count = count, count + len(rows)
+            labels[task.name] = np.array([row.label for row in rows])
+            keys = tuple(row.key for row in rows)
+            if keys not in known:
+                parts.append(scoring.read(base, task, rows))
+                known[keys], count = count, count + len(rows)
+            first[task.name] = known[keys]
         table = _joined(parts, longest)
         order = np.empty((steps, len(jobs), batch), dtype=np.int64)
+        answers = np.empty_like(order)
         for s, (task, seed) in enumerate(jobs):
             stream = batches(data[task.name].train, batch, seed)
             for step in range(steps):
-                order[step, s] = np.add(next(stream), first[task.name])
+                chosen = next(stream)
+                order[step, s] = np.add(chosen, first[task.name])
+                answers[step, s] = labels[task.name][chosen]
         rows = torch.from_numpy(order).flatten(1)
         lengths, begins = table.lengths.cpu(), table.begins.cpu()
         length = lengths.view(count, -1).amax(1)[rows].amax(1)
@@ -96,7 +103,7 @@ class Feed:
         return cls(
             how,
             table,
-            torch.tensor(labels, device=base.device),
+            torch.from_numpy(answers).flatten(1).to(base.device),
             torch.nn.utils.rnn.pad_sequence(words, batch_first=True),
             rows.to(base.device),
             widths,
@@ -107,7 +114,7 @@ class Feed:
         """(token rows, answers [S * batch], words [S * batch, labels]) of step `i`."""
         rows = self.rows[i]
         read = self.table[rows].cut(self.widths[i], self.tails[i])
-        return read, self.answers[rows], self.words_of(len(rows))
+        return read, self.answers[i], self.words_of(len(rows))
 
     def words_of(self, rows: int) -> Tensor:
         """[rows, labels] what the model is asked for in each of a step's rows."""

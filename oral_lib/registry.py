@@ -49,9 +49,20 @@ class BaseSpec:
     version: str = "t0"  # t0 is the model as released
     parent: str | None = None  # the version before, which this one was trained from
     evolution: Evolution | None = None
+    pixels: int = 0  # side of the pictures that a backbone reads; 0: as it was trained
+    classes: int = 0  # rows of a backbone's head; a task uses the first
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that the model takes part in: "vision" or "language"."""
+        return "vision" if self.family == "vision" else "language"
 
 
 BERT_LINEARS = ("query", "key", "value", "dense")
+CLASSES = 43  # the most that a task of pictures has
+LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
+VIT_LINEARS = ("qkv", "proj", "fc1", "fc2")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -61,6 +72,14 @@ def _encoder(name: str, hub: str) -> BaseSpec:
 
 def _causal(name: str) -> BaseSpec:
     return BaseSpec(name, "causal", name, assets.HUB[name][0], targets=("q_proj", "v_proj"))
+
+
+def _backbone(name: str, hub: str, targets: tuple[str, ...], pixels: int = 0) -> BaseSpec:
+    return BaseSpec(name, "vision", name, hub, targets, pixels=pixels, classes=CLASSES)
+
+
+def _tiny(name: str, targets: tuple[str, ...]) -> BaseSpec:
+    return BaseSpec(name, "vision", None, name, targets, rank=4, alpha=8, pixels=32, classes=10)
 
 
 def _versions(base: BaseSpec, evolution: Evolution, last: int) -> Iterator[BaseSpec]:
@@ -80,9 +99,15 @@ _LISTED = (
     *_versions(_causal("smollm2-135m"), Evolution(), 4),
     _encoder("minilm-l3", "sentence-transformers/paraphrase-MiniLM-L3-v2"),
     *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
+    # no picture of the tasks has more than 128 pixels a side, the solar cells aside
+    *(_backbone(name, name, LITE_CONVS, 128) for name in LITES),  # these weights are on no hub
+    _backbone("vit-tiny", assets.HUB["vit-tiny"][0], VIT_LINEARS),
+    _backbone("convnext-atto", assets.HUB["convnext-atto"][0], ("fc1", "fc2"), 128),
     # the scale `paper`: planned, never run here
     *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
+    _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
+    _tiny("tiny-vit", VIT_LINEARS),
     *_versions(
         BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),
         Evolution(("made",), steps=20, batch=8, length=32, lr=3e-3, held_out=16),
@@ -120,6 +145,11 @@ def in_reach(name: str, source: str = "packages") -> bool:
     return assets.offers(first.asset, source)
 
 
-def names(source: str = "packages") -> list[str]:
-    """The base models, as released, that `source` can have; those made on the spot among them."""
-    return [n for n, entry in REGISTRY.items() if not entry.parent and in_reach(n, source)]
+def names(source: str = "packages", experiment: str = "") -> list[str]:
+    """The base models, as released, that `source` can have, those made on the spot among them; all
+    of them or those of one experiment."""
+    return [
+        name
+        for name, entry in REGISTRY.items()
+        if not entry.parent and experiment in ("", entry.experiment) and in_reach(name, source)
+    ]

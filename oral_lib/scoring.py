@@ -1,9 +1,10 @@
 """Scoring: how likely a model finds the answers to a task, as lm-evaluation-harness asks.
 
-A task is scored in one of three ways. `label`: a causal model reads the prompt and is asked for the
+A task is scored in one of four ways. `label`: a causal model reads the prompt and is asked for the
 first token of each label word (they must differ); an encoder is asked for the classes of its head.
 `option`: the tokens of each option's continuation are scored after its context, and summed.
 `answer`: the model writes on after the prompt, and what it wrote must hold the exact answer.
+`image`: a backbone is asked for the task's classes among those of its head.
 Training, tuning and evaluation share these definitions.
 
 `model` is always the base model under adapters: one of PEFT's, or a stack of S (`stacked.py`),
@@ -26,12 +27,15 @@ from oral_lib.tasks import Row, Task
 
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once
+PICTURES = {"cpu": 64, "cuda": 4096}  # read at once
 WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
 @dataclass(frozen=True)
 class Read:
     """Token rows, right-padded, on the model's device: one a row, or one an option of a row.
+
+    Of pictures `ids` holds the bytes, all rows equally long.
 
     Never padded on the left: a padded query would have nothing to attend to.
     """
@@ -62,7 +66,12 @@ class Read:
 
 
 def way(base: BaseModel, task: Task) -> str:
-    """How `base` is scored on `task`: label, option or answer. UsageError if it cannot be."""
+    """How `base` is scored on `task`: one of `tasks.SCORINGS`. UsageError if it cannot be."""
+    if (base.family == "vision") != (task.scoring == "image"):
+        reads, wants = ("texts", "pictures")[:: -1 if base.family == "vision" else 1]
+        raise UsageError(f"task {task.name!r} is about {wants}, and {base.name!r} reads {reads}.")
+    if base.family == "vision":
+        return "image"
     if base.family == "causal":
         return task.scoring
     if task.scoring == "answer":
@@ -75,7 +84,7 @@ def way(base: BaseModel, task: Task) -> str:
 
 def words(base: BaseModel, task: Task) -> Tensor:
     """[labels] what `answers` is asked for: first tokens of the label words, classes, options."""
-    if base.family == "encoder" or way(base, task) != "label":
+    if base.family in ("encoder", "vision") or way(base, task) != "label":
         return torch.arange(len(task.labels), device=base.device)
     gap = "" if base.spec.asset is None else " "
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
@@ -95,6 +104,10 @@ def prompts(base: BaseModel, task: Task, texts: Sequence[str]) -> list[str]:
 def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
     """The token rows of `rows`, each at most `task.words` long; their ends are always kept."""
     how = way(base, task)
+    if how == "image":
+        pictures = base.pictures(rows)
+        ends = torch.full((len(rows),), pictures.shape[1], device=base.device)
+        return Read(pictures, ends, ends)
     if how == "label":
         batch = base.tokens(prompts(base, task, [row.text for row in rows]), task.words)
         lengths = batch["attention_mask"].sum(1)
@@ -128,7 +141,10 @@ def _ids(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
-    """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token."""
+    """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token; of a
+    picture the logits: only the classes of its task compete, and rounding must not move others."""
+    if base.family == "vision":
+        return model(base.normalised(batch.ids)).float()
     if base.family == "encoder":
         return model(batch.ids, attention_mask=_seen(batch)).logits.float().log_softmax(-1)
     # no mask: what is padded comes after all that is read
@@ -181,11 +197,13 @@ def losses(
 ) -> Tensor:
     """[n] what training lowers, a row: minus the log-likelihood of the right answer.
 
-    `labels` [n] its place among the answers, `asked` [n, labels] what `words` says. Of options it
-    is the likelihood of the right one among them, of a written answer the mean over its tokens.
+    `labels` [n] its place among the answers, `asked` [n, labels] what `words` says. Of options
+    and classes it is the likelihood of the right one among them, of a written answer the mean over
+    its tokens.
     """
-    if how == "label":
+    if how in ("label", "image"):
         likely = answers(model, base, batch).gather(1, asked)
+        likely = likely.log_softmax(-1) if how == "image" else likely
     elif how == "option":
         likely = tails(model, batch).view(-1, batch.options).log_softmax(-1)
     else:
@@ -202,6 +220,8 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
 
 def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
     """Rows of each of `groups` that are read at once."""
+    if base.family == "vision":
+        return max(1, PICTURES[base.device.type] // groups)
     options = 2 if way(base, task) == "option" else 1
     return max(1, BUDGET[base.device.type] // (groups * task.words * options))
 
@@ -229,8 +249,9 @@ def score(
         index = torch.tensor(chosen, device=base.device)
         some = everything[index.repeat(groups)]
         some = some.cut(int(some.lengths.max()))
-        if how == "label":
+        if how in ("label", "image"):
             likely = answers(model, base, some)[:, asked]
+            likely = likely.log_softmax(-1) if how == "image" else likely
         elif how == "option":
             likely = tails(model, some).view(-1, some.options)
         else:

@@ -88,7 +88,8 @@ class StackedLinear(nn.Module):
 class StackedConv2d(nn.Module):
     """A convolution under S LoRAs: x [S * b, in, h, w] -> [S * b, out, h', w'], groups in order.
 
-    lora_a [S, r, in, kh, kw] moves like the convolution itself, lora_b [S, out, r, 1, 1] mixes.
+    lora_a [S, r, in, kh, kw] moves like the convolution itself, lora_b [S, out, r, 1, 1] mixes. A
+    pointwise convolution is two matrix products at every place.
     """
 
     def __init__(self, base: nn.Conv2d, lora_a: Tensor, lora_b: Tensor, scale: float):
@@ -96,9 +97,16 @@ class StackedConv2d(nn.Module):
         if base.groups != 1:
             raise OralError(f"a convolution of {base.groups} groups cannot carry stacked LoRAs.")
         self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
+        how = (base.kernel_size, base.stride, base.padding)
+        self.pointwise = how == ((1, 1), (1, 1), (0, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         y, s = self.base(x), len(self.lora_a)
+        if self.pointwise:
+            places = x.to(self.lora_a.dtype).unflatten(0, (s, -1)).flatten(3)  # [S, b, in, h w]
+            low = self.lora_a.flatten(2)[:, None] @ places  # [S, b, r, h w]
+            wide = self.lora_b.flatten(2)[:, None] @ low  # [S, b, out, h w]
+            return (y + self.scale * wide.view_as(y)).to(y.dtype)
         side = x.to(self.lora_a.dtype).unflatten(0, (s, -1)).transpose(0, 1).flatten(1, 2)
         how = (self.base.stride, self.base.padding, self.base.dilation)
         low = F.conv2d(side, self.lora_a.flatten(0, 1), None, *how, groups=s)  # [b, S r, h', w']

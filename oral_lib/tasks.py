@@ -7,7 +7,8 @@ How a source's rows are read stands in its entry under `sources`: `text` is a co
 over the columns; `label` a column of class numbers, or of one of `values`; `rating` a column that
 is a class above `threshold` and another below its negative. An option task names its two `options`
 and either the column with a `blank` that they fill, or the `context` that they follow. An answer
-task names its `answer`. Rows that share their `group` stay in one part.
+task names its `answer`. Rows that share their `group` stay in one part. A task of scoring "image"
+names the column `image` with the pictures' files.
 """
 
 import re
@@ -16,22 +17,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from oral_lib import assets
+from oral_lib import assets, images
 from oral_lib.errors import PreflightError, UsageError, closest
 
-SCORINGS = ("label", "option", "answer")
+SCORINGS = ("label", "option", "answer", "image")
 MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
 FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
 @dataclass(frozen=True)
 class Row:
-    """One text to judge; `key` is stable across runs, so any two methods can be paired.
+    """One text or picture to judge; `key` is stable across runs, so any two methods can be paired.
 
     `label` is the place of the right label or option. A row of scoring "option" has its
     (context, continuation) pairs; one of scoring "answer" has the exact `answer` and the longer
@@ -44,6 +46,7 @@ class Row:
     options: tuple[tuple[str, str], ...] = ()
     answer: str = ""
     target: str = ""
+    image: bytes = field(default=b"", repr=False)  # the picture's file
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,13 @@ class Task:
     family: str
     description: str
     paraphrases: dict[str, list[str]]
-    examples: list[dict]
     labels: list[str]
-    template: str
     metric: str
     split: dict  # the seed, and for each source how many rows train, tune and test at most
     sources: dict[str, dict]
-    made: list[list[str]]
+    template: str = ""  # of what a causal model reads
+    examples: list[dict] = field(default_factory=list)
+    made: list[list[str]] = field(default_factory=list)  # marker words of made texts
     words: int = 64  # tokens that a prompt may hold
     scoring: str = "label"  # one of SCORINGS: how a model is asked
     stand_in: str = ""  # the task that stands in where only packages ship rows
@@ -86,6 +89,8 @@ class Task:
             )
         if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
             raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
+        if self.scoring != "image" and not self.template:
+            raise UsageError(f"task {self.name!r}: a task about texts needs a `template`.")
         if unsized := set(self.sources) - set(self.split):
             raise UsageError(
                 f"task {self.name!r}: no sizes for the source {', '.join(sorted(unsized))}; "
@@ -109,12 +114,13 @@ class Task:
         return [self.description, *self.paraphrases["train"]]
 
 
-def names() -> list[str]:
-    """All task names, sorted."""
+def names(family: str = "") -> list[str]:
+    """All task names, or those of one family ("language", "vision"), sorted."""
     folder = resources.files("oral_lib") / "tasks"
-    return sorted(
+    found = sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
+    return [name for name in found if load(name).family == family] if family else found
 
 
 @cache
@@ -159,8 +165,14 @@ def rows(task: Task, source: str) -> Split:
 
 def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
     """The rows of `frame` in its order, read as the source's `spec` says."""
+
+    def shown(row: dict) -> dict:
+        if task.scoring == "image":
+            return {"text": "", "image": images.encoded(row[spec["image"]])}
+        return {"text": _filled(spec["text"], row)}
+
     return [
-        Row(f"{task.name}-{part}-{i}", _filled(spec["text"], row), **_truth(task, row, spec))
+        Row(f"{task.name}-{part}-{i}", **shown(row), **_truth(task, row, spec))
         for i, row in enumerate(frame.to_dict("records"))
     ]
 
@@ -229,11 +241,19 @@ def _packaged(spec: dict) -> pd.DataFrame:
 
 
 def _made(task: Task, n: int) -> list[Row]:
-    """`n` short texts for the smoke scale: one marker word of a class among fillers.
+    """`n` short texts for the smoke scale, one marker word of a class among fillers; or pictures.
 
     The options of a made row are the class names, its answer is the first marker of its class.
     """
     rng = np.random.default_rng(task.split["seed"])
+    if task.scoring == "image":
+        many, turn = len(task.labels), crc32(task.name.encode()) / 2**32
+        classes = rng.integers(0, many, n).tolist()
+        files = [images.made(label, many, rng, turn) for label in classes]
+        return [
+            Row(f"{task.name}-all-{i}", "", label, image=file)
+            for i, (label, file) in enumerate(zip(classes, files, strict=True))
+        ]
     classes = rng.integers(0, len(task.made), n)
     made = []
     for i, label in enumerate(classes.tolist()):
@@ -272,7 +292,7 @@ def _cut(
             [row for row in train if of[row.key] == part]
             for part in ("test", "validation", "train")
         )
-    seen: set[str] = set()  # grows in this order: the test rows choose first
+    seen: set[str | bytes] = set()  # grows in this order: the test rows choose first
     return Split(
         source,
         test=_fresh(held, sizes["test"], seen),
@@ -300,11 +320,12 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 
-def _fresh(rows: Sequence[Row], n: int, seen: set[str]) -> tuple[Row, ...]:
-    """The first `n` rows whose text is not in `seen` yet, whatever its case and punctuation."""
+def _fresh(rows: Sequence[Row], n: int, seen: set[str | bytes]) -> tuple[Row, ...]:
+    """The first `n` rows whose picture, or text whatever its case and punctuation, is not in `seen`
+    yet."""
     chosen = []
     for row in rows:
-        bare = " ".join(re.findall(r"\w+", row.text.casefold()))
+        bare = row.image or " ".join(re.findall(r"\w+", row.text.casefold()))
         if len(chosen) < n and bare not in seen:
             seen.add(bare)
             chosen.append(row)

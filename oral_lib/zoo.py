@@ -69,7 +69,7 @@ class Trainer:
         dtype = next(base.model.parameters()).dtype
         self.stack = Stack(base.lora_init(), size, base.device, dtype)
         rows, options = feed.rows[0], feed.table.options
-        self.answers, self.words = feed.answers[rows], feed.words_of(len(rows))
+        self.answers, self.words = feed.answers[0].clone(), feed.words_of(len(rows))
         self.option = torch.arange(options, device=base.device)
         self.read = feed.table[rows]
         self.lr = torch.zeros(size, device=base.device)
@@ -98,7 +98,7 @@ class Trainer:
         torch.index_select(feed.table.ids, 0, places, out=self.read.ids)
         torch.index_select(feed.table.lengths, 0, places, out=self.read.lengths)
         torch.index_select(feed.table.begins, 0, places, out=self.read.begins)
-        torch.index_select(feed.answers, 0, rows, out=self.answers)
+        self.answers.copy_(feed.answers[i])
         self.lr.copy_(lr)
         self.replay((feed.widths[i], feed.tails[i]))
         return self.loss
@@ -133,7 +133,9 @@ class Workshop:
         """
         base, alike = self.base, {}
         for run in runs:
-            key = (scoring.way(base, run.task), run.recipe.batch, run.recipe.clip)
+            how = scoring.way(base, run.task)
+            classes = len(run.task.labels) if how == "image" else 0  # they compete for a picture
+            key = (how, classes, run.recipe.batch, run.recipe.clip)
             alike.setdefault(key, []).append(run)
         with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
             for group in alike.values():

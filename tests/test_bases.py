@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from oral_lib import assets, bases, tasks
+from oral_lib import assets, bases, packages, tasks
 from oral_lib.bases import BaseModel
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.stacked import Stack, attached
@@ -18,7 +18,7 @@ TINY = ("tiny-encoder", "tiny-causal")
 TEXTS = ["a superb film", "dull and far too long but funny in this scene"]
 
 
-@pytest.fixture(scope="module", params=bases.names())
+@pytest.fixture(scope="module", params=bases.names(experiment="language"))
 def base(request):
     if request.param == "smollm2-135m":
         return request.getfixturevalue("smollm2")
@@ -249,9 +249,16 @@ PAPER = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
 
 def test_the_packages_offer_the_models_that_need_no_terms(monkeypatch):
     monkeypatch.delenv("ORAL_ACCEPT", raising=False)
-    assert set(bases.names()) == {"minilm-l6", "minilm-l3", "smollm2-135m", *TINY}
+    assert set(bases.names(experiment="language")) == {
+        "minilm-l6",
+        "minilm-l3",
+        "smollm2-135m",
+        *TINY,
+    }
+    lites = {f"efficientnet-lite{n}" for n in range(3)}
+    assert set(bases.names(experiment="vision")) == {*lites, "tiny-convnet", "tiny-vit"}
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
-    assert set(bases.names()) - {"gemma-3-270m"} == {
+    assert set(bases.names(experiment="language")) - {"gemma-3-270m"} == {
         "minilm-l6",
         "minilm-l3",
         "smollm2-135m",
@@ -278,9 +285,11 @@ def test_a_version_is_in_reach_where_its_first_is():
 def test_every_model_has_its_weights_pinned_somewhere():
     for name in bases.REGISTRY:
         first = bases.lineage(name)[0]
-        if first.asset:
+        if first.asset and first.family != "vision":
             repo, revision = assets.HUB[first.asset]
             assert first.hub == repo and len(revision) == 40
+        elif first.asset and first.asset not in packages.ASSETS:  # only a folder may have it
+            assert assets.HUB[first.asset] == (first.hub, "")
 
 
 def test_a_model_out_of_reach_says_how_to_have_it(refused, monkeypatch):

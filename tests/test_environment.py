@@ -97,6 +97,7 @@ def imported(file: Path) -> set[str]:
 @pytest.mark.parametrize("folder", ["oral_lib", "tests"])
 def test_every_package_that_is_imported_is_declared(folder):
     called = {"yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
+    called |= {"PIL": "pillow"}
     extras = PROJECT["optional-dependencies"]["kernels"]
     known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}
     files = list((ROOT / folder).glob("*.py"))

@@ -75,7 +75,7 @@ def close(one, other):
 
 
 # ---------------------------------------------------------------- no leak through statistics
-@pytest.mark.parametrize("name", bases.names())
+@pytest.mark.parametrize("name", bases.names(experiment="language"))
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
     model, shelves = training.assemble(SMALL if name in TINY else REAL, zoo_of(base))
@@ -86,7 +86,7 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     assert equal(adapter, base.lora_init())
 
 
-@pytest.mark.parametrize("task", tasks.names())
+@pytest.mark.parametrize("task", tasks.names("language"))
 @pytest.mark.parametrize("name", TINY)
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
     task, base, known = tasks.load(task), bases.load(name), trained.known[name]

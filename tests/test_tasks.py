@@ -16,6 +16,7 @@ PARTS = ("train", "validation", "test")
 SOURCES = ("packages", "made")
 PACKAGED = [name for name in tasks.names() if "packages" in tasks.load(name).sources]
 ROWS = [(n, s) for n in tasks.names() for s in SOURCES if s == "made" or n in PACKAGED]
+TEXTS = tasks.names("language")
 
 
 def bare(text):
@@ -30,7 +31,8 @@ def splits():
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_no_text_of_the_evaluation_is_met_before(splits, name, source):
     split = splits[name, source]
-    texts = [bare(row.text) for part in PARTS for row in getattr(split, part)]
+    rows = [row for part in PARTS for row in getattr(split, part)]
+    texts = [row.image or bare(row.text) for row in rows]
     assert [text for text, times in Counter(texts).items() if times > 1] == []
 
 
@@ -62,7 +64,10 @@ def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
     low, high = (0.3, 0.7) if source == "packages" else (0.4, 0.6)  # real sets lean to one side
     for part in PARTS:
         rows = getattr(splits[name, source], part)
-        assert all(row.text.strip() for row in rows)
+        assert all(row.image or row.text.strip() for row in rows)
+        if task.scoring == "image":
+            assert {row.label for row in rows} == set(range(len(task.labels)))
+            continue
         if task.scoring == "answer":
             assert {row.label for row in rows} == {0} and all(row.answer for row in rows)
         else:
@@ -82,7 +87,7 @@ def test_a_row_has_what_its_scoring_asks_for_and_no_more(splits, name, source):
             assert row.target[0] == " " and task.extracted(row.target) == row.answer
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", TEXTS)
 def test_examples_look_like_rows(name):
     task = tasks.load(name)
     assert len(task.examples) == 2
@@ -118,7 +123,7 @@ def test_no_premise_schema_or_template_is_in_two_parts(splits):
 
 
 def test_every_task_of_the_paper_has_a_task_that_stands_in_where_only_packages_are():
-    paper = [n for n in tasks.names() if {"local", "hub"} <= set(tasks.load(n).sources)]
+    paper = [n for n in TEXTS if {"local", "hub"} <= set(tasks.load(n).sources)]
     assert paper == ["boolq", "gsm8k", "mrpc", "rte", "sst2", "winogrande", "wnli"]
     for task in map(tasks.load, paper):
         other = tasks.load(task.stand_in)
@@ -159,7 +164,7 @@ def test_unseen_wordings_are_unseen(name):
     assert not seen & {bare(text) for text in task.paraphrases["test"]}
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", TEXTS)
 def test_made_rows_can_be_learned_from_one_word(splits, name):
     task = tasks.load(name)
     markers = [set(words) for words in task.made]
@@ -175,7 +180,7 @@ def test_made_rows_can_be_learned_from_one_word(splits, name):
             assert found == [label == right for label in range(len(markers))]
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", TEXTS)
 def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
     from oral_lib.bases import word_tokenizer
 

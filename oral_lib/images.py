@@ -1,0 +1,58 @@
+"""Pictures: as files hold them, made on the spot for the smoke scale, and as bytes on the device.
+
+A picture is decoded and resized once; from then on it is a row of bytes on the device that a
+training step picks by its place. Nothing here imports torch before it is asked for.
+"""
+
+import colorsys
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from oral_lib.errors import PreflightError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIDE = 16  # of a picture that is made
+
+
+def encoded(cell: Any) -> bytes:
+    """The file that a table's cell holds: bytes, or the Hub's {"bytes": ..., "path": ...}."""
+    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)
+
+
+def made(label: int, labels: int, draw: np.random.Generator, turn: float = 0.0) -> bytes:
+    """A picture of class `label`: a square of the class's colour somewhere on grey noise.
+
+    `turn` in [0, 1) moves the colours of all classes round the wheel: another task.
+    """
+    picture = draw.integers(90, 166, (SIDE, SIDE, 1)).repeat(3, 2).astype(np.uint8)
+    top, left = draw.integers(0, SIDE - 9, 2)
+    colour = colorsys.hsv_to_rgb((label / labels + turn) % 1, 1, 1)
+    picture[top : top + 9, left : left + 9] = np.multiply(colour, 255).round()
+    return b"P6 %d %d 255\n" % (SIDE, SIDE) + picture.tobytes()  # a portable pixmap
+
+
+def decoded(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
+    """uint8 [n, 3, pixels, pixels] on the CPU: the whole of every picture, in colour.
+
+    PreflightError when one cannot be read.
+    """
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    how = Image.Resampling[interpolation.upper()]
+    table = torch.empty(len(files), 3, pixels, pixels, dtype=torch.uint8)
+    for place, file in enumerate(files):
+        try:
+            picture = Image.open(io.BytesIO(file)).convert("RGB").resize((pixels, pixels), how)
+        except (UnidentifiedImageError, OSError) as error:
+            raise PreflightError(
+                f"picture {place} of {len(files)} cannot be read ({type(error).__name__}): "
+                "put the data set there again."
+            ) from error
+        table[place] = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+    return table

@@ -1,0 +1,281 @@
+"""Pictures: read once, classified under LoRAs on convolutions, with heads that adapters bring."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from torch import nn
+
+from oral_lib import (
+    bases,
+    benchmarks,
+    evaluate,
+    feed,
+    images,
+    registry,
+    scoring,
+    storage,
+    tasks,
+    vision,
+    zoo,
+)
+from oral_lib.adapters import Card, save
+from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.recipes import Recipe
+from oral_lib.tokens import Layout, decode, encode
+
+torch.set_num_threads(1)
+TINY = ("tiny-convnet", "tiny-vit")
+NAMES = ("easy_vqa_shape", "solar_cells")
+SHORT = Recipe(steps=6, batch=4, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {name: tasks.rows(tasks.load(name), "made") for name in NAMES}
+
+
+@pytest.fixture(params=TINY)
+def base(request):
+    """A tiny backbone in float32: bfloat16 would hide small faults in its rounding."""
+    loaded = bases.load(request.param)
+    loaded.model.float()
+    return loaded
+
+
+def shaken(base, seed, by=0.1):
+    draw = torch.Generator().manual_seed(seed)
+    start = sorted(base.lora_init().items())
+    return {n: t + by * torch.randn(t.shape, generator=draw) for n, t in start}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+# ---------------------------------------------------------------- pictures
+def png(colour, size=(5, 9)):
+    file = io.BytesIO()
+    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(file, "png")
+    return file.getvalue()
+
+
+def test_pictures_of_any_size_and_mode_become_bytes_of_one_size():
+    table = images.decoded([png((255, 0, 10)), png(7, (64, 64))], 8, "bicubic")
+    assert table.shape == (2, 3, 8, 8) and table.dtype == torch.uint8
+    assert table[0].flatten(1).unique(dim=1).tolist() == [[255], [0], [10]]
+    assert table[1].unique().tolist() == [7]
+
+
+def test_a_cell_holds_bytes_or_the_hubs_dictionary():
+    assert images.encoded(b"x") == images.encoded({"bytes": b"x", "path": None}) == b"x"
+
+
+def test_what_is_no_picture_is_refused(refused):
+    with refused(PreflightError, "picture 1 of 2"):
+        images.decoded([png(3), b"no picture"], 8, "bicubic")
+
+
+def test_a_backbone_reads_pictures_as_timm_would(base, data):
+    from timm.data import create_transform, resolve_data_config
+
+    rows = data[NAMES[0]].test[:3]
+    config = resolve_data_config(model=base.model)
+    config |= {"input_size": (3, base.pixels, base.pixels), "crop_pct": 1.0}
+    transform = create_transform(**config, is_training=False)
+    wanted = [transform(Image.open(io.BytesIO(row.image)).convert("RGB")) for row in rows]
+    seen = base.normalised(base.pictures(rows))
+    torch.testing.assert_close(seen, torch.stack(wanted), atol=0.02, rtol=0)
+    assert base.pictures(rows) is base.pictures(tuple(rows))  # decoded once
+
+
+# ---------------------------------------------------------------- the backbone under LoRA
+def test_adapters_hold_convolutions_or_linear_layers_and_the_head(base):
+    start = base.lora_init()
+    heads = [name for name in start if ".lora_" not in name]
+    assert heads == [f"base_model.model.{base.head}.{part}" for part in ("weight", "bias")]
+    assert start[heads[0]].shape == (base.spec.classes, base.model.num_features)
+    kinds = {start[name].ndim for name in start if "lora_A" in name}
+    assert kinds == ({4} if base.name == "tiny-convnet" else {2, 4})
+    assert all((start[n] == 0).all() for n in start if "lora_B" in n)
+    depthwise = [n for n, m in base.model.named_modules() if getattr(m, "groups", 1) > 1]
+    assert bool(depthwise) == (base.name == "tiny-convnet")
+    assert not [n for n in start if any(f".{name}." in n for name in depthwise)]
+
+
+def test_the_shared_start_leaves_the_features_as_they_were(base, data):
+    rows = data[NAMES[0]].test[:5]
+    before = base.features(rows)
+    with base.attach(base.lora_init()) as model:
+        core = model.get_base_model()
+        with torch.inference_mode():
+            states = core.forward_features(base.normalised(base.pictures(rows)))
+            after = core.forward_head(states, pre_logits=True)
+    torch.testing.assert_close(before, after.float())
+
+
+def test_what_was_attached_leaves_no_trace(base):
+    before = {n: v.clone() for n, v in base.model.state_dict().items()}
+    tensors = shaken(base, 0)
+    with base.attach(tensors) as model:
+        assert equal(bases.take(model), tensors)
+    assert equal(base.model.state_dict(), before)
+    assert not any(type(m).__module__.startswith("peft") for m in base.model.modules())
+
+
+def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(base):
+    told, seen = base.describe(), base.fingerprint()
+    assert base.name not in told and str(base.weights) in told and seen.shape == (64,)
+    with torch.no_grad():
+        next(iter(base.adapted().values())).mul_(2)
+    assert base.describe() == told and not torch.equal(base.fingerprint(), seen)
+
+
+def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
+    jobs = [(NAMES[0], 0, 1e-2), (NAMES[1], 1, 3e-3), (NAMES[0], 2, 1e-2)]
+    runs = [zoo.Run(tasks.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
+    made = list(zoo.train(base, runs, data))
+    assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
+    start = base.lora_init()
+    for done in made:
+        alone, losses = benchmarks.train_plain(base, done.run, data)
+        torch.testing.assert_close(
+            torch.tensor(done.losses), torch.tensor(losses), rtol=1e-4, atol=1e-5
+        )
+        for name, tensor in done.tensors.items():
+            moved = (alone[name] - start[name]).norm()
+            assert moved > 0
+            assert (tensor - alone[name]).norm() < 5e-3 * moved, name
+
+
+def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
+    [done] = zoo.train(base, [zoo.Run(tasks.load(NAMES[0]), 0, SHORT)], data)
+    name = f"base_model.model.{base.head}.weight"
+    moved = (done.tensors[name] != base.lora_init()[name]).any(1)
+    assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
+
+
+def test_training_moves_neither_the_base_nor_its_batch_statistics(base, data):
+    before = {n: v.clone() for n, v in base.model.state_dict().items()}
+    list(zoo.train(base, [zoo.Run(tasks.load(NAMES[1]), 0, SHORT)], data))
+    assert equal(base.model.state_dict(), before)
+    assert not any(m.training for m in base.model.modules())
+
+
+def test_an_adapter_is_judged_alone_whoever_came_before(base, data):
+    task, rows = tasks.load(NAMES[1]), data[NAMES[1]].test[:30]
+    adapters = [shaken(base, seed) for seed in range(3)]
+    together = list(evaluate.evaluate(base, task, rows, adapters, groups=2))
+    for adapter, outcome in zip(adapters, together, strict=True):
+        with base.attach(adapter) as model:
+            [alone] = scoring.score(model, base, task, rows)
+        torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
+        assert outcome.likely.shape == (30, 2)
+        torch.testing.assert_close(outcome.likely.exp().sum(-1), torch.ones(30))
+
+
+def test_an_adapter_loads_in_peft_alone_and_goes_through_tokens_bit_for_bit(base, data, tmp_path):
+    task, rows = tasks.load(NAMES[0]), data[NAMES[0]].test[:20]
+    tensors = shaken(base, 1)
+    layout = Layout.of(tensors, 128)
+    [again] = decode(layout, encode(layout, [tensors]))
+    assert equal(again, tensors)
+    card = Card("see", base.name, "none", 0, loader=f'oral_lib.load_base("{base.name}").model')
+    where = save(tmp_path / "lora", again, base.peft_config(), card)
+    [outcome] = evaluate.evaluate(base, task, rows, [tensors])
+    model = PeftModel.from_pretrained(base.model, str(where)).eval()
+    [said] = scoring.score(model, base, task, rows)
+    torch.testing.assert_close(said, outcome.likely, atol=1e-4, rtol=1e-4)
+
+
+def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
+    base, task = bases.load("tiny-vit"), tasks.load(NAMES[1])
+    split = data[task.name]
+    other = replace(task, name="other")
+    turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
+    both = {task.name: split, "other": turned}
+    found = feed.Feed.of(base, [(task, 0), (other, 0)], both, steps=3, batch=4)
+    assert len(found.table.ids) == len(split.train)
+    read, answers, words = found.step(2)
+    assert torch.equal(read.ids[:4], read.ids[4:])
+    assert torch.equal(answers[:4], 1 - answers[4:]) and words.shape == (8, 2)
+
+
+def test_texts_and_pictures_are_not_mixed_up(refused):
+    with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
+        scoring.way(bases.load("tiny-encoder"), tasks.load("solar_cells"))
+    with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
+        scoring.way(bases.load("tiny-vit"), tasks.load("movie"))
+
+
+def test_every_head_has_a_row_for_every_class():
+    most = max(len(tasks.load(name).labels) for name in tasks.names("vision"))
+    assert most == registry.CLASSES
+
+
+# ---------------------------------------------------------------- weights from folders
+def test_a_folder_in_timms_form_is_loaded_whatever_its_head(tmp_path, monkeypatch, refused):
+    entry = registry.BaseSpec(
+        "own", "vision", "efficientnet-lite0", "own", ("conv_pwl",), pixels=32, classes=3
+    )
+    monkeypatch.setitem(registry.REGISTRY, "own", entry)
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=7)
+    folder = tmp_path / "models" / "efficientnet-lite0"
+    folder.mkdir(parents=True)
+    storage.write_tensors(folder / "model.safetensors", model.state_dict())
+    kept = ("mean", "std", "input_size", "interpolation", "classifier")
+    about = {"pretrained_cfg": {k: model.pretrained_cfg[k] for k in kept} | {"num_classes": 7}}
+    storage.write_json(folder / "config.json", about | {"architecture": "test_efficientnet"})
+    base = bases.load("own", source=f"local:{tmp_path}", dtype=torch.float32)
+    assert isinstance(base, vision.Backbone) and base.model.num_classes == 3
+    assert torch.equal(base.model.conv_stem.weight, model.conv_stem.weight)
+    storage.write_json(folder / "config.json", about | {"architecture": "test_resnet"})
+    with refused(OralError, str(folder), "test_resnet"):
+        bases.load("own", source=f"local:{tmp_path}")
+
+
+def test_batch_statistics_keep_full_precision_beside_bfloat16():
+    base = bases.load("tiny-convnet", dtype=torch.bfloat16)
+    norms = [m for m in base.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and all(m.running_var.dtype == torch.float32 for m in norms)
+    rows = tasks.rows(tasks.load(NAMES[0]), "made").test[:3]
+    assert base.features(rows).isfinite().all()
+
+
+def test_the_hub_is_not_asked_for_a_revision_that_nobody_knows(refused):
+    assert "vit-tiny" not in bases.names("hub") and "vit-tiny" not in bases.names()
+    with refused(PreflightError, "timm/vit_tiny", "DIR/models/vit-tiny"):
+        bases.load("vit-tiny", source="hub")
+
+
+# ---------------------------------------------------------------- the tasks
+def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
+    import pandas as pd
+
+    task = tasks.load("flowers")
+    for part, shift in (("train", 0), ("test", 50)):
+        rows = [{"image": {"bytes": png(i + shift), "path": "x.png"}, "label": i % 5}
+                for i in range(40)]  # fmt: skip
+        (tmp_path / "flowers5").mkdir(exist_ok=True)
+        pd.DataFrame([*rows, rows[0]]).to_parquet(tmp_path / "flowers5" / f"{part}.parquet")
+    split = tasks.rows(task, f"local:{tmp_path}")
+    assert (len(split.test), len(split.validation)) == (40, 40)  # the repeated one goes
+    assert split.source == "local" and all(row.label in range(5) for row in split.test)
+    assert images.decoded([split.test[0].image], 4, "bicubic").shape == (1, 3, 4, 4)
+
+
+def test_every_task_of_real_pictures_has_one_that_stands_in_where_only_packages_are():
+    local = [n for n in tasks.names("vision") if "local" in tasks.load(n).sources]
+    assert len(local) == 4
+    others = {tasks.load(name).stand_in for name in local}
+    assert others == set(tasks.names("vision")) - set(local)
+    for name in local:
+        sources = tasks.load(name).sources
+        assert sources.get("hub", {}).get("label", "label")
+        assert len(sources.get("hub", {"revision": 40 * "0"})["revision"]) == 40
