@@ -98,7 +98,7 @@ def model_dir(name: str, *, source: str = "packages") -> Path:
     if own := local_model(name, source):
         return own
     ask(name, TERMS_OF.get(name, ""))
-    if kind == "hub":
+    if kind == "hub" and name in HUB:
         return _from_hub(name)
     if name not in ASSETS:
         raise PreflightError(
@@ -128,7 +128,7 @@ def offers(name: str, source: str = "packages") -> bool:
         return True
     if kind == "made":
         return False
-    there = bool(HUB.get(name, ("", ""))[1]) if kind == "hub" else name in ASSETS
+    there = bool(HUB[name][1]) if kind == "hub" and name in HUB else name in ASSETS
     return accepted(TERMS_OF.get(name, "")) and there
 
 
@@ -203,7 +203,7 @@ def prepare(
     if parse_source(source)[0] == "hub":
         for name in [n for n in HUB if n in chosen]:
             _from_hub(name, offline=offline)
-        return
+        chosen -= set(HUB)
     for name in chosen - set(ASSETS):
         model_dir(name, source=source)  # a local folder has it, or the error says who does
     wanted = [name for name in _wanted(source, "") if name in chosen]
@@ -238,11 +238,13 @@ def _known(name: str, names: list[str]) -> None:
 def _wanted(source: str, experiment: str) -> list[str]:
     """The cached assets that runs from `source` read; the hub keeps its own cache."""
     kind, folder = parse_source(source)
-    if kind in ("made", "hub"):
+    if kind == "made":
         return []
-    if kind == "packages":
-        return _free(experiment)
     free = _free(experiment)
+    if kind == "packages":
+        return free
+    if kind == "hub":
+        return [n for n in free if ASSETS[n].is_model and n not in HUB]
     return [n for n in free if ASSETS[n].is_model and not (folder / "models" / n).is_dir()]
 
 

@@ -39,9 +39,13 @@ def parser() -> argparse.ArgumentParser:
             )
         return made
 
+    def experiment(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--experiment", choices=plan.EXPERIMENTS, default="language")
+
     one = command("assets", _assets, "fetch and convert the models and data that a source needs")
     one.add_argument("names", nargs="*", help="some of them instead of all")
-    one.add_argument("--tests", action="store_true", help="and what only the tests read")
+    experiment(one)
+    one.add_argument("--tests", action="store_true", help="and what the tests read")
     one.add_argument("--offline", action="store_true", help="fail instead of fetching")
 
     one = command("tune", _tune, "choose learning rates and steps on validation rows")
@@ -58,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("train", _train, "train the generator, or a baseline of it, on the zoo")
     one.add_argument("kind", choices=plan.generators("lab"))
+    experiment(one)
 
     one = command("cells", _cells, "measure the cells of one base model in one process")
     one.add_argument("--base", required=True)
@@ -100,8 +105,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--folder", type=Path, default=plan.ROOT / "notebooks")
 
     command("doctor", _doctor, "say what this machine has and lacks")
-    command("bench", _bench, "time the hot paths beside the plain way, report again")
-    command("report", _report, "publish the finished cells: tables, figures and README.md")
+    experiment(command("bench", _bench, "time the hot paths beside the plain way, report again"))
+    about = "publish the finished cells: tables, figures and README.md"
+    experiment(command("report", _report, about))
     return root
 
 
@@ -151,19 +157,28 @@ def _assets(args: argparse.Namespace) -> None:
     from oral_lib import assets, storage
 
     source = _source(args)
-    assets.prepare(args.names or None, source=source, offline=args.offline)
+    for experiment in plan.EXPERIMENTS if args.tests else [args.experiment]:
+        how = {"source": source, "experiment": experiment, "offline": args.offline}
+        assets.prepare(args.names or None, **how)
     if args.tests:
         assets.harness(offline=args.offline)
     if not args.names:
         done = {"source": source, "cache": str(assets.cache_dir())}
-        storage.write_json(_run_folder(args) / "assets.json", done)
+        out = args.out.absolute()
+        folder = plan.experiment_folder(args.scale, source, out, args.experiment)
+        storage.write_json(folder / "assets.json", done)
     print(f"models and data of source {source} are ready")
 
 
 def _run(args: argparse.Namespace):
     from oral_lib.run import Run
 
-    return Run(args.scale, args.source, args.out)
+    experiment = getattr(args, "experiment", "")
+    if not experiment:  # a base model takes part in one alone
+        from oral_lib import registry
+
+        experiment = registry.spec(args.base).experiment
+    return Run(args.scale, args.source, args.out, experiment)
 
 
 def _tasks(args: argparse.Namespace) -> list[str]:

@@ -40,6 +40,7 @@ METHODS = {  # from the top down: (method, label, colour)
     "soup_all": ("all-task soup", INK),
     "noise_large": ("large noise", INK),
     "unconditional": ("unconditional", INK),
+    "linear_probe": ("linear probe", INK),
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
 }
@@ -139,6 +140,31 @@ def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
     if len(own) > 1:
         marks = np.full(len(own), place + 0.3)
         axis.plot(100 * own.value, marks, "|", ms=7, mew=1.2, color=colour, alpha=0.75)
+
+
+def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
+    """Pictures [n, h, w, 3] of bytes, the truth above and below what each adapter answered.
+
+    said: column truth, then one an adapter with "word (how sure)"; a wrong answer is red.
+    """
+    tall = -(-len(said) // wide)
+    names = [name for name in said.columns if name != "truth"]
+    with styled():
+        size = (3.1 * wide, tall * (2.5 + 0.28 * len(names)))
+        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, picture, row in zip(axes.flat, shown, said.to_dict("records"), strict=False):
+            axis.imshow(np.asarray(picture))
+            axis.set_title(row["truth"], fontsize=12, loc="center")
+            for place, name in enumerate(names):
+                wrong = row[name].rpartition(" (")[0] != row["truth"]
+                axis.annotate(
+                    f"{name}: {row[name]}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
+                    xycoords="axes fraction", textcoords="offset points", fontsize=10,
+                    color=VERMILION if wrong else INK, annotation_clip=False,
+                )  # fmt: skip
+    return closed(figure)
 
 
 # ---------------------------------------------------------------- all cells of a source

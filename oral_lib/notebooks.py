@@ -95,6 +95,7 @@ def _from_zero(value: int) -> None:
 CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _known_task,
     "base": _known_base,
+    "backbone": _known_base,
     "groups": _known_groups,
     "seed": _from_zero,
     "scale": plan.cells_of,
@@ -122,8 +123,9 @@ def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) 
     chosen = {**known, **values}
     if {"scale", "source"} <= chosen.keys():
         source = "made" if chosen["scale"] == "smoke" else chosen["source"]
-        if {"base", "task"} <= chosen.keys():
-            plan.check_cell(chosen["scale"], source, chosen["base"], chosen["task"])
+        base = chosen.get("base", chosen.get("backbone"))
+        if base and "task" in chosen:
+            plan.check_cell(chosen["scale"], source, base, chosen["task"])
         for base in chosen.get("bases", "").split():
             plan.base_of(chosen["scale"], base, source)
     return values

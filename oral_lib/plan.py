@@ -5,85 +5,33 @@ notebook asks where things are. Imports with the standard library alone.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oral_lib.errors import UsageError, closest
 from oral_lib.graph import Node
+from oral_lib.scales import (  # noqa: F401  asked for here by all who plan
+    PAPER_BASES,
+    PAPER_TASKS,
+    PICTURES,
+    SCALES,
+    TASKS,
+    TERMS,
+    VISION,
+    WRITTEN,
+    Cells,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = ("language", "vision")  # each has a zoo, generators and a notebook of its own
 PROJECT = ("-m", "oral_lib")  # what every command starts with
 # what a run is made of: (scale, source, out) -> nodes, each after those it needs
 Planner = Callable[[str, str, Path], list[Node]]
 
 
-@dataclass(frozen=True)
-class Cells:
-    """One base model of a scale: its tasks, the adapters the zoo holds of each, what they cost."""
-
-    base: str
-    tasks: tuple[str, ...]
-    zoo_seeds: int  # adapters of a task that the generator is trained on
-    held_out: int = 0  # further ones that it never sees
-    seeds: int = 1  # generator seeds, each a cell of the table
-    tuned: bool = False  # learning rate and steps are chosen first
-    parent: str = ""  # the model of which this is a later version
-    zoo_minutes: float = 0.1  # one adapter
-    cell_minutes: float = 0.2
-    memory_mb: int = 2000
-
-
-PAPER_TASKS = ("sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k")
-PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
-STAND_INS = (
-    *("movie", "product_matching", "corr2cause", "pararule"),
-    *("quartz", "winograd_schemas", "school_maths"),
-)
-SPARES = ("sarcasm", "tweets", "products", "review_topic", "arithmetic")
-WRITTEN = ("gsm8k", "school_maths", "arithmetic")  # an encoder cannot write an answer
-TASKS = {"packages": STAND_INS + SPARES, "local": PAPER_TASKS, "hub": PAPER_TASKS}
-TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to accept
-
-
-def _lab(source: str) -> tuple[Cells, ...]:
-    """The five language models of the lab scale, and two more where the hub has them."""
-    rows = TASKS[source]
-    labelled = tuple(task for task in rows if task not in WRITTEN)
-    causal = Cells("", rows, 8, 2, 3, True, "", 0.03, 0.5, 6000)
-    encoder = replace(causal, tasks=labelled, zoo_minutes=0.02, cell_minutes=0.3, memory_mb=3000)
-    models = [
-        replace(encoder, base="minilm-l6"),
-        replace(encoder, base="minilm-l3"),
-        replace(causal, base="smollm2-135m"),
-        replace(causal, base="smollm2-135m-t4", parent="smollm2-135m", tuned=False),
-        replace(causal, base="gemma-3-270m"),
-    ]
-    if source == "hub":
-        models += [replace(causal, base=b) for b in ("qwen2.5-0.5b", "llama-3.2-1b")]
-    agreed = os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
-    return tuple(m for m in models if TERMS.get(m.base, "") in ("", *agreed))
-
-
-SCALES = {
-    "smoke": lambda source: (
-        Cells("tiny-encoder", ("movie", "sarcasm"), 2, 1),
-        Cells("tiny-causal", ("movie", "sarcasm"), 2, 1),
-    ),
-    "desk": lambda source: (
-        Cells(
-            "minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 0, 1, False, "", 0.5, 0.9, 2500
-        ),
-        Cells("smollm2-135m", ("movie", "sarcasm"), 2, 0, 1, False, "", 1.5, 2.5, 4000),
-    ),
-    "lab": _lab,
-    "paper": lambda source: tuple(
-        Cells(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
-    ),
-}
 NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
+CELL_NOTEBOOKS = {"language": ("10_language", "base"), "vision": ("20_vision", "backbone")}
 
 
 def default_scale() -> str:
@@ -116,8 +64,11 @@ def slug(source: str) -> str:
     return kind
 
 
-def cells_of(scale: str, source: str = "packages") -> tuple[Cells, ...]:
-    """The base models of a scale with the tasks that `source` has rows of.
+def cells_of(
+    scale: str, source: str = "packages", experiment: str = "language"
+) -> tuple[Cells, ...]:
+    """The base models of an experiment at a scale with the tasks that `source` has rows of; none
+    where the scale leaves the experiment out.
 
     `UsageError` with the nearest name if there is no such scale, or where it has no such source.
     """
@@ -128,12 +79,22 @@ def cells_of(scale: str, source: str = "packages") -> tuple[Cells, ...]:
     kind = slug(source)
     if scale == "desk" and kind != "packages":
         raise UsageError(f"scale 'desk' runs from source 'packages' alone, got {source!r}.")
+    if experiment not in EXPERIMENTS:
+        known = f"{closest(experiment, EXPERIMENTS)} Known: {', '.join(EXPERIMENTS)}."
+        raise UsageError(f"unknown experiment {experiment!r}.{known}")
+    if experiment == "vision":
+        return VISION.get(scale, lambda source: ())("packages" if kind == "made" else source)
     return SCALES[scale]("packages" if kind == "made" else kind)
+
+
+def experiments(scale: str, source: str = "packages") -> list[str]:
+    """The experiments that a scale has."""
+    return [name for name in EXPERIMENTS if cells_of(scale, source, name)]
 
 
 def base_of(scale: str, base: str, source: str = "packages") -> Cells:
     """The entry of `base` in a scale; `UsageError` with the nearest name if it has none."""
-    known = {cells.base: cells for cells in cells_of(scale, source)}
+    known = {c.base: c for name in EXPERIMENTS for c in cells_of(scale, source, name)}
     if base not in known and base in TERMS and scale == "lab":
         raise UsageError(
             f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
@@ -161,11 +122,13 @@ def zoo_seeds(scale: str, base: str, source: str = "packages") -> list[int]:
     return list(range(cells.zoo_seeds + cells.held_out))
 
 
-def members(scale: str, source: str, *, held_out: bool = False) -> list[tuple[str, str, int]]:
+def members(
+    scale: str, source: str, experiment: str = "language", *, held_out: bool = False
+) -> list[tuple[str, str, int]]:
     """(base, task, seed) of every adapter that generators are trained on, or of those held out."""
     return [
         (cells.base, task, seed)
-        for cells in cells_of(scale, source)
+        for cells in cells_of(scale, source, experiment)
         for task in cells.tasks
         for seed in (
             range(cells.zoo_seeds, cells.zoo_seeds + cells.held_out)
@@ -178,6 +141,14 @@ def members(scale: str, source: str, *, held_out: bool = False) -> list[tuple[st
 def run_folder(scale: str, source: str, out: str | Path = ROOT) -> Path:
     """Where a run keeps zoo, generator, cells, notebooks and logs."""
     return Path(out) / "runs" / scale / slug(source)
+
+
+def experiment_folder(
+    scale: str, source: str, out: str | Path = ROOT, experiment: str = "language"
+) -> Path:
+    """Where an experiment keeps its zoo, generators and cells: its own part of the run's folder."""
+    run = run_folder(scale, source, out)
+    return run if experiment == "language" else run / experiment
 
 
 def results_folder(scale: str, out: str | Path = ROOT) -> Path:
@@ -212,36 +183,81 @@ def notebook_node(
     )
 
 
-def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
-    """All nodes of a run, each after those it needs."""
-    out = Path(out)
-    run, gpu = run_folder(scale, source, out), int(scale in ("lab", "paper"))
-    known = {"scale": scale, "source": source, "out": str(out)}
-    models = cells_of(scale, source)
-    plan = []
+class _Draft:
+    """The nodes of an experiment, as far as they were added: all names begin with `prefix`."""
 
-    def add(name: str, *command: str, outputs: Iterable[Path], **rest) -> tuple[str, ...]:
+    def __init__(self, scale: str, source: str, out: Path, experiment: str):
+        self.scale, self.source, self.experiment = scale, source, experiment
+        self.run = run_folder(scale, source, out)
+        self.root = experiment_folder(scale, source, out, experiment)
+        self.models = cells_of(scale, source, experiment)
+        self.prefix = "" if experiment == "language" else f"{experiment}/"
+        self.known = {"scale": scale, "source": source, "out": str(out)}
+        self.where = [word for key, value in self.known.items() for word in (f"--{key}", value)]
+        self.told = ["--experiment", experiment] if self.prefix else []
+        self.gpu = int(scale in ("lab", "paper"))
+        self.largest = max(model.memory_mb for model in self.models)
+        self.nodes: list[Node] = []
+
+    def add(self, name: str, *command: str, outputs: Iterable[Path], **rest) -> tuple[str, ...]:
         made = tuple(str(path) for path in outputs)
-        plan.append(Node(name, made, (*PROJECT, *command), **rest))
+        command = (*PROJECT, *command, *self.where)
+        self.nodes.append(Node(self.prefix + name, made, command, **rest))
         return made
 
-    def notebook(name: str, stem: str, **rest) -> tuple[str, ...]:
-        parameters = rest.pop("parameters", {}) | known
-        plan.append(notebook_node(name, stem, run, parameters, **rest))
-        return plan[-1].outputs
+    def notebook(self, name: str, stem: str, **rest) -> tuple[str, ...]:
+        parameters = rest.pop("parameters", {}) | self.known
+        self.nodes.append(notebook_node(name, stem, self.run, parameters, **rest))
+        return self.nodes[-1].outputs
 
-    where = [word for key, value in known.items() for word in (f"--{key}", value)]
-    # what is made on the spot needs no asset
-    assets = (
-        () if source == "made" else add("assets", "assets", *where, outputs=[run / "assets.json"])
+
+def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
+    """All nodes of a run, each after those it needs."""
+    out, made, results = Path(out), [], []
+    published = results_folder(scale, out)
+    for experiment in experiments(scale, source):
+        draft = _Draft(scale, source, out, experiment)
+        assets = ()
+        if source != "made":  # what is made on the spot needs no asset
+            file = draft.root / "assets.json"
+            assets = draft.add("assets", "assets", *draft.told, outputs=[file])
+        zoo = _zoo(draft, assets)
+        trained = _generators(draft, zoo)
+        cells = _cells(draft, trained)
+        if experiment == "language":
+            _notebooks(draft, zoo, trained)
+            last, results = draft, [*results, *cells]
+        else:
+            results += draft.add(
+                "report",
+                *("report", *draft.told),
+                outputs=[draft.root / "published.json"],
+                inputs=tuple(cells),
+                published=(str(published / "metrics.csv"),),
+                minutes=0.3,
+            )
+        made.append(draft)
+    last.nodes, ends = [], [*(node for draft in made for node in draft.nodes)]
+    last.notebook(
+        "report",
+        "90_report",
+        inputs=tuple(results),
+        published=(str(published / "metrics.csv"), str(published.parent / "README.md")),
+        minutes=0.3,
     )
+    return [*ends, *last.nodes]
+
+
+def _zoo(draft: _Draft, assets: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds what makes the zoo; the files that say that it is there."""
+    root, gpu = draft.root, draft.gpu
     chosen: dict[str, tuple[str, ...]] = {}  # recipes, by base model
-    for model in models:
+    for model in draft.models:
         if model.tuned:
-            chosen[model.base] = add(
+            chosen[model.base] = draft.add(
                 f"tune/{model.base}",
-                *("tune", "--base", model.base, *where),
-                outputs=[run / "tuning" / model.base / f"{task}.json" for task in model.tasks],
+                *("tune", "--base", model.base),
+                outputs=[root / "tuning" / model.base / f"{task}.json" for task in model.tasks],
                 after=assets,
                 resumes=True,
                 memory_mb=model.memory_mb,
@@ -249,24 +265,24 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
                 gpu=gpu,
             )
     zoo: list[str] = []
-    for model in models:
+    for model in draft.models:
         first = assets
         if model.parent:
-            first = add(
+            first = draft.add(
                 f"evolve/{model.base}",
-                *("evolve", "--base", model.base, *where),
-                outputs=[run / "evolved" / f"{model.base}.json"],
+                *("evolve", "--base", model.base),
+                outputs=[root / "evolved" / f"{model.base}.json"],
                 after=assets,
                 memory_mb=8000,
                 minutes=0.5,
                 gpu=gpu,
             )
         seeds = range(model.zoo_seeds + model.held_out)
-        folders = [run / "zoo" / model.base / task / f"seed-{s}" for task in model.tasks
+        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.tasks
                    for s in seeds]  # fmt: skip
-        zoo += add(
+        zoo += draft.add(
             f"zoo/{model.base}",
-            *("zoo", "--base", model.base, *where),
+            *("zoo", "--base", model.base),
             outputs=[folder / "run.json" for folder in folders],  # written last
             inputs=chosen.get(model.parent or model.base, ()),
             after=first,
@@ -275,65 +291,67 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
             minutes=model.zoo_minutes * len(folders),
             gpu=gpu,
         )
-    largest = max(model.memory_mb for model in models)
-    adapters = sum(m.zoo_minutes * len(m.tasks) * m.zoo_seeds for m in models)
-    trained = {
-        kind: add(
+    return tuple(zoo)
+
+
+def _generators(draft: _Draft, zoo: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds the training of generators; their manifests."""
+    adapters = sum(m.zoo_minutes * len(m.tasks) * m.zoo_seeds for m in draft.models)
+    made: list[str] = []
+    for kind in generators(draft.scale):
+        made += draft.add(
             kind,
-            *("train", kind, *where),
-            outputs=[run / kind / "manifest.json"],  # written last, too
-            inputs=tuple(zoo),
-            memory_mb=largest,
+            *("train", kind, *draft.told),
+            outputs=[draft.root / kind / "manifest.json"],  # written last, too
+            inputs=zoo,
+            memory_mb=draft.largest,
             minutes=0.25 * adapters,
-            gpu=gpu,
+            gpu=draft.gpu,
         )
-        for kind in generators(scale)
-    }
-    made = tuple(path for paths in trained.values() for path in paths)
+    return tuple(made)
+
+
+def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
+    """Adds the measuring of all cells, with a notebook each; their result files."""
+    stem, called = CELL_NOTEBOOKS[draft.experiment]
     results: list[str] = []
-    for model in models:
-        measured = (
-            add(
+    for model in draft.models:
+        measured = ()
+        if draft.gpu:
+            measured = draft.add(
                 f"cells/{model.base}",
-                *("cells", "--base", model.base, *where),
-                outputs=[run / "cells" / f"{model.base}.json"],
+                *("cells", "--base", model.base),
+                outputs=[draft.root / "cells" / f"{model.base}.json"],
                 inputs=made,
                 memory_mb=model.memory_mb,
                 minutes=model.cell_minutes * len(model.tasks) * model.seeds,
-                gpu=gpu,
+                gpu=draft.gpu,
             )
-            if gpu
-            else ()
-        )
         for task in model.tasks:
             for seed in range(model.seeds):
-                folder = cell_folder(run, "language", model.base, task, seed)
-                written = notebook(
-                    f"language/{model.base}/{task}/seed-{seed}",
-                    "10_language",
+                folder = cell_folder(draft.root, draft.experiment, model.base, task, seed)
+                written = draft.notebook(
+                    f"{draft.experiment}/{model.base}/{task}/seed-{seed}",
+                    stem,
                     outputs=[folder / "metrics.csv", folder / "items.parquet"],
                     inputs=made,
-                    parameters={"task": task, "base": model.base, "seed": seed},
+                    parameters={"task": task, called: model.base, "seed": seed},
                     memory_mb=model.memory_mb,
                     minutes=0.2 if measured else model.cell_minutes,
-                    gpu=gpu,
+                    gpu=draft.gpu,
                     after=measured,
                     resumes=bool(measured),  # then it only shows what is there
                 )
                 results += written[:2]
-    if scale in ("lab", "paper"):
-        about = {"bases": models[0].base}
-        notebook(
-            "ablations", "70_ablations", inputs=tuple(zoo), parameters=about, minutes=15.0, gpu=gpu
+    return results
+
+
+def _notebooks(draft: _Draft, zoo: tuple[str, ...], made: tuple[str, ...]) -> None:
+    """Adds the notebooks that are no cells."""
+    if draft.gpu:
+        about = {"bases": draft.models[0].base}
+        draft.notebook(
+            "ablations", "70_ablations", inputs=zoo, parameters=about, minutes=15.0, gpu=draft.gpu
         )
     for name, stem in NOTEBOOKS.items():
-        notebook(name, stem, inputs=made, memory_mb=largest, minutes=0.5, gpu=gpu)
-    published = results_folder(scale, out)
-    notebook(
-        "report",
-        "90_report",
-        inputs=tuple(results),
-        published=(str(published / "metrics.csv"), str(published.parent / "README.md")),
-        minutes=0.3,
-    )
-    return plan
+        draft.notebook(name, stem, inputs=made, memory_mb=draft.largest, minutes=0.5, gpu=draft.gpu)

@@ -43,10 +43,12 @@ class Size:
 SIZES = {
     ("smoke", "encoder"): Size(100, 100, 3, 1, draws=1),
     ("smoke", "causal"): Size(100, 100, 3, 1, draws=1),
+    ("smoke", "vision"): Size(100, 100, 3, 1, draws=1),
     ("desk", "encoder"): Size(600, 600),
     ("desk", "causal"): Size(300, 150),
     ("lab", "encoder"): Size(1000, 500, 10, 4, 6, 5),
     ("lab", "causal"): Size(1000, 500, 10, 4, 6, 5),
+    ("lab", "vision"): Size(1500, 500, 10, 4, 6, 5),
     ("lab", "answer"): Size(150, 100, 10, 1, 2, 2, 5),
 }
 
@@ -185,15 +187,14 @@ def run_cell(
     data = tasks.rows(spec, source)
     model = _base(base, source, len(spec.labels), str(device))
     models = _models(root, plan.generator_of(scale, seed), str(device))
-    members = [zoo.read(root, *m) for m in plan.members(scale, source) if m[0] == base]
-    held_out = [
-        zoo.read(root, *m)
-        for m in plan.members(scale, source, held_out=True)
-        if m[:2] == (base, task)
-    ]
+    experiment = model.spec.experiment
+    known = plan.members(scale, source, experiment)
+    members = [zoo.read(root, *m) for m in known if m[0] == base]
+    known = plan.members(scale, source, experiment, held_out=True)
+    held_out = [zoo.read(root, *m) for m in known if m[:2] == (base, task)]
     size = size_of(scale, model, spec)
     cell = {
-        "experiment": "language", "source": data.source, "base": base, "task": task, "seed": seed,
+        "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
     tables, held = [], data.test[: size.rows]
 
@@ -209,6 +210,13 @@ def run_cell(
     if seed == 0:
         keep("majority", "none", 0, baselines.majority(data.train, held, len(spec.labels)))
     asked = list(trials(spec, model, members, held_out, models, size, seed=seed, source=source))
+    if model.family == "vision" and seed == 0:
+        from oral_lib import probe  # needs timm
+
+        began = time.perf_counter()
+        head = probe.adapter(model, spec, data)
+        took = time.perf_counter() - began
+        asked.append(Trial("linear_probe", "none", [head], size.rows, took))
     seconds = {(t.method, t.condition): t.seconds for t in asked}
     known: dict[tuple[int, int], Outcome] = {}  # retrieval often finds the trained adapters again
     unique = {(id(a), t.rows): a for t in asked for a in t.adapters}

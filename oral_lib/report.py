@@ -43,9 +43,10 @@ READING = """\
 ± is the standard deviation over samples (generated) or adapters (trained, retrieved, noise); s.e. \
 is the standard error over items.{fewer} Soup: the mean of the zoo's weights, of the task or of \
 all tasks. Retrieval: the zoo's LoRAs of the nearest description. Regression: the same condition \
-without diffusion. Unseen wording, other text, random words, no text: what the generator was told \
-in place of the task's description. Gaussian: every weight drawn by itself from the task's LoRAs. \
-Noise: trained LoRAs plus noise of 0.1 and of 1.0 standard deviations of each tensor. \
+without diffusion. Linear probe: a head fitted to the frozen features, no LoRA. Unseen wording, \
+other text, random words, no text: what the generator was told in place of the task's description. \
+Gaussian: every weight drawn by itself from the task's LoRAs. Noise: trained LoRAs plus noise of \
+0.1 and of 1.0 standard deviations of each tensor. \
 Unconditional: the generator without any condition.
 """
 FEWER = ' Where n is "a / b", some columns (the controls, as a rule) have b items only.'
@@ -87,6 +88,11 @@ class _Part:
     @property
     def name(self) -> str:
         return f"{self.experiment}-{self.source}"
+
+    @property
+    def entry(self) -> str:
+        """Its name in the manifest."""
+        return self.source if self.experiment == "language" else f"{self.source}-{self.experiment}"
 
     @cached_property
     def compared(self) -> pd.DataFrame:
@@ -158,9 +164,9 @@ def write(results_root: str | Path, scale: str) -> Path:
         for source, rows in _ablations(folder):
             _tables(folder, f"ablations-{source}", rows)
             style.save(figures.ablations(rows), folder / "figures", f"ablations-{source}")
-    if (folder / "curves.csv").exists():
-        curves = pd.read_csv(folder / "curves.csv")
-        style.save(figures.loss_curves(curves), folder / "figures", "loss")
+    for path in sorted(folder.glob("curves*.csv")):
+        name = path.stem.replace("curves", "loss")
+        style.save(figures.loss_curves(pd.read_csv(path)), folder / "figures", name)
     scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
     shown = [name for name in scales if name != "smoke"] or scales
     read = {scale: parts}
@@ -199,7 +205,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
     parts = [f"## {scale}\n", *([SMOKE] if scale == "smoke" else [])]
     for part in found:
         parts.append(f"### {part.experiment}, source `{part.source}`\n")
-        parts.append(f"{_what(part.metrics)} {_where(manifest.get(part.source))}\n")
+        parts.append(f"{_what(part.metrics)} {_where(manifest.get(part.entry))}\n")
         if not part.has("accuracy"):
             parts.append(markdown(interval_table(part.metrics, part.source)))
             continue
@@ -231,8 +237,10 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
         source = path.stem.removeprefix("ablations-")
         parts += [f"### Ablations, source `{source}`\n"]
         parts += [f"![What each part is worth]({scale}/figures/{path.name})\n"]
-    if (folder / "curves.csv").exists():
-        parts += ["### Training\n", f"![Training losses]({scale}/figures/loss.png)\n"]
+    losses = [p.stem.replace("curves", "loss") for p in sorted(folder.glob("curves*.csv"))]
+    if losses:
+        shown = (f"![Training losses]({scale}/figures/{name}.png)\n" for name in losses)
+        parts += ["### Training\n", *shown]
     if (folder / "benchmarks.csv").exists():
         benchmarks = results.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
         parts.append("### Time and memory\n")

@@ -239,19 +239,19 @@ def _models_in_reach(scale: str, source: str) -> None:
 
 def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
     """Has missing assets fetched again although their node is done; `PreflightError` if offline."""
-    preparing = [node for node in wanted if node.name == "assets"]
-    if not preparing:
-        return
     from oral_lib import assets
 
-    missing = assets.ready(source)
-    if missing and offline:
-        raise PreflightError(
-            f"--offline, but these are not in {assets.cache_dir()}: {', '.join(missing)}. "
-            "Run once without --offline."
-        )
-    for node in preparing if missing else ():
-        for path in node.outputs:
+    for node in wanted:
+        first, _, last = node.name.rpartition("/")
+        if last != "assets":
+            continue
+        missing = assets.ready(source, first or "language")
+        if missing and offline:
+            raise PreflightError(
+                f"--offline, but these are not in {assets.cache_dir()}: {', '.join(missing)}. "
+                "Run once without --offline."
+            )
+        for path in node.outputs if missing else ():
             Path(path).unlink(missing_ok=True)
 
 

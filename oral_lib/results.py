@@ -45,13 +45,14 @@ NOVELTY_COLUMNS = {  # the numbers are those of `adapters.Novelty`
     "commit": str,
 }
 METHODS = [  # in the order in which tables show them
-    "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated",
+    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "retrieval",
+    "regression", "generated",
     "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
     "retrained",
 ]
 ONCE = [  # the methods that do not depend on the generator
-    "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "gaussian", "noise_small",
-    "noise_large", "copy_oldest", "copy_newest", "retrained",
+    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "retrieval", "gaussian",
+    "noise_small", "noise_large", "copy_oldest", "copy_newest", "retrained",
 ]
 # fmt: on
 PROMPTED = ["retrieval", "regression", "generated"]  # the methods that read the task's text

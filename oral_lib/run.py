@@ -32,7 +32,8 @@ from oral_lib.zoo import Member
 
 @dataclass(frozen=True)
 class Run:
-    """The zoo, generators and cells of `scale` from `source`, below `out` (default: the project).
+    """The zoo, generators and cells of an experiment at `scale` from `source`, below `out`, which
+    by default is the project.
 
     At the smoke scale everything is made on the spot, whatever the source.
     """
@@ -40,21 +41,27 @@ class Run:
     scale: str = "smoke"
     source: str = "packages"
     out: str | Path = plan.ROOT
+    experiment: str = "language"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
-        plan.cells_of(self.scale, self.source)
+        plan.cells_of(self.scale, self.source, self.experiment)
         object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
 
     @property
     def root(self) -> Path:
         """The folder of this run."""
-        return plan.run_folder(self.scale, self.source, self.out)
+        return plan.experiment_folder(self.scale, self.source, self.out, self.experiment)
 
     @property
     def results(self) -> Path:
         """The folder of the published results."""
         return plan.results_folder(self.scale, self.out)
+
+    @property
+    def planned(self) -> tuple[plan.Cells, ...]:
+        """The base models of this run, with tasks and seeds."""
+        return plan.cells_of(self.scale, self.source, self.experiment)
 
     @property
     def device(self) -> str:
@@ -64,7 +71,7 @@ class Run:
         """Trains what this run still lacks of zoo, generator and regression; returns the run."""
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".ready.lock"):
-            for cells in plan.cells_of(self.scale, self.source):
+            for cells in self.planned:
                 if cells.tuned:
                     self.tune(cells.base, cells.tasks)
                 if cells.parent:
@@ -99,7 +106,7 @@ class Run:
     def train_generator(self, kind: str) -> Path:
         """Trains one of `plan.generators` if it is missing; its folder."""
         return training.train_from_zoo(
-            plan.members(self.scale, self.source),
+            plan.members(self.scale, self.source, self.experiment),
             kind,
             root=self.root,
             scale=self.scale,
@@ -109,9 +116,8 @@ class Run:
 
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model that generators are trained on."""
-        return [
-            zoo.read(self.root, *m) for m in plan.members(self.scale, self.source) if m[0] == base
-        ]
+        known = plan.members(self.scale, self.source, self.experiment)
+        return [zoo.read(self.root, *m) for m in known if m[0] == base]
 
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator (or the "regression" baseline)."""
@@ -123,7 +129,7 @@ class Run:
 
     def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(metrics, items) of one cell: measured once, then read from where it was kept."""
-        folder = plan.cell_folder(self.root, "language", base, task, seed)
+        folder = self._cell(base, task, seed)
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f".{folder.name}.lock"):
             if not (folder / "metrics.csv").exists():
@@ -148,14 +154,12 @@ class Run:
             for seed in seeds:
                 kind = plan.generator_of(self.scale, seed)
                 made = (self.root / kind / "manifest.json").stat().st_mtime
-                kept = plan.cell_folder(self.root, "language", base, task, seed) / "metrics.csv"
+                kept = self._cell(base, task, seed) / "metrics.csv"
                 if kept.exists() and kept.stat().st_mtime < made:
                     kept.unlink()
                 self.cell(task, base, seed)
         path = self.root / "cells" / f"{base}.json"
-        folders = [
-            plan.cell_folder(self.root, "language", base, t, s) for t in names for s in seeds
-        ]
+        folders = [self._cell(base, t, s) for t in names for s in seeds]
         storage.write_json(path, {"cells": [folder.name for folder in folders]})
         return path
 
@@ -166,26 +170,30 @@ class Run:
         """
         planned = [
             (task, cells.base, seed)
-            for cells in plan.cells_of(self.scale, self.source)
+            for cells in self.planned
             for task in cells.tasks
             for seed in range(cells.seeds)
         ]
         for task, base, seed in planned:
             self.cell(task, base, seed)
-        found = [plan.cell_folder(self.root, "language", b, t, s) for t, b, s in planned]
+        found = [self._cell(b, t, s) for t, b, s in planned]
         trained = (self.root / "generator" / "manifest.json").stat().st_mtime
         pairs = dict.fromkeys((base, task) for task, base, _ in planned)
         for base, task in pairs:
-            for folder in sorted((self.root / "cells").glob(f"language--{base}--{task}--seed-*")):
+            pattern = f"{self.experiment}--{base}--{task}--seed-*"
+            for folder in sorted((self.root / "cells").glob(pattern)):
                 metrics = folder / "metrics.csv"
                 if folder not in found and metrics.exists():
                     found += [folder] * (metrics.stat().st_mtime >= trained)
         return found
 
+    def _cell(self, base: str, task: str, seed: int) -> Path:
+        return plan.cell_folder(self.root, self.experiment, base, task, seed)
+
     def bench(self) -> Path:
         """Times the hot paths on every base model into benchmarks.csv; returns the new report."""
         path = self.results / "benchmarks.csv"
-        for cells in plan.cells_of(self.scale, self.source):
+        for cells in self.planned:
             task = tasks.load(cells.tasks[0])
             base = self.base(cells.base, len(task.labels))
             longest = max(map(tasks.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
@@ -202,23 +210,32 @@ class Run:
         results.collect(self.cells(), self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
             results.append_novelty(self.results / "novelty.csv", rows)
-        self._curves().to_csv(self.results / "curves.csv", index=False, float_format="%.5g")
+        suffix = "" if self.experiment == "language" else f"-{self.experiment}"
+        curves = self.results / f"curves{suffix}.csv"
+        self._curves().to_csv(curves, index=False, float_format="%.5g")
         generator = storage.read_json(self.root / "generator" / "manifest.json")
         provenance.manifest(
             self.results,
-            source=plan.slug(self.source),
+            source=f"{plan.slug(self.source)}{suffix}",
             seeds={
                 "zoo": sorted({m["seed"] for m in generator["zoo"]}),
                 "generator": generator["training"]["seed"],
             },
             zoo=generator["zoo"],
-            assets=assets.identities(self.source),
+            assets=assets.identities(self.source, self.experiment),
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
             recipes=self._recipes(generator["zoo"]),
             evolved=[storage.read_json(f) for f in sorted((self.root / "evolved").glob("*.json"))],
         )
-        return report.write(self.results.parent, self.scale)
+        written = report.write(self.results.parent, self.scale)
+        storage.write_json(self.root / "published.json", {"report": written.name})
+        return written
+
+    def published(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(metrics, items) of this experiment among the published results."""
+        frames = results.read(self.results)
+        return tuple(frame[frame.experiment == self.experiment] for frame in frames)
 
     def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
         """How the adapters of each base model and task were trained."""
@@ -231,7 +248,7 @@ class Run:
     def _curves(self) -> pd.DataFrame:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
         parts = []
-        for base, task, seed in plan.members(self.scale, self.source):
+        for base, task, seed in plan.members(self.scale, self.source, self.experiment):
             info = zoo.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
         for kind in plan.generators(self.scale):

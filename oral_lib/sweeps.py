@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ from oral_lib.graph import Node
 
 PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
-PLACE = ("base", "task", "seed")  # what names a cell of the plan
+PLACE = ("base", "backbone", "task", "seed")  # what names a cell of the plan
 # of notebooks that are not in the plan: the nodes that each word of `bases` needs (others need all
 # generators), and what it writes to results/<scale>
 NEEDS = {"70_ablations": "zoo/{base}*"}
@@ -203,15 +203,22 @@ def _node(
     inputs = _made(planned, stem, cell)
     name, outputs = f"sweep/{stem}/{_readable(cell, sweep.defaults)}{key}", ()
     near = [s for s in siblings if _without(s[1]) == _without(cell)]
-    if near and set(PLACE) <= cell.keys():
-        node, _ = next((s for s in near if s[1]["base"] == cell["base"]), near[0])
+    if near and has_place(cell):
+        place = [cell[part] for part in PLACE if part in cell]
+        node, _ = next((s for s in near if place[0] in s[1].values()), near[0])
         like = {"memory_mb": node.memory_mb, "minutes": node.minutes, "gpu": node.gpu}
         inputs = node.inputs[1:]  # the notebook is the first
-        experiment, place = node.name.split("/")[0], [cell[part] for part in PLACE]
+        experiment = node.name.split("/")[0]
         name = "{}/{}/{}/seed-{}".format(experiment, *place)
-        folder = plan.cell_folder(run, experiment, *place)
+        root = plan.experiment_folder(where["scale"], where["source"], where["out"], experiment)
+        folder = plan.cell_folder(root, experiment, *place)
         outputs = [folder / Path(path).name for path in node.outputs[:-1]]
     return plan.notebook_node(name, stem, run, {**cell, **where}, outputs, inputs, **like)
+
+
+def has_place(cell: Collection[str]) -> bool:
+    """Whether the parameters name a base model, a task and a seed."""
+    return len(set(PLACE) & set(cell)) == 3 and {"task", "seed"} <= set(cell)
 
 
 def _without(cell: Cell) -> dict[str, Any]:
@@ -220,7 +227,8 @@ def _without(cell: Cell) -> dict[str, Any]:
 
 def _made(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
     """What the nodes leave that a cell of the notebook `stem` needs."""
-    patterns = ["generator*", "regression*"]
+    prefix = "vision/" if "backbone" in cell else ""
+    patterns = [f"{prefix}generator*", f"{prefix}regression*"]
     if stem in NEEDS:
         patterns = [NEEDS[stem].format(base=base) for base in cell["bases"].split()]
     return tuple(path for node in graph.select(planned, patterns) for path in node.outputs)
@@ -260,7 +268,8 @@ def run(
         return wanted
 
     code = reproduce.main(words, planner=planner)
-    if code == 0 and not dry_run and set(PLACE) <= sweep.defaults.keys():
+    if code == 0 and not dry_run and has_place(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
+        where += ["--experiment", "vision"] if "backbone" in sweep.defaults else []
         print("publish:", shlex.join(["python", "-m", "oral_lib", "report", *where]))
     return code

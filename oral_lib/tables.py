@@ -16,6 +16,7 @@ from oral_lib.results import SHARES, matrix
 HEADINGS = {  # (method, condition): how the main table calls it
     ("majority", "none"): "majority",
     ("base", "none"): "base",
+    ("linear_probe", "none"): "linear probe",
     ("trained", "none"): "trained",
     ("soup_task", "none"): "per-task soup",
     ("soup_all", "none"): "all-task soup",
@@ -32,10 +33,12 @@ HEADINGS = {  # (method, condition): how the main table calls it
     ("unconditional", "none"): "unconditional",
 }
 # shown when they were run; every other column is always there
-OPTIONAL = ["unseen wording", "Gaussian", "small noise", "large noise", "unconditional"]
+OPTIONAL = [
+    "linear probe", "unseen wording", "Gaussian", "small noise", "large noise", "unconditional",
+]  # fmt: skip
 RIVALS = [
     "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
-    "unconditional",
+    "unconditional", "linear_probe",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
 FEW = 3  # tasks
@@ -190,7 +193,8 @@ def ordered(rows: pd.DataFrame, column: str) -> list[str]:
 
     Where only a few tasks of packages were run (scale desk), models that were not are no gap.
     """
-    found, paper = list(rows[column].unique()), set(rows.source) <= {"local", "hub"}
+    found = list(rows[column].unique())
+    paper = set(rows.source) <= {"local", "hub"} and set(rows.experiment) <= {"language"}
     if column == "base":
         whole = set(found) & set(MODELS) and (paper or rows.task.nunique() > FEW)
         known = [name for name in MODELS if whole or name in found]
@@ -373,6 +377,7 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
         for rival in RIVALS:
             condition = next(text for method, text in HEADINGS if method == rival)
             pairs.append(("generated", generated, rival, matrix(cell, rival, condition)))
+        pairs.append(("trained", trained, "linear_probe", matrix(cell, "linear_probe", "none")))
         for what, first, against, second in pairs:
             series = _common(first, second)
             if series[0].size:

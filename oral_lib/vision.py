@@ -15,7 +15,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from oral_lib import images, seeds, storage
-from oral_lib.bases import BaseModel
+from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError
 from oral_lib.registry import BaseSpec
 from oral_lib.tasks import Row
@@ -89,6 +89,11 @@ class Backbone(BaseModel):
                 self._pictures.pop(next(iter(self._pictures)))
             self._pictures[key] = table.flatten(1).to(self.device)
         return self._pictures[key]
+
+    def shown(self, rows: Sequence[Row]) -> Tensor:
+        """uint8 [n, pixels, pixels, 3] on the CPU: the pictures as people see them."""
+        table = self.pictures(rows).view(-1, 3, self.pixels, self.pixels)
+        return table.permute(0, 2, 3, 1).cpu()
 
     def normalised(self, pictures: Tensor) -> Tensor:
         """[b, 3, pixels, pixels] as the model reads them, of bytes [b, 3 * pixels * pixels]."""

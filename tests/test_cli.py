@@ -42,7 +42,7 @@ def calls(monkeypatch):
 def test_zoo_trains_the_seeds_of_the_scale(calls, tmp_path):
     words = ["zoo", "--base", "tiny-encoder", "--task", "movie", "--scale", "smoke"]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
-    where = ("smoke", "packages", tmp_path)
+    where = ("smoke", "packages", tmp_path, "language")
     assert calls == [("train_zoo", where, ("tiny-encoder", ["movie"], [0, 1, 2]))]
 
 
@@ -50,14 +50,25 @@ def test_train_trains_the_generator_or_the_baseline_of_a_run(calls):
     for kind in plan.generators("lab"):
         calls.clear()
         assert cli.main(["train", kind, "--scale", "lab", "--source", "hub"]) == 0
-        assert calls == [("train_generator", ("lab", "hub", plan.ROOT), (kind,))]
+        where = ("lab", "hub", plan.ROOT)
+        assert calls == [("train_generator", (*where, "language"), (kind,))]
+        calls.clear()
+        words = ["train", kind, "--scale", "lab", "--source", "hub", "--experiment", "vision"]
+        assert cli.main(words) == 0
+        assert calls == [("train_generator", (*where, "vision"), (kind,))]
+
+
+def test_a_base_model_says_which_experiment_is_meant(calls):
+    words = ["zoo", "--base", "tiny-vit", "--task", "solar_cells", "--scale", "smoke"]
+    assert cli.main(words) == 0
+    assert calls[0][1] == ("smoke", "packages", plan.ROOT, "vision")
 
 
 def test_tune_takes_the_tasks_of_the_scale_and_evolve_a_version(calls, capsys):
     where = ["--scale", "desk", "--base"]
     assert cli.main(["tune", *where, "smollm2-135m"]) == 0
     assert cli.main(["evolve", *where, "smollm2-135m-t4"]) == 0
-    desk = ("desk", "packages", plan.ROOT)
+    desk = ("desk", "packages", plan.ROOT, "language")
     assert calls == [
         ("tune", desk, ("smollm2-135m", ["movie", "sarcasm"])),
         ("evolve", desk, ("smollm2-135m-t4",)),
@@ -68,11 +79,14 @@ def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path
     from oral_lib import assets, checks
 
     asked = []
-    monkeypatch.setattr(assets, "prepare", lambda *given, **rest: asked.append("models"))
+    monkeypatch.setattr(
+        assets, "prepare", lambda *given, experiment, **rest: asked.append(experiment)
+    )
     monkeypatch.setattr(assets, "harness", lambda *, offline: asked.append(offline))
     words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
-    assert cli.main(words) == 0 and asked == ["models"]
-    assert cli.main([*words, "--tests", "--offline"]) == 0 and asked[1:] == ["models", True]
+    assert cli.main(words) == 0 and asked == ["language"]
+    assert cli.main([*words, "--tests", "--offline"]) == 0
+    assert asked[1:] == [*plan.EXPERIMENTS, True]
     assert "--tests" in checks.steps()[0].command
 
 

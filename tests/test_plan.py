@@ -188,7 +188,7 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
 
     for source in ("packages", "local:x", "hub"):
         kind = plan.slug(source)
-        wanted = {t for t in tasks.names() if kind in tasks.load(t).sources}
+        wanted = {t for t in tasks.names("language") if kind in tasks.load(t).sources}
         for cells in plan.cells_of("lab", source):
             planned = set(cells.tasks)
             assert planned in (wanted, wanted - set(plan.WRITTEN))
@@ -214,7 +214,43 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    assert {node.name for node in nodes} - needed == {"report"} | beside(scale)
+    others = {node.name for node in nodes if node.name.startswith("vision/")}
+    assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
+
+
+@pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "packages")])
+def test_a_star_selects_all_of_vision_and_nothing_of_language_is_needed(scale, source, tmp_path):
+    nodes = plan.nodes(scale, source, tmp_path)
+    chosen = graph.select(nodes, ["vision*"])
+    assert graph.with_needs(nodes, chosen) == chosen and chosen[-1].name == "vision/report"
+    root = plan.experiment_folder(scale, source, tmp_path, "vision")
+    models = plan.cells_of(scale, source, "vision")
+    for cells in models:
+        for task in cells.tasks:
+            for seed in range(cells.seeds):
+                folder = plan.cell_folder(root, "vision", cells.base, task, seed)
+                assert str(folder / "metrics.csv") in chosen[-1].inputs
+    assert len(chosen[-1].inputs) == 2 * sum(len(c.tasks) * c.seeds for c in models)
+
+
+def test_a_folders_own_backbones_take_part(tmp_path):
+    names = [c.base for c in plan.cells_of("lab", f"local:{tmp_path}", "vision")]
+    assert names == [f"efficientnet-lite{n}" for n in range(3)]
+    (tmp_path / "models" / "vit-tiny").mkdir(parents=True)
+    (tmp_path / "models" / "vit-tiny" / "config.json").write_text("{}")
+    own = [c.base for c in plan.cells_of("lab", f"local:{tmp_path}", "vision")]
+    assert own == [*names, "vit-tiny"]
+
+
+@pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
+def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
+    from oral_lib import registry, tasks
+
+    kind = plan.slug(source)
+    wanted = {t for t in tasks.names("vision") if kind in tasks.load(t).sources}
+    for cells in plan.cells_of("lab", source, "vision"):
+        assert set(cells.tasks) == wanted
+        assert registry.spec(cells.base).experiment == cells.experiment == "vision"
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):

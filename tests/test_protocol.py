@@ -223,7 +223,8 @@ def same(trial, tensors):
 def test_every_method_of_the_table_is_tried(planned):
     seen = planned()
     methods = {method for method, _ in seen.trials} | {"majority"}
-    assert methods == set(results.METHODS) - {"copy_oldest", "copy_newest", "retrained"}
+    elsewhere = {"linear_probe", "copy_oldest", "copy_newest", "retrained"}
+    assert methods == set(results.METHODS) - elsewhere
     told = {condition for method, condition in seen.trials if method == "generated"}
     assert told == {"matched", "paraphrase", "mismatched", "random", "empty"}
     assert len(seen.trials["generated", "matched"].adapters) == SIZE.samples
@@ -430,7 +431,9 @@ def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
     whole = plan.members
     monkeypatch.setattr(
         plan, "members",
-        lambda scale, source, *, held_out=False: [] if held_out else whole(scale, source),
+        lambda scale, source, which, *, held_out=False: (
+            [] if held_out else whole(scale, source, which)
+        ),
     )  # fmt: skip
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
     _, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
@@ -450,7 +453,7 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     """On a task that the zoo of the smoke scale does not have: its adapters stand in."""
     monkeypatch.setattr(
         plan, "members",
-        lambda scale, source, *, held_out=False: [
+        lambda scale, source, which, *, held_out=False: [
             ("tiny-causal", task, 2 if held_out else seed)
             for task in ("arithmetic", "movie")
             for seed in range(1 if held_out else 2)

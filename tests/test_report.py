@@ -172,6 +172,8 @@ def test_the_grid_puts_the_base_model_in_small_print():
 
 def test_the_paper_order_and_an_encoder_that_cannot_write():
     rows = pd.DataFrame({"base": ["minilm-l6"], "task": ["rte"], "source": ["hub"]})
+    rows["experiment"] = "language"
+    assert tables.ordered(rows.assign(experiment="vision"), "task") == ["rte"]
     assert tables.ordered(rows, "task") == tables.PAPER_TASKS
     assert tables.ordered(rows.assign(source="packages"), "task") == ["rte"]
     assert tables.ordered(rows.assign(base="tiny"), "base") == ["tiny"]

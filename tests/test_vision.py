@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from oral_lib import (
+    assets,
     bases,
     benchmarks,
     evaluate,
@@ -238,6 +239,25 @@ def test_a_folder_in_timms_form_is_loaded_whatever_its_head(tmp_path, monkeypatc
     storage.write_json(folder / "config.json", about | {"architecture": "test_resnet"})
     with refused(OralError, str(folder), "test_resnet"):
         bases.load("own", source=f"local:{tmp_path}")
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_the_packages_weights_see_what_imagenet_taught(n):
+    """A palace by the water, photographed for scikit-learn, with the head that came along."""
+    import timm
+    from sklearn.datasets import load_sample_image
+
+    folder = assets.model_dir(f"efficientnet-lite{n}")
+    config = storage.read_json(folder / "config.json")
+    about = {"pretrained_cfg": config["pretrained_cfg"], **config["model_args"]}
+    model = timm.create_model(config["architecture"], **about).eval()
+    model.load_state_dict(storage.read_tensors(folder / "model.safetensors"))
+    file = io.BytesIO()
+    Image.fromarray(load_sample_image("china.jpg")).save(file, "png")
+    picture = images.decoded([file.getvalue()], 224, "bicubic") / 255
+    with torch.inference_mode():
+        seen = model((picture - 0.5) / 0.5).topk(4).indices[0].tolist()
+    assert 698 in seen  # palace
 
 
 def test_batch_statistics_keep_full_precision_beside_bfloat16():

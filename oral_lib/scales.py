@@ -1,0 +1,97 @@
+"""The scales: which base models, tasks and seeds a run has, and what they cost.
+
+Imports with the standard library alone.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One base model of a scale: its tasks, the adapters the zoo holds of each, what they cost."""
+
+    base: str
+    tasks: tuple[str, ...]
+    zoo_seeds: int  # adapters of a task that the generator is trained on
+    held_out: int = 0  # further ones that it never sees
+    seeds: int = 1  # generator seeds, each a cell of the table
+    tuned: bool = False  # learning rate and steps are chosen first
+    parent: str = ""  # the model of which this is a later version
+    zoo_minutes: float = 0.1  # one adapter
+    cell_minutes: float = 0.2
+    memory_mb: int = 2000
+    experiment: str = "language"
+
+
+PAPER_TASKS = ("sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k")
+PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
+STAND_INS = (
+    *("movie", "product_matching", "corr2cause", "pararule"),
+    *("quartz", "winograd_schemas", "school_maths"),
+)
+SPARES = ("sarcasm", "tweets", "products", "review_topic", "arithmetic")
+WRITTEN = ("gsm8k", "school_maths", "arithmetic")  # an encoder cannot write an answer
+TASKS = {"packages": STAND_INS + SPARES, "local": PAPER_TASKS, "hub": PAPER_TASKS}
+PICTURES = {
+    "packages": ("digits", "easy_vqa_shape", "easy_vqa_colour", "solar_cells"),
+    "local": ("cifar10", "gtsrb", "flowers", "sign_digits"),
+    "hub": ("cifar10", "gtsrb"),  # of the others no revision is known
+}
+LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+OWN_BACKBONES = ("vit-tiny", "convnext-atto")  # of which a local folder may have the weights
+TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to accept
+
+
+def _lab(source: str) -> tuple[Cells, ...]:
+    """The five language models of the lab scale, and two more where the hub has them."""
+    rows = TASKS[source]
+    labelled = tuple(task for task in rows if task not in WRITTEN)
+    causal = Cells("", rows, 8, 2, 3, True, "", 0.03, 0.5, 6000)
+    encoder = replace(causal, tasks=labelled, zoo_minutes=0.02, cell_minutes=0.3, memory_mb=3000)
+    models = [
+        replace(encoder, base="minilm-l6"),
+        replace(encoder, base="minilm-l3"),
+        replace(causal, base="smollm2-135m"),
+        replace(causal, base="smollm2-135m-t4", parent="smollm2-135m", tuned=False),
+        replace(causal, base="gemma-3-270m"),
+    ]
+    if source == "hub":
+        models += [replace(causal, base=b) for b in ("qwen2.5-0.5b", "llama-3.2-1b")]
+    agreed = os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
+    return tuple(m for m in models if TERMS.get(m.base, "") in ("", *agreed))
+
+
+def _backbones(source: str) -> tuple[Cells, ...]:
+    """The image backbones of the lab scale, with those that the user's own folder has."""
+    kind, _, folder = source.partition(":")
+    models = Path(folder).expanduser() / "models"
+    own = [b for b in OWN_BACKBONES if kind == "local" and (models / b / "config.json").is_file()]
+    cells = Cells("", PICTURES[kind], 8, 2, 3, True, "", 0.05, 0.5, 6000, "vision")
+    return tuple(replace(cells, base=base) for base in (*LITES, *own))
+
+
+VISION = {
+    "smoke": lambda source: tuple(
+        Cells(base, ("easy_vqa_shape", "solar_cells"), 2, 1, experiment="vision")
+        for base in ("tiny-convnet", "tiny-vit")
+    ),
+    "lab": _backbones,
+}
+SCALES = {
+    "smoke": lambda source: (
+        Cells("tiny-encoder", ("movie", "sarcasm"), 2, 1),
+        Cells("tiny-causal", ("movie", "sarcasm"), 2, 1),
+    ),
+    "desk": lambda source: (
+        Cells(
+            "minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 0, 1, False, "", 0.5, 0.9, 2500
+        ),
+        Cells("smollm2-135m", ("movie", "sarcasm"), 2, 0, 1, False, "", 1.5, 2.5, 4000),
+    ),
+    "lab": _lab,
+    "paper": lambda source: tuple(
+        Cells(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
+    ),
+}
