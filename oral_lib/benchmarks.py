@@ -155,30 +155,30 @@ def zoo_rows(
 ) -> list[dict]:
     """Rows for benchmarks.csv: a step that trains S adapters at once, beside a step of PEFT's loop.
 
-    16 rows of `width` tokens an adapter, LoRA on all linear layers; `task` should have rows that
-    are longer. The limit is the measured peak of matrix products: operations are those of the
-    frozen weights in two passes (nothing in the base gets a gradient of its own) and of LoRA in
-    three. An adapter is 400 steps; what is set up once (compiling, graphs) stands by itself.
+    16 rows of `width` tokens an adapter, LoRA on all linear layers, `task` should have rows that
+    are longer; or 16 pictures, LoRA on the backbone's own targets. The limit is the measured peak
+    of matrix products: operations are those of the frozen weights in two passes (nothing in the
+    base gets a gradient of its own) and of LoRA in three. An adapter is 400 steps; what is set up
+    once (compiling, graphs) stands by itself.
     """
     device, on_gpu = base.device, base.device.type == "cuda"
     sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
-    linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
-    base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
-    task, batch, repeats = replace(task, words=width), 16, 5 if on_gpu else 3
+    batch, repeats, case = 16, 5 if on_gpu else 3, f"{base.name}, {', '.join(base.spec.targets)}"
+    if base.family != "vision":
+        linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
+        base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
+        task, case = replace(task, words=width), f"{base.name}, all linear layers"
     recipe = Recipe(steps=400, batch=batch, lr=1e-3)
     long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * batch]
     rows = {task.name: replace(data, train=tuple(long))}
-    head = base.model.get_output_embeddings()  # read at one place of a row only
-    linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
     values = sum(v.numel() for v in base.lora_init().values())
-    flops = 2 * batch * width * (2 * sum(m.weight.numel() for m in linear) + 3 * values)
+    flops = batch * _operations(base, width)
     peak, block = _peak(base), 10 if on_gpu else 2
 
     def plain(steps: int) -> float:
         run = Run(task, 0, replace(recipe, steps=steps))
         return seconds(lambda: train_plain(base, run, rows), device, repeats)
 
-    case = f"{base.name}, all linear layers"
     once = (plain(3 * block) - plain(block)) / (2 * block)  # what is set up once falls out
     found = []
 
@@ -224,6 +224,34 @@ def zoo_rows(
         found.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
                           "limit", "speed", peak / 1e12, "TFLOP/s"))  # fmt: skip
     return found
+
+
+def _operations(base: BaseModel, width: int) -> int:
+    """Operations of a training step on a row of `width` tokens, or on a picture."""
+    if base.family != "vision":
+        head = base.model.get_output_embeddings()  # read at one place of a row only
+        linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
+        values = sum(v.numel() for v in base.lora_init().values())
+        return 2 * width * (2 * sum(m.weight.numel() for m in linear) + 3 * values)
+
+    adapted, r, counts = base.adapted(), base.spec.rank, {}
+
+    def count(name: str):
+        def note(module, _, seen) -> None:  # how often the weight is used
+            counts[name] = seen.numel() // len(module.weight), module.weight
+
+        return note
+
+    layers = [(n, m) for n, m in base.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [module.register_forward_hook(count(name)) for name, module in layers]
+    side = base.pixels
+    with torch.inference_mode():
+        base.model(base.normalised(torch.zeros(1, 3 * side * side, device=base.device)))
+    for hook in hooks:
+        hook.remove()
+    frozen = sum(places * weight.numel() for places, weight in counts.values())
+    lora = sum(counts[n][0] * r * (len(w) + w.shape[1]) for n, w in adapted.items())
+    return 2 * (2 * frozen + 3 * lora)
 
 
 def _peak(base: BaseModel) -> float:

@@ -36,3 +36,22 @@ def test_training_at_once_is_set_beside_peft_for_every_size():
     assert {row["variant"] for row in rows} == {"plain", "1 at once", "2 at once"}
     assert {row["metric"] for row in rows} == {"speed over plain", "share of limit"}
     assert all(row["value"] > 0 for row in rows)
+
+
+def test_backbones_are_trained_at_once_beside_peft_too():
+    task = tasks.load("solar_cells")
+    base, data = bases.load("tiny-convnet"), tasks.rows(task, "made")
+    rows = benchmarks.zoo_rows(base, task, data, sizes=(2,))
+    assert {row["variant"] for row in rows} == {"plain", "2 at once"}
+    assert all(row["value"] > 0 and row["case"].startswith("tiny-convnet") for row in rows)
+
+
+def test_the_operations_of_a_picture_are_counted_layer_by_layer():
+    base = bases.load("tiny-vit")
+    found, seen = benchmarks._operations(base, 0), base.model
+    tokens, width = seen.patch_embed.num_patches + 1, seen.num_features
+    blocks = sum(m.weight.numel() for n, m in seen.named_modules() if hasattr(m, "in_features")
+                 and n.startswith("blocks."))  # fmt: skip
+    frozen = tokens * blocks + (tokens - 1) * seen.patch_embed.proj.weight.numel()
+    frozen += seen.head.weight.numel()
+    assert width == 64 and 4 * frozen < found < 8 * frozen
