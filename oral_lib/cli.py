@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
 
     one = command("train", _train, "train the generator, or a baseline of it, on the zoo")
-    one.add_argument("kind", choices=plan.generators("lab"))
+    one.add_argument("kind", choices=(*plan.generators("lab"), "multitask"))
     experiment(one)
 
     one = command("cells", _cells, "measure the cells of one base model in one process")
@@ -188,7 +188,8 @@ def _tasks(args: argparse.Namespace) -> list[str]:
         for name in args.task:
             tasks.load(name)
         return args.task
-    return list(plan.base_of(args.scale, args.base, _source(args)).tasks)
+    cells = plan.base_of(args.scale, args.base, _source(args))
+    return list(cells.measured if args.command == "cells" else cells.kept)
 
 
 def _tune(args: argparse.Namespace) -> None:

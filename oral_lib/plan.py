@@ -18,20 +18,29 @@ from oral_lib.scales import (  # noqa: F401  asked for here by all who plan
     SCALES,
     TASKS,
     TERMS,
+    UNSEEN,
     VISION,
     WRITTEN,
     Cells,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-EXPERIMENTS = ("language", "vision")  # each has a zoo, generators and a notebook of its own
+EXPERIMENTS = (
+    "language",
+    "vision",
+    "unseen",
+)  # each has a zoo, generators and a notebook of its own
 PROJECT = ("-m", "oral_lib")  # what every command starts with
 # what a run is made of: (scale, source, out) -> nodes, each after those it needs
 Planner = Callable[[str, str, Path], list[Node]]
 
 
 NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
-CELL_NOTEBOOKS = {"language": ("10_language", "base"), "vision": ("20_vision", "backbone")}
+CELL_NOTEBOOKS = {  # and the parameter that names the base model
+    "language": ("10_language", "base"),
+    "vision": ("20_vision", "backbone"),
+    "unseen": ("21_unseen", ""),
+}
 
 
 def default_scale() -> str:
@@ -39,8 +48,10 @@ def default_scale() -> str:
     return "lab" if shutil.which("nvidia-smi") else "desk"
 
 
-def generators(scale: str) -> tuple[str, ...]:
+def generators(scale: str, experiment: str = "language") -> tuple[str, ...]:
     """What is trained on a zoo: the generator with each of its seeds, and its baselines."""
+    if experiment == "unseen":
+        return ("generator", "regression", "multitask")
     seeds = 3 if scale in ("lab", "paper") else 1
     more = tuple(f"generator-{seed}" for seed in range(1, seeds))
     rest = ("regression", "unconditional") if scale in ("lab", "paper") else ("regression",)
@@ -82,8 +93,9 @@ def cells_of(
     if experiment not in EXPERIMENTS:
         known = f"{closest(experiment, EXPERIMENTS)} Known: {', '.join(EXPERIMENTS)}."
         raise UsageError(f"unknown experiment {experiment!r}.{known}")
-    if experiment == "vision":
-        return VISION.get(scale, lambda source: ())("packages" if kind == "made" else source)
+    if experiment != "language":
+        whole = VISION if experiment == "vision" else UNSEEN
+        return whole.get(scale, lambda source: ())("packages" if kind == "made" else source)
     return SCALES[scale]("packages" if kind == "made" else kind)
 
 
@@ -108,7 +120,7 @@ def base_of(scale: str, base: str, source: str = "packages") -> Cells:
 
 def check_cell(scale: str, source: str, base: str, task: str) -> None:
     """`UsageError` with the nearest name unless (base, task) is a cell of the scale."""
-    known = base_of(scale, base, source).tasks
+    known = base_of(scale, base, source).measured
     if task not in known:
         raise UsageError(
             f"scale {scale!r} from source {slug(source)!r} has no task {task!r} on {base!r}."
@@ -278,7 +290,7 @@ def _zoo(draft: _Draft, assets: tuple[str, ...]) -> tuple[str, ...]:
                 gpu=gpu,
             )
         seeds = range(model.zoo_seeds + model.held_out)
-        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.tasks
+        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.kept
                    for s in seeds]  # fmt: skip
         zoo += draft.add(
             f"zoo/{model.base}",
@@ -298,7 +310,7 @@ def _generators(draft: _Draft, zoo: tuple[str, ...]) -> tuple[str, ...]:
     """Adds the training of generators; their manifests."""
     adapters = sum(m.zoo_minutes * len(m.tasks) * m.zoo_seeds for m in draft.models)
     made: list[str] = []
-    for kind in generators(draft.scale):
+    for kind in generators(draft.scale, draft.experiment):
         made += draft.add(
             kind,
             *("train", kind, *draft.told),
@@ -316,17 +328,21 @@ def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
     stem, called = CELL_NOTEBOOKS[draft.experiment]
     results: list[str] = []
     for model in draft.models:
-        measured = ()
-        if draft.gpu:
+        measured, together = (), draft.experiment == "unseen"
+        if draft.gpu or together:
             measured = draft.add(
                 f"cells/{model.base}",
                 *("cells", "--base", model.base),
                 outputs=[draft.root / "cells" / f"{model.base}.json"],
                 inputs=made,
                 memory_mb=model.memory_mb,
-                minutes=model.cell_minutes * len(model.tasks) * model.seeds,
+                minutes=model.cell_minutes * len(model.measured) * model.seeds,
                 gpu=draft.gpu,
             )
+        if together:  # many tasks, one notebook
+            name = f"{draft.experiment}/{model.base}"
+            results += draft.notebook(name, stem, inputs=measured, minutes=0.3, gpu=draft.gpu)
+            continue
         for task in model.tasks:
             for seed in range(model.seeds):
                 folder = cell_folder(draft.root, draft.experiment, model.base, task, seed)

@@ -22,7 +22,7 @@ from oral_lib.evaluate import Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
-from oral_lib.tasks import Task
+from oral_lib.tasks import Row, Task
 
 RANDOM_WORDS = 8
 
@@ -176,6 +176,55 @@ def _models(root: Path, kind: str, device: str) -> Models:
     return Models(*(_generator(root / name, device, stamp) for name, stamp in stamps.items()))
 
 
+def judged(
+    model: BaseModel,
+    spec: Task,
+    held: Sequence[Row],
+    cell: dict,
+    asked: Sequence[Trial],
+    majority: Outcome | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(metrics, items) of all that was `asked` on the rows `held`, each adapter judged once."""
+    tables = [] if majority is None else [_items(cell, "majority", "none", 0, majority)]
+    seconds = {(t.method, t.condition): t.seconds for t in asked}
+    known: dict[tuple[int, int], Outcome] = {}  # retrieval often finds the trained adapters again
+    unique = {(id(a), t.rows): a for t in asked for a in t.adapters}
+    label = f"{model.name} {spec.name} seed {cell['seed']}"
+    progress = bar(total=len(unique), label=label, unit="adapter")
+    for rows in sorted({t.rows for t in asked}):
+        todo = {key: a for key, a in unique.items() if key[1] == rows}
+        began = time.perf_counter()
+        outcomes = evaluate(model, spec, held[:rows], list(todo.values()))
+        for key, outcome in zip(todo, outcomes, strict=True):  # rows were shuffled: a random part
+            known[key] = outcome
+            progress.update()
+        each = (time.perf_counter() - began) / len(todo)
+        for trial in (t for t in asked if t.rows == rows):
+            seconds[trial.method, trial.condition] += each * len(trial.adapters)
+    progress.close()
+    for trial in asked:
+        for sample, adapter in enumerate(trial.adapters):
+            outcome = known[id(adapter), trial.rows]
+            tables.append(_items(cell, trial.method, trial.condition, sample, outcome))
+    items = results.join(tables)
+    metrics = results.summarise(
+        items,
+        family=spec.family,
+        base_version=model.spec.version,
+        wall_s={key: round(value, 3) for key, value in seconds.items()},
+        balanced=spec.metric == "balanced_accuracy",
+    )
+    return metrics, items
+
+
+def _items(cell: dict, method: str, condition: str, sample: int, outcome: Outcome) -> pd.DataFrame:
+    about = {"sample": sample, "item": [row.key for row in outcome.rows]}
+    if outcome.written is None:
+        about |= {"labels": outcome.labels.numpy(), "logits": outcome.likely.numpy()}
+        return results.outcomes(cell, method, condition, **about)
+    return results.answered(cell, method, condition, **about, correct=outcome.correct.numpy())
+
+
 def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
@@ -196,19 +245,7 @@ def run_cell(
     cell = {
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
-    tables, held = [], data.test[: size.rows]
-
-    def keep(method: str, condition: str, sample: int, outcome: Outcome) -> None:
-        about = {"sample": sample, "item": [row.key for row in outcome.rows]}
-        if outcome.written is None:
-            about |= {"labels": outcome.labels.numpy(), "logits": outcome.likely.numpy()}
-            tables.append(results.outcomes(cell, method, condition, **about))
-        else:
-            about["correct"] = outcome.correct.numpy()
-            tables.append(results.answered(cell, method, condition, **about))
-
-    if seed == 0:
-        keep("majority", "none", 0, baselines.majority(data.train, held, len(spec.labels)))
+    held = data.test[: size.rows]
     asked = list(trials(spec, model, members, held_out, models, size, seed=seed, source=source))
     if model.family == "vision" and seed == 0:
         from oral_lib import probe  # needs timm
@@ -217,31 +254,8 @@ def run_cell(
         head = probe.adapter(model, spec, data)
         took = time.perf_counter() - began
         asked.append(Trial("linear_probe", "none", [head], size.rows, took))
-    seconds = {(t.method, t.condition): t.seconds for t in asked}
-    known: dict[tuple[int, int], Outcome] = {}  # retrieval often finds the trained adapters again
-    unique = {(id(a), t.rows): a for t in asked for a in t.adapters}
-    progress = bar(total=len(unique), label=f"{base} {task} seed {seed}", unit="adapter")
-    for rows in sorted({t.rows for t in asked}):
-        todo = {key: a for key, a in unique.items() if key[1] == rows}
-        began = time.perf_counter()
-        outcomes = evaluate(model, spec, held[:rows], list(todo.values()))
-        for key, outcome in zip(todo, outcomes, strict=True):  # rows were shuffled: a random part
-            known[key] = outcome
-            progress.update()
-        each = (time.perf_counter() - began) / len(todo)
-        for trial in (t for t in asked if t.rows == rows):
-            seconds[trial.method, trial.condition] += each * len(trial.adapters)
-    progress.close()
-    for trial in asked:
-        for sample, adapter in enumerate(trial.adapters):
-            keep(trial.method, trial.condition, sample, known[id(adapter), trial.rows])
-    items = results.join(tables)
-    metrics = results.summarise(
-        items,
-        family=spec.family,
-        base_version=model.spec.version,
-        wall_s={key: round(value, 3) for key, value in seconds.items()},
-    )
+    first = baselines.majority(data.train, held, len(spec.labels)) if seed == 0 else None
+    metrics, items = judged(model, spec, held, cell, asked, first)
     made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
     own = [m.tensors for m in members if m.task == task]
     apart = [m.tensors for m in held_out]

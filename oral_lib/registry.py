@@ -54,10 +54,13 @@ class BaseSpec:
 
     @property
     def experiment(self) -> str:
-        """The experiment that the model takes part in: "vision" or "language"."""
-        return "vision" if self.family == "vision" else "language"
+        """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
+        if self.family != "vision":
+            return "language"
+        return "unseen" if self.name.endswith(YES_NO) else "vision"
 
 
+YES_NO = "-yes-no"  # ends the names of backbones with a head of two classes
 BERT_LINEARS = ("query", "key", "value", "dense")
 CLASSES = 43  # the most that a task of pictures has
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
@@ -76,6 +79,12 @@ def _causal(name: str) -> BaseSpec:
 
 def _backbone(name: str, hub: str, targets: tuple[str, ...], pixels: int = 0) -> BaseSpec:
     return BaseSpec(name, "vision", name, hub, targets, pixels=pixels, classes=CLASSES)
+
+
+def _yes_no(base: BaseSpec) -> BaseSpec:
+    """The same backbone for the tasks of `splits.py`: a head of two classes is all they need."""
+    name = f"{base.name}{YES_NO}"
+    return replace(base, name=name, hub=name if base.asset is None else base.hub, classes=2)
 
 
 def _tiny(name: str, targets: tuple[str, ...]) -> BaseSpec:
@@ -101,6 +110,7 @@ _LISTED = (
     *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
     # no picture of the tasks has more than 128 pixels a side, the solar cells aside
     *(_backbone(name, name, LITE_CONVS, 128) for name in LITES),  # these weights are on no hub
+    _yes_no(_backbone(LITES[0], LITES[0], LITE_CONVS, 128)),
     _backbone("vit-tiny", assets.HUB["vit-tiny"][0], VIT_LINEARS),
     _backbone("convnext-atto", assets.HUB["convnext-atto"][0], ("fc1", "fc2"), 128),
     # the scale `paper`: planned, never run here
@@ -108,6 +118,7 @@ _LISTED = (
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),
+    _yes_no(_tiny("tiny-convnet", ("conv_exp", *LITE_CONVS))),
     *_versions(
         BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),
         Evolution(("made",), steps=20, batch=8, length=32, lr=3e-3, held_out=16),

@@ -45,21 +45,32 @@ NOVELTY_COLUMNS = {  # the numbers are those of `adapters.Novelty`
     "commit": str,
 }
 METHODS = [  # in the order in which tables show them
-    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "retrieval",
-    "regression", "generated",
+    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
+    "retrieval", "regression", "generated",
     "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
     "retrained",
 ]
 ONCE = [  # the methods that do not depend on the generator
-    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "retrieval", "gaussian",
+    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
+    "retrieval", "gaussian",
     "noise_small", "noise_large", "copy_oldest", "copy_newest", "retrained",
 ]
 # fmt: on
-PROMPTED = ["retrieval", "regression", "generated"]  # the methods that read the task's text
+PROMPTED = [
+    "multitask",
+    "retrieval",
+    "regression",
+    "generated",
+]  # the methods that read the task's text
 CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
 SOURCES = ["packages", "local", "hub", "made"]
 ALLOWED = {"method": METHODS, "condition": CONDITIONS, "source": SOURCES}
-SHARES = ["accuracy", "auc", "calibrated_accuracy"]  # between 0 and 1, higher is better
+SHARES = [
+    "accuracy",
+    "auc",
+    "calibrated_accuracy",
+    "balanced_accuracy",
+]  # between 0 and 1, higher is better
 
 CELL = ["experiment", "source", "base", "task", "seed"]  # with the family, which the task implies
 GROUP = [*CELL, "method", "condition"]
@@ -139,9 +150,11 @@ def summarise(
     base_version: str,
     wall_s: float | Mapping[tuple[str, str], float] = 0.0,
     commit: str | None = None,
+    balanced: bool = False,
 ) -> pd.DataFrame:
     """The metric rows of items: accuracy, and where labels are 0 and 1 and scores are known also
-    AUC and calibrated accuracy (the threshold of one half of the items judges the other half).
+    AUC and calibrated accuracy (the threshold of one half of the items judges the other half); if
+    `balanced`, balanced accuracy too.
 
     `wall_s` is one time for all rows or a time for each (method, condition).
     """
@@ -154,6 +167,9 @@ def summarise(
             right = stats.calibrated(labels[0], score)
             found = stats.bootstrap(right), stats.accuracy_stderr(right)
             measured.append(("calibrated_accuracy", *found))
+        if balanced:
+            found = stats.bootstrap_balanced(labels[0], correct)
+            measured.append(("balanced_accuracy", *found))
         row = dict(zip(GROUP, group, strict=True)) | {"family": family}
         row |= {"base_version": base_version, "higher_is_better": True}
         row |= {"n_samples": correct.shape[0], "n_items": correct.shape[1]}

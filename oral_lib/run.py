@@ -23,6 +23,7 @@ from oral_lib import (
     tasks,
     training,
     tuning,
+    unseen,
     zoo,
 )
 from oral_lib.bases import BaseModel
@@ -77,8 +78,8 @@ class Run:
                 if cells.parent:
                     self.evolve(cells.base)
                 seeds = plan.zoo_seeds(self.scale, cells.base, self.source)
-                self.train_zoo(cells.base, cells.tasks, seeds)
-            for kind in plan.generators(self.scale):
+                self.train_zoo(cells.base, cells.kept, seeds)
+            for kind in plan.generators(self.scale, self.experiment):
                 self.train_generator(kind)
         return self
 
@@ -89,6 +90,8 @@ class Run:
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
         where = {"source": self.source, "root": self.root, "device": self.device}
+        if self.experiment == "unseen":  # many tasks, one seed
+            return zoo.train_tasks(base, names, **where)
         recipe = recipes.DESK.get(base) if self.scale == "desk" else None
         return zoo.train_cells(base, names, seeds, recipe=recipe, **where)
 
@@ -105,14 +108,15 @@ class Run:
 
     def train_generator(self, kind: str) -> Path:
         """Trains one of `plan.generators` if it is missing; its folder."""
-        return training.train_from_zoo(
-            plan.members(self.scale, self.source, self.experiment),
-            kind,
-            root=self.root,
-            scale=self.scale,
-            source=self.source,
-            device=self.device,
-        )
+        where = {"root": self.root, "scale": self.scale, "source": self.source}
+        where["device"] = self.device
+        if kind == "multitask":
+            [cells] = self.planned
+            return unseen.train_multitask(cells.base, cells.tasks, **where)
+        if self.experiment == "unseen":
+            where["configured"] = unseen.preset(self.scale, kind)
+        known = plan.members(self.scale, self.source, self.experiment)
+        return training.train_from_zoo(known, kind, **where)
 
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model that generators are trained on."""
@@ -133,7 +137,8 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / f".{folder.name}.lock"):
             if not (folder / "metrics.csv").exists():
-                *measured, novelty = protocol.run_cell(
+                measure = unseen.run_cell if self.experiment == "unseen" else protocol.run_cell
+                *measured, novelty = measure(
                     task, base, seed,
                     scale=self.scale, source=self.source, root=self.root, device=self.device,
                 )  # fmt: skip
@@ -171,7 +176,7 @@ class Run:
         planned = [
             (task, cells.base, seed)
             for cells in self.planned
-            for task in cells.tasks
+            for task in cells.measured
             for seed in range(cells.seeds)
         ]
         for task, base, seed in planned:
@@ -247,11 +252,11 @@ class Run:
 
     def _curves(self) -> pd.DataFrame:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
-        parts = []
-        for base, task, seed in plan.members(self.scale, self.source, self.experiment):
+        parts, members = [], plan.members(self.scale, self.source, self.experiment)
+        for base, task, seed in members if self.experiment != "unseen" else ():  # a thousand
             info = zoo.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
-        for kind in plan.generators(self.scale):
+        for kind in plan.generators(self.scale, self.experiment):
             losses = storage.read_json(self.root / kind / "manifest.json")["losses"]
             parts.append((f"generator/{kind}", losses))
         frames = [

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from oral_lib import splits
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -23,6 +25,17 @@ class Cells:
     cell_minutes: float = 0.2
     memory_mb: int = 2000
     experiment: str = "language"
+    unseen: tuple[str, ...] = ()  # tasks of the zoo that no generator is trained on
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The tasks of the zoo."""
+        return self.tasks + self.unseen
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The tasks that cells are made of: the unseen ones where there are any."""
+        return self.unseen or self.tasks
 
 
 PAPER_TASKS = ("sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k")
@@ -78,6 +91,25 @@ VISION = {
         for base in ("tiny-convnet", "tiny-vit")
     ),
     "lab": _backbones,
+}
+
+
+def _splits(base: str, of: str, told: int, held: int, **costs) -> Cells:
+    """Tasks of yes or no: `told` to train generators, of those held out the first `held`."""
+    tasks, unseen = splits.trained(of)[:told], tuple(splits.held_out(of)[:held])
+    return Cells(base, tasks, 1, experiment="unseen", unseen=unseen, **costs)
+
+
+def _lab_splits(source: str) -> tuple[Cells, ...]:
+    """RPG's test; of ten handwritten digits where packages are all there is."""
+    of = "digits" if source == "packages" else "cifar10"
+    costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
+    return (_splits("efficientnet-lite0-yes-no", of, 1002, splits.HELD_OUT, **costs),)
+
+
+UNSEEN = {
+    "smoke": lambda source: (_splits("tiny-convnet-yes-no", "cifar10", 30, 2, zoo_minutes=0.01),),
+    "lab": _lab_splits,
 }
 SCALES = {
     "smoke": lambda source: (

@@ -176,3 +176,24 @@ def _auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndar
     below = np.cumsum(negative, axis=1) - 0.5 * negative
     with np.errstate(invalid="ignore"):
         return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
+def balanced(labels, correct) -> float:
+    """Balanced accuracy: the mean over classes of the share of right answers."""
+    labels, right = np.asarray(labels), item_means(correct)
+    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+
+
+def bootstrap_balanced(
+    labels, correct, n_boot: int = 2_000, seed: int = 0
+) -> tuple[Interval, float]:
+    """Balanced accuracy with its 95% bootstrap interval over items, and its standard error."""
+    labels, right = np.asarray(labels), item_means(correct)
+    found = []
+    for counts in _counts(labels.size, n_boot, seed):
+        classes = [counts * (labels == label) for label in np.unique(labels)]
+        with np.errstate(invalid="ignore"):  # a draw without one of the classes is left out
+            found.append(np.mean([part @ right / part.sum(1) for part in classes], axis=0))
+    draws = np.concatenate(found)
+    draws = draws[np.isfinite(draws)]
+    return interval(balanced(labels, correct), draws), float(draws.std(ddof=1))

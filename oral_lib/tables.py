@@ -20,6 +20,7 @@ HEADINGS = {  # (method, condition): how the main table calls it
     ("trained", "none"): "trained",
     ("soup_task", "none"): "per-task soup",
     ("soup_all", "none"): "all-task soup",
+    ("multitask", "matched"): "multi-task LoRA",
     ("retrieval", "matched"): "retrieval",
     ("regression", "matched"): "regression",
     ("generated", "matched"): "generated",
@@ -34,11 +35,12 @@ HEADINGS = {  # (method, condition): how the main table calls it
 }
 # shown when they were run; every other column is always there
 OPTIONAL = [
-    "linear probe", "unseen wording", "Gaussian", "small noise", "large noise", "unconditional",
+    "linear probe", "multi-task LoRA", "unseen wording", "Gaussian", "small noise", "large noise",
+    "unconditional",
 ]  # fmt: skip
 RIVALS = [
     "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
-    "unconditional", "linear_probe",
+    "unconditional", "linear_probe", "multitask",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
 FEW = 3  # tasks
@@ -89,6 +91,9 @@ def _scored(rows: pd.DataFrame, metric: str) -> float:
 PER_SAMPLE = {
     "auc": stats.auc,
     "calibrated_accuracy": lambda labels, scores: float(stats.calibrated(labels, scores).mean()),
+    "balanced_accuracy": lambda labels, scores: stats.balanced(
+        labels, (np.asarray(scores) > 0) == labels
+    ),
 }
 
 
@@ -293,6 +298,45 @@ def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
     high = found.value + np.sqrt(found.above) / found["count"]
     names = ["group", "variant", "default", "value"]
     return found[names].assign(ci_low=low, ci_high=high)
+
+
+UNSEEN = {  # (method, condition): the columns of `unseen_table` between best of n and base
+    ("generated", "matched"): "mean",
+    ("generated", "paraphrase"): "unseen wording",
+    ("regression", "matched"): "regression",
+    ("retrieval", "matched"): "retrieval",
+    ("multitask", "matched"): "multi-task LoRA",
+    ("soup_all", "none"): "all-task soup",
+    ("base", "none"): "base",
+}
+
+
+def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
+    """One row a held-out task of yes and no: balanced accuracy in percent, trained beside all that
+    never saw the task, then the mean, and its share of trained's gain over chance.
+
+    "best" is the best generated sample on these very rows, as RPG reports it: a ceiling, no choice
+    that a user could make.
+    """
+    samples = per_sample(items, "balanced_accuracy")
+    groups = samples.groupby(["task", "method", "condition"], sort=False, observed=True).value
+    mean, best = groups.mean(), groups.max()
+    table = []
+    for name in dict.fromkeys(samples.task):
+        row = {"task": tasks.load(name).description}
+        row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
+        row |= {"best": best.get((name, "generated", "matched"), np.nan)}
+        row |= {about: mean.get((name, *key), np.nan) for key, about in UNSEEN.items()}
+        table.append(row)
+    frame = pd.DataFrame(table)
+    means = frame.drop(columns="task").mean()
+    shares = (means - 0.5) / (means.trained - 0.5)
+    frame = pd.concat([frame, means.to_frame().T.assign(task="mean")], ignore_index=True)
+    shown = frame.set_index("task").map(lambda x: ABSENT if np.isnan(x) else f"{100 * x:.1f}")
+    shown.loc["share of the gain over chance"] = [
+        ABSENT if np.isnan(x) else f"{100 * x:.0f}%" for x in shares
+    ]
+    return shown.reset_index()
 
 
 def novelty_table(novelty: pd.DataFrame, source: str) -> pd.DataFrame:

@@ -14,8 +14,8 @@ names the column `image` with the pictures' files.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from importlib import resources
 from zlib import crc32
 
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from oral_lib import assets, images
+from oral_lib import assets, images, splits
 from oral_lib.errors import PreflightError, UsageError, closest
 
 SCORINGS = ("label", "option", "answer", "image")
@@ -81,6 +81,8 @@ class Task:
     extract: str = ""  # the answer in a generated text: one group of a regular expression
     new_tokens: int = 0  # how many tokens an answer may take
     stops: list[str] = field(default_factory=list)  # where a generated text is cut off
+    of: str = ""  # the task whose rows these are, where yes means `positive` classes of it
+    positive: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if self.scoring not in SCORINGS:
@@ -125,7 +127,10 @@ def names(family: str = "") -> list[str]:
 
 @cache
 def load(name: str) -> Task:
-    """The task called `name`; `UsageError` with the nearest name if there is none."""
+    """The task called `name`, of a file or a split (`splits.py`); `UsageError` with the nearest
+    name if there is none."""
+    if split := splits.parsed(name):
+        return _split(name, *split)
     if name not in names():
         raise UsageError(
             f"unknown task {name!r}.{closest(name, names())} Known: {', '.join(names())}."
@@ -134,12 +139,49 @@ def load(name: str) -> Task:
     return Task(**yaml.safe_load(text))
 
 
+def _split(name: str, of: str, positive: frozenset[int]) -> Task:
+    """The task that says yes to the classes `positive` of the task called `of`."""
+
+    def told(form: str) -> str:
+        return splits.sentence(form, of, positive)
+
+    return replace(
+        load(of),
+        name=name,
+        description=told(splits.DESCRIPTION),
+        paraphrases={part: [told(f) for f in forms] for part, forms in splits.WORDINGS.items()},
+        labels=["no", "yes"],
+        metric="balanced_accuracy",
+        stand_in="",
+        of=of,
+        positive=positive,
+    )
+
+
+@lru_cache(maxsize=2)
+def _whole(name: str, source: str) -> Split:
+    """The rows of a task of which splits are made, read once."""
+    return rows(load(name), source)
+
+
 def rows(task: Task, source: str) -> Split:
     """The rows of `task` from `source`: "packages", "local:DIR", "hub" or "made".
 
     Rows are shuffled by the split seed. Where the source has its own test split it is kept whole
     up to the size wanted; elsewhere test, validation and train are cut from one list in this order.
     """
+    if task.of:
+        whole, parts = _whole(task.of, source), ("train", "validation", "test")
+        return Split(
+            whole.source,
+            **{
+                part: tuple(
+                    replace(row, label=int(row.label in task.positive))
+                    for row in getattr(whole, part)
+                )
+                for part in parts
+            },
+        )
     kind, folder = assets.parse_source(source)
     if kind == "made":
         return _cut(task, kind, MADE, _made(task, sum(MADE.values())))

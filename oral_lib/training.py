@@ -312,14 +312,16 @@ def train_from_zoo(
     scale: str,
     source: str,
     device: str = "cpu",
+    configured: tuple[GeneratorConfig, TrainingConfig] | None = None,
 ) -> Path:
-    """Trains the `kind` (see `preset`) of a scale on zoo `members` of `root`.
+    """Trains the `kind` (see `preset`) of a scale on zoo `members` of `root`, as `configured` if
+    that is given.
 
     Returns its folder under `root`, which counts only once its manifest is there. One that was
     trained on another zoo or with another configuration is trained again.
     """
     folder = root / kind
-    config, training = preset(scale, kind)
+    config, training = configured or preset(scale, kind)
     zoo_members = [zoo.read(root, *member) for member in members]
     if _is_current(folder, config, training, zoo_members):
         return folder

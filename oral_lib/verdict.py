@@ -24,6 +24,7 @@ NAMES = {
     "noise_small": "a trained adapter with little noise",
     "noise_large": "a trained adapter with much noise",
     "unconditional": "the generator without condition",
+    "multitask": "one LoRA for all tasks",
     "linear_probe": "the linear probe",
     "base": "the base model",
     "majority": "the majority class",

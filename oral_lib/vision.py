@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oral_lib import images, seeds, storage
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError
-from oral_lib.registry import BaseSpec
+from oral_lib.registry import YES_NO, BaseSpec
 from oral_lib.tasks import Row
 
 TINY = {"tiny-convnet": "test_efficientnet", "tiny-vit": "test_vit"}  # of timm, made on the spot
@@ -116,8 +116,9 @@ def load(spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(0, "tiny", spec.name))
         if folder is None:
-            sizes = {"img_size": spec.pixels} if "vit" in spec.name else {}
-            model = timm.create_model(TINY[spec.name], num_classes=spec.classes, **sizes)
+            name = spec.name.removesuffix(YES_NO)
+            sizes = {"img_size": spec.pixels} if "vit" in name else {}
+            model = timm.create_model(TINY[name], num_classes=spec.classes, **sizes)
         else:
             model = _restored(spec, folder)
     model.name_or_path = spec.hub  # what PEFT writes into adapters

@@ -22,7 +22,7 @@ from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.progress import bar
-from oral_lib.recipes import Recipe, recipe_of
+from oral_lib.recipes import Recipe, default, recipe_of
 from oral_lib.replay import Replay
 from oral_lib.stacked import Stack
 from oral_lib.tasks import Split, Task
@@ -276,6 +276,26 @@ def train_cells(
                     _save_all(root, model, [d for d in made if d.run.seed in missing[name]], data)
                     runs, made = runs[len(made) :], []
     return [where for name in names for where in wanted[name]]
+
+
+def train_tasks(
+    base: str, names: Sequence[str], *, source: str, root: Path, device: str = "cpu"
+) -> list[Path]:
+    """Trains one adapter (seed 0) of each of many tasks of as many labels, `MOST` tasks a stack,
+    where `root` lacks it; the folders of all. All have the recipe of the base model."""
+    where = [folder(root, base, name, 0) for name in names]
+    todo = [n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()]
+    recipe, model = default(base), bases.load(base, source=source, device=device)
+    workshop = Workshop(model)
+    for first in range(0, len(todo), MOST):
+        some = {name: tasks.load(name) for name in todo[first : first + MOST]}
+        data = {name: tasks.rows(task, source) for name, task in some.items()}
+        runs = [Run(task, 0, recipe) for task in some.values()]
+        for done in workshop.train(runs, data, state=root / "zoo" / base):
+            task = done.run.task
+            [judged] = evaluate(model, task, data[task.name].validation, [done.tensors])
+            _save(folder(root, base, task.name, 0), model, done, data[task.name], judged)
+    return where
 
 
 def _save_all(root: Path, base: BaseModel, made: Sequence[Trained], data: Split) -> None:

@@ -257,6 +257,8 @@ def test_the_packages_offer_the_models_that_need_no_terms(monkeypatch):
     }
     lites = {f"efficientnet-lite{n}" for n in range(3)}
     assert set(bases.names(experiment="vision")) == {*lites, "tiny-convnet", "tiny-vit"}
+    yes_no = {"efficientnet-lite0-yes-no", "tiny-convnet-yes-no"}
+    assert set(bases.names(experiment="unseen")) == yes_no
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
     assert set(bases.names(experiment="language")) - {"gemma-3-270m"} == {
         "minilm-l6",

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "replay", "storage", "provenance"],
     *["corpora", "packages", "assets"],
-    *["images", "tasks", "registry", "basemodel", "vision", "bases", "evolve", "scoring"],
+    *["images", "splits", "tasks", "registry", "basemodel", "vision", "bases", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
     *["tokens", "gauge"],
@@ -21,7 +21,7 @@ ORDER = [
     "adapters",
     *["baselines", "probe", "stats"],
     *["graph", "scales", "plan"],
-    *["results", "protocol", "benchmarks"],
+    *["results", "protocol", "unseen", "benchmarks"],
     *["tables", "verdict", "style", "figures", "pictures", "report"],
     *["run", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],

@@ -214,8 +214,19 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    others = {node.name for node in nodes if node.name.startswith("vision/")}
+    others = {node.name for node in nodes if node.name.startswith(("vision/", "unseen/"))}
     assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
+
+
+def test_a_thousand_tasks_are_trained_by_one_node_measured_by_one_and_shown_by_one(tmp_path):
+    nodes = plan.nodes("lab", "local:x", tmp_path)
+    chosen = {node.name: node for node in graph.select(nodes, ["unseen*"])}
+    base = "efficientnet-lite0-yes-no"
+    kinds = ["generator", "regression", "multitask"]
+    names = ["assets", f"zoo/{base}", *kinds, f"cells/{base}", base, "report"]
+    assert list(chosen) == [f"unseen/{name}" for name in names]
+    assert len(chosen[f"unseen/zoo/{base}"].outputs) == 1022
+    assert graph.with_needs(nodes, list(chosen.values())) == list(chosen.values())
 
 
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "packages")])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from oral_lib import assets, tasks
+from oral_lib import splits as yes_no
 from oral_lib.errors import PreflightError, UsageError
 
 PARTS = ("train", "validation", "test")
@@ -333,3 +334,34 @@ def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
     monkeypatch.setenv("HOME", str(local.parent))
     task = tasks.load("sst2")
     assert tasks.rows(task, "local:~/data") == tasks.rows(task, f"local:{local}")
+
+
+# ---------------------------------------------------------------- yes or no
+def test_there_are_1022_splits_of_which_twenty_are_held_out_as_the_seed_says():
+    for of in yes_no.NOUNS:
+        drawn, held, told = yes_no.drawn(of), yes_no.held_out(of), yes_no.trained(of)
+        assert len(set(drawn)) == 1022 and held == drawn[:20]
+        assert len(told) == 1002 and not set(told) & set(held)
+        assert len(yes_no.NOUNS[of]) == len(tasks.load(of).labels) == 10
+
+
+def test_a_split_is_told_in_words_and_shares_the_rows_of_its_source():
+    task = tasks.load("cifar10_yes_1001000000")
+    assert task.description == "Say yes to airplanes and cats." and task.labels == ["no", "yes"]
+    assert task.metric == "balanced_accuracy" and task.family == "vision"
+    texts = [*task.training_texts, *task.paraphrases["test"]]
+    assert all("airplanes" in text and "cats" in text for text in texts)
+    assert not any("1001" in text for text in texts) and len(set(texts)) == 12
+    own, whole = tasks.rows(task, "made"), tasks.rows(tasks.load("cifar10"), "made")
+    for part in PARTS:
+        for row, other in zip(getattr(own, part), getattr(whole, part), strict=True):
+            assert (row.key, row.image) == (other.key, other.image)
+            assert row.label == int(other.label in (0, 3))
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar10_yes_0000000000", "cifar10_yes_1", "movie_yes_1000000000"]
+)
+def test_what_is_no_split_is_no_task(name, refused):
+    with refused(UsageError, name):
+        tasks.load(name)

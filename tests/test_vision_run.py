@@ -42,7 +42,7 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     metrics, items = run.cell(TASK, BASE, 0)
     results.check_items(items, results.check(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
-    absent = {"unconditional", "copy_oldest", "copy_newest", "retrained"}
+    absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
     assert set(metrics.method) == set(results.METHODS) - absent
     assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}  # two classes
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value

@@ -1,0 +1,158 @@
+"""Unseen tasks by text: nobody met what was held out, and every rival is told the sentence."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import oral_lib
+from oral_lib import (
+    bases,
+    figures,
+    plan,
+    recipes,
+    results,
+    splits,
+    stats,
+    storage,
+    tables,
+    tasks,
+    unseen,
+    zoo,
+)
+from oral_lib.condition import text_encoder
+from oral_lib.errors import PreflightError
+from oral_lib.evaluate import evaluate
+
+torch.set_num_threads(1)
+BASE = "tiny-convnet-yes-no"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The run of the smoke scale with short training; only to be read."""
+    full = unseen.preset
+
+    def short(scale, kind):
+        config, trained = full(scale, kind)
+        return config, replace(trained, steps=20)
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unseen, "preset", short)
+        patch.setitem(recipes.RECIPES, BASE, replace(recipes.RECIPES[BASE], steps=30))
+        return oral_lib.Run("smoke", out=shared / "unseen", experiment="unseen").ready()
+
+
+@pytest.fixture(scope="module")
+def cell(run):
+    return run.cell(splits.held_out("cifar10")[0], BASE, 0)
+
+
+# ---------------------------------------------------------------- what is held out
+@pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
+def test_the_lab_trains_on_1002_tasks_and_asks_for_twenty_others(source):
+    [cells] = plan.cells_of("lab", source, "unseen")
+    told = {task for _, task, _ in plan.members("lab", source, "unseen")}
+    assert len(told) == 1002 and len(cells.unseen) == 20 and not told & set(cells.unseen)
+    assert {*told, *cells.unseen} == {*cells.kept} and cells.measured == cells.unseen
+    of = tasks.load(cells.unseen[0]).of
+    assert source.partition(":")[0] in tasks.load(of).sources
+
+
+def test_no_generator_and_no_rival_met_a_held_out_task(run):
+    kept = set(run.planned[0].unseen)
+    for kind in ("generator", "regression"):
+        listed = storage.read_json(run.root / kind / "manifest.json")["zoo"]
+        assert {one["task"] for one in listed} == set(run.planned[0].tasks)
+        assert not {one["task"] for one in listed} & kept
+    about = storage.read_json(run.root / "multitask" / "manifest.json")
+    assert about["tasks"] == len(run.planned[0].tasks)
+
+
+def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
+    name = run.planned[0].tasks[1]
+    held = zoo.read(run.root, BASE, name, 0)
+    base, task = bases.load(BASE), tasks.load(name)
+    recipe = recipes.Recipe(**held.info["recipe"])
+    [alone] = zoo.train(base, [zoo.Run(task, 0, recipe)], {name: tasks.rows(task, "made")})
+    start = base.lora_init()
+    for key, tensor in alone.tensors.items():
+        moved = (tensor - start[key]).norm()
+        assert (tensor - held.tensors[key]).norm() < 0.2 * moved + 1e-6, key  # bfloat16
+
+
+# ---------------------------------------------------------------- a cell
+def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
+    metrics, items = cell
+    results.check_items(items, results.check(metrics))
+    assert set(metrics.method) == {
+        "majority", "base", "trained", "soup_all", "multitask", "retrieval", "regression",
+        "generated",
+    }  # fmt: skip
+    value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]
+    assert value["majority", "none"] == pytest.approx(0.5)
+    assert value["trained", "none"] > 0.7
+
+
+def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
+    metrics, items = cell
+    table = tables.unseen_table(items).set_index("task")
+    name = splits.held_out("cifar10")[0]
+    row = table.loc[tasks.load(name).description]
+    value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]
+    assert float(row["mean"]) == pytest.approx(100 * value["generated", "matched"], abs=0.06)
+    assert float(row["trained"]) == pytest.approx(100 * value["trained", "none"], abs=0.06)
+    assert float(row["best"]) >= float(row["mean"])
+    share = table.loc["share of the gain over chance"]
+    assert share["trained"] == "100%"
+    gain = (value["multitask", "matched"] - 0.5) / (value["trained", "none"] - 0.5)
+    assert share["multi-task LoRA"] == f"{100 * gain:.0f}%"
+    drawn = figures.unseen(tables.per_sample(items, "balanced_accuracy"))
+    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == [
+        tasks.load(name).description.removeprefix("Say yes to ")
+    ]
+
+
+# ---------------------------------------------------------------- one LoRA for all tasks
+def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
+    base = bases.load(BASE)
+    base.model.float()
+    task = tasks.load(splits.held_out("cifar10")[0])
+    rows = tasks.rows(task, "made").test[:20]
+    text = text_encoder("tiny").encode([task.description])[0]
+    made = unseen.multitask_adapter(run.root, base, text)
+    assert made.keys() == base.lora_init().keys()
+    [outcome] = evaluate(base, task, rows, [made])
+    head = torch.nn.Linear(len(text), base.model.num_features + 1)
+    held = storage.read_tensors(run.root / "multitask" / "multitask.safetensors")
+    head.load_state_dict({n: held[f"head.{n}"] for n in ("weight", "bias")})
+    with base.attach(made) as model, torch.inference_mode():
+        features = unseen._features(model.get_base_model(), base, base.pictures(rows))
+        said = unseen._answers(features, head, text[None])[:, 0]
+    likely = outcome.likely[:, 1] - outcome.likely[:, 0]
+    torch.testing.assert_close(likely, said, atol=1e-3, rtol=1e-3)
+    losses = storage.read_json(run.root / "multitask" / "manifest.json")["losses"]
+    assert np.mean(losses[-10:]) < np.mean(losses[:5])
+
+
+def test_without_a_multitask_lora_it_is_said_what_to_do(tmp_path, refused):
+    with refused(PreflightError, "multitask", "./reproduce.sh"):
+        unseen.multitask_adapter(tmp_path, bases.load(BASE), torch.zeros(64))
+
+
+# ---------------------------------------------------------------- balanced accuracy
+def test_balanced_accuracy_is_the_mean_of_the_classes_and_lies_in_its_interval():
+    labels = np.array([0] * 90 + [1] * 10)
+    always_no = labels == 0
+    assert stats.balanced(labels, always_no) == 0.5
+    right = always_no.copy()
+    right[90:95] = True
+    found, error = stats.bootstrap_balanced(labels, right)
+    assert found.value == pytest.approx(0.75) and found.low < 0.75 < found.high <= 1
+    assert error == pytest.approx(0.5 * (0.25 / 10) ** 0.5, rel=0.2)
+    perfect, _ = stats.bootstrap_balanced(labels, np.ones(100, bool))
+    assert tuple(perfect) == (1.0, 1.0, 1.0)
