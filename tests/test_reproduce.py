@@ -300,7 +300,7 @@ def test_the_paper_scale_gives_3_without_a_gpu_but_can_be_listed(monkeypatch, ca
 def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
     from oral_lib import assets
 
-    monkeypatch.setattr(assets, "ready", lambda source: ["minilm-l6", "tweets"])
+    monkeypatch.setattr(assets, "ready", lambda source, experiment: ["minilm-l6", "tweets"])
     prepare = Node("assets", (str(out / "assets.json"),), ("-c", "pass"))
     words = ["--out", str(out), "--offline"]
     assert reproduce.main(words, planner=lambda *given: [prepare]) == 3
