@@ -22,7 +22,9 @@ run.check(task, backbone)
 run.ready()
 spec = oral_lib.load_task(task)
 base = run.base(backbone)
-print(f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}\n{base.describe()}")
+print(
+    f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}\n{base.describe()}"
+)
 
 # %% [markdown]
 # ## The zoo
