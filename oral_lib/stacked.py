@@ -217,7 +217,7 @@ class Stack:
         parts = torch.autograd.grad(loss, list(self.parts.values()))
         with torch.no_grad():
             self.step += 1
-            grad = torch.cat([part.flatten(1).float() for part in parts], 1)  # [S, values]
+            grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]
             grad.mul_((clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
             mean, square = self.moments
             mean.lerp_(grad, 1 - betas[0])

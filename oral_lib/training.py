@@ -32,14 +32,15 @@ from oral_lib.zoo import Member
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A generator's training; a step reads conditions * draws rows of `subset` tokens a base."""
+    """A generator's training; a step reads conditions * draws rows of a base, `subset` tokens of
+    each at most: a base of which it sees a part only is learnt more slowly than the others."""
 
     steps: int = 800
     lr: float = 1e-3
     warmup: int = 50
     conditions: int = 4
-    draws: int = 2
-    subset: int = 64
+    draws: int = 1
+    subset: int = 320
     text_dropout: float = 0.1
     text_noise: float = 2.0  # at most, of an embedding of size 1: stands for wordings not yet read
     ema: float = 0.99
@@ -73,7 +74,7 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=2400, conditions=8, draws=4, subset=96, warmup=100, ema=0.995)
+LAB = TrainingConfig(steps=2400, conditions=8, draws=2, warmup=100, ema=0.995)
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
             text_encoder="tiny",
             sampling_steps=10,
         )
-        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95)
+        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, draws=2, subset=64)
     else:
         config, training = GeneratorConfig(), TrainingConfig()
         if scale != "desk":  # four models' tokens do not fit through the 512 channels of two
