@@ -245,7 +245,8 @@ def _wanted(source: str, experiment: str) -> list[str]:
         return free
     if kind == "hub":
         return [n for n in free if ASSETS[n].is_model and n not in HUB]
-    return [n for n in free if ASSETS[n].is_model and not (folder / "models" / n).is_dir()]
+    own = [n for n in free if (folder / "models" / n).is_dir()]
+    return [n for n in free if ASSETS[n].alone or (ASSETS[n].is_model and n not in own)]
 
 
 def _free(experiment: str) -> list[str]:

@@ -3,17 +3,13 @@
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    AttentionInterface,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,13 +18,18 @@ from transformers import (
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging
 
 from oral_lib import assets, seeds, tasks
-from oral_lib.basemodel import FINGERPRINT, BaseModel, put, take  # noqa: F401  asked for here
+from oral_lib.basemodel import (  # noqa: F401  asked for here
+    FINGERPRINT,
+    BaseModel,
+    attention,
+    put,
+    quiet,
+    take,
+)
 from oral_lib.errors import PreflightError
 from oral_lib.registry import (  # noqa: F401  asked for here by all who use a base model
     REGISTRY,
@@ -48,21 +49,27 @@ def load(
     labels: int = 2,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    words: str = "language",
 ) -> BaseModel:
     """The base model called `name`, frozen, in the dtype that `device` computes fastest.
 
+    `words` is the family of tasks whose words one that is made on the spot knows.
     PreflightError, with what to do, when it is not there: a version of a model that has yet to be
     made is never made here.
     """
     entry = spec(name)
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
+    if entry.family == "multimodal":
+        from oral_lib import towers  # open_clip is slow to import, too
+
+        return towers.load(entry, folder, device, dtype)
     if entry.family == "vision":
         from oral_lib import vision  # timm is slow to import
 
         return vision.load(entry, folder, device, dtype)
     if folder is None:
-        model, tokenizer = _tiny(entry, labels)
+        model, tokenizer = _tiny(entry, labels, words)
         if torch.device(device).type == "cuda":
             how = attention(model.config, device, entry.family == "causal")
             model.set_attn_implementation(how)
@@ -87,77 +94,46 @@ def load(
 
 def _folder(entry: BaseSpec, source: str) -> Path | None:
     """Where the weights of `entry` lie; None: they are made on the spot."""
-    if entry.parent:
+    if entry.parent or entry.alignment:
         return made_dir(entry.name, source)
     return entry.asset and assets.model_dir(entry.asset, source=source)
 
 
 def made_dir(name: str, source: str = "packages") -> Path:
-    """`version_dir` of a version that is there and whole; PreflightError, with the command that
-    makes it, of any other."""
-    folder = version_dir(name, source)
+    """`version_dir` of what is there and whole; PreflightError, with the command that makes it, of
+    anything else."""
+    folder, how = version_dir(name, source), "align" if spec(name).alignment else "evolve"
     if assets.local_model(name, source) or not (fault := assets.fault(folder)):
         return folder
-    command = ["python", "-m", "oral_lib", "evolve", "--base", name]
+    command = ["python", "-m", "oral_lib", how, "--base", name]
     command += ["--source", source] if source not in ("packages", "made") else []
     what = fault if folder.is_dir() else f"{name} has yet to be made"
     raise PreflightError(f"{what}: run {shlex.join(command)} first.")
 
 
 def version_dir(name: str, source: str = "packages") -> Path:
-    """The folder of an evolved version: the user's own, or in the cache by all that goes into it,
-    which is the recipe and the weights that the first version was trained from."""
+    """The folder of an evolved version or of two aligned towers: the user's own, or in the cache by
+    all that goes into it, which is the recipe and the weights, and pairs, that it is made of."""
     if own := assets.local_model(name, source):
         return own
-    first, *_, entry = lineage(name)
-    if first.asset is None:
-        start = " ".join(sorted(word_tokenizer().get_vocab()))
+    first, entry = lineage(name)[0], spec(name)
+    if recipe := entry.alignment:
+        from oral_lib import towers
+
+        parts = [towers.digest(recipe, source)]
+        parts += [_origin(spec(n), source, entry.family) for n in (recipe.image, recipe.text)]
+        made_of = [asdict(recipe), entry.pixels, *parts]
     else:
-        start = assets.weights_hash(assets.model_dir(first.asset, source=source))
-    made_of = json.dumps([asdict(entry.evolution), start], sort_keys=True)
-    key = hashlib.sha256(made_of.encode()).hexdigest()[:10]
+        made_of = [asdict(entry.evolution), _origin(first, source)]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:10]
     return assets.cache_dir() / "models" / f"{name}-{key}"
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from reporting the new head and from drawing bars into logs."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def attention(config: PretrainedConfig, device: str | torch.device, causal: bool = False) -> str:
-    """How attention is computed: "eager" on a CPU, where short rows then take a third less time a
-    training step, and for Gemma 2, whose capped logits nothing else computes; on a GPU
-    "plain_causal" for causal models without a sliding window, "sdpa" for all others."""
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if capped or torch.device(device).type == "cpu":
-        return "eager"
-    sliding = getattr(config, "sliding_window", None) is not None
-    return "plain_causal" if causal and not sliding else "sdpa"
-
-
-def _plain_causal(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
-    """Attention [b, tokens, heads, width] to all that came before; what is padded comes after.
-
-    No mask is built: transformers would ask the device for it, and a step could not become a CUDA
-    graph.
-    """
-    many = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
-    seen = F.scaled_dot_product_attention(
-        query, key, value, is_causal=many, scale=scaling, enable_gqa=True
-    )
-    return seen.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("plain_causal", _plain_causal)
+def _origin(entry: BaseSpec, source: str, words: str = "language") -> str:
+    """What tells the weights of a released model, or of one made on the spot, from others."""
+    if entry.asset is None:
+        return " ".join(sorted(word_tokenizer(words).get_vocab()))
+    return assets.weights_hash(assets.model_dir(entry.asset, source=source))
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
@@ -169,8 +145,8 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _tiny(entry: BaseSpec, labels: int) -> tuple[nn.Module, PreTrainedTokenizerFast]:
-    tokenizer = word_tokenizer()
+def _tiny(entry: BaseSpec, labels: int, words: str) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+    tokenizer = word_tokenizer(words)
     sizes = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,

@@ -66,9 +66,9 @@ def train_plain(
         optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        stream, losses = batches(rows, recipe.batch, run.seed), []
         core, words = model.get_base_model(), scoring.words(base, run.task)
-        how = scoring.way(base, run.task)
+        how, losses = scoring.way(base, run.task), []
+        stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
         for _ in range(recipe.steps):
             chosen = [rows[i] for i in next(stream)]
             answer = torch.tensor([row.label for row in chosen], device=base.device)

@@ -55,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     one = command("evolve", _evolve, "make a later version of a model by training it further")
     one.add_argument("--base", required=True, help="such as smollm2-135m-t4")
 
+    one = command("align", _align, "make a two-tower model out of two others")
+    one.add_argument("--base", required=True, help="such as towers")
+
     one = command("zoo", _zoo, "train the adapters of one base model")
     one.add_argument("--base", required=True)
     one.add_argument("--task", nargs="+", help="instead of all that the scale has for it")
@@ -198,6 +201,10 @@ def _tune(args: argparse.Namespace) -> None:
 
 def _evolve(args: argparse.Namespace) -> None:
     print(_run(args).evolve(args.base))
+
+
+def _align(args: argparse.Namespace) -> None:
+    print(_run(args).align(args.base))
 
 
 def _cells(args: argparse.Namespace) -> None:

@@ -200,6 +200,45 @@ def easy_vqa(answers: tuple[str, ...]) -> Callable[[Path, Path], None]:
     return convert
 
 
+def easy_vqa_questions(wheel: Path, folder: Path) -> None:
+    """Every question with its answer, its kind and the picture's file; `part` is that
+    of the picture, a tenth of the package's training pictures being for validation."""
+    rows = []
+    with zipfile.ZipFile(wheel) as box:
+        for part, asked, file in _asked_pictures(box):
+            for question, answer in dict.fromkeys(asked):
+                kind = "shape" if answer in SHAPES else "colour" if answer in COLOURS else "yes_no"
+                about = {"part": part, "image": file}
+                rows.append(about | {"question": question, "answer": answer, "kind": kind})
+    _write_pictures(folder, rows, ["image", "question"])
+
+
+def easy_vqa_labels(wheel: Path, folder: Path) -> None:
+    """The pictures whose questions tell both colour and shape, with these words as their text."""
+    rows = []
+    with zipfile.ZipFile(wheel) as box:
+        for part, asked, file in _asked_pictures(box):
+            said = [answer for _, answer in asked]
+            shape = next((s for s in SHAPES if s in said), None)
+            colour = next((c for c in COLOURS if c in said), None)
+            if shape and colour:
+                label = COLOURS.index(colour) * len(SHAPES) + SHAPES.index(shape)
+                text = f"a {colour} {shape}"
+                rows.append({"part": part, "image": file, "text": text, "label": label})
+    _write_pictures(folder, rows)
+
+
+def _asked_pictures(box: zipfile.ZipFile) -> Iterable[tuple[str, list[tuple[str, str]], bytes]]:
+    """(part, [(question, answer), ...], file) of every picture of easy-vqa."""
+    for part in ("train", "test"):
+        within, asked = f"easy_vqa/data/{part}", {}
+        for question, answer, image in json.loads(box.read(f"{within}/questions.json")):
+            asked.setdefault(image, []).append((question, answer))
+        for image in sorted(asked):
+            held = "validation" if part == "train" and image % 10 == 9 else part
+            yield held, asked[image], box.read(f"{within}/images/{image}.png")
+
+
 def solar_cells(wheel: Path, folder: Path) -> None:
     """Label 1: defective. Cells that the experts were not sure of are left out."""
     rows = []
@@ -232,11 +271,11 @@ def digits() -> "DataFrame":
     return DataFrame(rows)
 
 
-def _write_pictures(folder: Path, rows: Sequence[dict]) -> None:
-    """Of equal pictures the first."""
+def _write_pictures(folder: Path, rows: Sequence[dict], alike: Sequence[str] = ("image",)) -> None:
+    """Of rows that are `alike` in these columns the first."""
     import pandas
 
-    frame = pandas.DataFrame(rows).drop_duplicates("image", ignore_index=True)
+    frame = pandas.DataFrame(rows).drop_duplicates(list(alike), ignore_index=True)
     frame.to_parquet(folder / ROWS, index=False)
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import scoring, stacked
+from oral_lib import matching, scoring, stacked
 from oral_lib.bases import BaseModel
+from oral_lib.matching import Gallery
 from oral_lib.stacked import Stack
 from oral_lib.tasks import Row, Task
 
@@ -56,6 +58,46 @@ class Outcome:
         return self.likely.log_softmax(-1).gather(1, right).mean().item()
 
 
+@dataclass(frozen=True)
+class Matched(Outcome):
+    """How close every text is to every picture; `likely` [texts, pictures] of those of `rows`.
+
+    Its items are the texts and then the pictures, each a query: `predicted` is its rank, the number
+    of wrong candidates before its first right one, and rank 0 is correct.
+    """
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        return Gallery.of(self.rows)
+
+    @cached_property
+    def ranks(self) -> dict[str, Tensor]:
+        """The rank of each text's picture and of each picture's text, by the way it was asked."""
+        return matching.both_ways(self.likely, self.gallery.belongs)
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """The way that each item is asked, by the item: "text_to_image" of a text's row."""
+        places = zip(self.ranks, (self.gallery.texts, self.gallery.pictures), strict=True)
+        return {f"{way}/{self.rows[i].key}": way for way, rows in places for i in rows}
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.zeros(sum(map(len, self.ranks.values())), dtype=torch.long)
+
+    @property
+    def predicted(self) -> Tensor:
+        return torch.cat(list(self.ranks.values()))
+
+    @property
+    def likelihood(self) -> float:
+        """The mean log-likelihood of finding one of its own, over both ways."""
+        ways = ((self.likely, self.gallery.belongs), (self.likely.T, self.gallery.belongs.T))
+        found = [side.log_softmax(-1).masked_fill(~own, -torch.inf).logsumexp(-1).mean()
+                 for side, own in ways]  # fmt: skip
+        return (sum(found) / 2).item()
+
+
 def accuracy_of(outcome: Outcome) -> float | None:
     """The share of right answers; None where answers were to be written and were not."""
     unwritten = outcome.written is None and outcome.likely.shape[1] == 1
@@ -91,13 +133,19 @@ def evaluate(
                 said = scoring.write(model, base, task, rows, groups=most)
                 written = [[task.extracted(text) for text in texts] for texts in said]
             for one, texts, _ in zip(likely, written, chosen, strict=False):
-                yield Outcome(one, rows, texts)
+                yield Matched(one, rows) if how == "match" else Outcome(one, rows, texts)
 
 
 def compare(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """A table [text, truth, what each adapter said and how sure], and the accuracy of each."""
+    """A table [text, truth, what each adapter said and how sure], and the accuracy of each.
+
+    Of what matches it has a row for each picture: the text that is closest to it, told as the
+    truth where that is one of its own.
+    """
+    if scoring.way(base, task) == "match":
+        return _matches(base, task, rows, adapters)
     answers = scoring.way(base, task) == "answer"
     truth = [row.answer if answers else task.labels[row.label] for row in rows]
     table, right = {"text": [row.text for row in rows], "truth": truth}, {}
@@ -109,5 +157,22 @@ def compare(
             sure = outcome.likely.softmax(-1).amax(-1).tolist()
             said = [task.labels[i] for i in outcome.predicted.tolist()]
             table[name] = [f"{word} ({p:.0%})" for word, p in zip(said, sure, strict=True)]
+        right[name] = outcome.correct.float().mean().item()
+    return pd.DataFrame(table), pd.Series(right, name="accuracy")
+
+
+def _matches(
+    base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
+) -> tuple[pd.DataFrame, pd.Series]:
+    gallery = Gallery.of(rows)
+    truth = [rows[i].text for i in gallery.pictures]
+    table, right = {"text": truth, "truth": truth}, {}
+    outcomes = evaluate(base, task, rows, list(adapters.values()))
+    for name, outcome in zip(adapters, outcomes, strict=True):
+        sure, found = outcome.likely.softmax(0).max(0)
+        own = gallery.belongs[found, torch.arange(len(found))].tolist()
+        texts = [rows[gallery.texts[i]].text for i in found.tolist()]
+        said = [t if ok else text for t, ok, text in zip(truth, own, texts, strict=True)]
+        table[name] = [f"{text} ({p:.0%})" for text, p in zip(said, sure.tolist(), strict=True)]
         right[name] = outcome.correct.float().mean().item()
     return pd.DataFrame(table), pd.Series(right, name="accuracy")

@@ -19,11 +19,14 @@ from oral_lib.scoring import Read
 from oral_lib.tasks import Row, Split, Task
 
 
-def batches(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[int]]:
+def batches(
+    rows: Sequence[Row], size: int, seed: int, *, mixed: bool = False
+) -> Iterator[list[int]]:
     """Endless full batches: shuffled by `seed`, grouped by length within pools of 16 batches.
 
     What is left of an epoch is dropped. Which length comes when is the same for every seed, so that
-    a stack of seeds needs little padding. UsageError for fewer rows than a batch holds.
+    a stack of seeds needs little padding. `mixed` ones are not grouped: where rows are told from
+    each other, alike ones teach little. UsageError for fewer rows than a batch holds.
     """
     if len(rows) < size:
         raise UsageError(f"{len(rows)} rows are fewer than one batch of {size}.")
@@ -32,7 +35,9 @@ def batches(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[int]]:
     while True:
         order = rng.permutation(len(rows))[: len(rows) // size * size]
         for start in range(0, len(order), 16 * size):
-            pool = sorted(order[start : start + 16 * size], key=lambda i: len(rows[i].text))
+            pool = order[start : start + 16 * size].tolist()
+            if not mixed:
+                pool.sort(key=lambda i: len(rows[i].text))
             groups = [pool[i : i + size] for i in range(0, len(pool), size)]
             for j in lengths.permutation(len(groups)):
                 yield groups[j]
@@ -85,7 +90,7 @@ class Feed:
         order = np.empty((steps, len(jobs), batch), dtype=np.int64)
         answers = np.empty_like(order)
         for s, (task, seed) in enumerate(jobs):
-            stream = batches(data[task.name].train, batch, seed)
+            stream = batches(data[task.name].train, batch, seed, mixed=how == "match")
             for step in range(steps):
                 chosen = next(stream)
                 order[step, s] = np.add(chosen, first[task.name])
@@ -130,10 +135,17 @@ class Feed:
 
 def _joined(parts: Sequence[Read], longest: int) -> Read:
     most = max(longest, *(part.ids.shape[1] for part in parts))
+    shown = pictures = None
+    if parts[0].pictures is not None:
+        first = np.cumsum([0, *(len(part.pictures) for part in parts)])
+        shown = torch.cat([part.shown + int(n) for part, n in zip(parts, first, strict=False)])
+        pictures = torch.cat([part.pictures for part in parts])
     return Read(
         torch.cat([pad(part.ids, (0, most - part.ids.shape[1])) for part in parts]),
         torch.cat([part.lengths for part in parts]),
         torch.cat([part.begins for part in parts]),
         parts[0].options,
         max(part.tail for part in parts),
+        shown,
+        pictures,
     )

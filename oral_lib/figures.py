@@ -3,6 +3,7 @@
 Every function returns a closed matplotlib Figure: a notebook shows it once, `style.save` writes it.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import cycle
 
@@ -146,10 +147,11 @@ def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
 def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
     """Pictures [n, h, w, 3] of bytes, the truth above and below what each adapter answered.
 
-    said: column truth, then one an adapter with "word (how sure)"; a wrong answer is red.
+    said: column truth, perhaps one of a text that goes with it, then one an adapter with "word (how
+    sure)"; a wrong answer is red.
     """
     tall = -(-len(said) // wide)
-    names = [name for name in said.columns if name != "truth"]
+    names = [name for name in said.columns if name not in ("truth", "text")]
     with styled():
         size = (3.1 * wide, tall * (2.5 + 0.28 * len(names)))
         figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
@@ -157,12 +159,16 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
             axis.set_axis_off()
         for axis, picture, row in zip(axes.flat, shown, said.to_dict("records"), strict=False):
             axis.imshow(np.asarray(picture))
-            axis.set_title(row["truth"], fontsize=12, loc="center")
+            told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
+            title = "\n".join(line for text in told for line in textwrap.wrap(text, 40)[:2])
+            axis.set_title(title, fontsize=12 if title == row["truth"] else 9, loc="center")
             for place, name in enumerate(names):
                 wrong = row[name].rpartition(" (")[0] != row["truth"]
+                words = textwrap.shorten(row[name], 44, placeholder=" ...")
                 axis.annotate(
-                    f"{name}: {row[name]}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
-                    xycoords="axes fraction", textcoords="offset points", fontsize=10,
+                    f"{name}: {words}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
+                    xycoords="axes fraction", textcoords="offset points",
+                    fontsize=10 if len(words) < 25 else 8,
                     color=VERMILION if wrong else INK, annotation_clip=False,
                 )  # fmt: skip
     return closed(figure)

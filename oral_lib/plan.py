@@ -12,6 +12,8 @@ from pathlib import Path
 from oral_lib.errors import UsageError, closest
 from oral_lib.graph import Node
 from oral_lib.scales import (  # noqa: F401  asked for here by all who plan
+    MULTIMODAL,
+    PAIRS,
     PAPER_BASES,
     PAPER_TASKS,
     PICTURES,
@@ -29,6 +31,7 @@ EXPERIMENTS = (
     "language",
     "vision",
     "unseen",
+    "multimodal",
 )  # each has a zoo, generators and a notebook of its own
 PROJECT = ("-m", "oral_lib")  # what every command starts with
 # what a run is made of: (scale, source, out) -> nodes, each after those it needs
@@ -40,6 +43,7 @@ CELL_NOTEBOOKS = {  # and the parameter that names the base model
     "language": ("10_language", "base"),
     "vision": ("20_vision", "backbone"),
     "unseen": ("21_unseen", ""),
+    "multimodal": ("30_multimodal", "towers"),
 }
 
 
@@ -94,8 +98,8 @@ def cells_of(
         known = f"{closest(experiment, EXPERIMENTS)} Known: {', '.join(EXPERIMENTS)}."
         raise UsageError(f"unknown experiment {experiment!r}.{known}")
     if experiment != "language":
-        whole = VISION if experiment == "vision" else UNSEEN
-        return whole.get(scale, lambda source: ())("packages" if kind == "made" else source)
+        known = {"vision": VISION, "unseen": UNSEEN, "multimodal": MULTIMODAL}[experiment]
+        return known.get(scale, lambda source: ())("packages" if kind == "made" else source)
     return SCALES[scale]("packages" if kind == "made" else kind)
 
 
@@ -265,6 +269,16 @@ def _zoo(draft: _Draft, assets: tuple[str, ...]) -> tuple[str, ...]:
     root, gpu = draft.root, draft.gpu
     chosen: dict[str, tuple[str, ...]] = {}  # recipes, by base model
     for model in draft.models:
+        if model.aligned:
+            assets = draft.add(
+                f"align/{model.base}",
+                *("align", "--base", model.base),
+                outputs=[root / "aligned" / f"{model.base}.json"],
+                after=assets,
+                memory_mb=model.memory_mb,
+                minutes=1.0,
+                gpu=gpu,
+            )
         if model.tuned:
             chosen[model.base] = draft.add(
                 f"tune/{model.base}",

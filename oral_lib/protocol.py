@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import adapters, baselines, bases, plan, results, scoring, seeds, tasks, zoo
+from oral_lib import adapters, baselines, bases, matching, plan, results, scoring, seeds, tasks, zoo
 from oral_lib.bases import BaseModel
 from oral_lib.condition import TextEncoder, text_encoder
-from oral_lib.evaluate import Outcome, evaluate
+from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
@@ -49,6 +49,9 @@ SIZES = {
     ("lab", "encoder"): Size(1000, 500, 10, 4, 6, 5),
     ("lab", "causal"): Size(1000, 500, 10, 4, 6, 5),
     ("lab", "vision"): Size(1500, 500, 10, 4, 6, 5),
+    ("smoke", "multimodal"): Size(100, 100, 3, 1, draws=1),
+    ("lab", "multimodal"): Size(1500, 500, 10, 4, 6, 5),
+    ("lab", "match"): Size(1000, 1000, 10, 4, 6, 5),  # fewer rows would be easier to tell apart
     ("lab", "answer"): Size(150, 100, 10, 1, 2, 2, 5),
 }
 
@@ -207,17 +210,25 @@ def judged(
             outcome = known[id(adapter), trial.rows]
             tables.append(_items(cell, trial.method, trial.condition, sample, outcome))
     items = results.join(tables)
+    kinds = {row.key: row.kind for row in held if row.kind}  # of items, for a metric each
+    for outcome in known.values():
+        kinds |= outcome.queries if isinstance(outcome, Matched) else {}
     metrics = results.summarise(
         items,
         family=spec.family,
         base_version=model.spec.version,
         wall_s={key: round(value, 3) for key, value in seconds.items()},
         balanced=spec.metric == "balanced_accuracy",
+        kinds=kinds if len(set(kinds.values())) > 1 else {},
+        depths=matching.DEPTHS if spec.scoring == "match" else (),
     )
     return metrics, items
 
 
 def _items(cell: dict, method: str, condition: str, sample: int, outcome: Outcome) -> pd.DataFrame:
+    if isinstance(outcome, Matched):
+        told = {"item": list(outcome.queries), "ranks": outcome.predicted.numpy()}
+        return results.ranked(cell, method, condition, sample=sample, **told)
     about = {"sample": sample, "item": [row.key for row in outcome.rows]}
     if outcome.written is None:
         about |= {"labels": outcome.labels.numpy(), "logits": outcome.likely.numpy()}
@@ -254,7 +265,9 @@ def run_cell(
         head = probe.adapter(model, spec, data)
         took = time.perf_counter() - began
         asked.append(Trial("linear_probe", "none", [head], size.rows, took))
-    first = baselines.majority(data.train, held, len(spec.labels)) if seed == 0 else None
+    first = None
+    if seed == 0 and spec.scoring != "match":
+        first = baselines.majority(data.train, held, len(spec.labels))
     metrics, items = judged(model, spec, held, cell, asked, first)
     made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
     own = [m.tensors for m in members if m.task == task]

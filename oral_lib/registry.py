@@ -36,6 +36,28 @@ class Evolution:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """How a two-tower model is made of two others: see `alignment.py`.
+
+    `pairs` names, for each source, the task whose training rows are read. Learning rate, decay and
+    dropout were chosen on pictures held out of the training rows of flickr8k.
+    """
+
+    image: str  # the base model whose network becomes the image tower
+    text: str  # and the text tower
+    pairs: tuple[tuple[str, str], ...]
+    pictures: int = 250  # of the training rows: what is left to learn is for the adapters
+    width: int = 128  # of the shared space
+    steps: int = 300
+    batch: int = 128  # pictures, with one text each
+    lr: float = 1e-3  # of AdamW
+    decay: float = 1.0  # weight decay of the projections
+    dropout: float = 0.3  # of the features that a projection reads
+    warmup: float = 0.1  # share of the steps until `lr`, from where it falls linearly to 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class BaseSpec:
     """What the registry knows of a base model; `asset` None: made on the spot (smoke scale)."""
 
@@ -49,15 +71,16 @@ class BaseSpec:
     version: str = "t0"  # t0 is the model as released
     parent: str | None = None  # the version before, which this one was trained from
     evolution: Evolution | None = None
+    alignment: Alignment | None = None
     pixels: int = 0  # side of the pictures that a backbone reads; 0: as it was trained
     classes: int = 0  # rows of a backbone's head; a task uses the first
 
     @property
     def experiment(self) -> str:
         """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
-        if self.family != "vision":
+        if self.family not in ("vision", "multimodal"):
             return "language"
-        return "unseen" if self.name.endswith(YES_NO) else "vision"
+        return "unseen" if self.name.endswith(YES_NO) else self.family
 
 
 YES_NO = "-yes-no"  # ends the names of backbones with a head of two classes
@@ -113,12 +136,47 @@ _LISTED = (
     _yes_no(_backbone(LITES[0], LITES[0], LITE_CONVS, 128)),
     _backbone("vit-tiny", assets.HUB["vit-tiny"][0], VIT_LINEARS),
     _backbone("convnext-atto", assets.HUB["convnext-atto"][0], ("fc1", "fc2"), 128),
+    BaseSpec(
+        "towers",
+        "multimodal",
+        None,
+        "towers",  # on no hub: it is made of two models
+        ("query", "value", *LITE_CONVS, "proj"),
+        alignment=Alignment(
+            "efficientnet-lite0",
+            "minilm-l6",
+            (("packages", "easy_vqa_labels"), ("local", "flickr8k")),
+        ),
+        pixels=160,
+        classes=13,
+    ),
     # the scale `paper`: planned, never run here
     *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),
     _yes_no(_tiny("tiny-convnet", ("conv_exp", *LITE_CONVS))),
+    BaseSpec(
+        "tiny-towers",
+        "multimodal",
+        None,
+        "tiny-towers",
+        ("query", "value", "conv_pw", "conv_pwl", "proj"),
+        4,
+        8,
+        alignment=Alignment(
+            "tiny-convnet",
+            "tiny-encoder",
+            (("made", "easy_vqa_labels"),),
+            width=32,
+            steps=150,
+            batch=32,
+            lr=1e-2,
+            decay=0.1,
+        ),
+        pixels=32,
+        classes=13,
+    ),
     *_versions(
         BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),
         Evolution(("made",), steps=20, batch=8, length=32, lr=3e-3, held_out=16),
@@ -151,6 +209,10 @@ def root(entry: BaseSpec) -> BaseSpec:
 def in_reach(name: str, source: str = "packages") -> bool:
     """Whether `source` can have base model `name`; a version, once it has been made from it."""
     first = lineage(name)[0]
+    if made_of := first.alignment:
+        kind, _ = assets.parse_source(source)
+        towers = in_reach(made_of.image, source) and in_reach(made_of.text, source)
+        return bool(assets.local_model(name, source)) or (towers and kind in dict(made_of.pairs))
     if first.asset is None or assets.local_model(name, source):
         return True
     return assets.offers(first.asset, source)

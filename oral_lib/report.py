@@ -24,6 +24,7 @@ from oral_lib.tables import (
     main_table,
     markdown,
     novelty_table,
+    parts_table,
     per_sample,
     pooled,
     short_table,
@@ -50,6 +51,11 @@ other text, random words, no text: what the generator was told in place of the t
 Gaussian: every weight drawn by itself from the task's LoRAs. Noise: trained LoRAs plus noise of \
 0.1 and of 1.0 standard deviations of each tensor. \
 Unconditional: the generator without any condition.
+"""
+PARTS = "Recall both ways, and each kind of question, in percent"
+RECALL = """\
+Recall@k: the share of queries that find one of their own among the k closest. The accuracy of a \
+task of matching is recall@1 over the queries of both ways.
 """
 FEWER = ' Where n is "a / b", some columns (the controls, as a rule) have b items only.'
 METHOD = """\
@@ -126,6 +132,10 @@ class _Part:
     def main(self) -> pd.DataFrame:
         return self.methods("accuracy")
 
+    @cached_property
+    def parts(self) -> pd.DataFrame:
+        return parts_table(self.metrics, self.source)
+
     def methods(self, metric: str) -> pd.DataFrame:
         return main_table(self.metrics, self.source, self.items, metric, silent=self.silent)
 
@@ -141,6 +151,8 @@ class _Part:
                 yield kind, self.main if metric == "accuracy" else self.methods(metric)
         if self.has("balanced_accuracy"):
             yield "unseen", self.unseen
+        if len(self.parts):
+            yield "parts", self.parts
         yield "targets", targets_table(self.compared)
         yield "intervals", interval_table(self.metrics, self.source)
         yield "contrasts", self.compared.drop(columns=["experiment", "source"])
@@ -248,6 +260,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
             ),
             "#### Every method\n",
             *_folded("Accuracy in percent", markdown(part.main), READING.format(fewer=fewer)),
+            *(_folded(PARTS, markdown(part.parts), RECALL) if len(part.parts) else ()),
         ]
         if novel.exists():
             parts += ["#### Novelty\n", novel.read_text(encoding="utf-8"), NOVELTY]

@@ -71,6 +71,7 @@ SHARES = [
     "calibrated_accuracy",
     "balanced_accuracy",
 ]  # between 0 and 1, higher is better
+PARTS = r"accuracy_\w+|\w+_recall@\d+"  # those of one kind of items, which are shares, too
 
 CELL = ["experiment", "source", "base", "task", "seed"]  # with the family, which the task implies
 GROUP = [*CELL, "method", "condition"]
@@ -126,6 +127,24 @@ def answered(
     return _rows(cell, method, condition, item, np.ones_like(correct), correct, np.nan, sample)
 
 
+def ranked(
+    cell: Mapping,
+    method: str,
+    condition: str,
+    *,
+    item: Sequence[str],
+    ranks: Sequence[int],
+    sample: int = 0,
+) -> pd.DataFrame:
+    """Item rows of one adapter on a task of matching: for each query the rank `[n]` of its first
+    right candidate.
+
+    label is 0, the best rank, and predicted the rank that was reached; there is no score.
+    """
+    ranks = np.asarray(ranks)
+    return _rows(cell, method, condition, item, np.zeros_like(ranks), ranks, np.nan, sample)
+
+
 def _rows(cell, method, condition, item, labels, predicted, score, sample) -> pd.DataFrame:
     known = {name: cell[name] for name in CELL} | {"method": method, "condition": condition}
     found = {"label": labels, "correct": predicted == labels, "score": score}
@@ -151,17 +170,22 @@ def summarise(
     wall_s: float | Mapping[tuple[str, str], float] = 0.0,
     commit: str | None = None,
     balanced: bool = False,
+    kinds: Mapping[str, str] | None = None,
+    depths: Sequence[int] = (),
 ) -> pd.DataFrame:
     """The metric rows of items: accuracy, and where labels are 0 and 1 and scores are known also
     AUC and calibrated accuracy (the threshold of one half of the items judges the other half); if
     `balanced`, balanced accuracy too.
 
-    `wall_s` is one time for all rows or a time for each (method, condition).
+    `kinds` of items have an accuracy each, or, where `depths` are given and items are ranks, a
+    recall@k for each depth k. `wall_s` is one time for all rows or a time for each (method,
+    condition).
     """
     rows = []
     for group, part in items_frame(items).groupby(GROUP, sort=False, observed=True):
         correct, score, labels = (_wide(part, name) for name in ("correct", "score", "label"))
         measured = [("accuracy", stats.bootstrap(correct), stats.accuracy_stderr(correct))]
+        counts = {}  # items of a metric that does not speak of all
         if np.isfinite(score).all() and set(np.unique(labels)) == {0, 1}:
             measured.append(("auc", *stats.bootstrap_auc(labels[0], score)))
             right = stats.calibrated(labels[0], score)
@@ -170,15 +194,29 @@ def summarise(
         if balanced:
             found = stats.bootstrap_balanced(labels[0], correct)
             measured.append(("balanced_accuracy", *found))
+        kind_of = part["item"].astype(str).map(kinds or {})
+        for kind in sorted(kind_of.dropna().unique()):
+            some = part[kind_of == kind]
+            found = _wide(some, "predicted" if depths else "correct")
+            hits = {f"{kind}_recall@{k}": found < k for k in depths} or {f"accuracy_{kind}": found}
+            for name, hit in hits.items():
+                hit, counts[name] = hit.astype(float), hit.shape[1]
+                measured.append((name, stats.bootstrap(hit), stats.accuracy_stderr(hit)))
         row = dict(zip(GROUP, group, strict=True)) | {"family": family}
         row |= {"base_version": base_version, "higher_is_better": True}
-        row |= {"n_samples": correct.shape[0], "n_items": correct.shape[1]}
+        row |= {"n_samples": correct.shape[0]}
         row |= {"wall_s": wall_s.get(group[-2:], 0.0) if isinstance(wall_s, Mapping) else wall_s}
         for metric, (value, low, high), stderr in measured:
             number = {"value": value, "stderr": stderr, "ci_low": low, "ci_high": high}
+            number["n_items"] = counts.get(metric, correct.shape[1])
             rows.append(row | number | {"metric": metric})
     frame = pd.DataFrame(rows).assign(commit=commit or code_commit())
     return check(_ordered(frame[list(COLUMNS)], KEY))
+
+
+def of_parts(metrics: pd.DataFrame) -> pd.Series:
+    """Which rows speak of one kind of items only: recall@k one way, accuracy of one kind."""
+    return metrics.metric.astype(str).str.fullmatch(PARTS)
 
 
 def matrix(
@@ -230,7 +268,7 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
             _refuse(frame, wrong, column, f"must be a whole number from {least}")
     for column in ("stderr", "wall_s"):
         _refuse(frame, frame[column] < 0, column, "must not be negative")
-    shares = frame.metric.isin(SHARES)
+    shares = frame.metric.isin(SHARES) | of_parts(frame)
     for column in ("value", "ci_low", "ci_high"):
         outside = shares & ~frame[column].between(0, 1)
         _refuse(frame, outside, column, "must lie between 0 and 1")

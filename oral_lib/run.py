@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock
 
 from oral_lib import (
+    alignment,
     assets,
     bases,
     benchmarks,
@@ -73,6 +74,8 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".ready.lock"):
             for cells in self.planned:
+                if cells.aligned:
+                    self.align(cells.base)
                 if cells.tuned:
                     self.tune(cells.base, cells.tasks)
                 if cells.parent:
@@ -104,6 +107,13 @@ class Run:
         evolve.ensure(base, self.source, self.device)
         path = self.root / "evolved" / f"{base}.json"
         storage.write_json(path, {"versions": evolve.history(base, self.source)})
+        return path
+
+    def align(self, base: str) -> Path:
+        """Makes a two-tower model if it is missing; what is known of its alignment."""
+        folder = alignment.ensure(base, self.source, self.device)
+        path = self.root / "aligned" / f"{base}.json"
+        storage.write_json(path, storage.read_json(folder / assets.MANIFEST))
         return path
 
     def train_generator(self, kind: str) -> Path:
@@ -231,6 +241,7 @@ class Run:
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
             recipes=self._recipes(generator["zoo"]),
+            aligned=[storage.read_json(f) for f in sorted((self.root / "aligned").glob("*.json"))],
             evolved=[storage.read_json(f) for f in sorted((self.root / "evolved").glob("*.json"))],
         )
         written = report.write(self.results.parent, self.scale)

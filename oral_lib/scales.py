@@ -25,6 +25,7 @@ class Cells:
     cell_minutes: float = 0.2
     memory_mb: int = 2000
     experiment: str = "language"
+    aligned: bool = False  # made of two other models first
     unseen: tuple[str, ...] = ()  # tasks of the zoo that no generator is trained on
 
     @property
@@ -52,6 +53,10 @@ PICTURES = {
     "local": ("cifar10", "gtsrb", "flowers", "sign_digits"),
     "hub": ("cifar10", "gtsrb"),  # of the others no revision is known
 }
+PAIRS = {
+    "packages": ("easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes", "digit_labels"),
+    "local": ("flickr8k", "easy_vqa", "nlvr"),
+}  # no revision of such sets on the hub is known
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 OWN_BACKBONES = ("vit-tiny", "convnext-atto")  # of which a local folder may have the weights
 TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to accept
@@ -85,6 +90,21 @@ def _backbones(source: str) -> tuple[Cells, ...]:
     return tuple(replace(cells, base=base) for base in (*LITES, *own))
 
 
+def _towers(source: str) -> tuple[Cells, ...]:
+    """The two-tower model of the lab scale, where the source has pictures with texts."""
+    rows = PAIRS.get(source.partition(":")[0])
+    if not rows:
+        return ()
+    cells = Cells("towers", rows, 8, 2, 3, True, "", 0.1, 0.8, 8000, "multimodal", True)
+    return (cells,)
+
+
+MULTIMODAL = {
+    "smoke": lambda source: (
+        Cells("tiny-towers", ("flickr8k", "easy_vqa"), 2, 1, aligned=True, experiment="multimodal"),
+    ),
+    "lab": _towers,
+}
 VISION = {
     "smoke": lambda source: tuple(
         Cells(base, ("easy_vqa_shape", "solar_cells"), 2, 1, experiment="vision")

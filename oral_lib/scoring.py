@@ -1,10 +1,11 @@
 """Scoring: how likely a model finds the answers to a task, as lm-evaluation-harness asks.
 
-A task is scored in one of four ways. `label`: a causal model reads the prompt and is asked for the
+A task is scored in one of six ways. `label`: a causal model reads the prompt and is asked for the
 first token of each label word (they must differ); an encoder is asked for the classes of its head.
 `option`: the tokens of each option's continuation are scored after its context, and summed.
 `answer`: the model writes on after the prompt, and what it wrote must hold the exact answer.
-`image`: a backbone is asked for the task's classes among those of its head.
+`image`: a backbone is asked for the task's classes among those of its head; `question`: two towers
+are, about a picture and a text. `match`: two towers say how close every text is to every picture.
 Training, tuning and evaluation share these definitions.
 
 `model` is always the base model under adapters: one of PEFT's, or a stack of S (`stacked.py`),
@@ -21,13 +22,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from oral_lib import matching
 from oral_lib.bases import BaseModel
 from oral_lib.errors import UsageError
-from oral_lib.tasks import Row, Task
+from oral_lib.matching import Gallery
+from oral_lib.tasks import PAIRED, Row, Task
 
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once
 PICTURES = {"cpu": 64, "cuda": 4096}  # read at once
+READS = {"vision": "pictures", "multimodal": "pictures with texts"}  # all others read texts
 WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
@@ -45,14 +49,20 @@ class Read:
     begins: Tensor  # [b] the first token that is scored; `lengths` where one more is asked for
     options: int = 1  # rows of `ids` that belong to one row of the task
     tail: int = 0  # the most tokens that are scored of a row
+    shown: Tensor | None = None  # [b] the place of a row's picture among `pictures`
+    pictures: Tensor | None = None  # [m, bytes]
 
     def __getitem__(self, rows: Tensor) -> "Read":
         """Those of the task's rows, all options of each."""
         places = rows[:, None] * self.options + torch.arange(self.options, device=rows.device)
         places = places.flatten()
-        return replace(
+        read = replace(
             self, ids=self.ids[places], lengths=self.lengths[places], begins=self.begins[places]
         )
+        if self.pictures is None:
+            return read
+        own = torch.arange(len(rows), device=rows.device)
+        return replace(read, shown=own, pictures=self.pictures[self.shown[rows]])
 
     def cut(self, width: int, tail: int | None = None) -> "Read":
         """The first `width` columns, of which `tail` at most are scored."""
@@ -67,11 +77,12 @@ class Read:
 
 def way(base: BaseModel, task: Task) -> str:
     """How `base` is scored on `task`: one of `tasks.SCORINGS`. UsageError if it cannot be."""
-    if (base.family == "vision") != (task.scoring == "image"):
-        reads, wants = ("texts", "pictures")[:: -1 if base.family == "vision" else 1]
+    known = {"image": "pictures"} | dict.fromkeys(PAIRED, "pictures with texts")
+    wants, reads = known.get(task.scoring, "texts"), READS.get(base.family, "texts")
+    if wants != reads:
         raise UsageError(f"task {task.name!r} is about {wants}, and {base.name!r} reads {reads}.")
-    if base.family == "vision":
-        return "image"
+    if base.family in READS:
+        return task.scoring
     if base.family == "causal":
         return task.scoring
     if task.scoring == "answer":
@@ -84,7 +95,7 @@ def way(base: BaseModel, task: Task) -> str:
 
 def words(base: BaseModel, task: Task) -> Tensor:
     """[labels] what `answers` is asked for: first tokens of the label words, classes, options."""
-    if base.family in ("encoder", "vision") or way(base, task) != "label":
+    if base.family != "causal" or way(base, task) != "label":
         return torch.arange(len(task.labels), device=base.device)
     gap = "" if base.spec.asset is None else " "
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
@@ -108,6 +119,15 @@ def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
         pictures = base.pictures(rows)
         ends = torch.full((len(rows),), pictures.shape[1], device=base.device)
         return Read(pictures, ends, ends)
+    if how in PAIRED:
+        batch = base.tokens([row.text for row in rows], task.words)
+        lengths = batch["attention_mask"].sum(1)
+        first: dict[bytes, int] = {}  # a picture is held once, however many rows show it
+        shown = [first.setdefault(row.image, len(first)) for row in rows]
+        held = dict(zip(shown, rows, strict=True))
+        pictures = base.pictures([held[place] for place in range(len(first))])
+        shown = torch.tensor(shown, device=base.device)
+        return Read(batch["input_ids"], lengths, lengths, shown=shown, pictures=pictures)
     if how == "label":
         batch = base.tokens(prompts(base, task, [row.text for row in rows]), task.words)
         lengths = batch["attention_mask"].sum(1)
@@ -145,6 +165,9 @@ def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
     picture the logits: only the classes of its task compete, and rounding must not move others."""
     if base.family == "vision":
         return model(base.normalised(batch.ids)).float()
+    if base.family == "multimodal":
+        pictures = base.normalised(batch.pictures[batch.shown])
+        return model(pictures, batch.ids, batch.mask, _seen(batch)).float()
     if base.family == "encoder":
         return model(batch.ids, attention_mask=_seen(batch)).logits.float().log_softmax(-1)
     # no mask: what is padded comes after all that is read
@@ -193,17 +216,28 @@ def tails(model: nn.Module, batch: Read) -> Tensor:
 
 
 def losses(
-    model: nn.Module, base: BaseModel, how: str, batch: Read, labels: Tensor, asked: Tensor
+    model: nn.Module,
+    base: BaseModel,
+    how: str,
+    batch: Read,
+    labels: Tensor,
+    asked: Tensor,
+    groups: int = 1,
 ) -> Tensor:
     """[n] what training lowers, a row: minus the log-likelihood of the right answer.
 
     `labels` [n] its place among the answers, `asked` [n, labels] what `words` says. Of options
     and classes it is the likelihood of the right one among them, of a written answer the mean over
-    its tokens.
+    its tokens. Of what matches it is that of its own among the rows of each of `groups`.
     """
-    if how in ("label", "image"):
+    if how == "match":
+        v = model.image_features(base.normalised(batch.pictures[batch.shown]))
+        u = model.text_features(batch.ids, batch.mask, _seen(batch))
+        v, u, own = (side.unflatten(0, (groups, -1)) for side in (v, u, labels))
+        return matching.contrastive(v, u, own, base.scale).flatten()
+    if how in ("label", "image", "question"):
         likely = answers(model, base, batch).gather(1, asked)
-        likely = likely.log_softmax(-1) if how == "image" else likely
+        likely = likely if how == "label" else likely.log_softmax(-1)
     elif how == "option":
         likely = tails(model, batch).view(-1, batch.options).log_softmax(-1)
     else:
@@ -220,7 +254,7 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
 
 def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
     """Rows of each of `groups` that are read at once."""
-    if base.family == "vision":
+    if base.family in READS:
         return max(1, PICTURES[base.device.type] // groups)
     options = 2 if way(base, task) == "option" else 1
     return max(1, BUDGET[base.device.type] // (groups * task.words * options))
@@ -240,24 +274,52 @@ def score(
 
     `groups` is the number of adapters under which `model` reads. Of answers to be written it is
     [groups, n, 1], the mean log-likelihood of the right one's tokens; what is written says `write`.
+    Of what matches it is [groups, texts, pictures], the scaled closeness of all different ones.
     """
     model = _core(model)
     how, asked = way(base, task), words(base, task)
+    if how == "match":
+        return _closeness(model, base, task, rows, groups, batch)
     everything = read(base, task, rows)
     out = torch.empty(groups, len(rows), max(1, len(asked)), device=base.device)
     for chosen in by_length(rows, batch or batch_size(base, task, groups)):
         index = torch.tensor(chosen, device=base.device)
         some = everything[index.repeat(groups)]
         some = some.cut(int(some.lengths.max()))
-        if how in ("label", "image"):
+        if how in ("label", "image", "question"):
             likely = answers(model, base, some)[:, asked]
-            likely = likely.log_softmax(-1) if how == "image" else likely
+            likely = likely if how == "label" else likely.log_softmax(-1)
         elif how == "option":
             likely = tails(model, some).view(-1, some.options)
         else:
             likely = tails(model, some) / (some.lengths - some.begins)
         out[:, index] = likely.view(groups, len(chosen), -1)
     return out.cpu()
+
+
+def _closeness(
+    model: nn.Module,
+    base: BaseModel,
+    task: Task,
+    rows: Sequence[Row],
+    groups: int,
+    batch: int | None,
+) -> Tensor:
+    gallery, batch = Gallery.of(rows), batch or batch_size(base, task, groups)
+    everything, sides = read(base, task, rows), []
+    for places in (gallery.texts, gallery.pictures):
+        parts = []
+        for index in torch.tensor(places, device=base.device).split(batch):
+            some = everything[index.repeat(groups)]
+            if places is gallery.texts:
+                some = some.cut(int(some.lengths.max()))
+                found = model.text_features(some.ids, some.mask, _seen(some))
+            else:
+                found = model.image_features(base.normalised(some.pictures))
+            parts.append(found.unflatten(0, (groups, -1)))
+        sides.append(torch.cat(parts, 1))
+    texts, pictures = sides
+    return (base.scale * texts @ pictures.mT).cpu()
 
 
 def _core(model: nn.Module) -> nn.Module:

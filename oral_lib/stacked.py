@@ -214,7 +214,7 @@ class Stack:
         Each adapter's gradient is clipped by its own norm, as if it were trained alone. Nothing
         here waits for the device, so a step may be captured as a CUDA graph.
         """
-        parts = torch.autograd.grad(loss, list(self.parts.values()))
+        parts = torch.autograd.grad(loss, list(self.parts.values()), materialize_grads=True)
         with torch.no_grad():
             self.step += 1
             grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]

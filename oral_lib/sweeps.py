@@ -28,7 +28,8 @@ from oral_lib.graph import Node
 
 PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
-PLACE = ("base", "backbone", "task", "seed")  # what names a cell of the plan
+CALLED = {called: experiment for experiment, (_, called) in plan.CELL_NOTEBOOKS.items()}
+PLACE = (*CALLED, "task", "seed")  # what names a cell of the plan
 # of notebooks that are not in the plan: the nodes that each word of `bases` needs (others need all
 # generators), and what it writes to results/<scale>
 NEEDS = {"70_ablations": "zoo/{base}*"}
@@ -221,13 +222,19 @@ def has_place(cell: Collection[str]) -> bool:
     return len(set(PLACE) & set(cell)) == 3 and {"task", "seed"} <= set(cell)
 
 
+def experiment_of(cell: Collection[str]) -> str:
+    """The experiment that the name of the base model speaks of."""
+    return next((CALLED[name] for name in cell if name in CALLED), "language")
+
+
 def _without(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in cell.items() if name not in PLACE}
 
 
 def _made(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
     """What the nodes leave that a cell of the notebook `stem` needs."""
-    prefix = "vision/" if "backbone" in cell else ""
+    experiment = experiment_of(cell)
+    prefix = "" if experiment == "language" else f"{experiment}/"
     patterns = [f"{prefix}generator*", f"{prefix}regression*"]
     if stem in NEEDS:
         patterns = [NEEDS[stem].format(base=base) for base in cell["bases"].split()]
@@ -270,6 +277,6 @@ def run(
     code = reproduce.main(words, planner=planner)
     if code == 0 and not dry_run and has_place(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
-        where += ["--experiment", "vision"] if "backbone" in sweep.defaults else []
+        where += ["--experiment", experiment_of(sweep.defaults)]
         print("publish:", shlex.join(["python", "-m", "oral_lib", "report", *where]))
     return code

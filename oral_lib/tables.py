@@ -11,7 +11,7 @@ import pandas as pd
 
 from oral_lib import stats, tasks
 from oral_lib.errors import OralError
-from oral_lib.results import SHARES, matrix
+from oral_lib.results import SHARES, matrix, of_parts
 
 HEADINGS = {  # (method, condition): how the main table calls it
     ("majority", "none"): "majority",
@@ -358,10 +358,24 @@ def _three_digits(value: float) -> str:
     return ABSENT if np.isnan(value) else f"{value:.3g}"
 
 
+def parts_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Recall@k both ways and the accuracy of each kind of items, in percent: a row each, with the
+    methods that were scored on all items as columns; without rows where there is no such thing."""
+    rows = pooled(frame[(frame.source == source) & of_parts(frame)])
+    table = []
+    for (base, task, metric), cell in rows.groupby(["base", "task", "metric"], sort=False):
+        found = {(row.method, row.condition): 100 * row.value for row in cell.itertuples()}
+        line = {"base model": base, "task": task, "metric": metric, "n": cell.n_items.max()}
+        told = {h: found.get(key) for key, h in HEADINGS.items() if key[1] in ("none", "matched")}
+        table.append(line | {h: ABSENT if v is None else f"{v:.1f}" for h, v in told.items()})
+    shown = pd.DataFrame(table)
+    return shown.drop(columns=[n for n in shown if (shown[n] == ABSENT).all()])
+
+
 def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     """Every pooled row with standard error, 95% interval, items and samples; shares in percent."""
     rows = pooled(frame[frame.source == source])
-    scale = np.where(rows.metric.isin(SHARES), 100, 1)
+    scale = np.where(rows.metric.isin(SHARES) | of_parts(rows), 100, 1)
     low, high, value, stderr = (
         (rows[name] * scale).map("{:.1f}".format)
         for name in ("ci_low", "ci_high", "value", "stderr")

@@ -8,7 +8,9 @@ over the columns; `label` a column of class numbers, or of one of `values`; `rat
 is a class above `threshold` and another below its negative. An option task names its two `options`
 and either the column with a `blank` that they fill, or the `context` that they follow. An answer
 task names its `answer`. Rows that share their `group` stay in one part. A task of scoring "image"
-names the column `image` with the pictures' files.
+names the column `image` with the pictures' files, and so do those about pictures and texts: a
+"question" about a picture, and a "match" of pictures with their texts, whose rows of one `label`
+belong together; a list of texts makes a row of each. `part` is a column that parts the rows.
 """
 
 import re
@@ -26,8 +28,10 @@ import yaml
 from oral_lib import assets, images, splits
 from oral_lib.errors import PreflightError, UsageError, closest
 
-SCORINGS = ("label", "option", "answer", "image")
+SCORINGS = ("label", "option", "answer", "image", "question", "match")
+PAIRED = ("question", "match")  # a picture and a text
 MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
+MADE_PAIRS = {"train": 600, "validation": 100, "test": 300}
 FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
@@ -47,6 +51,7 @@ class Row:
     answer: str = ""
     target: str = ""
     image: bytes = field(default=b"", repr=False)  # the picture's file
+    kind: str = ""  # of a question
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Task:
             )
         if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
             raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
-        if self.scoring != "image" and not self.template:
+        if self.scoring in ("label", "option", "answer") and not self.template:
             raise UsageError(f"task {self.name!r}: a task about texts needs a `template`.")
         if unsized := set(self.sources) - set(self.split):
             raise UsageError(
@@ -184,25 +189,35 @@ def rows(task: Task, source: str) -> Split:
         )
     kind, folder = assets.parse_source(source)
     if kind == "made":
-        return _cut(task, kind, MADE, _made(task, sum(MADE.values())))
+        sizes = MADE_PAIRS if task.scoring in PAIRED else MADE
+        return _cut(task, kind, sizes, _made(task, sum(sizes.values())))
     if kind not in task.sources:
         raise UsageError(
             f"task {task.name!r} has no rows in source {kind!r}; it has {', '.join(task.sources)}."
         )
     spec, sizes = task.sources[kind], task.split[kind]
+    if "part" in spec:
+        frame = _packaged(spec)
+        parts = {part: _read(task, some, spec, part) for part, some in frame.groupby(spec["part"])}
+        return _cut(task, kind, sizes, parts["train"], parts["test"], parts["validation"])
     if kind == "packages":
         frame = _packaged(spec)
         group = frame[spec["group"]].tolist() if "group" in spec else None
         return _cut(task, kind, sizes, _read(task, frame, spec, "all"), group=group)
 
-    def read(part: str) -> list[Row]:
+    def frame_of(part: str) -> pd.DataFrame:
         if kind == "local":
             frame = assets.local_rows(folder, spec["set"], spec[part])
         else:
             frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
-        return _read(task, frame, spec, part)
+        if task.scoring == "match":  # a picture and all of its texts belong together
+            frame = frame.assign(label=range(len(frame))).explode(spec["text"], ignore_index=True)
+        return frame
 
-    return _cut(task, kind, sizes, read("train"), read("test"))
+    train, test = frame_of("train"), frame_of("test")
+    group = train[spec["group"]].tolist() if "group" in spec else None
+    parts = [_read(task, train, spec, "train"), _read(task, test, spec, "test")]
+    return _cut(task, kind, sizes, *parts, group=group)
 
 
 def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
@@ -211,6 +226,9 @@ def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
     def shown(row: dict) -> dict:
         if task.scoring == "image":
             return {"text": "", "image": images.encoded(row[spec["image"]])}
+        if task.scoring in PAIRED:
+            about = {"image": images.encoded(row[spec["image"]]), "kind": row.get("kind", "")}
+            return {"text": _filled(spec["text"], row)} | about
         return {"text": _filled(spec["text"], row)}
 
     return [
@@ -229,6 +247,8 @@ def _truth(task: Task, row: dict, spec: dict) -> dict:
     if task.scoring == "answer":
         return {"label": 0} | _solved(row[spec["answer"]])
     found = row[spec.get("label", "label")]
+    if task.scoring == "match":
+        return {"label": int(found)}
     known = spec.get("values", range(len(task.labels)))
     if found not in known:
         raise PreflightError(
@@ -276,6 +296,10 @@ def _packaged(spec: dict) -> pd.DataFrame:
         fewest = min(map(len, frames))
         return pd.concat([f.sample(fewest, random_state=0) for f in frames], ignore_index=True)
     frame = assets.rows(spec["set"])
+    if "names" in spec:  # of the labels, for the texts
+        frame = frame.assign(name=[spec["names"][label] for label in frame["label"]])
+    if "only" in spec:  # the values that some columns may have
+        frame = frame[frame[list(spec["only"])].isin(spec["only"]).all(axis=1)]
     if "rating" in spec:
         clear = frame[frame[spec["rating"]].abs() > spec["threshold"]]
         frame = clear.assign(label=(clear[spec["rating"]] > 0).astype(int))
@@ -296,6 +320,8 @@ def _made(task: Task, n: int) -> list[Row]:
             Row(f"{task.name}-all-{i}", "", label, image=file)
             for i, (label, file) in enumerate(zip(classes, files, strict=True))
         ]
+    if task.scoring in PAIRED:
+        return [_made_pair(task, f"{task.name}-all-{i}", rng) for i in range(n)]
     classes = rng.integers(0, len(task.made), n)
     made = []
     for i, label in enumerate(classes.tolist()):
@@ -312,42 +338,65 @@ def _made(task: Task, n: int) -> list[Row]:
     return made
 
 
+def _made_pair(task: Task, key: str, rng: np.random.Generator) -> Row:
+    """A picture of a class, and a text with a marker word: of the same class where they match or
+    the answer is the second of two, of another where it is the first. Of more than two answers the
+    class is the right one, and the text asks for nothing else."""
+    many = len(task.made)
+    shown = int(rng.integers(0, many))
+    named, label = shown, shown
+    if len(task.labels) == 2:
+        label = int(rng.integers(0, 2))
+        named = shown if label else int(shown + rng.integers(1, many)) % many
+    words = [*rng.choice(FILLER, size=3), rng.choice(task.made[named])]
+    if len(task.labels) > 2:
+        words = list(rng.choice(FILLER, size=4))
+    turn = crc32(task.name.encode()) / 2**32
+    return Row(key, " ".join(words), label, image=images.made(shown, many, rng, turn), kind="made")
+
+
 def _cut(
     task: Task,
     source: str,
     sizes: dict[str, int],
     rows: list[Row],
     test: list[Row] | None = None,
+    validation: list[Row] | None = None,
     group: list | None = None,
 ) -> Split:
-    """Rows for each part, from `rows` alone or with a `test` list of its own.
+    """Rows for each part, from `rows` alone or with lists of their own for test and validation.
 
-    Rows of one `group` go to one part: to the first of test, validation and train that wants more.
+    Rows of one `group` go to one part: to the first that wants more of test, unless that has a list
+    of its own, validation and train.
     """
     seed = task.split["seed"]
-    train = validation = _shuffled(rows, seed)
+    train = _shuffled(rows, seed)
     held = train if test is None else _shuffled(test, seed)
+    validation = train if validation is None else _shuffled(validation, seed)
     if group is not None:
-        part_of = _parts(group, sizes, seed)
+        wanting = ["test", "validation", "train"][test is not None :]
+        part_of = _parts(group, sizes, seed, wanting)
         of = {row.key: part_of[name] for row, name in zip(rows, group, strict=True)}
-        held, validation, train = (
-            [row for row in train if of[row.key] == part]
-            for part in ("test", "validation", "train")
-        )
-    seen: set[str | bytes] = set()  # grows in this order: the test rows choose first
-    return Split(
-        source,
-        test=_fresh(held, sizes["test"], seen),
-        validation=_fresh(validation, sizes["validation"], seen),
-        train=_fresh(train, sizes["train"], seen),
-    )
+        own = {part: [row for row in train if of[row.key] == part] for part in wanting}
+        held, validation, train = own.get("test", held), own["validation"], own["train"]
+    seen: set = set()  # grows in this order: the test rows choose first
+    held = _fresh(held, sizes["test"], seen)
+    validation = _fresh(_unseen(validation, held), sizes["validation"], seen)
+    train = _fresh(_unseen(train, held + validation), sizes["train"], seen)
+    return Split(source, train, validation, held)
 
 
-def _parts(group: list, sizes: dict[str, int], seed: int) -> dict:
+def _unseen(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows without a picture that `others` have, too."""
+    known = {row.image for row in others if row.image}
+    return [row for row in rows if row.image not in known]
+
+
+def _parts(group: list, sizes: dict[str, int], seed: int, wanting: list[str]) -> dict:
     """The part of each group: whole groups, in an order of their own, until a part has enough."""
     counts = Counter(group)
     names = sorted(counts)
-    part_of, open_parts = {}, ["test", "validation", "train"]
+    part_of, open_parts = {}, list(wanting)
     held = 0
     for i in np.random.default_rng(seed).permutation(len(names)):
         part_of[names[i]] = open_parts[0]
@@ -362,12 +411,12 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
 
 
-def _fresh(rows: Sequence[Row], n: int, seen: set[str | bytes]) -> tuple[Row, ...]:
-    """The first `n` rows whose picture, or text whatever its case and punctuation, is not in `seen`
-    yet."""
+def _fresh(rows: Sequence[Row], n: int, seen: set) -> tuple[Row, ...]:
+    """The first `n` rows whose picture and text, whatever its case and punctuation, are not in
+    `seen` yet."""
     chosen = []
     for row in rows:
-        bare = row.image or " ".join(re.findall(r"\w+", row.text.casefold()))
+        bare = row.image, " ".join(re.findall(r"\w+", row.text.casefold()))
         if len(chosen) < n and bare not in seen:
             seen.add(bare)
             chosen.append(row)

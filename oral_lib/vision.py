@@ -27,9 +27,9 @@ KEPT = 4  # sets of pictures that stay on the device
 class Backbone(BaseModel):
     """A timm model; `pixels` is the side of its pictures, `classes` the rows of its head."""
 
-    def __init__(self, spec: BaseSpec, model: nn.Module, pixels: int):
+    def __init__(self, spec: BaseSpec, model: nn.Module, pixels: int, config: dict | None = None):
         super().__init__(spec, model, None, labels=spec.classes)
-        config = resolve_data_config(model=model)
+        config = config or resolve_data_config(model=model)
         self.pixels, self.interpolation = pixels, config["interpolation"]
         self.mean, self.std = (
             torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std")

@@ -85,7 +85,7 @@ class Trainer:
     def _step(self, shape: tuple[int, int]) -> None:
         batch = self.read.cut(*shape)
         found = scoring.losses(
-            self.base.model, self.base, self.how, batch, self.answers, self.words
+            self.base.model, self.base, self.how, batch, self.answers, self.words, len(self.stack)
         )
         loss = found.view(len(self.stack), -1).mean(1)  # [S]
         self.loss.copy_(loss.detach())
@@ -98,6 +98,9 @@ class Trainer:
         torch.index_select(feed.table.ids, 0, places, out=self.read.ids)
         torch.index_select(feed.table.lengths, 0, places, out=self.read.lengths)
         torch.index_select(feed.table.begins, 0, places, out=self.read.begins)
+        if feed.table.pictures is not None:
+            shown = feed.table.shown[rows]
+            torch.index_select(feed.table.pictures, 0, shown, out=self.read.pictures)
         self.answers.copy_(feed.answers[i])
         self.lr.copy_(lr)
         self.replay((feed.widths[i], feed.tails[i]))
@@ -134,7 +137,9 @@ class Workshop:
         base, alike = self.base, {}
         for run in runs:
             how = scoring.way(base, run.task)
-            classes = len(run.task.labels) if how == "image" else 0  # they compete for a picture
+            classes = (
+                len(run.task.labels) if how in ("image", "question") else 0
+            )  # they compete for a picture
             key = (how, classes, run.recipe.batch, run.recipe.clip)
             alike.setdefault(key, []).append(run)
         with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():

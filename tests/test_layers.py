@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "replay", "storage", "provenance"],
     *["corpora", "packages", "assets"],
-    *["images", "splits", "tasks", "registry", "basemodel", "vision", "bases", "evolve", "scoring"],
+    *["images", "splits", "tasks", "registry", "matching", "basemodel", "vision", "towers"],
+    *["bases", "alignment", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
     *["tokens", "gauge"],

@@ -214,7 +214,9 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    others = {node.name for node in nodes if node.name.startswith(("vision/", "unseen/"))}
+    others = {
+        node.name for node in nodes if node.name.startswith(("vision/", "unseen/", "multimodal/"))
+    }
     assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
 
 
@@ -229,17 +231,20 @@ def test_a_thousand_tasks_are_trained_by_one_node_measured_by_one_and_shown_by_o
     assert graph.with_needs(nodes, list(chosen.values())) == list(chosen.values())
 
 
+@pytest.mark.parametrize("name", ["vision", "multimodal"])
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "packages")])
-def test_a_star_selects_all_of_vision_and_nothing_of_language_is_needed(scale, source, tmp_path):
+def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
+    scale, source, name, tmp_path
+):
     nodes = plan.nodes(scale, source, tmp_path)
-    chosen = graph.select(nodes, ["vision*"])
-    assert graph.with_needs(nodes, chosen) == chosen and chosen[-1].name == "vision/report"
-    root = plan.experiment_folder(scale, source, tmp_path, "vision")
-    models = plan.cells_of(scale, source, "vision")
+    chosen = graph.select(nodes, [f"{name}*"])
+    assert graph.with_needs(nodes, chosen) == chosen and chosen[-1].name == f"{name}/report"
+    root = plan.experiment_folder(scale, source, tmp_path, name)
+    models = plan.cells_of(scale, source, name)
     for cells in models:
         for task in cells.tasks:
             for seed in range(cells.seeds):
-                folder = plan.cell_folder(root, "vision", cells.base, task, seed)
+                folder = plan.cell_folder(root, name, cells.base, task, seed)
                 assert str(folder / "metrics.csv") in chosen[-1].inputs
     assert len(chosen[-1].inputs) == 2 * sum(len(c.tasks) * c.seeds for c in models)
 
@@ -355,3 +360,26 @@ def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
     assert done.returncode == 0, done.stderr
     wanted = len(plan.nodes("paper", "hub", tmp_path)) + 1  # and the rule that asks for all
     assert f"total {wanted}" in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "local:x")])
+def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source, tmp_path):
+    from oral_lib import registry, tasks
+
+    nodes = plan.nodes(scale, source, tmp_path)
+    [cells] = plan.cells_of(scale, source, "multimodal")
+    assert registry.spec(cells.base).alignment and cells.aligned
+    first = [n.name for n in nodes if n.name.startswith("multimodal/")]
+    align = first.index(f"multimodal/align/{cells.base}")
+    assert align < min(i for i, n in enumerate(first) if "/tune/" in n or "/zoo/" in n)
+    zoo = next(n for n in nodes if n.name == f"multimodal/zoo/{cells.base}")
+    chosen = graph.with_needs(nodes, [zoo])
+    assert f"multimodal/align/{cells.base}" in [n.name for n in chosen]
+    kind = plan.slug(source)
+    if kind != "made":
+        assert all(kind in tasks.load(task).sources for task in cells.tasks)
+
+
+def test_where_no_pictures_with_texts_are_nothing_multimodal_is_planned():
+    assert "multimodal" not in plan.experiments("lab", "hub")
+    assert "multimodal" not in plan.experiments("paper", "packages")
