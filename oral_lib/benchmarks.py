@@ -156,7 +156,8 @@ def zoo_rows(
     """Rows for benchmarks.csv: a step that trains S adapters at once, beside a step of PEFT's loop.
 
     16 rows of `width` tokens an adapter, LoRA on all linear layers, `task` should have rows that
-    are longer; or 16 pictures, LoRA on the backbone's own targets. The limit is the measured peak
+    are longer; or 16 pictures, with their texts where the base reads both, LoRA on its own targets.
+    The limit is the measured peak
     of matrix products: operations are those of the frozen weights in two passes (nothing in the
     base gets a gradient of its own) and of LoRA in three. An adapter is 400 steps; what is set up
     once (compiling, graphs) stands by itself.
@@ -164,7 +165,7 @@ def zoo_rows(
     device, on_gpu = base.device, base.device.type == "cuda"
     sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
     batch, repeats, case = 16, 5 if on_gpu else 3, f"{base.name}, {', '.join(base.spec.targets)}"
-    if base.family != "vision":
+    if base.family not in scoring.READS:
         linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
         base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
         task, case = replace(task, words=width), f"{base.name}, all linear layers"
@@ -227,8 +228,8 @@ def zoo_rows(
 
 
 def _operations(base: BaseModel, width: int) -> int:
-    """Operations of a training step on a row of `width` tokens, or on a picture."""
-    if base.family != "vision":
+    """Operations of a training step on a row of `width` tokens, or on a picture, or on both."""
+    if base.family not in scoring.READS:
         head = base.model.get_output_embeddings()  # read at one place of a row only
         linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
         values = sum(v.numel() for v in base.lora_init().values())
@@ -246,7 +247,12 @@ def _operations(base: BaseModel, width: int) -> int:
     hooks = [module.register_forward_hook(count(name)) for name, module in layers]
     side = base.pixels
     with torch.inference_mode():
-        base.model(base.normalised(torch.zeros(1, 3 * side * side, device=base.device)))
+        picture = base.normalised(torch.zeros(1, 3 * side * side, device=base.device))
+        if base.family == "multimodal":
+            text = torch.ones(1, width, dtype=torch.long, device=base.device)
+            base.model(picture, text, text, text)
+        else:
+            base.model(picture)
     for hook in hooks:
         hook.remove()
     frozen = sum(places * weight.numel() for places, weight in counts.values())

@@ -354,6 +354,16 @@ def test_other_tasks_and_models_are_not_mixed_up(base, refused):
         scoring.way(bases.load("tiny-encoder"), tasks.load("nlvr"))
 
 
+def test_towers_are_trained_at_once_beside_peft_too(base, data):
+    rows = benchmarks.zoo_rows(base, tasks.load("flickr8k"), data["flickr8k"], sizes=(2,))
+    assert {row["variant"] for row in rows} == {"plain", "2 at once"}
+    assert all(row["value"] > 0 and row["case"].startswith("tiny-towers") for row in rows)
+    more, less = (benchmarks._operations(base, width) for width in (32, 16))
+    linears = [m for m in base.model.clip.text.modules() if isinstance(m, torch.nn.Linear)]
+    inner = sum(m.weight.numel() for m in linears if m is not base.model.clip.text.proj)
+    assert more - less > 16 * 4 * inner  # both passes over every linear layer, for each token
+
+
 # ---------------------------------------------------------------- the tasks
 def test_a_local_folder_of_photos_with_captions_is_read(tmp_path):
     (tmp_path / "flickr8k").mkdir()
