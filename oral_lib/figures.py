@@ -161,15 +161,15 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
             axis.imshow(np.asarray(picture))
             told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
             title = "\n".join(line for text in told for line in textwrap.wrap(text, 40)[:2])
-            axis.set_title(title, fontsize=12 if title == row["truth"] else 9, loc="center")
+            axis.set_title(title, fontsize=12 if len(title) < 25 else 9, loc="center")
             for place, name in enumerate(names):
-                wrong = row[name].rpartition(" (")[0] != row["truth"]
-                words = textwrap.shorten(row[name], 44, placeholder=" ...")
+                word, _, sure = row[name].rpartition(" (")
+                words = f"{textwrap.shorten(word, 36, placeholder=' ...')} ({sure}"
                 axis.annotate(
                     f"{name}: {words}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
                     xycoords="axes fraction", textcoords="offset points",
                     fontsize=10 if len(words) < 25 else 8,
-                    color=VERMILION if wrong else INK, annotation_clip=False,
+                    color=INK if word == row["truth"] else VERMILION, annotation_clip=False,
                 )  # fmt: skip
     return closed(figure)
 

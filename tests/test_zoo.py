@@ -45,7 +45,7 @@ def test_seeds_differ_in_the_order_of_the_data_and_nothing_else(name, data, monk
     one, two = trained(name, data, ("movie", 0), ("movie", 1))
     assert not equal(one.tensors, two.tensors)
     order = feed.batches
-    monkeypatch.setattr(feed, "batches", lambda rows, size, seed: order(rows, size, 0))
+    monkeypatch.setattr(feed, "batches", lambda rows, size, seed, mixed=False: order(rows, size, 0))
     again, same = trained(name, data, ("movie", 0), ("movie", 1))
     assert equal(again.tensors, same.tensors) and again.losses == same.losses
 
