@@ -9,7 +9,6 @@ import torch
 from filelock import FileLock
 
 from oral_lib import (
-    alignment,
     assets,
     bases,
     benchmarks,
@@ -111,6 +110,8 @@ class Run:
 
     def align(self, base: str) -> Path:
         """Makes a two-tower model if it is missing; what is known of its alignment."""
+        from oral_lib import alignment  # open_clip is slow to import, and others do without
+
         folder = alignment.ensure(base, self.source, self.device)
         path = self.root / "aligned" / f"{base}.json"
         storage.write_json(path, storage.read_json(folder / assets.MANIFEST))

@@ -1,6 +1,8 @@
 """Two towers: made of two released networks, aligned once, adapted together."""
 
 import io
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -414,3 +416,8 @@ def test_every_task_has_made_rows_that_need_the_picture(name):
 def test_there_are_classes_for_every_answer():
     most = max(len(tasks.load(name).labels) for name in tasks.names("multimodal"))
     assert registry.spec("towers").classes == most == 13
+
+
+def test_language_does_without_open_clip():
+    code = "import sys; sys.modules['open_clip'] = None; import oral_lib.run, oral_lib.report"
+    subprocess.run([sys.executable, "-c", code], check=True)
