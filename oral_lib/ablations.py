@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,47 +35,23 @@ from oral_lib import (
     training,
 )
 from oral_lib.bases import BaseModel
-from oral_lib.condition import ENCODERS
-from oral_lib.denoise import KINDS as DENOISERS
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.provenance import code_commit
-from oral_lib.recurrence import KINDS as RECURRENCES
 from oral_lib.run import Run
-from oral_lib.schedule import OBJECTIVES
 from oral_lib.tasks import Row
 from oral_lib.tokens import Statistics
 from oral_lib.training import Shelf, TrainingConfig
+from oral_lib.variants import GROUPS, Variant, check_groups, variants
 from oral_lib.zoo import Member
 
 FORMAT = 1  # of the kept parts: a new number measures everything anew
-SAMPLING_STEPS = (1, 2, 3, 5, 10, 20, 60)
-TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
-GAUGES = {  # what is done to every adapter of the zoo before it is learned from
-    "shared start": "shared",
-    "shared start, centred on zero": "uncentred",
-    "random rotation": "turned",
-    "balanced SVD": "balanced",
-}
-STATISTICS = ("shared", "per task (leaks)")
 REFERENCE = "reference"  # the group of trained, soup and base
 COLUMNS = [
     *("group", "variant", "default", "base", "source", "task", "metric", "value"),
     *("ci_low", "ci_high", "n_items", "n_samples", "seed", "wall_s", "commit"),
 ]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One generator to be judged; `group` is the part that differs from the default."""
-
-    group: str
-    name: str
-    config: GeneratorConfig
-    gauge: str = "shared"
-    statistics: str = "shared"
-    default: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,107 +76,6 @@ class Study:
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-# ---------------------------------------------------------------- what is compared
-def _token(base: GeneratorConfig) -> Iterator[Variant]:
-    for k in (base.k // 4, base.k // 2, base.k, 2 * base.k, 4 * base.k):
-        yield Variant("token", f"k = {k}", replace(base, k=k))
-
-
-def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
-    for kind in RECURRENCES:
-        changed = replace(base.recurrence, kind=kind)
-        yield Variant("recurrence", kind, replace(base, recurrence=changed))
-
-
-def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
-    for kind in DENOISERS:
-        changed = replace(base.denoiser, kind=kind)
-        if kind == "conv" and base.text_encoder == "tiny":  # RPG's would cost smoke runs minutes
-            changed = replace(changed, channels=(4, 8, 4))
-        yield Variant("denoiser", kind, replace(base, denoiser=changed))
-        eps = replace(base.schedule, objective="eps")
-        if kind == "conv" and eps != base.schedule:  # RPG's own pair
-            yield Variant("denoiser", "conv, eps", replace(base, denoiser=changed, schedule=eps))
-
-
-def _width(base: GeneratorConfig) -> Iterator[Variant]:
-    hidden = base.denoiser.hidden
-    for n in (hidden // 2, hidden, 2 * hidden):
-        changed = replace(base.denoiser, hidden=n)
-        yield Variant("width", f"hidden {n}", replace(base, denoiser=changed))
-
-
-def _objective(base: GeneratorConfig) -> Iterator[Variant]:
-    # eps and v contain x_t, which a denoiser narrower than a token can only pass round itself
-    for objective in OBJECTIVES:
-        schedule = replace(base.schedule, objective=objective)
-        skip = base.denoiser.skip if objective == base.schedule.objective else objective != "x0"
-        denoiser = replace(base.denoiser, skip=skip)
-        yield Variant("objective", objective, replace(base, schedule=schedule, denoiser=denoiser))
-    if base.schedule.objective == "x0":
-        plain = replace(base.schedule, matched=not base.schedule.matched)
-        yield Variant("objective", "x0, x_t as it is", replace(base, schedule=plain))
-
-
-def _steps(base: GeneratorConfig) -> Iterator[Variant]:
-    for n in sorted({*SAMPLING_STEPS, base.sampling_steps}):
-        yield Variant("steps", str(n), replace(base, sampling_steps=n))
-
-
-def _temperature(base: GeneratorConfig) -> Iterator[Variant]:
-    for warmth in sorted({*TEMPERATURES, base.temperature}):
-        yield Variant("temperature", f"{warmth:g}", replace(base, temperature=warmth))
-
-
-def _encoder(base: GeneratorConfig) -> Iterator[Variant]:
-    made = base.text_encoder.startswith("tiny")  # made on the spot: with others made on the spot
-    for name in ENCODERS:
-        if name.startswith("tiny") == made:
-            yield Variant("encoder", name, replace(base, text_encoder=name))
-
-
-def _gauge(base: GeneratorConfig) -> Iterator[Variant]:
-    for name, way in GAUGES.items():
-        yield Variant("gauge", name, base, gauge=way)
-
-
-def _statistics(base: GeneratorConfig) -> Iterator[Variant]:
-    for way in STATISTICS:
-        yield Variant("statistics", way, base, statistics=way.split()[0])
-
-
-GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
-    "token": _token,
-    "recurrence": _recurrence,
-    "denoiser": _denoiser,
-    "width": _width,
-    "objective": _objective,
-    "steps": _steps,
-    "temperature": _temperature,
-    "encoder": _encoder,
-    "gauge": _gauge,
-    "statistics": _statistics,
-}
-
-
-def check_groups(names: Sequence[str]) -> list[str]:
-    """`names` themselves; `UsageError` with the nearest for one that is no group of variants."""
-    for name in names:
-        if name not in GROUPS:
-            known = ", ".join(GROUPS)
-            raise UsageError(f"no ablation {name!r}.{closest(name, GROUPS)} Known: {known}.")
-    if not names:
-        raise UsageError(f"no ablation is named. Known: {', '.join(GROUPS)}.")
-    return list(names)
-
-
-def variants(config: GeneratorConfig, groups: Sequence[str] = tuple(GROUPS)) -> list[Variant]:
-    """The variants of `groups` round the default `config`, which is in every group."""
-    found = [one for group in check_groups(groups) for one in GROUPS[group](config)]
-    usual = (config, "shared", "shared")
-    return [replace(v, default=(v.config, v.gauge, v.statistics) == usual) for v in found]
 
 
 def schooling(study: Study, config: GeneratorConfig) -> TrainingConfig:

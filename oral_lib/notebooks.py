@@ -82,9 +82,9 @@ def _known_base(value: str) -> None:
 
 
 def _known_groups(value: str) -> None:
-    from oral_lib import ablations
+    from oral_lib import variants
 
-    ablations.check_groups(value.split())
+    variants.check_groups(value.split())
 
 
 def _from_zero(value: int) -> None:

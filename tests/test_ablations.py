@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import ablations, baselines, gauge, plan, tasks, tokens, training
+from oral_lib import ablations, baselines, gauge, plan, tasks, tokens, training, variants
 from oral_lib.errors import OralError, UsageError
 
 BASE = "tiny-encoder"
@@ -33,8 +33,8 @@ def measured(own):
     return ablations.run(own, ["objective", "temperature"], "cpu", **SMALL)
 
 
-def variant(study, group: str, name: str) -> ablations.Variant:
-    found = [v for v in ablations.variants(study.config, [group]) if v.name == name]
+def variant(study, group: str, name: str) -> variants.Variant:
+    found = [v for v in variants.variants(study.config, [group]) if v.name == name]
     assert len(found) == 1
     return found[0]
 
@@ -45,8 +45,8 @@ def variant(study, group: str, name: str) -> ablations.Variant:
 @pytest.mark.parametrize("scale", ["smoke", "lab"])
 def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
     config, _ = training.preset(scale, "generator")
-    for group in ablations.GROUPS:
-        found = ablations.variants(config, [group])
+    for group in variants.GROUPS:
+        found = variants.variants(config, [group])
         assert sum(v.default for v in found) == 1, group
         assert len({v.name for v in found}) == len(found)
         assert len({(repr(v.config), v.gauge, v.statistics) for v in found}) == len(found)
@@ -57,15 +57,15 @@ def test_a_variant_differs_from_the_default_in_its_part_alone():
     parts = {"token": "k", "steps": "sampling_steps", "encoder": "text_encoder"}
     parts |= {name: name for name in ("recurrence", "temperature")}
     for group, field in parts.items():
-        for v in ablations.variants(config, [group]):
+        for v in variants.variants(config, [group]):
             assert replace(v.config, **{field: getattr(config, field)}) == config
             assert (v.gauge, v.statistics) == ("shared", "shared")
     for group in ("gauge", "statistics"):
-        assert all(v.config == config for v in ablations.variants(config, [group]))
+        assert all(v.config == config for v in variants.variants(config, [group]))
 
 
 def test_whatever_the_token_size_a_step_reads_as_many_values(study):
-    for v in ablations.variants(study.config, ["token"]):
+    for v in variants.variants(study.config, ["token"]):
         read = ablations.schooling(study, v.config).subset * v.config.k
         assert read == study.training.subset * study.config.k
 
@@ -84,7 +84,7 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):
 # --- gauge and statistics -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(ablations.GAUGES))
+@pytest.mark.parametrize("name", list(variants.GAUGES))
 def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(study, name):
     one = variant(study, "gauge", name)
     model, shelves, used = ablations.assemble(one, study.members, study.source)
@@ -164,7 +164,7 @@ def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch
     found = ablations.run(own, ["steps"], "cpu", **SMALL)
     assert trained == []
     steps = found[(found.group == "steps") & (found.metric == "seconds")]
-    assert len(steps) == len(ablations.SAMPLING_STEPS) and steps.value.nunique() == 1
+    assert len(steps) == len(variants.SAMPLING_STEPS) and steps.value.nunique() == 1
 
 
 def test_another_training_is_another_study(own, measured, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch,
     assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
     monkeypatch.setattr(training, "train", whole)
     found = ablations.run(own, ["recurrence"], "cpu", **SMALL)
-    assert set(found[found.group == "recurrence"].variant) == set(ablations.RECURRENCES)
+    assert set(found[found.group == "recurrence"].variant) == set(variants.RECURRENCES)
 
 
 def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):

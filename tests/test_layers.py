@@ -24,7 +24,7 @@ ORDER = [
     *["graph", "scales", "plan"],
     *["results", "protocol", "unseen", "benchmarks"],
     *["tables", "verdict", "style", "figures", "pictures", "report"],
-    *["run", "ablations", "prompting"],
+    *["run", "variants", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],
 ]
