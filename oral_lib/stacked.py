@@ -230,9 +230,12 @@ class Stack:
 
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
-    """On a GPU the repeated blocks of `model` run compiled: one code for all of them, any width."""
+    """On a GPU the repeated blocks of `model` run compiled: one code for all of them, any width.
+
+    Of several lists it is the one of most weights: an image tower may have more blocks.
+    """
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    blocks = max(lists, key=len, default=())
+    blocks = max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=())
     if not blocks or next(model.parameters()).device.type != "cuda":
         yield
         return
