@@ -250,7 +250,8 @@ def _operations(base: BaseModel, width: int) -> int:
         blank = torch.zeros(1, 3 * side * side, device=base.device)
         text = torch.ones(1, width, dtype=torch.long, device=base.device)
         if base.family == "vision-language":
-            base.states(base.model, text, blank)
+            row = torch.ones(1, width + base.around, dtype=torch.long, device=base.device)
+            base.states(base.model, row, blank)
         elif base.family == "multimodal":
             base.model(base.normalised(blank), text, text, text)
         else:

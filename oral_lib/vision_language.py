@@ -50,7 +50,8 @@ SPECIAL = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "vid
 class VisionLanguage(Backbone):
     """A frozen Qwen2-VL with its tokenizer; `places` is how many tokens a picture takes.
 
-    OralError when its chat template has no one place for a picture before a question.
+    OralError when its chat template has no one place for a picture before a question, or when
+    pictures are cut into other patches than the model reads.
     """
 
     def __init__(
@@ -60,13 +61,27 @@ class VisionLanguage(Backbone):
         tokenizer: PreTrainedTokenizerFast,
         processor: Qwen2VLImageProcessor,
     ):
-        seen = {
-            "interpolation": Resampling(processor.resample).name,
-            "mean": processor.image_mean,
-            "std": processor.image_std,
-        }
+        try:
+            seen = {
+                "interpolation": Resampling(processor.resample).name,
+                "mean": [float(x) for x in processor.image_mean],
+                "std": [float(x) for x in processor.image_std],
+            }
+        except (TypeError, ValueError) as error:
+            raise OralError(
+                f"{spec.name}: preprocessor_config.json gives pictures no interpolation, mean or "
+                "std that can be used: take it as it was released."
+            ) from error
         super().__init__(spec, model, spec.pixels, seen)
         self.tokenizer = tokenizer
+        cut = (processor.patch_size, processor.temporal_patch_size, processor.merge_size)
+        image = model.config.vision_config
+        read = (image.patch_size, image.temporal_patch_size, image.spatial_merge_size)
+        if cut != read or spec.pixels % (image.patch_size * image.spatial_merge_size):
+            raise OralError(
+                f"{spec.name}: preprocessor_config.json cuts pictures of {spec.pixels} pixels into "
+                f"patches of {cut}, and config.json says {read}: take both as they were released."
+            )
         self.order, self.grid = _patches(processor, spec.pixels)
         self.places = int(self.grid.prod()) // processor.merge_size**2
         self.order = self.order.to(self.device)
