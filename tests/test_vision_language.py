@@ -10,6 +10,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
+import oral_lib
 from oral_lib import (
     adapters,
     assets,
@@ -18,7 +19,10 @@ from oral_lib import (
     evaluate,
     feed,
     plan,
+    recipes,
     registry,
+    results,
+    scales,
     scoring,
     storage,
     tasks,
@@ -261,6 +265,25 @@ def test_what_is_generated_loads_in_peft_and_is_judged_as_it_was_made(base, data
     loaded = PeftModel.from_pretrained(fresh.model, str(where)).eval()
     [said] = scoring.score(loaded, fresh, task, rows)
     torch.testing.assert_close(said, outcome.likely, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
+    cells = scales.Cells(NAME, ASKED, 2, 1, experiment="multimodal")
+    monkeypatch.setitem(scales.MULTIMODAL, "smoke", lambda source: (cells,))
+    monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
+    full = training.preset
+
+    def short(scale, kind):
+        config, trained = full(scale, kind)
+        return config, replace(trained, steps=10)
+
+    monkeypatch.setattr(training, "preset", short)
+    run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()
+    metrics, items = run.cell("easy_vqa", NAME, 0)
+    results.check_items(items, results.check(metrics))
+    assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
+    value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
+    assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.2
 
 
 # ---------------------------------------------------------------- where the weights come from
