@@ -24,6 +24,7 @@ from oral_lib import (
     results,
     scales,
     scoring,
+    stacked,
     storage,
     tasks,
     training,
@@ -34,6 +35,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import GeneratorConfig
 from oral_lib.recipes import Recipe
 from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.stacked import Stack
 from oral_lib.tokens import Layout, decode, encode
 from oral_lib.vision_language import CHOICES
 
@@ -230,6 +232,23 @@ def test_a_zoo_keeps_adapters_that_peft_loads_alone(data, tmp_path):
     torch.testing.assert_close(said, outcome.likely, atol=0.05, rtol=0.05)
 
 
+def test_a_step_asks_the_device_for_nothing(data):
+    """So that it may be a CUDA graph; on this device there is nothing to ask for."""
+    base, task = bases.load(NAME, source="made", dtype=torch.float32), tasks.load("nlvr")
+    read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
+    base.model.set_attn_implementation({"text_config": "plain_causal"})
+    base.model.to("meta")
+    for name in ("order", "positions", "patch_positions", "mean", "std"):
+        setattr(base, name, getattr(base, name).to("meta"))
+    names = ("ids", "lengths", "begins", "shown", "pictures")
+    read = replace(read, **{name: getattr(read, name).to("meta") for name in names})
+    stack, zeros = Stack(start, 2, "meta"), torch.zeros(4, 2, dtype=torch.long, device="meta")
+    with stacked.attached(base.model, stack, 2.0):
+        found = scoring.losses(base.model, base, "label", read, zeros[:, 0], zeros, 2)
+        stack.update(found.sum(), torch.zeros(2, device="meta"), 1.0)
+    assert found.shape == (4,)
+
+
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(tasks.load(name), 0) for name in ASKED]
     laid = feed.Feed.of(base, jobs, data, steps=2, batch=4)
@@ -314,6 +333,26 @@ def test_a_local_folder_gives_the_same_model(base, data, released):
     assert there.describe() == base.describe() and torch.equal(
         there.fingerprint(), base.fingerprint()
     )
+
+
+def test_files_of_the_layout_that_the_hub_has_give_the_same_model(base, released):
+    file, weights = released / "config.json", released / "model.safetensors"
+    told = json.loads(file.read_text())
+    text, image = told.pop("text_config"), told.pop("vision_config")
+    for name in ("model_type", "dtype", "tie_word_embeddings"):
+        text.pop(name, None)
+    ropes = text.pop("rope_parameters")
+    flat = {"rope_scaling": {"type": "mrope", "mrope_section": ropes["mrope_section"]}}
+    flat |= {"rope_theta": ropes["rope_theta"], "torch_dtype": "bfloat16"}
+    image |= {"model_type": "qwen2_vl", "in_chans": 3}
+    file.write_text(json.dumps(told | text | flat | {"vision_config": image}))
+    old = {
+        n.replace("model.visual.", "visual.").replace("model.language_model.", "model."): v
+        for n, v in storage.read_tensors(weights).items()
+    }
+    assert {n.split(".")[0] for n in old} == {"visual", "model", "lm_head"}
+    storage.write_tensors(weights, old)
+    assert equal(load(released).model.state_dict(), base.model.state_dict())
 
 
 def test_missing_and_foreign_weights_are_refused_in_one_line(base, released, refused):
