@@ -249,6 +249,14 @@ def test_a_step_asks_the_device_for_nothing(data):
     assert found.shape == (4,)
 
 
+def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
+    parts = base.model.model
+    assert stacked.blocks(base.model) is parts.language_model.layers
+    deep = torch.nn.ModuleList([*parts.visual.blocks, *parts.visual.blocks[:1]])
+    both = torch.nn.ModuleDict({"deep": deep, "wide": parts.language_model})
+    assert len(deep) > 2 and stacked.blocks(both) is parts.language_model.layers
+
+
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(tasks.load(name), 0) for name in ASKED]
     laid = feed.Feed.of(base, jobs, data, steps=2, batch=4)
