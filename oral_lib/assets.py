@@ -51,6 +51,7 @@ HUB = {
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", "d04e592bb4f6aa9cfee91e2e20afa771667e1d4b"),
     "gemma-2-9b": ("google/gemma-2-9b", "33c193028431c2fde6c6e51f29e6f17b60cbfac6"),
     "qwen2.5-7b": ("Qwen/Qwen2.5-7B", "d149729398750b98c0af14eb82c78cfe92750796"),
+    "qwen2-vl-7b": ("Qwen/Qwen2-VL-7B-Instruct", "eed13092ef92e448dd6875b2a00151bd3f7db0ac"),
     # no revision of these is known here: a local folder may hold them, config.json and
     # model.safetensors as timm puts them on the hub
     "vit-tiny": ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", ""),

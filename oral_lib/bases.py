@@ -64,6 +64,11 @@ def load(
         from oral_lib import towers  # open_clip is slow to import, too
 
         return towers.load(entry, folder, device, dtype)
+    if entry.family == "vision-language":
+        from oral_lib import vision_language  # it needs timm, as vision does
+
+        made = None if folder else word_tokenizer("multimodal")
+        return vision_language.load(entry, folder, device, dtype, made)
     if entry.family == "vision":
         from oral_lib import vision  # timm is slow to import
 

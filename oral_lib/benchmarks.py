@@ -247,12 +247,15 @@ def _operations(base: BaseModel, width: int) -> int:
     hooks = [module.register_forward_hook(count(name)) for name, module in layers]
     side = base.pixels
     with torch.inference_mode():
-        picture = base.normalised(torch.zeros(1, 3 * side * side, device=base.device))
-        if base.family == "multimodal":
-            text = torch.ones(1, width, dtype=torch.long, device=base.device)
-            base.model(picture, text, text, text)
+        blank = torch.zeros(1, 3 * side * side, device=base.device)
+        text = torch.ones(1, width, dtype=torch.long, device=base.device)
+        if base.family == "vision-language":
+            row = torch.ones(1, width + base.around, dtype=torch.long, device=base.device)
+            base.states(base.model, row, blank)
+        elif base.family == "multimodal":
+            base.model(base.normalised(blank), text, text, text)
         else:
-            base.model(picture)
+            base.model(base.normalised(blank))
     for hook in hooks:
         hook.remove()
     frozen = sum(places * weight.numel() for places, weight in counts.values())

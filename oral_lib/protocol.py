@@ -51,6 +51,8 @@ SIZES = {
     ("lab", "vision"): Size(1500, 500, 10, 4, 6, 5),
     ("smoke", "multimodal"): Size(100, 100, 3, 1, draws=1),
     ("lab", "multimodal"): Size(1500, 500, 10, 4, 6, 5),
+    ("smoke", "vision-language"): Size(100, 100, 3, 1, draws=1),
+    ("lab", "vision-language"): Size(1000, 500, 10, 4, 6, 5),
     ("lab", "match"): Size(1000, 1000, 10, 4, 6, 5),  # fewer rows would be easier to tell apart
     ("lab", "answer"): Size(150, 100, 10, 1, 2, 2, 5),
 }

@@ -78,6 +78,8 @@ class BaseSpec:
     @property
     def experiment(self) -> str:
         """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
+        if self.family == "vision-language":
+            return "multimodal"
         if self.family not in ("vision", "multimodal"):
             return "language"
         return "unseen" if self.name.endswith(YES_NO) else self.family
@@ -152,6 +154,14 @@ _LISTED = (
     ),
     # the scale `paper`: planned, never run here
     *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
+    BaseSpec(
+        "qwen2-vl-7b",
+        "vision-language",
+        "qwen2-vl-7b",
+        assets.HUB["qwen2-vl-7b"][0],
+        LLAMA_LINEARS,
+        pixels=280,  # 100 tokens of a picture
+    ),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),
@@ -176,6 +186,13 @@ _LISTED = (
         ),
         pixels=32,
         classes=13,
+    ),
+    BaseSpec(
+        *("tiny-vision-language", "vision-language", None, "tiny-vision-language"),
+        LLAMA_LINEARS,
+        rank=4,
+        alpha=8,
+        pixels=16,
     ),
     *_versions(
         BaseSpec("tiny-causal", "causal", None, "tiny-causal", LLAMA_LINEARS, rank=4, alpha=8),

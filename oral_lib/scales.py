@@ -99,11 +99,20 @@ def _towers(source: str) -> tuple[Cells, ...]:
     return (cells,)
 
 
+def _vision_language(source: str) -> tuple[Cells, ...]:
+    """The paper's own model for pictures with texts, on what asks a question about a picture."""
+    if source.partition(":")[0] != "local":  # no other source has both model and tasks
+        return ()
+    rows = ("easy_vqa", "nlvr")
+    return (Cells("qwen2-vl-7b", rows, 8, 2, 3, True, "", 60.0, 30.0, 64_000, "multimodal"),)
+
+
 MULTIMODAL = {
     "smoke": lambda source: (
         Cells("tiny-towers", ("flickr8k", "easy_vqa"), 2, 1, aligned=True, experiment="multimodal"),
     ),
     "lab": _towers,
+    "paper": _vision_language,
 }
 VISION = {
     "smoke": lambda source: tuple(

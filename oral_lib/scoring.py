@@ -5,8 +5,8 @@ first token of each label word (they must differ); an encoder is asked for the c
 `option`: the tokens of each option's continuation are scored after its context, and summed.
 `answer`: the model writes on after the prompt, and what it wrote must hold the exact answer.
 `image`: a backbone is asked for the task's classes among those of its head; `question`: two towers
-are, about a picture and a text. `match`: two towers say how close every text is to every picture.
-Training, tuning and evaluation share these definitions.
+are, about a picture and a text; of a vision-language model it is `label`. `match`: two towers say
+how close every text is to every picture. Training, tuning and evaluation share these definitions.
 
 `model` is always the base model under adapters: one of PEFT's, or a stack of S (`stacked.py`),
 which is given S groups of the same rows.
@@ -31,7 +31,12 @@ from oral_lib.tasks import PAIRED, Row, Task
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once
 PICTURES = {"cpu": 64, "cuda": 4096}  # read at once
-READS = {"vision": "pictures", "multimodal": "pictures with texts"}  # all others read texts
+READS = {  # all others read texts
+    "vision": "pictures",
+    "multimodal": "pictures with texts",
+    "vision-language": "pictures with texts",
+}
+WORDED = ("causal", "vision-language")  # families that answer with a word
 WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
@@ -81,6 +86,13 @@ def way(base: BaseModel, task: Task) -> str:
     wants, reads = known.get(task.scoring, "texts"), READS.get(base.family, "texts")
     if wants != reads:
         raise UsageError(f"task {task.name!r} is about {wants}, and {base.name!r} reads {reads}.")
+    if base.family == "vision-language":
+        if task.scoring == "match":
+            raise UsageError(
+                f"task {task.name!r} asks which texts belong to which pictures, and {base.name!r} "
+                "answers questions about one: choose two towers."
+            )
+        return "label"
     if base.family in READS:
         return task.scoring
     if base.family == "causal":
@@ -95,9 +107,9 @@ def way(base: BaseModel, task: Task) -> str:
 
 def words(base: BaseModel, task: Task) -> Tensor:
     """[labels] what `answers` is asked for: first tokens of the label words, classes, options."""
-    if base.family != "causal" or way(base, task) != "label":
+    if base.family not in WORDED or way(base, task) != "label":
         return torch.arange(len(task.labels), device=base.device)
-    gap = "" if base.spec.asset is None else " "
+    gap = " " if base.family == "causal" and base.spec.asset else ""
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
     if len(set(ids)) < len(ids):
         raise UsageError(
@@ -119,8 +131,9 @@ def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
         pictures = base.pictures(rows)
         ends = torch.full((len(rows),), pictures.shape[1], device=base.device)
         return Read(pictures, ends, ends)
-    if how in PAIRED:
-        batch = base.tokens([row.text for row in rows], task.words)
+    if task.scoring in PAIRED:
+        choices = {"choices": task.labels} if base.family == "vision-language" else {}
+        batch = base.tokens([row.text for row in rows], task.words, **choices)
         lengths = batch["attention_mask"].sum(1)
         first: dict[bytes, int] = {}  # a picture is held once, however many rows show it
         shown = [first.setdefault(row.image, len(first)) for row in rows]
@@ -170,10 +183,12 @@ def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
         return model(pictures, batch.ids, batch.mask, _seen(batch)).float()
     if base.family == "encoder":
         return model(batch.ids, attention_mask=_seen(batch)).logits.float().log_softmax(-1)
-    # no mask: what is padded comes after all that is read
-    states = model.base_model(batch.ids, use_cache=False).last_hidden_state  # [b, tokens, width]
+    if base.family == "vision-language":
+        states = base.states(model, batch.ids, batch.pictures[batch.shown])
+    else:  # no mask: what is padded comes after all that is read
+        states = model.base_model(batch.ids, use_cache=False).last_hidden_state
     index = torch.arange(len(batch.ids), device=states.device)
-    answer = states[index, batch.lengths - 1]  # only here is it scored
+    answer = states[index, batch.lengths - 1]  # [b, width]; only here is it scored
     return _logits(model, answer).log_softmax(-1)
 
 
@@ -254,10 +269,11 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
 
 def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
     """Rows of each of `groups` that are read at once."""
-    if base.family in READS:
+    if base.family in ("vision", "multimodal"):
         return max(1, PICTURES[base.device.type] // groups)
     options = 2 if way(base, task) == "option" else 1
-    return max(1, BUDGET[base.device.type] // (groups * task.words * options))
+    width = task.words + (base.around if base.family == "vision-language" else 0)
+    return max(1, BUDGET[base.device.type] // (groups * width * options))
 
 
 @torch.inference_mode()

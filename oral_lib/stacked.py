@@ -228,21 +228,27 @@ class Stack:
             self._renew()
 
 
+def blocks(model: nn.Module) -> Sequence[nn.Module]:
+    """The repeated blocks of `model`; of several lists that of most weights, since an image tower
+    may have more blocks than the language model behind it."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+    return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()), default=())
+
+
 @contextmanager
 def compiled(model: nn.Module) -> Iterator[None]:
     """On a GPU the repeated blocks of `model` run compiled: one code for all of them, any width."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    blocks = max(lists, key=len, default=())
-    if not blocks or next(model.parameters()).device.type != "cuda":
+    repeated = blocks(model)
+    if not repeated or next(model.parameters()).device.type != "cuda":
         yield
         return
-    for block in blocks:
+    for block in repeated:
         block.compile(dynamic=True)
     try:
         with torch._dynamo.config.patch(recompile_limit=64):
             yield
     finally:
-        for block in blocks:
+        for block in repeated:
             block._compiled_call_impl = None
 
 

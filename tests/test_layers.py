@@ -13,6 +13,7 @@ ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "replay", "storage", "provenance"],
     *["corpora", "packages", "assets"],
     *["images", "splits", "tasks", "registry", "matching", "basemodel", "vision", "towers"],
+    "vision_language",
     *["bases", "alignment", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],

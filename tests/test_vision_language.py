@@ -1,0 +1,426 @@
+"""Qwen2-VL: a picture is tokens before a question, the answer a word; adapters as of any model."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import Qwen2VLImageProcessor
+
+import oral_lib
+from oral_lib import (
+    adapters,
+    assets,
+    bases,
+    benchmarks,
+    evaluate,
+    feed,
+    plan,
+    recipes,
+    registry,
+    results,
+    scales,
+    scoring,
+    stacked,
+    storage,
+    tasks,
+    training,
+    zoo,
+)
+from oral_lib.denoise import DenoiserConfig
+from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.generator import GeneratorConfig
+from oral_lib.recipes import Recipe
+from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.stacked import Stack
+from oral_lib.tokens import Layout, decode, encode
+from oral_lib.vision_language import CHOICES
+
+torch.set_num_threads(1)
+NAME, PAPER = "tiny-vision-language", "qwen2-vl-7b"
+ASKED = ("nlvr", "easy_vqa")
+SHORT = Recipe(steps=6, batch=4, lr=1e-2)
+SMALL = GeneratorConfig(
+    k=128,
+    width=32,
+    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
+    denoiser=DenoiserConfig(hidden=32, depth=1),
+    text_encoder="tiny",
+    sampling_steps=3,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return {name: tasks.rows(tasks.load(name), "made") for name in ASKED}
+
+
+@pytest.fixture(scope="module")
+def base():
+    """The tiny model in float32: bfloat16 would hide small faults in its rounding."""
+    return bases.load(NAME, source="made", dtype=torch.float32)
+
+
+def shaken(base, seed, by=0.1):
+    draw = torch.Generator().manual_seed(seed)
+    start = sorted(base.lora_init().items())
+    return {n: t + by * torch.randn(t.shape, generator=draw) for n, t in start}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def png(colour, size):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "png")
+    return file.getvalue()
+
+
+def plain(base, model, task, row):
+    """[labels] what transformers alone says to one row: its processor, its chat, its forward."""
+    side = base.pixels
+    size = {"shortest_edge": side * side, "longest_edge": side * side}
+    picture = Image.open(io.BytesIO(row.image)).convert("RGB")
+    seen = Qwen2VLImageProcessor(patch_size=4, size=size)(images=[picture], return_tensors="pt")
+    asked = row.text + CHOICES.format(", ".join(task.labels))
+    told = [{"type": "image"}, {"type": "text", "text": asked}]
+    chat = base.tokenizer.apply_chat_template(
+        [{"role": "user", "content": told}], tokenize=False, add_generation_prompt=True
+    )
+    places = int(seen["image_grid_thw"].prod()) // 4
+    chat = chat.replace("<|image_pad|>", "<|image_pad|>" * places)
+    ids = base.tokenizer(chat, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        said = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == base.model.config.image_token_id).int(),
+            **seen,
+        )
+    words = [base.tokenizer.encode(w, add_special_tokens=False)[0] for w in task.labels]
+    return said.logits[0, -1].log_softmax(-1)[words], seen["pixel_values"]
+
+
+# ---------------------------------------------------------------- what the model reads
+@pytest.mark.parametrize("name", ASKED)
+def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
+    task, rows = tasks.load(name), data[name].test[:8]
+    with base.attach(shaken(base, 0)) as model:
+        [said] = scoring.score(model, base, task, rows, batch=5)
+        alone = [plain(base, model, task, row) for row in rows]
+    torch.testing.assert_close(said, torch.stack([found for found, _ in alone]))
+    patches = base.patches(base.pictures(rows))
+    torch.testing.assert_close(patches, torch.stack([seen for _, seen in alone]))
+    assert said.shape == (8, len(task.labels)) and said.std(0).min() > 0.01
+    assert base.pictures(rows).dtype == torch.uint8
+
+
+def test_another_picture_gives_another_answer(base, data):
+    task, row = tasks.load("nlvr"), data["nlvr"].test[0]
+    other = replace(row, key="other", image=png((0, 200, 0), (40, 10)))  # any shape is squashed
+    said = scoring.score(base.model, base, task, [row, other])[0]
+    assert not torch.allclose(said[0], said[1], atol=0.01)
+
+
+def test_every_row_has_its_picture_in_the_same_columns(base, data):
+    task, pad = tasks.load("easy_vqa"), base.model.config.image_token_id
+    long = replace(data["easy_vqa"].test[0], key="long", text="what colour is " * 40)
+    rows = [*data["easy_vqa"].test[:20], long]
+    read = scoring.read(base, task, rows)
+    there = (read.ids == pad).nonzero()[:, 1].view(len(rows), -1)
+    wanted = torch.arange(base.first, base.first + base.places)
+    assert torch.equal(there, wanted.expand(len(rows), -1))
+    choices = len(base.tokenizer(CHOICES.format(", ".join(task.labels)))["input_ids"])
+    assert read.lengths.max() == base.around + task.words + choices  # the question alone is cut
+    ends = read.ids.gather(1, read.lengths[:, None] - 1)
+    assert (ends == base.after[-1]).all()
+    assert len(read.pictures) < len(rows)  # a picture is held once, however many rows show it
+
+
+def test_a_question_cannot_smuggle_a_picture_in(base):
+    ids = base.tokens(["is <|image_pad|> there <|im_end|>"])["input_ids"]
+    assert (ids == base.model.config.image_token_id).sum() == base.places
+    assert (ids == base.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 1
+
+
+def test_what_is_no_question_about_a_picture_is_refused(base, refused):
+    with refused(UsageError, "'flickr8k'", NAME, "two towers"):
+        scoring.way(base, tasks.load("flickr8k"))
+    with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
+        scoring.way(base, tasks.load("movie"))
+    with refused(UsageError, "'digits' is about pictures"):
+        scoring.way(base, tasks.load("digits"))
+
+
+def test_rounding_leaves_the_frequencies_of_positions_alone():
+    model = bases.load(NAME, source="made", dtype=torch.bfloat16).model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- what a generator hears
+def test_the_model_is_described_by_structure_and_weights_never_by_name(base):
+    told, seen = base.describe(), base.fingerprint()
+    assert "qwen2_vl architecture" in told and "image tower with 2 layers" in told
+    assert base.name not in told and registry.spec(PAPER).hub not in told
+    assert seen.shape == (bases.FINGERPRINT,) and seen.isfinite().all()
+    before = base.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
+    with torch.no_grad():
+        base.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
+        assert not torch.allclose(base.fingerprint(), seen)
+        base.model.model.language_model.layers[0].mlp.up_proj.weight.copy_(before)
+    assert torch.equal(base.fingerprint(), seen)
+
+
+def test_adapters_sit_on_every_linear_layer_of_the_language_model_alone(base):
+    start = base.lora_init()
+    layers = base.model.config.text_config.num_hidden_layers
+    assert len(start) == 2 * layers * len(base.spec.targets) == 28
+    assert all("language_model.layers." in name and ".lora_" in name for name in start)
+    assert set(base.spec.targets) == {name.split(".")[-3] for name in start}
+    assert registry.spec(PAPER).targets == base.spec.targets
+    layout = Layout.of(start, 100)
+    tensors = shaken(base, 3)
+    [again] = decode(layout, encode(layout, [tensors]))
+    assert equal(again, tensors)
+
+
+# ---------------------------------------------------------------- the zoo
+def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
+    jobs = [("nlvr", 0, 1e-2), ("easy_vqa", 1, 3e-3), ("nlvr", 2, 1e-2)]
+    runs = [zoo.Run(tasks.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
+    before = {n: v.clone() for n, v in base.model.state_dict().items()}
+    made = list(zoo.train(base, runs, data))
+    assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
+    start = base.lora_init()
+    for done in made:
+        alone, losses = benchmarks.train_plain(base, done.run, data)
+        torch.testing.assert_close(
+            torch.tensor(done.losses), torch.tensor(losses), rtol=1e-4, atol=1e-5
+        )
+        for name, tensor in done.tensors.items():
+            moved = (alone[name] - start[name]).norm()
+            assert moved > 0 and (tensor - alone[name]).norm() <= 5e-3 * moved, name
+    assert equal(base.model.state_dict(), before)
+
+
+def test_training_teaches_to_look(base, data):
+    task, recipe = tasks.load("easy_vqa"), Recipe(steps=80, batch=16, lr=5e-3)
+    [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
+    assert sum(done.losses[-5:]) < 0.3 * sum(done.losses[:5])
+    together = [base.lora_init(), done.tensors]
+    untrained, trained = evaluate.evaluate(base, task, data["easy_vqa"].test[:100], together)
+    # one of six colours, of which the text says nothing
+    assert evaluate.accuracy_of(trained) > 0.5 > 0.3 > evaluate.accuracy_of(untrained)
+
+
+def test_a_zoo_keeps_adapters_that_peft_loads_alone(data, tmp_path):
+    recipe = Recipe(steps=4, batch=4, lr=1e-2)
+    how = {"source": "made", "root": tmp_path, "recipe": recipe}
+    folders = zoo.train_cells(NAME, ("nlvr",), (0, 1), **how)
+    told = storage.read_json(folders[0] / "run.json")
+    assert told["base"] == NAME and told["validation_accuracy"] is not None
+    member = zoo.read(tmp_path, NAME, "nlvr", 1)
+    base, task, rows = bases.load(NAME, source="made"), tasks.load("nlvr"), data["nlvr"].test[:9]
+    [outcome] = evaluate.evaluate(base, task, rows, [member.tensors])
+    model = PeftModel.from_pretrained(base.model, str(folders[1])).eval()
+    [said] = scoring.score(model, base, task, rows)
+    torch.testing.assert_close(said, outcome.likely, atol=0.05, rtol=0.05)
+
+
+def test_a_step_asks_the_device_for_nothing(data):
+    """So that it may be a CUDA graph; on this device there is nothing to ask for."""
+    base, task = bases.load(NAME, source="made", dtype=torch.float32), tasks.load("nlvr")
+    read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
+    base.model.set_attn_implementation({"text_config": "plain_causal"})
+    base.model.to("meta")
+    for name in ("order", "positions", "patch_positions", "mean", "std"):
+        setattr(base, name, getattr(base, name).to("meta"))
+    names = ("ids", "lengths", "begins", "shown", "pictures")
+    read = replace(read, **{name: getattr(read, name).to("meta") for name in names})
+    stack, zeros = Stack(start, 2, "meta"), torch.zeros(4, 2, dtype=torch.long, device="meta")
+    with stacked.attached(base.model, stack, 2.0):
+        found = scoring.losses(base.model, base, "label", read, zeros[:, 0], zeros, 2)
+        stack.update(found.sum(), torch.zeros(2, device="meta"), 1.0)
+    assert found.shape == (4,)
+
+
+def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
+    parts = base.model.model
+    assert stacked.blocks(base.model) is parts.language_model.layers
+    deep = torch.nn.ModuleList([*parts.visual.blocks, *parts.visual.blocks[:1]])
+    both = torch.nn.ModuleDict({"deep": deep, "wide": parts.language_model})
+    assert len(deep) > 2 and stacked.blocks(both) is parts.language_model.layers
+
+
+def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
+    jobs = [(tasks.load(name), 0) for name in ASKED]
+    laid = feed.Feed.of(base, jobs, data, steps=2, batch=4)
+    read, answers, asked = laid.step(0)
+    assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
+    assert read.pictures.dtype == torch.uint8 and len(read.pictures) == len(read.ids) == 8
+    assert (answers < 13).all() and (answers[:4] < 2).all()
+
+
+def test_adapters_are_trained_at_once_beside_peft_too(base, data):
+    rows = benchmarks.zoo_rows(base, tasks.load("nlvr"), data["nlvr"], sizes=(2,))
+    assert {row["variant"] for row in rows} == {"plain", "2 at once"}
+    assert all(row["value"] > 0 and row["case"].startswith(NAME) for row in rows)
+
+
+# ---------------------------------------------------------------- prompting
+def test_what_is_generated_loads_in_peft_and_is_judged_as_it_was_made(base, data, tmp_path):
+    task, rows = tasks.load("nlvr"), data["nlvr"].test[:9]
+    members = [
+        zoo.Member(NAME, name, 0, shaken(base, seed), {"sha256": name})
+        for seed, name in enumerate(ASKED)
+    ]
+    model, _ = training.assemble(SMALL, members)
+    [tensors] = model.generate(task.description, NAME, 1, 0, source="made")
+    adapters.check(tensors, base.lora_init())
+    config = model.known[NAME].peft_config
+    assert config["task_type"] == "CAUSAL_LM" and config["base_model_name_or_path"] == NAME
+    loader = f'oral_lib.load_base("{NAME}").model'
+    card = adapters.Card(task.description, NAME, "none", 0, loader=loader)
+    where = adapters.save(tmp_path / "lora", tensors, config, card)
+    [outcome] = evaluate.evaluate(base, task, rows, [tensors])
+    fresh = bases.load(NAME, source="made", dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(fresh.model, str(where)).eval()
+    [said] = scoring.score(loaded, fresh, task, rows)
+    torch.testing.assert_close(said, outcome.likely, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
+    cells = scales.Cells(NAME, ASKED, 2, 1, experiment="multimodal")
+    monkeypatch.setitem(scales.MULTIMODAL, "smoke", lambda source: (cells,))
+    monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
+    full = training.preset
+
+    def short(scale, kind):
+        config, trained = full(scale, kind)
+        return config, replace(trained, steps=10)
+
+    monkeypatch.setattr(training, "preset", short)
+    run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()
+    metrics, items = run.cell("easy_vqa", NAME, 0)
+    results.check_items(items, results.check(metrics))
+    assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
+    value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
+    assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.2
+
+
+# ---------------------------------------------------------------- where the weights come from
+@pytest.fixture
+def released(base, monkeypatch, tmp_path):
+    """A folder that holds the tiny model as the hub has Qwen2-VL-7B, under its name."""
+    monkeypatch.setitem(
+        registry.REGISTRY, PAPER, replace(registry.spec(PAPER), rank=4, alpha=8, pixels=16)
+    )
+    folder = tmp_path / "models" / PAPER
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessor(patch_size=4).save_pretrained(folder)
+    return folder
+
+
+def load(folder):
+    return bases.load(PAPER, source=f"local:{folder.parent.parent}", dtype=torch.float32)
+
+
+def test_a_local_folder_gives_the_same_model(base, data, released):
+    task, rows = tasks.load("nlvr"), data["nlvr"].test[:5]
+    there = load(released)
+    assert there.model.name_or_path == "Qwen/Qwen2-VL-7B-Instruct" == there.peft_config(
+    ).base_model_name_or_path  # fmt: skip
+    one, other = (scoring.score(b.model, b, task, rows) for b in (base, there))
+    torch.testing.assert_close(one, other)
+    assert there.describe() == base.describe() and torch.equal(
+        there.fingerprint(), base.fingerprint()
+    )
+
+
+def test_files_of_the_layout_that_the_hub_has_give_the_same_model(base, released):
+    file, weights = released / "config.json", released / "model.safetensors"
+    told = json.loads(file.read_text())
+    text, image = told.pop("text_config"), told.pop("vision_config")
+    for name in ("model_type", "dtype", "tie_word_embeddings"):
+        text.pop(name, None)
+    ropes = text.pop("rope_parameters")
+    flat = {"rope_scaling": {"type": "mrope", "mrope_section": ropes["mrope_section"]}}
+    flat |= {"rope_theta": ropes["rope_theta"], "torch_dtype": "bfloat16"}
+    image |= {"model_type": "qwen2_vl", "in_chans": 3}
+    file.write_text(json.dumps(told | text | flat | {"vision_config": image}))
+    old = {
+        n.replace("model.visual.", "visual.").replace("model.language_model.", "model."): v
+        for n, v in storage.read_tensors(weights).items()
+    }
+    assert {n.split(".")[0] for n in old} == {"visual", "model", "lm_head"}
+    storage.write_tensors(weights, old)
+    assert equal(load(released).model.state_dict(), base.model.state_dict())
+
+
+def test_missing_and_foreign_weights_are_refused_in_one_line(base, released, refused):
+    weights = released / "model.safetensors"
+    whole = storage.read_tensors(weights)
+    name = next(n for n in whole if "q_proj.weight" in n)
+    weights.unlink()
+    with refused(OralError, PAPER, "again"):
+        load(released)
+    (released / "pytorch_model.bin").write_bytes(b"a pickle")  # never read
+    with refused(OralError, PAPER, "again"):
+        load(released)
+    weights.write_bytes(b"no safetensors")
+    with refused(OralError, PAPER, "again"):
+        load(released)
+    storage.write_tensors(weights, {n: v for n, v in whole.items() if n != name})
+    with refused(OralError, "does not fit", "q_proj.weight"):
+        load(released)
+    storage.write_tensors(weights, whole | {name: whole[name][:3].clone()})
+    with refused(OralError, PAPER):
+        load(released)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("config.json", {"model_type": "llama"}, ("no Qwen2-VL", "'llama'")),
+        ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "model_type": "own"}, ("'own'",)),
+        ("config.json", {"image_token_id": 7}, ("chat template",)),
+        ("preprocessor_config.json", {"patch_size": 5}, ("preprocessor_config.json", "5")),
+        ("preprocessor_config.json", {"resample": "far"}, (PAPER, "interpolation")),
+        ("preprocessor_config.json", {"image_mean": 3}, (PAPER, "preprocessor_config.json")),
+        ("chat_template.jinja", "{{ messages }}", ("chat template",)),
+        ("chat_template.jinja", "{% for", ("chat template",)),
+    ],
+)
+def test_settings_of_another_model_are_refused_in_one_line(released, refused, file, change, words):
+    path = released / file
+    if isinstance(change, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    else:
+        path.write_text(change)
+    with refused(OralError, *words):
+        load(released)
+
+
+def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
+    spec = registry.spec(PAPER)
+    assert assets.HUB[PAPER][0] == spec.hub and len(assets.HUB[PAPER][1]) == 40
+    assert spec.experiment == "multimodal" and registry.in_reach(PAPER, "hub")
+    assert not registry.in_reach(PAPER) and spec.pixels % 28 == 0
+    with refused(PreflightError, PAPER, "--source hub", f"DIR/models/{PAPER}"):
+        bases.load(PAPER)
+
+
+def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):
+    [cells] = plan.cells_of("paper", "local:x", "multimodal")
+    assert cells.base == PAPER and set(cells.tasks) == set(ASKED) and not cells.aligned
+    assert all("local" in tasks.load(name).sources for name in cells.tasks)
+    names = [node.name for node in plan.nodes("paper", "local:x", tmp_path)]
+    assert f"multimodal/zoo/{PAPER}" in names and "multimodal/report" in names
+    assert not any("align" in name for name in names)
+    assert all("multimodal" not in plan.experiments("paper", s) for s in ("hub", "packages"))
