@@ -80,8 +80,8 @@ class Study:
 
 def schooling(study: Study, config: GeneratorConfig) -> TrainingConfig:
     """The study's training with as many values in a step as the default's tokens hold."""
-    subset = max(1, round(study.training.subset * study.config.k / config.k))
-    return replace(study.training, subset=subset)
+    tokens = max(1, round(study.training.tokens * study.config.k / config.k))
+    return replace(study.training, tokens=tokens)
 
 
 # ---------------------------------------------------------------- one variant

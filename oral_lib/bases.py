@@ -93,7 +93,9 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.name_or_path = entry.hub  # what PEFT writes into adapters
-    model = model.to(device=device, dtype=dtype)
+    for weight in model.parameters():  # not the frequencies of positions: rounded they are others
+        weight.data = weight.data.to(dtype)
+    model = model.to(device)
     return BaseModel(entry, model, tokenizer, labels=labels)
 
 

@@ -74,7 +74,7 @@ def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     if metric == "accuracy":
         values = groups.correct.mean()
     elif metric in PER_SAMPLE:
-        values = groups[["label", "score"]].apply(_scored, metric).dropna()
+        values = groups[["label", "score", "correct"]].apply(_scored, metric).dropna()
     else:
         known = ", ".join(PER_SAMPLE)
         raise OralError(f"No per-sample values for metric {metric!r}: use accuracy, {known}.")
@@ -85,15 +85,13 @@ def _scored(rows: pd.DataFrame, metric: str) -> float:
     labels, scores = rows.label.to_numpy(), rows.score.to_numpy()
     if not np.isfinite(scores).all() or set(np.unique(labels)) != {0, 1}:
         return np.nan  # answers, or more than two labels
-    return PER_SAMPLE[metric](labels, scores)
+    return PER_SAMPLE[metric](labels, scores, rows.correct.to_numpy())
 
 
 PER_SAMPLE = {
-    "auc": stats.auc,
-    "calibrated_accuracy": lambda labels, scores: float(stats.calibrated(labels, scores).mean()),
-    "balanced_accuracy": lambda labels, scores: stats.balanced(
-        labels, (np.asarray(scores) > 0) == labels
-    ),
+    "auc": lambda labels, scores, _: stats.auc(labels, scores),
+    "calibrated_accuracy": lambda labels, scores, _: float(stats.calibrated(labels, scores).mean()),
+    "balanced_accuracy": lambda labels, _, correct: stats.balanced(labels, correct),
 }
 
 

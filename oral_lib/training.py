@@ -1,10 +1,10 @@
 """Training a generator on a zoo.
 
 A step visits every base model: a few conditions (task in varied wording, sometimes no wording at
-all), their prototypes, and for each condition several zoo adapters noised at several t, of which a
-random subset of tokens is denoised. Prototypes depend on the condition alone, so one recurrent pass
-serves all the adapters of a condition. All randomness of a step comes from (seed, step): a run that
-was interrupted goes on bit for bit.
+all), their prototypes, and for each condition several zoo adapters noised at several t. All their
+tokens are denoised, or a random subset where they are many. Prototypes depend on the condition
+alone, so one recurrent pass serves all the adapters of a condition. All randomness of a step comes
+from (seed, step): a run that was interrupted goes on bit for bit.
 """
 
 import copy
@@ -32,15 +32,14 @@ from oral_lib.zoo import Member
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A generator's training; a step reads conditions * draws rows of a base, `subset` tokens of
-    each at most: a base of which it sees a part only is learnt more slowly than the others."""
+    """A generator's training; see `rows` for how much of a base a step reads."""
 
     steps: int = 800
     lr: float = 1e-3
     warmup: int = 50
     conditions: int = 4
-    draws: int = 1
-    subset: int = 320
+    draws: int = 2  # adapters of a condition, at most
+    tokens: int = 1280  # of a base in one step, at most
     text_dropout: float = 0.1
     text_noise: float = 2.0  # at most, of an embedding of size 1: stands for wordings not yet read
     ema: float = 0.99
@@ -50,7 +49,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lr", "conditions", "draws", "subset", "clip", "save_every"):
+        for name in ("steps", "lr", "conditions", "draws", "tokens", "clip", "save_every"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
         if not 0 <= self.text_dropout <= 1:
@@ -60,6 +59,13 @@ class TrainingConfig:
         for name in ("ema",):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
+
+    def rows(self, length: int) -> tuple[int, int]:
+        """(adapters of each condition, tokens of each adapter) that a step reads of a base whose
+        adapters have `length` tokens: all tokens if they fit, since a base of which a step sees a
+        part only is learnt more slowly than the others; then as many adapters as fit."""
+        subset = min(length, max(1, self.tokens // self.conditions))
+        return max(1, min(self.draws, self.tokens // (self.conditions * subset))), subset
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up to `lr`, then a cosine to zero."""
@@ -74,7 +80,7 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=2400, conditions=8, draws=2, warmup=100, ema=0.995)
+LAB = TrainingConfig(steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995)
 
 
 @dataclass(frozen=True)
@@ -162,13 +168,14 @@ class Draw:
         device = shelf.tokens.device
         source = seeds.generator(config.seed, "step", step, name, device=device)
         how = {"generator": source, "device": device}
-        b, r = config.conditions, config.draws
+        b, length = config.conditions, shelf.tokens.shape[1]
+        r, subset = config.rows(length)
         task = torch.randint(shelf.texts.shape[0], (b,), **how)
         text = shelf.texts[task, torch.randint(shelf.texts.shape[1], (b,), **how)]
         blur = torch.randn(text.shape, **how) / text.shape[-1] ** 0.5
         blur = blur * torch.rand(b, 1, **how)  # from none at all to `text_noise`
         given = torch.rand(b, **how) >= config.text_dropout
-        chosen = torch.randperm(shelf.tokens.shape[1], **how)[: config.subset]
+        chosen = torch.randperm(length, **how)[:subset]
         places = torch.randint(shelf.members.shape[1], (b, r), **how)
         adapters = shelf.members[task[:, None], places].flatten()
         t = torch.randint(model.config.schedule.steps, (b * r,), **how)
@@ -376,7 +383,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
             text_encoder="tiny",
             sampling_steps=10,
         )
-        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, draws=2, subset=64)
+        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, tokens=512)
     else:
         config, training = GeneratorConfig(), TrainingConfig()
         if scale != "desk":  # four models' tokens do not fit through the 512 channels of two

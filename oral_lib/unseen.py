@@ -37,7 +37,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
     config, trained = training.preset(scale, kind)
     if scale == "smoke":
         return config, replace(trained, steps=200, conditions=8, draws=1)
-    return config, replace(trained, steps=6000, conditions=32, draws=1)
+    return config, replace(trained, steps=6000, conditions=32, tokens=6400)
 
 
 # ---------------------------------------------------------------- one LoRA for all tasks

@@ -66,8 +66,8 @@ def test_a_variant_differs_from_the_default_in_its_part_alone():
 
 def test_whatever_the_token_size_a_step_reads_as_many_values(study):
     for v in variants.variants(study.config, ["token"]):
-        read = ablations.schooling(study, v.config).subset * v.config.k
-        assert read == study.training.subset * study.config.k
+        read = ablations.schooling(study, v.config).tokens * v.config.k
+        assert read == study.training.tokens * study.config.k
 
 
 def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):

@@ -386,3 +386,13 @@ def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(archit
     for adapter, seen in zip(adapters, together, strict=True):
         with architecture.attach(adapter) as model:
             torch.testing.assert_close(logits(model, architecture), seen, atol=1e-4, rtol=1e-3)
+
+
+def test_frequencies_of_positions_are_not_rounded():
+    exact = bases.load("tiny-causal", source="made", dtype=torch.float32).model
+    half = bases.load("tiny-causal", source="made", dtype=torch.bfloat16).model
+    assert half.dtype == torch.bfloat16
+    wanted = {n: v for n, v in exact.named_buffers() if "inv_freq" in n}
+    assert wanted
+    for name, value in wanted.items():
+        assert torch.equal(half.get_buffer(name), value)

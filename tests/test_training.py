@@ -22,7 +22,7 @@ SMALL = GeneratorConfig(
     denoiser=DenoiserConfig(hidden=32, depth=1),
     text_encoder="tiny",
 )
-TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, subset=16, save_every=5)
+TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, tokens=96, save_every=5)
 SEEDS = {"movie": 2, "sarcasm": 3}
 
 
@@ -263,8 +263,16 @@ def test_the_learning_rate_warms_up_and_falls_to_nothing():
 
 
 @pytest.mark.parametrize(
+    ("length", "rows"),
+    [(50, (4, 50)), (150, (4, 150)), (300, (2, 300)), (600, (1, 600)), (9000, (1, 600))],
+)
+def test_a_step_reads_whole_adapters_as_long_as_they_fit(length, rows):
+    assert TrainingConfig(conditions=8, draws=4, tokens=4800).rows(length) == rows
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("lr", -1), ("subset", 0), ("text_dropout", 1.1), ("ema", 1.5), ("clip", 0)],
+    [("steps", 0), ("lr", -1), ("tokens", 0), ("text_dropout", 1.1), ("ema", 1.5), ("clip", 0)],
 )
 def test_a_training_is_checked_when_it_is_made(name, value, refused):
     with refused(UsageError, name, str(value)):
