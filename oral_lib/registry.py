@@ -78,6 +78,8 @@ class BaseSpec:
     @property
     def experiment(self) -> str:
         """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
+        if self.family == "diffusion":
+            return "style"
         if self.family not in ("vision", "multimodal"):
             return "language"
         return "unseen" if self.name.endswith(YES_NO) else self.family
@@ -88,6 +90,7 @@ BERT_LINEARS = ("query", "key", "value", "dense")
 CLASSES = 43  # the most that a task of pictures has
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
 VIT_LINEARS = ("qkv", "proj", "fc1", "fc2")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -152,6 +155,14 @@ _LISTED = (
     ),
     # the scale `paper`: planned, never run here
     *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
+    BaseSpec(
+        "sd-2.1",
+        "diffusion",
+        "sd-2.1",
+        assets.HUB["sd-2.1"][0],
+        PROJECTIONS,
+    ),
+    BaseSpec("tiny-diffusion", "diffusion", None, "tiny-diffusion", PROJECTIONS, rank=4, alpha=8),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),
