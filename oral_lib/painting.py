@@ -38,7 +38,7 @@ class Canvas:
 
 
 CANVASES = {
-    "smoke": Canvas(60, 8, 1.0, "tiny-convnet", Size(60, 60, 2, 1, draws=1)),
+    "smoke": Canvas(40, 5, 1.0, "tiny-convnet", Size(40, 40, 2, 1, draws=1)),
     "paper": Canvas(200, 50, 7.5, "efficientnet-lite0", Size(200, 200, 10, 4, 6, 5)),
 }
 
