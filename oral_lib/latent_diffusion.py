@@ -181,8 +181,8 @@ def need_diffusers() -> None:
         )
 
 
-def load(spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype: torch.dtype):
-    """The pipeline in `folder`, in diffusers' own layout; made on the spot where that is None.
+def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.dtype):
+    """The pipeline in `folder`, in diffusers' own layout.
 
     PreflightError without diffusers; OralError when a part is missing or damaged. Nothing but
     safetensors is read, and nothing is downloaded.
@@ -190,10 +190,6 @@ def load(spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype:
     need_diffusers()
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    if folder is None:
-        from oral_lib import tiny_diffusion
-
-        folder = tiny_diffusion.ensure(spec)
     how = {"local_files_only": True, "use_safetensors": True}
     try:
         with quiet():

@@ -57,7 +57,9 @@ WORDS = 16  # tokens of a prompt
 
 
 def ensure(spec: BaseSpec) -> Path:
-    """The folder of the pipeline called `spec.name`, made if it is not in the cache yet."""
+    """The folder of the pipeline called `spec.name`, made if it is not in the cache yet.
+    PreflightError without diffusers."""
+    latent_diffusion.need_diffusers()
     recipe = [PICTURES, BATCH, STEPS, LR, VAE, UNET, SCHEDULE, WORDS, version("diffusers")]
     key = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
     folder = assets.cache_dir() / "models" / f"{spec.name}-{key}"

@@ -250,14 +250,14 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
 
     def short(scale, kind):
         config, trained = full(scale, kind)
-        return config, replace(trained, steps=20)
+        return config, replace(trained, steps=10)
 
     monkeypatch.setattr(training, "preset", short)
     from oral_lib import painting
 
-    few = replace(painting.CANVASES["smoke"], most=16, steps=3)
+    few = replace(painting.CANVASES["smoke"], most=12, steps=2)
     monkeypatch.setitem(painting.CANVASES, "smoke", few)
-    monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.default(BASE), steps=20))
+    monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.default(BASE), steps=10))
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")
     metrics, items = run.published()
@@ -266,7 +266,7 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     apart = metrics[metrics.metric == "frechet_tiny-convnet"]
     methods = {"base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated"}
     assert methods <= set(apart.method)
-    assert (apart.n_items == 16).all() and not apart.higher_is_better.any()
+    assert (apart.n_items == 12).all() and not apart.higher_is_better.any()
     floor = metrics[metrics.metric == "frechet_floor"]
     assert floor.value.max() < apart.value.min()
     assert "### style, source `made`" in report and "frechet_tiny-convnet" in report
