@@ -223,6 +223,11 @@ def rows(task: Task, source: str) -> Split:
 
 def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
     """The rows of `frame` in its order, read as the source's `spec` says."""
+    if spec.get("image", "") not in ("", *frame.columns):
+        raise PreflightError(
+            f"task {task.name!r}: the data set has no column {spec['image']!r} with pictures; it "
+            f"has {', '.join(map(str, frame.columns))}."
+        )
 
     def shown(row: dict) -> dict:
         if task.scoring in ("image", "style"):

@@ -4,6 +4,8 @@ import ast
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from oral_lib import (
     bases,
     benchmarks,
     evaluate,
+    images,
     latent_diffusion,
     plan,
     recipes,
@@ -83,6 +86,24 @@ def test_the_paper_scale_plans_its_vision_row_where_a_folder_has_the_styles():
     wanted = ["style/assets", "style/zoo/sd-2.1", "style/generator"]
     assert names[:3] == wanted and names[-1] == "style/report"
     assert "style/cells/sd-2.1" in names
+
+
+def test_a_folder_has_the_pictures_of_a_style_in_a_column_called_image(tmp_path, refused):
+    rng = np.random.default_rng(0)
+    cells = [{"bytes": images.styled(rng, 0.3), "path": None} for _ in range(12)]
+    frame = pd.DataFrame({"image": cells, "text": "a caption that nobody reads"})
+    file = tmp_path / "pokemon" / "train.parquet"  # such sets have one part, which is cut in three
+    file.parent.mkdir()
+    frame.to_parquet(file)
+    sizes = {"seed": 0, "local": {"train": 7, "validation": 2, "test": 3}}
+    task, source = replace(tasks.load("pokemon"), split=sizes), f"local:{tmp_path}"
+    split = tasks.rows(task, source)
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [7, 2, 3]
+    rows = [*split.train, *split.validation, *split.test]
+    assert len({row.image for row in rows}) == 12 and {row.text for row in rows} == {""}
+    frame.rename(columns={"image": "photo"}).to_parquet(file)
+    with refused(PreflightError, "'pokemon'", "no column 'image'", "photo"):
+        tasks.rows(task, source)
 
 
 # ---------------------------------------------------------------- the model under LoRA
