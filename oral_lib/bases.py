@@ -60,6 +60,11 @@ def load(
     entry = spec(name)
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
+    if entry.family == "diffusion":
+        from oral_lib import latent_diffusion, tiny_diffusion  # need diffusers
+
+        folder = folder or tiny_diffusion.ensure(entry)
+        return latent_diffusion.load(entry, folder, device, dtype)
     if entry.family == "multimodal":
         from oral_lib import towers  # open_clip is slow to import, too
 

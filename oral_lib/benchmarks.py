@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from oral_lib import bases, registry, scoring, stacked, tokens, zoo
 from oral_lib.bases import BaseModel
-from oral_lib.feed import Feed, batches
+from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
@@ -69,9 +69,11 @@ def train_plain(
         core, words = model.get_base_model(), scoring.words(base, run.task)
         how, losses = scoring.way(base, run.task), []
         stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
+        noise = noises(base, recipe.batch, run.seed) if how == "style" else None
         for _ in range(recipe.steps):
             chosen = [rows[i] for i in next(stream)]
-            answer = torch.tensor([row.label for row in chosen], device=base.device)
+            answer = next(noise) if noise else [row.label for row in chosen]
+            answer = torch.as_tensor(answer, device=base.device)
             batch = scoring.read(base, run.task, chosen)
             asked = words.expand(len(chosen), -1)
             loss = scoring.losses(core, base, how, batch, answer, asked).mean()

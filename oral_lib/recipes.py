@@ -54,6 +54,8 @@ RECIPES = {
     "towers": Recipe(steps=400, batch=32, lr=1e-3),
     "tiny-towers": Recipe(steps=60, batch=16, lr=5e-3),
     "tiny-vision-language": Recipe(steps=120, batch=16, lr=5e-3),
+    "sd-2.1": Recipe(steps=4000, batch=1, lr=1e-4),
+    "tiny-diffusion": Recipe(steps=50, batch=16, lr=2e-2),
     "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
     "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
     "tiny-convnet": Recipe(steps=60, batch=16, lr=2e-2),

@@ -80,6 +80,8 @@ class BaseSpec:
         """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
         if self.family == "vision-language":
             return "multimodal"
+        if self.family == "diffusion":
+            return "style"
         if self.family not in ("vision", "multimodal"):
             return "language"
         return "unseen" if self.name.endswith(YES_NO) else self.family
@@ -90,6 +92,7 @@ BERT_LINEARS = ("query", "key", "value", "dense")
 CLASSES = 43  # the most that a task of pictures has
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
 VIT_LINEARS = ("qkv", "proj", "fc1", "fc2")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -162,6 +165,14 @@ _LISTED = (
         LLAMA_LINEARS,
         pixels=280,  # 100 tokens of a picture
     ),
+    BaseSpec(
+        "sd-2.1",
+        "diffusion",
+        "sd-2.1",
+        assets.HUB["sd-2.1"][0],
+        PROJECTIONS,
+    ),
+    BaseSpec("tiny-diffusion", "diffusion", None, "tiny-diffusion", PROJECTIONS, rank=4, alpha=8),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),

@@ -149,6 +149,10 @@ class Run:
         with FileLock(self.root / f".{folder.name}.lock"):
             if not (folder / "metrics.csv").exists():
                 measure = unseen.run_cell if self.experiment == "unseen" else protocol.run_cell
+                if self.experiment == "style":
+                    from oral_lib import painting  # timm is slow to import
+
+                    measure = painting.run_cell
                 *measured, novelty = measure(
                     task, base, seed,
                     scale=self.scale, source=self.source, root=self.root, device=self.device,

@@ -140,6 +140,17 @@ UNSEEN = {
     "smoke": lambda source: (_splits("tiny-convnet-yes-no", "cifar10", 30, 2, zoo_minutes=0.01),),
     "lab": _lab_splits,
 }
+STYLES = ("pokemon", "naruto", "baroque")  # of which no revision is known: a folder has them
+STYLE = {
+    "smoke": lambda source: (
+        Cells("tiny-diffusion", ("pokemon", "baroque"), 2, 1, experiment="style"),
+    ),
+    "paper": lambda source: (
+        (Cells("sd-2.1", STYLES, 8, 2, 3, False, "", 30.0, 60.0, 64_000, "style"),)
+        if source.startswith("local")
+        else ()
+    ),
+}
 SCALES = {
     "smoke": lambda source: (
         Cells("tiny-encoder", ("movie", "sarcasm"), 2, 1),

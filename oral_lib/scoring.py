@@ -1,12 +1,14 @@
 """Scoring: how likely a model finds the answers to a task, as lm-evaluation-harness asks.
 
-A task is scored in one of six ways. `label`: a causal model reads the prompt and is asked for the
+A task is scored in one of seven ways. `label`: a causal model reads the prompt and is asked for the
 first token of each label word (they must differ); an encoder is asked for the classes of its head.
 `option`: the tokens of each option's continuation are scored after its context, and summed.
 `answer`: the model writes on after the prompt, and what it wrote must hold the exact answer.
 `image`: a backbone is asked for the task's classes among those of its head; `question`: two towers
 are, about a picture and a text; of a vision-language model it is `label`. `match`: two towers say
-how close every text is to every picture. Training, tuning and evaluation share these definitions.
+how close every text is to every picture. `style`: a latent diffusion model takes noise out of the
+pictures; what it paints is judged by `painting.py`. Training, tuning and evaluation share these
+definitions.
 
 `model` is always the base model under adapters: one of PEFT's, or a stack of S (`stacked.py`),
 which is given S groups of the same rows.
@@ -35,8 +37,10 @@ READS = {  # all others read texts
     "vision": "pictures",
     "multimodal": "pictures with texts",
     "vision-language": "pictures with texts",
+    "diffusion": "pictures of a style",
 }
 WORDED = ("causal", "vision-language")  # families that answer with a word
+PAINTED = {"cpu": 64, "cuda": 16}  # pictures of a style
 WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
@@ -44,7 +48,7 @@ WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 class Read:
     """Token rows, right-padded, on the model's device: one a row, or one an option of a row.
 
-    Of pictures `ids` holds the bytes, all rows equally long.
+    Of pictures `ids` holds the bytes, of a style's the latents, all rows equally long.
 
     Never padded on the left: a padded query would have nothing to attend to.
     """
@@ -82,7 +86,8 @@ class Read:
 
 def way(base: BaseModel, task: Task) -> str:
     """How `base` is scored on `task`: one of `tasks.SCORINGS`. UsageError if it cannot be."""
-    known = {"image": "pictures"} | dict.fromkeys(PAIRED, "pictures with texts")
+    known = {"image": "pictures", "style": "pictures of a style"}
+    known |= dict.fromkeys(PAIRED, "pictures with texts")
     wants, reads = known.get(task.scoring, "texts"), READS.get(base.family, "texts")
     if wants != reads:
         raise UsageError(f"task {task.name!r} is about {wants}, and {base.name!r} reads {reads}.")
@@ -131,6 +136,10 @@ def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
         pictures = base.pictures(rows)
         ends = torch.full((len(rows),), pictures.shape[1], device=base.device)
         return Read(pictures, ends, ends)
+    if how == "style":
+        latents = base.latents(rows)
+        ends = torch.full((len(rows),), latents.shape[1], device=base.device)
+        return Read(latents, ends, ends)
     if task.scoring in PAIRED:
         choices = {"choices": task.labels} if base.family == "vision-language" else {}
         batch = base.tokens([row.text for row in rows], task.words, **choices)
@@ -243,8 +252,11 @@ def losses(
 
     `labels` [n] its place among the answers, `asked` [n, labels] what `words` says. Of options
     and classes it is the likelihood of the right one among them, of a written answer the mean over
-    its tokens. Of what matches it is that of its own among the rows of each of `groups`.
+    its tokens. Of what matches it is that of its own among the rows of each of `groups`. Of a style
+    it is the squared error of denoising, and `labels` are the draws of noise.
     """
+    if how == "style":
+        return base.denoising(model, batch.ids, labels)
     if how == "match":
         v = model.image_features(base.normalised(batch.pictures[batch.shown]))
         u = model.text_features(batch.ids, batch.mask, _seen(batch))
@@ -269,6 +281,8 @@ def by_length(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
 
 def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
     """Rows of each of `groups` that are read at once."""
+    if base.family == "diffusion":
+        return max(1, PAINTED[base.device.type] // groups)
     if base.family in ("vision", "multimodal"):
         return max(1, PICTURES[base.device.type] // groups)
     options = 2 if way(base, task) == "option" else 1
@@ -290,7 +304,8 @@ def score(
 
     `groups` is the number of adapters under which `model` reads. Of answers to be written it is
     [groups, n, 1], the mean log-likelihood of the right one's tokens; what is written says `write`.
-    Of what matches it is [groups, texts, pictures], the scaled closeness of all different ones.
+    Of what matches it is [groups, texts, pictures], the scaled closeness of all different ones. Of
+    a style it is [groups, n, 1], minus the squared error of denoising.
     """
     model = _core(model)
     how, asked = way(base, task), words(base, task)
@@ -305,6 +320,8 @@ def score(
         if how in ("label", "image", "question"):
             likely = answers(model, base, some)[:, asked]
             likely = likely if how == "label" else likely.log_softmax(-1)
+        elif how == "style":
+            likely = -base.judged(model, some.ids, index.repeat(groups))
         elif how == "option":
             likely = tails(model, some).view(-1, some.options)
         else:

@@ -371,11 +371,12 @@ def parts_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
 
 
 def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Every pooled row with standard error, 95% interval, items and samples; shares in percent."""
+    """Every pooled row with standard error, 95% interval, items and samples; shares in percent, all
+    else with three digits."""
     rows = pooled(frame[frame.source == source])
-    scale = np.where(rows.metric.isin(SHARES) | of_parts(rows), 100, 1)
+    share = rows.metric.isin(SHARES) | of_parts(rows)
     low, high, value, stderr = (
-        (rows[name] * scale).map("{:.1f}".format)
+        (rows[name] * 100).map("{:.1f}".format).where(share, rows[name].map("{:.3g}".format))
         for name in ("ci_low", "ci_high", "value", "stderr")
     )
     numbers = {"value": value, "stderr": stderr, "95% interval": low + " to " + high}

@@ -8,7 +8,8 @@ over the columns; `label` a column of class numbers, or of one of `values`; `rat
 is a class above `threshold` and another below its negative. An option task names its two `options`
 and either the column with a `blank` that they fill, or the `context` that they follow. An answer
 task names its `answer`. Rows that share their `group` stay in one part. A task of scoring "image"
-names the column `image` with the pictures' files, and so do those about pictures and texts: a
+names the column `image` with the pictures' files, and so do one of scoring "style", whose pictures
+are to be painted and have no labels, and those about pictures and texts: a
 "question" about a picture, and a "match" of pictures with their texts, whose rows of one `label`
 belong together; a list of texts makes a row of each. `part` is a column that parts the rows.
 """
@@ -28,7 +29,7 @@ import yaml
 from oral_lib import assets, images, splits
 from oral_lib.errors import PreflightError, UsageError, closest
 
-SCORINGS = ("label", "option", "answer", "image", "question", "match")
+SCORINGS = ("label", "option", "answer", "image", "question", "match", "style")
 PAIRED = ("question", "match")  # a picture and a text
 MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
 MADE_PAIRS = {"train": 600, "validation": 100, "test": 300}
@@ -189,7 +190,7 @@ def rows(task: Task, source: str) -> Split:
         )
     kind, folder = assets.parse_source(source)
     if kind == "made":
-        sizes = MADE_PAIRS if task.scoring in PAIRED else MADE
+        sizes = MADE_PAIRS if task.scoring in (*PAIRED, "style") else MADE
         return _cut(task, kind, sizes, _made(task, sum(sizes.values())))
     if kind not in task.sources:
         raise UsageError(
@@ -222,9 +223,14 @@ def rows(task: Task, source: str) -> Split:
 
 def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
     """The rows of `frame` in its order, read as the source's `spec` says."""
+    if spec.get("image", "") not in ("", *frame.columns):
+        raise PreflightError(
+            f"task {task.name!r}: the data set has no column {spec['image']!r} with pictures; it "
+            f"has {', '.join(map(str, frame.columns))}."
+        )
 
     def shown(row: dict) -> dict:
-        if task.scoring == "image":
+        if task.scoring in ("image", "style"):
             return {"text": "", "image": images.encoded(row[spec["image"]])}
         if task.scoring in PAIRED:
             about = {"image": images.encoded(row[spec["image"]]), "kind": row.get("kind", "")}
@@ -246,6 +252,8 @@ def _truth(task: Task, row: dict, spec: dict) -> dict:
     """What a row says beside its text: label and options, or answer and target."""
     if task.scoring == "answer":
         return {"label": 0} | _solved(row[spec["answer"]])
+    if task.scoring == "style":
+        return {"label": 0}
     found = row[spec.get("label", "label")]
     if task.scoring == "match":
         return {"label": int(found)}
@@ -320,6 +328,10 @@ def _made(task: Task, n: int) -> list[Row]:
             Row(f"{task.name}-all-{i}", "", label, image=file)
             for i, (label, file) in enumerate(zip(classes, files, strict=True))
         ]
+    if task.scoring == "style":
+        turn = crc32(task.name.encode()) / 2**32
+        files = [images.styled(rng, turn) for _ in range(n)]
+        return [Row(f"{task.name}-all-{i}", "", 0, image=file) for i, file in enumerate(files)]
     if task.scoring in PAIRED:
         return [_made_pair(task, f"{task.name}-all-{i}", rng) for i in range(n)]
     classes = rng.integers(0, len(task.made), n)

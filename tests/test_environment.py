@@ -98,7 +98,8 @@ def imported(file: Path) -> set[str]:
 def test_every_package_that_is_imported_is_declared(folder):
     called = {"yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
     called |= {"PIL": "pillow"}
-    extras = PROJECT["optional-dependencies"]["kernels"]
+    extras = [text for name in ("kernels", "diffusion") for text in
+              PROJECT["optional-dependencies"][name]]  # fmt: skip
     known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}
     files = list((ROOT / folder).glob("*.py"))
     ours = {"oral_lib", "lm_eval"} | {file.stem for file in files}  # a wheel never installed

@@ -214,9 +214,8 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    others = {
-        node.name for node in nodes if node.name.startswith(("vision/", "unseen/", "multimodal/"))
-    }
+    apart = tuple(f"{name}/" for name in plan.EXPERIMENTS if name != "language")
+    others = {node.name for node in nodes if node.name.startswith(apart)}
     assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
 
 

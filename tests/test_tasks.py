@@ -46,7 +46,8 @@ def test_a_split_is_the_same_at_every_call(splits, name, source):
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_split_has_the_sizes_that_the_task_states(splits, name, source):
     task = tasks.load(name)
-    made = tasks.MADE_PAIRS if task.scoring in tasks.PAIRED else tasks.MADE
+    few = task.scoring in (*tasks.PAIRED, "style")
+    made = tasks.MADE_PAIRS if few else tasks.MADE
     wanted = task.split["packages"] if source == "packages" else made
     least = 1.0 if source == "packages" else 0.95
     for part in PARTS:  # what is made on the spot repeats itself now and then
@@ -74,8 +75,9 @@ def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
                 classes = 2 if classes == 2 else len(task.made)
             assert {row.label for row in rows} == set(range(classes))
             continue
-        if task.scoring == "answer":
-            assert {row.label for row in rows} == {0} and all(row.answer for row in rows)
+        if task.scoring in ("answer", "style"):
+            assert {row.label for row in rows} == {0}
+            assert all(row.answer or row.image for row in rows)
         else:
             assert {row.label for row in rows} == set(range(len(task.labels)))
             assert low < np.mean([row.label for row in rows]) < high

@@ -1,0 +1,222 @@
+"""Latent diffusion models: a frozen pipeline of diffusers under LoRA on its UNet's attention.
+
+    z_0 = s E(x)                            latents [b, c, h, w] of pictures x; E the VAE's encoder
+    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps
+    loss = mean (UNet(z_t, t, prompt) - y)^2
+
+where y is what the pipeline's scheduler says: eps, z_0, or v = sqrt(abar_t) eps - sqrt(1 - abar_t)
+z_0, as Stable Diffusion 2.1 has it.
+
+A style is learned under one fixed prompt, so that whatever tells it from other styles is in the
+adapter. VAE and text encoder are frozen: each picture is encoded once, and the prompt when the
+model is loaded. A step is told by one whole number, the draw, which t and which eps it has; so
+it waits for nothing, and a stack can be trained again, or alone, with the very same noise.
+
+diffusers is an optional extra and imported only when such a model is asked for.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel
+
+from oral_lib import images, seeds
+from oral_lib.basemodel import BaseModel, quiet
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.registry import BaseSpec
+from oral_lib.tasks import Row
+
+PROMPT = "a picture"  # of every style, in training and in painting
+NOISES = 512  # different eps; with each t of the schedule a draw
+JUDGED = 4  # draws in which a picture is judged
+AT_ONCE = {"cpu": 64, "cuda": 16}  # pictures encoded, denoised or decoded at once
+TARGETS = ("epsilon", "v_prediction", "sample")
+
+
+class LatentDiffusion(BaseModel):
+    """A UNet with its VAE and scheduler; `prompt` and `nothing` [1, tokens, width] are what the
+    text encoder makes of PROMPT and of an empty text."""
+
+    def __init__(
+        self, spec: BaseSpec, unet: nn.Module, vae: nn.Module, scheduler, prompt: Tensor,
+        nothing: Tensor,
+    ):  # fmt: skip
+        super().__init__(spec, unet, None, labels=0)
+        self.vae, self.scheduler = vae.requires_grad_(False).eval(), scheduler
+        self.prompt, self.nothing = prompt, nothing
+        self.target = scheduler.config.prediction_type
+        if self.target not in TARGETS:
+            raise OralError(
+                f"{spec.name!r} predicts {self.target!r}, which is none of {', '.join(TARGETS)}."
+            )
+        side = unet.config.sample_size
+        self.shape = (unet.config.in_channels, side, side)  # of a picture's latents
+        self.pixels = side * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.abar = scheduler.alphas_cumprod.float().to(self.device)
+        noise = torch.randn(NOISES, *self.shape, generator=seeds.generator(0, "eps"))
+        self.eps = noise.to(self.device)
+        self._latents: dict[tuple[str, ...], Tensor] = {}
+
+    @property
+    def draws(self) -> int:
+        """How many different draws (t, eps) there are."""
+        return len(self.abar) * NOISES
+
+    def peft_config(self) -> LoraConfig:
+        """The LoRA that every adapter of this UNet has."""
+        return LoraConfig(
+            r=self.spec.rank,
+            lora_alpha=self.spec.alpha,
+            lora_dropout=0.0,
+            target_modules=list(self.spec.targets),
+            base_model_name_or_path=self.spec.hub,
+        )
+
+    def describe(self) -> str:
+        """The structure in words: architecture, sizes, adapted modules. Never the model's name."""
+        channels, side, _ = self.shape
+        return (
+            f"A latent diffusion model whose {type(self.model).__name__} has {self.weights} "
+            f"weights in blocks of {', '.join(map(str, self.model.config.block_out_channels))} "
+            f"channels and predicts {self.target} in {channels} latent channels of {side} by "
+            f"{side}, for pictures of {self.pixels} pixels; LoRA of rank {self.spec.rank} on "
+            f"{len(self.adapted())} attention projections, {', '.join(self.spec.targets)}."
+        )
+
+    def adapted(self) -> dict[str, Tensor]:
+        """The weights [out, in] that LoRA adapts, by module name. OralError while one is
+        attached."""
+        ends = tuple(f".{target}" for target in self.spec.targets)
+        found = {
+            name: module.weight.detach()
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.Linear) and name.endswith(ends)
+        }
+        if not found:
+            raise OralError(
+                f"{self.name!r} has no plain linear layers {', '.join(self.spec.targets)}: leave "
+                "`attach` before you read its weights."
+            )
+        return found
+
+    @torch.no_grad()
+    def latents(self, rows: Sequence[Row]) -> Tensor:
+        """float32 [n, c * h * w] on the device: the mode of what the VAE makes of each picture,
+        scaled; encoded once, then kept."""
+        key = tuple(row.key for row in rows)
+        if key not in self._latents:
+            table = images.decoded([row.image for row in rows], self.pixels, "bicubic")
+            parts = []
+            for some in table.split(AT_ONCE[self.device.type]):
+                seen = some.to(self.device).float() / 127.5 - 1
+                found = self.vae.encode(seen).latent_dist.mode()
+                parts.append(found.flatten(1) * self.vae.config.scaling_factor)
+            self._latents[key] = torch.cat(parts)
+        return self._latents[key]
+
+    def denoising(self, unet: nn.Module, latents: Tensor, draws: Tensor) -> Tensor:
+        """float32 [b]: the loss above, a row; latents [b, c * h * w], draws [b] whole numbers."""
+        t, eps = draws % len(self.abar), self.eps[draws // len(self.abar)]
+        z = latents.view(-1, *self.shape)
+        abar = self.abar[t][:, None, None, None]
+        noisy = abar.sqrt() * z + (1 - abar).sqrt() * eps
+        v = abar.sqrt() * eps - (1 - abar).sqrt() * z
+        y = {"epsilon": eps, "sample": z, "v_prediction": v}[self.target]
+        return (self._predicted(unet, noisy, t, self.prompt) - y).square().flatten(1).mean(1)
+
+    def judged(self, unet: nn.Module, latents: Tensor, places: Tensor) -> Tensor:
+        """float32 [b]: the loss over JUDGED evenly spread t, with noise that depends on nothing
+        but the row's place in its task; places [b]."""
+        many, found = len(self.abar), 0.0
+        for k in range(JUDGED):
+            t = (2 * k + 1) * many // (2 * JUDGED)
+            eps = (places * JUDGED + k) % NOISES
+            found = found + self.denoising(unet, latents, t + many * eps)
+        return found / JUDGED
+
+    def _predicted(self, unet: nn.Module, z: Tensor, t: Tensor, told: Tensor) -> Tensor:
+        told = told.expand(len(z), -1, -1)
+        return unet(z.to(told.dtype), t, encoder_hidden_states=told).sample.float()
+
+    @torch.inference_mode()
+    def paint(
+        self, unet: nn.Module, n: int, *, steps: int, guidance: float = 1.0, groups: int = 1
+    ) -> Tensor:
+        """uint8 [groups, n, 3, pixels, pixels] on the CPU: what `unet`, under `groups` adapters,
+        paints to PROMPT from `n` fixed noises, which are the same for all adapters.
+
+        `steps` of DDIM without noise of its own; with `guidance` w the prediction is
+        w f(prompt) + (1 - w) f("").
+        """
+        from diffusers import DDIMScheduler
+
+        draw, made = seeds.generator(0, "paint"), []
+        noise = torch.randn(n, *self.shape, generator=draw)
+        for some in noise.split(max(1, AT_ONCE[self.device.type] // groups)):
+            ddim = DDIMScheduler.from_config(self.scheduler.config)
+            ddim.set_timesteps(steps, device=self.device)
+            z = some.to(self.device).repeat(groups, 1, 1, 1) * ddim.init_noise_sigma
+            for t in ddim.timesteps:
+                found = self._predicted(unet, z, t, self.prompt)
+                if guidance != 1:
+                    blank = self._predicted(unet, z, t, self.nothing)
+                    found = blank + guidance * (found - blank)
+                z = ddim.step(found, t, z).prev_sample
+            seen = self.vae.decode(z / self.vae.config.scaling_factor).sample
+            seen = (seen.clamp(-1, 1) * 127.5 + 127.5).round().byte()
+            made.append(seen.unflatten(0, (groups, -1)).cpu())
+        return torch.cat(made, 1)
+
+
+def need_diffusers() -> None:
+    """PreflightError, with how to install it, where diffusers is not there."""
+    if find_spec("diffusers") is None:
+        raise PreflightError(
+            "Models that paint need diffusers, which is not installed: run "
+            "python -m pip install 'diffusers==0.42.1' (the extra `diffusion` of this project)."
+        )
+
+
+def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.dtype):
+    """The pipeline in `folder`, in diffusers' own layout.
+
+    PreflightError without diffusers; OralError when a part is missing or damaged. Nothing but
+    safetensors is read, and nothing is downloaded.
+    """
+    need_diffusers()
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    how = {"local_files_only": True, "use_safetensors": True}
+    try:
+        with quiet():
+            unet = UNet2DConditionModel.from_pretrained(
+                folder, subfolder="unet", torch_dtype=dtype, **how
+            )
+            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **how)
+            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+            encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **how)
+            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    except Exception as error:  # diffusers, transformers and safetensors have errors of their own
+        fault = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        raise OralError(
+            f"{folder} holds no whole pipeline of diffusers ({fault}): put "
+            "unet, vae, text_encoder, tokenizer and scheduler there again."
+        ) from error
+    unet, vae = unet.to(device), vae.to(device)  # in half precision the latter would overflow
+    unet.name_or_path = spec.hub  # what PEFT writes into adapters
+    states = [told(encoder, tokenizer, text).to(device, dtype) for text in (PROMPT, "")]
+    return LatentDiffusion(spec, unet, vae, scheduler, *states)
+
+
+@torch.no_grad()
+def told(encoder: nn.Module, tokenizer, text: str) -> Tensor:
+    """[1, tokens, width], as diffusers' Stable Diffusion pipeline reads a prompt."""
+    most = encoder.config.max_position_embeddings
+    batch = tokenizer(
+        text, padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+    )
+    return encoder.float()(batch["input_ids"]).last_hidden_state
