@@ -27,7 +27,7 @@ TWEETS = ["fine\tday", "&lt;3 you", "clichés"]
 
 def one_line(caught) -> str:
     text = str(caught.value)
-    assert "\n" not in text and len(text) < 600
+    assert "\n" not in text and len(text) < 700
     return text
 
 
