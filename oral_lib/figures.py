@@ -225,7 +225,7 @@ def parity(
     ]
     about = f"{label} (at the right: generated minus trained; pale: no signal)"
     names = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
-    return _grid(rows, draw, handles, about, (max(-2, low), min(102, high)), names)
+    return _grid(rows, draw, handles, about, (max(-3, low), min(104, high)), names)
 
 
 UNSEEN = {  # (method, condition): label, marker, colour, hollow
@@ -407,7 +407,9 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
                 title = f"{panel} ({made.pop()})"
                 ends = [(height, name, "", colour) for height, name, _, colour in ends]
             axis.set(yscale="log", xlim=(0, 100), title=title, ylabel="loss")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            low, high = axis.get_ylim()
+            between = (1, 2, 3, 5) if high < 300 * low else (1,)  # labels must not overlap
+            axis.yaxis.set_major_locator(LogLocator(subs=between))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_locator(NullLocator())
             _label_ends(figure, axis, ends)

@@ -230,13 +230,13 @@ class Run:
         results.collect(self.cells(), self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
             results.append_novelty(self.results / "novelty.csv", rows)
-        suffix = "" if self.experiment == "language" else f"-{self.experiment}"
-        curves = self.results / f"curves{suffix}.csv"
+        source = plan.slug(self.source)
+        curves = self.results / f"curves-{self.experiment}-{source}.csv"
         self._curves().to_csv(curves, index=False, float_format="%.5g")
         generator = storage.read_json(self.root / "generator" / "manifest.json")
         provenance.manifest(
             self.results,
-            source=f"{plan.slug(self.source)}{suffix}",
+            source=source if self.experiment == "language" else f"{source}-{self.experiment}",
             seeds={
                 "zoo": sorted({m["seed"] for m in generator["zoo"]}),
                 "generator": generator["training"]["seed"],

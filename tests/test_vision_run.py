@@ -68,7 +68,7 @@ def test_what_is_published_stands_beside_language_and_never_mixes_with_it(run):
     text = (run.results.parent / "README.md").read_text("utf-8")
     assert "### vision, source `made`" in text and "Linear probe" in text
     assert (run.results / "tables" / "main-vision-made.csv").exists()
-    assert (run.results / "figures" / "loss-vision.png").exists()
+    assert (run.results / "figures" / "loss-vision-made.png").exists()
     assert set(storage.read_json(run.results / "manifest.json")) == {"made-vision"}
 
 
