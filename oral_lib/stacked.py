@@ -26,14 +26,25 @@ PREFIX = "base_model.model."  # of PEFT's saved names
 def _lora(
     x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The equation above: x [S * b, ..., in] -> y [S * b, ..., out] and x A^T [S * b, ..., r].
+    """The equation above: x [S * b, ..., in] -> y [S * b, ..., out] and alpha / r x A^T.
 
-    One operation for the compiler, which fuses what lies around the matrix products.
+    One operation for the compiler, which fuses what lies around the matrix products. The low-rank
+    part comes first, so that the product with W adds to it and every result is written twice and
+    read once; a bias, where there is one, is added by the product with W.
     """
     groups = x.reshape(len(lora_a), -1, x.shape[-1])
-    low = groups @ lora_a.mT
-    y = F.linear(groups, weight, bias).baddbmm_(low, lora_b.mT, alpha=scale)
+    low = _product(groups, lora_a.mT, scale)
+    if bias is None:
+        y = low @ lora_b.mT
+        y.flatten(0, 1).addmm_(groups.flatten(0, 1), weight.T)
+    else:
+        y = F.linear(groups, weight, bias).baddbmm_(low, lora_b.mT)
     return y.view(*x.shape[:-1], len(weight)), low.view(*x.shape[:-1], lora_a.shape[1])
+
+
+def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale left @ right [S, n, m] in one pass."""
+    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 @_lora.register_fake
@@ -50,9 +61,10 @@ def _lora_backward(
     s = len(lora_a)
     groups, low = x.reshape(s, -1, x.shape[-1]), low.view(s, -1, low.shape[-1])
     dy = dy.reshape(s, -1, dy.shape[-1])
-    dlow = (dy @ lora_b).mul_(scale)
-    dx = (dy @ weight).baddbmm_(dlow, lora_a).view(x.shape)
-    return dx, dlow.mT @ groups, (dy.mT @ low).mul_(scale)
+    dlow = _product(dy, lora_b, scale)
+    dx = dlow @ lora_a
+    dx.flatten(0, 1).addmm_(dy.flatten(0, 1), weight)
+    return dx.view(x.shape), dlow.mT @ groups, dy.mT @ low
 
 
 @_lora_backward.register_fake
@@ -218,14 +230,22 @@ class Stack:
         with torch.no_grad():
             self.step += 1
             grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]
-            grad.mul_((clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0))
-            mean, square = self.moments
-            mean.lerp_(grad, 1 - betas[0])
-            square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
-            scale = square.sqrt().div_((1 - betas[1] ** self.step).sqrt()).add_(eps)
-            rate = lr[:, None] / (1 - betas[0] ** self.step)
-            self.values.sub_(rate * mean / scale)
+            share = (clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
+            adamw = _adamw_compiled if grad.is_cuda else _adamw
+            adamw(self.values, *self.moments, grad, share, lr[:, None], self.step, betas, eps)
             self._renew()
+
+
+def _adamw(values, mean, square, grad, share, lr, step, betas, eps) -> None:
+    """Of a `share` [S, 1] of `grad`, in place; all but `step` are [S, values] or [S, 1]."""
+    grad = grad * share
+    mean.lerp_(grad, 1 - betas[0])
+    square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
+    scale = square.sqrt().div_((1 - betas[1] ** step).sqrt()).add_(eps)
+    values.sub_(lr / (1 - betas[0] ** step) * mean / scale)
+
+
+_adamw_compiled = torch.compile(_adamw, dynamic=True)  # one pass over memory instead of twelve
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
