@@ -12,6 +12,7 @@ adapter: each is trained as if it were alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -20,81 +21,144 @@ from torch import Tensor, nn
 from oral_lib.errors import OralError
 
 PREFIX = "base_model.model."  # of PEFT's saved names
+SIBLINGS = (  # linear layers of one module that read the same x
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+)
 
 
 @torch.library.custom_op("oral::lora", mutates_args=())
 def _lora(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """The equation above: x [S * b, ..., in] -> y [S * b, ..., out] and alpha / r x A^T.
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    lora_a: Tensor,
+    lora_b: Sequence[Tensor],
+    scale: float,
+) -> list[Tensor]:
+    """The equation above of layers that read the same x, and what backward reads.
+
+    x [S * b, ..., in], W and B of each, `biases` of each or none, A [S, sum of r, in] of all, one
+    below the other -> y [S * b, ..., out] of each, and alpha / r x A^T [S, rows, sum of r].
 
     One operation for the compiler, which fuses what lies around the matrix products. The low-rank
-    part comes first, so that the product with W adds to it and every result is written twice and
-    read once; a bias, where there is one, is added by the product with W.
+    part comes first, so that the product with W adds to it: a result is written twice, read once.
     """
     groups = x.reshape(len(lora_a), -1, x.shape[-1])
-    low = _product(groups, lora_a.mT, scale)
-    if bias is None:
-        y = low @ lora_b.mT
-        y.flatten(0, 1).addmm_(groups.flatten(0, 1), weight.T)
-    else:
-        y = F.linear(groups, weight, bias).baddbmm_(low, lora_b.mT)
-    return y.view(*x.shape[:-1], len(weight)), low.view(*x.shape[:-1], lora_a.shape[1])
-
-
-def _product(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale left @ right [S, n, m] in one pass."""
-    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+    low, results = _product(groups, lora_a.mT, scale), []
+    for i, (weight, b, part) in enumerate(zip(weights, lora_b, _parts(low, lora_b), strict=True)):
+        if biases:
+            y = F.linear(groups, weight, biases[i]).baddbmm_(part, b.mT)
+        else:
+            y = part @ b.mT
+            y.flatten(0, 1).addmm_(groups.flatten(0, 1), weight.T)
+        results.append(y.view(*x.shape[:-1], len(weight)))
+    return [*results, low]
 
 
 @_lora.register_fake
-def _(x, weight, bias, lora_a, lora_b, scale):
-    lead = x.shape[:-1]
-    return x.new_empty(*lead, weight.shape[0]), x.new_empty(*lead, lora_a.shape[1])
+def _(x, weights, biases, lora_a, lora_b, scale):
+    rows = prod(x.shape[:-1]) // lora_a.shape[0]
+    low = x.new_empty(lora_a.shape[0], rows, lora_a.shape[1])
+    return [*(x.new_empty(*x.shape[:-1], weight.shape[0]) for weight in weights), low]
+
+
+def _product(left: Tensor, right: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    """scale left @ right [S, n, m] in one pass."""
+    return torch.baddbmm(left.new_empty(()), left, right, beta=0, alpha=scale, out=out)
+
+
+def _parts(low: Tensor, lora_b: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """[S, rows, r] of each layer, views of `low` [S, rows, sum of r]."""
+    return low.split([b.shape[2] for b in lora_b], 2)
 
 
 @torch.library.custom_op("oral::lora_backward", mutates_args=())
 def _lora_backward(
-    dy: Tensor, x: Tensor, low: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, A and B; the frozen W gets none, so backward costs what forward does."""
+    results: Sequence[Tensor],
+    x: Tensor,
+    low: Tensor,
+    weights: Sequence[Tensor],
+    lora_a: Tensor,
+    lora_b: Sequence[Tensor],
+    scale: float,
+) -> list[Tensor]:
+    """Gradients of x, A and every B; W is frozen, so backward costs what forward does."""
     s = len(lora_a)
-    groups, low = x.reshape(s, -1, x.shape[-1]), low.view(s, -1, low.shape[-1])
-    dy = dy.reshape(s, -1, dy.shape[-1])
-    dlow = _product(dy, lora_b, scale)
+    groups, dlow = x.reshape(s, -1, x.shape[-1]), torch.empty_like(low)
+    dys = [dy.reshape(s, -1, dy.shape[-1]) for dy in results]
+    for dy, b, part in zip(dys, lora_b, _parts(dlow, lora_b), strict=True):
+        _product(dy, b, scale, part)
     dx = dlow @ lora_a
-    dx.flatten(0, 1).addmm_(dy.flatten(0, 1), weight)
-    return dx.view(x.shape), dlow.mT @ groups, dy.mT @ low
+    for dy, weight in zip(dys, weights, strict=True):
+        dx.flatten(0, 1).addmm_(dy.flatten(0, 1), weight)
+    dbs = [dy.mT @ part for dy, part in zip(dys, _parts(low, lora_b), strict=True)]
+    return [dx.view(x.shape), dlow.mT @ groups, *dbs]
 
 
 @_lora_backward.register_fake
-def _(dy, x, low, weight, lora_a, lora_b, scale):
-    return x.new_empty(x.shape), torch.empty_like(lora_a), torch.empty_like(lora_b)
+def _(results, x, low, weights, lora_a, lora_b, scale):
+    return [x.new_empty(x.shape), *(torch.empty_like(part) for part in (lora_a, *lora_b))]
 
 
 def _keep(ctx, inputs, output) -> None:
-    x, weight, _, lora_a, lora_b, ctx.scale = inputs
-    ctx.save_for_backward(x, output[1], weight, lora_a, lora_b)
+    x, weights, biases, lora_a, lora_b, ctx.scale = inputs
+    ctx.layers, ctx.biases = len(weights), len(biases)
+    ctx.save_for_backward(x, output[-1], lora_a, *weights, *lora_b)
 
 
-def _gradients(ctx, dy, dlow):
-    dx, da, db = _lora_backward(dy, *ctx.saved_tensors, ctx.scale)
-    return dx, None, None, da, db, None
+def _gradients(ctx, results):
+    x, low, lora_a, *rest = ctx.saved_tensors
+    weights, lora_b = rest[: ctx.layers], rest[ctx.layers :]
+    dx, da, *dbs = _lora_backward(results[:-1], x, low, weights, lora_a, lora_b, ctx.scale)
+    return dx, [None] * ctx.layers, [None] * ctx.biases, da, dbs, None
 
 
 _lora.register_autograd(_gradients, setup_context=_keep)
 
 
 class StackedLinear(nn.Module):
-    """A linear layer under S LoRAs: x [S * b, ..., in] -> [S * b, ..., out], groups in order."""
+    """A linear layer under S LoRAs: x [S * b, ..., in] -> [S * b, ..., out], groups in order.
 
-    def __init__(self, base: nn.Linear, lora_a: Tensor, lora_b: Tensor, scale: float):
+    It is one of `Siblings`, of all that read the same x or of itself alone.
+    """
+
+    def __init__(self, siblings: "Siblings", place: int):
         super().__init__()
-        self.base, self.lora_a, self.lora_b, self.scale = base, lora_a, lora_b, scale
+        self.siblings, self.place = siblings, place
 
     def forward(self, x: Tensor) -> Tensor:
-        base = self.base
-        return _lora(x, base.weight, base.bias, self.lora_a, self.lora_b, self.scale)[0]
+        return self.siblings(x, self.place)
+
+
+class Siblings(nn.Module):
+    """Linear layers under S LoRAs that read the same x: it is read once, its gradient is made once.
+
+    The first of them that is asked works for all; what the others are asked for later is `held`.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Linear], parts: Sequence[dict[str, Tensor]], scale: float
+    ):
+        super().__init__()
+        self.layers, self.scale = nn.ModuleList(layers), scale
+        self.lora_a = nn.ParameterList(part["A"] for part in parts)
+        self.lora_b = nn.ParameterList(part["B"] for part in parts)
+        self.read: Tensor | None = None
+        self.held: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor, place: int) -> Tensor:
+        if self.read is not x or place not in self.held:
+            biases = [layer.bias for layer in self.layers if layer.bias is not None]
+            lora_a = self.lora_a[0] if len(self.lora_a) == 1 else torch.cat(list(self.lora_a), 1)
+            weights = [layer.weight for layer in self.layers]
+            *results, _ = _lora(x, weights, biases, lora_a, list(self.lora_b), self.scale)
+            self.read, self.held = x, dict(enumerate(results))
+        y = self.held.pop(place)
+        if not self.held:
+            self.read = None
+        return y
 
 
 class StackedConv2d(nn.Module):
@@ -284,22 +348,36 @@ def attached(model: nn.Module, stack: Stack, scale: float) -> Iterator[nn.Module
         if ".lora_" in path:  # ...q_proj.lora_A.weight
             path, _, kind = path.rpartition(".lora_")
         modules.setdefault(path, {})[kind] = part
+    layers = {path: model.get_submodule(path) for path in modules}
     replaced: dict[str, nn.Module] = {}
     try:
-        for path, parts in modules.items():
-            layer = model.get_submodule(path)
-            replaced[path] = layer
-            model.set_submodule(path, _stacked(path, layer, parts, scale))
-        yield model
-    finally:
+        for paths in _siblings(layers, modules):
+            group = Siblings([layers[p] for p in paths], [modules[p] for p in paths], scale)
+            replaced |= {p: StackedLinear(group, place) for place, p in enumerate(paths)}
+        for path in layers.keys() - replaced.keys():
+            replaced[path] = _stacked(path, layers[path], modules[path], scale)
         for path, layer in replaced.items():
             model.set_submodule(path, layer)
+        yield model
+    finally:
+        for path in replaced:
+            model.set_submodule(path, layers[path])
+
+
+def _siblings(layers: dict[str, nn.Module], modules: dict[str, dict]) -> list[list[str]]:
+    """Paths of the linear layers under LoRA, those together that read the same x."""
+    groups: dict[tuple, list[str]] = {}
+    for path, layer in layers.items():
+        if type(layer) is nn.Linear and modules[path].keys() == {"A", "B"}:
+            parent, _, own = path.rpartition(".")
+            among = next((names for names in SIBLINGS if own in names), own)
+            groups.setdefault((parent, among, layer.bias is None), []).append(path)
+    return list(groups.values())
 
 
 def _stacked(path: str, layer: nn.Module, parts: dict[str, Tensor], scale: float) -> nn.Module:
-    kinds = {nn.Linear: StackedLinear, nn.Conv2d: StackedConv2d}
-    if parts.keys() == {"A", "B"} and type(layer) in kinds:
-        return kinds[type(layer)](layer, parts["A"], parts["B"], scale)
+    if parts.keys() == {"A", "B"} and type(layer) is nn.Conv2d:
+        return StackedConv2d(layer, parts["A"], parts["B"], scale)
     if isinstance(layer, nn.Linear) and "weight" in parts and parts.keys() <= {"weight", "bias"}:
         return StackedHead(parts["weight"], parts.get("bias"))
     raise OralError(

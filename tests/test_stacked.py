@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import pad
 
 from oral_lib import bases, benchmarks, feed, scoring, stacked, tasks, zoo
 from oral_lib.errors import OralError
@@ -201,23 +203,23 @@ def test_a_state_of_another_shape_is_refused(refused):
 
 # ---------------------------------------------------------------- the one operation
 def lora_case(dtype=torch.float64, bias=True):
-    """(x, W, bias, A, B, scale) of two adapters over three rows each."""
+    """(x, W, biases, A, B, scale) of two adapters over three rows each, on two layers."""
     draw = torch.Generator().manual_seed(0)
 
     def some(*shape, grad=False):
         return torch.randn(shape, generator=draw, dtype=dtype).requires_grad_(grad)
 
-    offset = some(5) if bias else None
-    parts = some(2, 3, 7, grad=True), some(2, 5, 3, grad=True)
-    return some(6, 4, 7, grad=True), some(5, 7), offset, *parts, 1.5
+    weights, biases = [some(5, 7), some(6, 7)], [some(5), some(6)] if bias else []
+    lora_b = [some(2, 5, 3, grad=True), some(2, 6, 2, grad=True)]
+    return some(6, 4, 7, grad=True), weights, biases, some(2, 5, 7, grad=True), lora_b, 1.5
 
 
-def plain_lora(x, weight, bias, lora_a, lora_b, scale):
-    """y = x W^T + bias + scale (x A^T) B^T, group by group."""
+def plain_lora(x, weights, biases, lora_a, lora_b, scale):
+    """y = x W^T + bias + scale (x A^T) B^T of each layer, group by group."""
     groups = x.view(len(lora_a), -1, x.shape[-1])
-    y = groups @ weight.T + scale * (groups @ lora_a.mT) @ lora_b.mT
-    y = y if bias is None else y + bias
-    return y.view(*x.shape[:-1], -1)
+    for i, a in enumerate(lora_a.split([b.shape[2] for b in lora_b], 1)):
+        y = groups @ weights[i].T + scale * (groups @ a.mT) @ lora_b[i].mT
+        yield (y + biases[i] if biases else y).view(*x.shape[:-1], -1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -229,12 +231,13 @@ def test_the_operation_keeps_the_rules_of_torch(bias):
 def test_the_operation_is_the_equation_and_its_gradients_are_those_of_autograd(bias):
     case = lora_case(bias=bias)
     x, _, _, lora_a, lora_b, _ = case
-    ours, plain = torch.ops.oral.lora(*case)[0], plain_lora(*case)
+    *ours, _ = torch.ops.oral.lora(*case)
+    plain, draw = list(plain_lora(*case)), torch.Generator().manual_seed(1)
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=1e-12)
-    dy = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    dys = [torch.randn(y.shape, dtype=y.dtype, generator=draw) for y in ours]
     for one, other in zip(
-        torch.autograd.grad(ours, (x, lora_a, lora_b), dy),
-        torch.autograd.grad(plain, (x, lora_a, lora_b), dy),
+        torch.autograd.grad(ours, (x, lora_a, *lora_b), dys),
+        torch.autograd.grad(plain, (x, lora_a, *lora_b), dys),
         strict=True,
     ):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
@@ -249,8 +252,9 @@ def test_a_compiled_block_learns_what_a_plain_one_does(data):
     with torch.no_grad():
         stack.values.add_(0.1 * torch.randn(stack.values.shape, generator=torch.manual_seed(0)))
 
-    def learned():
+    def learned(tokens=0):
         batch, answers, words = found.step(0)
+        batch = replace(batch, ids=pad(batch.ids, (0, tokens)))
         losses = scoring.losses(base.model, base, found.how, batch, answers, words)
         return losses, *torch.autograd.grad(losses.sum(), list(stack.parts.values()))
 
@@ -261,6 +265,9 @@ def test_a_compiled_block_learns_what_a_plain_one_does(data):
             for block in blocks:
                 block.compile(dynamic=True, backend="aot_eager", fullgraph=True)
             compiled = learned()
+            known = counters["stats"]["unique_graphs"]
+            learned(tokens=3)
+            assert counters["stats"]["unique_graphs"] == known  # one code for every width
         finally:
             for block in blocks:
                 block._compiled_call_impl = None
