@@ -4,6 +4,7 @@ Warm-up, then the median of repeated runs with a synchronise on both sides. On a
 one run are kept: absolute CPU times say more about the machine's other work than about the code.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -230,7 +231,8 @@ def zoo_rows(
 
 
 def _operations(base: BaseModel, width: int) -> int:
-    """Operations of a training step on a row of `width` tokens, or on a picture, or on both."""
+    """Operations of a training step on a row of `width` tokens, or on a picture, or on both; of a
+    style on the latents of one."""
     if base.family not in scoring.READS:
         head = base.model.get_output_embeddings()  # read at one place of a row only
         linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
@@ -247,11 +249,13 @@ def _operations(base: BaseModel, width: int) -> int:
 
     layers = [(n, m) for n, m in base.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [module.register_forward_hook(count(name)) for name, module in layers]
-    side = base.pixels
+    values = math.prod(base.shape) if base.family == "diffusion" else 3 * base.pixels**2
     with torch.inference_mode():
-        blank = torch.zeros(1, 3 * side * side, device=base.device)
+        blank = torch.zeros(1, values, device=base.device)
         text = torch.ones(1, width, dtype=torch.long, device=base.device)
-        if base.family == "vision-language":
+        if base.family == "diffusion":
+            base.denoising(base.model, blank, torch.tensor([0], device=base.device))
+        elif base.family == "vision-language":
             row = torch.ones(1, width + base.around, dtype=torch.long, device=base.device)
             base.states(base.model, row, blank)
         elif base.family == "multimodal":

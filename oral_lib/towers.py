@@ -217,8 +217,9 @@ def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.
         )
     model.clip.load_state_dict(held)
     scale = model.clip.logit_scale.exp().item()  # before it is rounded
-    model = model.to(device=device, dtype=dtype)
-    for module in model.modules():
+    model = model.to(device)
+    model.clip.to(dtype)  # the fusion reads features in float32
+    for module in model.clip.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.float()  # its variances span more than bfloat16 can tell apart
     return _placed(folder, spec, model, scale)

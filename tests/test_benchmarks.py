@@ -2,7 +2,7 @@
 
 import torch
 
-from oral_lib import bases, benchmarks, results, tasks, tokens
+from oral_lib import bases, benchmarks, results, tokens
 from oral_lib.tokens import Layout
 
 
@@ -27,23 +27,6 @@ def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
     table = results.append_benchmarks(tmp_path / "benchmarks.csv", rows)
     assert set(table["benchmark"]) == {"encode", "state-space duality", "sample"}
     assert set(table["unit"]) == {"ratio"} and (table["value"] > 0).all()
-
-
-def test_training_at_once_is_set_beside_peft_for_every_size():
-    task = tasks.load("movie")
-    base, data = bases.load("tiny-encoder"), tasks.rows(task, "made")
-    rows = benchmarks.zoo_rows(base, task, data, sizes=(1, 2), width=8)
-    assert {row["variant"] for row in rows} == {"plain", "1 at once", "2 at once"}
-    assert {row["metric"] for row in rows} == {"speed over plain", "share of limit"}
-    assert all(row["value"] > 0 for row in rows)
-
-
-def test_backbones_are_trained_at_once_beside_peft_too():
-    task = tasks.load("solar_cells")
-    base, data = bases.load("tiny-convnet"), tasks.rows(task, "made")
-    rows = benchmarks.zoo_rows(base, task, data, sizes=(2,))
-    assert {row["variant"] for row in rows} == {"plain", "2 at once"}
-    assert all(row["value"] > 0 and row["case"].startswith("tiny-convnet") for row in rows)
 
 
 def test_the_operations_of_a_picture_are_counted_layer_by_layer():

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_adapters import shaken
 
 import oral_lib
 from oral_lib import (
     bases,
-    benchmarks,
     evaluate,
     images,
     latent_diffusion,
@@ -26,12 +26,10 @@ from oral_lib import (
 )
 from oral_lib.adapters import Card, save
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.recipes import Recipe
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
 BASE, NAMES = "tiny-diffusion", ("pokemon", "baroque")
-SHORT = Recipe(steps=5, batch=4, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +41,6 @@ def base():
 @pytest.fixture(scope="module")
 def data():
     return {name: tasks.rows(tasks.load(name), "made") for name in NAMES}
-
-
-def shaken(base, seed, by=0.1):
-    draw = torch.Generator().manual_seed(seed)
-    start = sorted(base.lora_init().items())
-    return {n: t + by * torch.randn(t.shape, generator=draw) for n, t in start}
 
 
 def pipeline(folder):
@@ -139,23 +131,6 @@ def test_adapters_hold_the_attention_projections_and_nothing_else(base):
     assert all((start[name] == 0).all() for name in start if "lora_B" in name)
     told = base.describe()
     assert BASE not in told and str(base.weights) in told and base.fingerprint().shape == (64,)
-
-
-def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
-    jobs = [(NAMES[0], 0, 1e-2), (NAMES[1], 1, 3e-3), (NAMES[0], 2, 1e-2)]
-    runs = [zoo.Run(tasks.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
-    before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    start = base.lora_init()
-    for done in zoo.train(base, runs, data):
-        alone, losses = benchmarks.train_plain(base, done.run, data)
-        found = torch.tensor(done.losses)
-        torch.testing.assert_close(found, torch.tensor(losses), rtol=1e-4, atol=1e-5)
-        for name, tensor in done.tensors.items():
-            moved = (alone[name] - start[name]).norm()
-            assert moved > 0
-            assert (tensor - alone[name]).norm() < 5e-3 * moved, name
-    after = base.model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, data):

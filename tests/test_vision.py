@@ -5,15 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import PeftModel
+from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
 from oral_lib import (
     assets,
     bases,
-    benchmarks,
-    evaluate,
     feed,
     images,
     registry,
@@ -23,10 +21,8 @@ from oral_lib import (
     vision,
     zoo,
 )
-from oral_lib.adapters import Card, save
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.recipes import Recipe
-from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
 TINY = ("tiny-convnet", "tiny-vit")
@@ -45,16 +41,6 @@ def base(request):
     loaded = bases.load(request.param)
     loaded.model.float()
     return loaded
-
-
-def shaken(base, seed, by=0.1):
-    draw = torch.Generator().manual_seed(seed)
-    start = sorted(base.lora_init().items())
-    return {n: t + by * torch.randn(t.shape, generator=draw) for n, t in start}
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 # ---------------------------------------------------------------- pictures
@@ -135,61 +121,11 @@ def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(
     assert base.describe() == told and not torch.equal(base.fingerprint(), seen)
 
 
-def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
-    jobs = [(NAMES[0], 0, 1e-2), (NAMES[1], 1, 3e-3), (NAMES[0], 2, 1e-2)]
-    runs = [zoo.Run(tasks.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
-    made = list(zoo.train(base, runs, data))
-    assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
-    start = base.lora_init()
-    for done in made:
-        alone, losses = benchmarks.train_plain(base, done.run, data)
-        torch.testing.assert_close(
-            torch.tensor(done.losses), torch.tensor(losses), rtol=1e-4, atol=1e-5
-        )
-        for name, tensor in done.tensors.items():
-            moved = (alone[name] - start[name]).norm()
-            assert moved > 0
-            assert (tensor - alone[name]).norm() < 5e-3 * moved, name
-
-
 def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
     [done] = zoo.train(base, [zoo.Run(tasks.load(NAMES[0]), 0, SHORT)], data)
     name = f"base_model.model.{base.head}.weight"
     moved = (done.tensors[name] != base.lora_init()[name]).any(1)
     assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
-
-
-def test_training_moves_neither_the_base_nor_its_batch_statistics(base, data):
-    before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    list(zoo.train(base, [zoo.Run(tasks.load(NAMES[1]), 0, SHORT)], data))
-    assert equal(base.model.state_dict(), before)
-    assert not any(m.training for m in base.model.modules())
-
-
-def test_an_adapter_is_judged_alone_whoever_came_before(base, data):
-    task, rows = tasks.load(NAMES[1]), data[NAMES[1]].test[:30]
-    adapters = [shaken(base, seed) for seed in range(3)]
-    together = list(evaluate.evaluate(base, task, rows, adapters, groups=2))
-    for adapter, outcome in zip(adapters, together, strict=True):
-        with base.attach(adapter) as model:
-            [alone] = scoring.score(model, base, task, rows)
-        torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
-        assert outcome.likely.shape == (30, 2)
-        torch.testing.assert_close(outcome.likely.exp().sum(-1), torch.ones(30))
-
-
-def test_an_adapter_loads_in_peft_alone_and_goes_through_tokens_bit_for_bit(base, data, tmp_path):
-    task, rows = tasks.load(NAMES[0]), data[NAMES[0]].test[:20]
-    tensors = shaken(base, 1)
-    layout = Layout.of(tensors, 128)
-    [again] = decode(layout, encode(layout, [tensors]))
-    assert equal(again, tensors)
-    card = Card("see", base.name, "none", 0, loader=f'oral_lib.load_base("{base.name}").model')
-    where = save(tmp_path / "lora", again, base.peft_config(), card)
-    [outcome] = evaluate.evaluate(base, task, rows, [tensors])
-    model = PeftModel.from_pretrained(base.model, str(where)).eval()
-    [said] = scoring.score(model, base, task, rows)
-    torch.testing.assert_close(said, outcome.likely, atol=1e-4, rtol=1e-4)
 
 
 def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
