@@ -6,6 +6,7 @@ change the sampling alone share the generator of the default. What is finished i
 content, so a study goes on where it was left, and several processes may work on one.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -115,16 +116,16 @@ def assemble(
             [start] = tokens.decode(known.layout, known.center[None])
             zero = {n: t * ("lora_" not in n) for n, t in start.items()}
             center = tokens.encode(known.layout, [zero])[0]
-            _set(known, Statistics.fit(known.layout, values, center))
+            _set(known, Statistics.fit(known.layout, values, center, variant.config.rank))
         normalised = known.statistics.normalise(values)
         for task in dict.fromkeys(m.task for m in mine):
             own = torch.tensor([m.task == task for m in mine])
             if variant.statistics == "per":
                 part = values[own]
-                fitted = Statistics.fit(known.layout, part, part.mean(0))
+                fitted = Statistics.fit(known.layout, part, part.mean(0), variant.config.rank)
                 normalised[own] = fitted.normalise(part)
             else:
-                fitted = Statistics(known.center.clone(), known.scale.clone())
+                fitted = copy.deepcopy(known.statistics)
             used[name, task] = fitted
         shelves[name] = replace(shelf, tokens=normalised)
     return model, shelves, used
@@ -133,6 +134,9 @@ def assemble(
 def _set(known, statistics: Statistics) -> None:
     known.center.copy_(statistics.center)
     known.scale.copy_(statistics.scale)
+    if statistics.basis is not None:
+        known.basis.copy_(statistics.basis)
+    known.mask.copy_(statistics.mask(known.layout))
 
 
 @torch.inference_mode()
@@ -225,7 +229,9 @@ def ask(
         ]
 
     few = max(1, study.samples // 5)
-    zero = known.statistics.denormalise(torch.zeros_like(known.center)[None]).cpu()
+    zero = known.statistics.denormalise(
+        torch.zeros_like(known.mask, dtype=torch.float32)[None]
+    ).cpu()
     return {
         "accuracy": told("matched", [spec.description], study.samples),
         "unseen": told("paraphrase", spec.paraphrases["test"], few),

@@ -95,7 +95,7 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
     """
     known, device = model.known[base], model.kind.weight.device
     layout, b = known.layout, 8
-    values = known.statistics.denormalise(torch.zeros(b, layout.l, layout.k, device=device))
+    values = known.statistics.denormalise(torch.zeros(b, *known.mask.shape, device=device))
     adapters = tokens.decode(layout, values)
     count = b * sum(layout.sizes)
     yield (
@@ -117,7 +117,7 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
         lambda: ssd_ref(x, dt, a, left, right),
         lambda: x.clone(),
     )
-    noise = torch.randn(b, layout.l, model.config.k, **size)
+    noise = torch.randn(b, layout.l, model.config.size, **size)
     c = torch.randn(b, model.config.width, **size)
     flops = model.denoiser.flops_per_token() * b * layout.l * model.config.sampling_steps
     side = round((flops / 2) ** (1 / 3))

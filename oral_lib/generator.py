@@ -35,6 +35,9 @@ class GeneratorConfig:
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
     zeros instead of noised tokens and answers with K_0 at once.
 
+    With a `rank` a token is its first principal coordinates over the zoo, not its k values: see
+    `tokens.Statistics`.
+
     Tokens are drawn each for itself, so a sample can follow different zoo adapters in different
     tokens, which then do not quite fit together: the more, the more `sampling_steps` there are and
     the higher the `temperature`, the scale of the noise that sampling starts from. One step or
@@ -42,6 +45,7 @@ class GeneratorConfig:
     """
 
     k: int = 1536
+    rank: int = 0
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
@@ -59,6 +63,8 @@ class GeneratorConfig:
             )
         if self.k < 1 or self.width % 4:
             raise UsageError(f"k={self.k}, width={self.width}: k >= 1 and width divisible by 4.")
+        if not 0 <= self.rank <= self.k:
+            raise UsageError(f"rank={self.rank}: must lie from 0 (no basis) to k = {self.k}.")
         if self.arm not in ARMS:
             raise UsageError(f"arm={self.arm!r}: use one of {ARMS}.{closest(self.arm, ARMS)}")
         if self.text_encoder not in ENCODERS:
@@ -70,6 +76,11 @@ class GeneratorConfig:
             raise UsageError(
                 f"sampling_steps={self.sampling_steps}: must lie from 1 to {self.schedule.steps}."
             )
+
+    @property
+    def size(self) -> int:
+        """Numbers a token: k values, or `rank` coordinates."""
+        return self.rank or self.k
 
     @classmethod
     def from_json(cls, content: dict) -> "GeneratorConfig":
@@ -107,6 +118,7 @@ class Known(nn.Module):
         for name, tensor in {
             "center": statistics.center,
             "scale": statistics.scale,
+            "basis": statistics.basis,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
@@ -115,11 +127,11 @@ class Known(nn.Module):
         kinds = torch.tensor([types.index(t) for t in layout.types])
         for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("mask", layout.mask, persistent=False)
+        self.register_buffer("mask", statistics.mask(layout), persistent=False)
 
     @property
     def statistics(self) -> Statistics:
-        return Statistics(self.center, self.scale)
+        return Statistics(self.center, self.scale, self.basis)
 
 
 class Generator(nn.Module):
@@ -137,7 +149,7 @@ class Generator(nn.Module):
         self.kind = nn.Embedding(len(types), config.width)
         self.enter = nn.Linear(config.width, config.width)
         self.recurrence = Recurrence(config.recurrence)
-        self.denoiser = denoiser(config.denoiser, config.k, config.width)
+        self.denoiser = denoiser(config.denoiser, config.size, config.width)
         self.schedule = Schedule(config.schedule)
 
     @property
@@ -236,7 +248,7 @@ class Generator(nn.Module):
         adapters: list[dict[str, Tensor]] = []
         for start in range(0, n, chunk):
             b = min(chunk, n - start)
-            shape = (known.layout.l, self.config.k)
+            shape = (known.layout.l, self.config.size)
             # one draw an adapter: torch would fill one draw for all of them in another order
             noise = torch.stack([torch.randn(shape, generator=stream) for _ in range(b)])
             noise = warmth * noise.to(c.device)
@@ -255,7 +267,7 @@ class Generator(nn.Module):
             raise UsageError("plain regression has no way from noise to weights to look at.")
         name, c, _ = self._asked(text, base, source)
         known, stream = self.known[name], seeds.generator(seed, "sample", name)
-        noise = torch.randn(1, known.layout.l, self.config.k, generator=stream).to(c.device)
+        noise = torch.randn(1, known.layout.l, self.config.size, generator=stream).to(c.device)
         noise = self.config.temperature * noise
         p, states = self.prototypes(name, c), []
 
@@ -353,7 +365,10 @@ class Generator(nn.Module):
         known = {
             name: Known(
                 layout,
-                Statistics(state[f"bases.{i}.center"], state[f"bases.{i}.scale"]),
+                Statistics(
+                    *(state[f"bases.{i}.{part}"] for part in ("center", "scale")),
+                    state.get(f"bases.{i}.basis"),
+                ),
                 state[f"bases.{i}.structure"],
                 state[f"bases.{i}.fingerprint"],
                 types,

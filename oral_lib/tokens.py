@@ -19,6 +19,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib.errors import OralError, UsageError
@@ -235,10 +236,16 @@ class Statistics:
 
     Shared by all tasks of a base model: statistics of one task would return that task's mean
     adapter from all-zero tokens, and the condition would leak.
+
+    With a `basis` a token is told by its first r principal coordinates over the zoo instead of k
+    values, values = scale * (token @ basis) + center: adapters of one start differ in few
+    directions, others ones in every token, and a network need not find them. All-zero tokens stay
+    the center.
     """
 
     center: Tensor  # float32 [l, k], padding 0
     scale: Tensor  # float32 [l, 1], above 0, one number a tensor
+    basis: Tensor | None = None  # float32 [l, r, k], rows orthogonal and of one length, or zero
 
     def __post_init__(self) -> None:
         center, scale = tuple(self.center.shape), tuple(self.scale.shape)
@@ -248,10 +255,19 @@ class Statistics:
             raise OralError("Statistics hold NaN or infinite values: fit them again.")
         if not (self.scale > 0).all():
             raise OralError("Statistics hold a scale of zero or below: fit them again.")
+        if self.basis is not None:
+            shape = tuple(self.basis.shape)
+            if len(shape) != 3 or (shape[0], shape[2]) != center:
+                raise UsageError(f"Statistics of {center} want a basis [l, r, k]: got {shape}.")
+            if not self.basis.isfinite().all():
+                raise OralError("Statistics hold NaN or infinite values: fit them again.")
 
     @classmethod
-    def fit(cls, layout: Layout, values: Tensor, center: Tensor | None = None) -> "Statistics":
-        """Statistics of `values` [b, l, k], all tasks and seeds of a base model together.
+    def fit(
+        cls, layout: Layout, values: Tensor, center: Tensor | None = None, rank: int = 0
+    ) -> "Statistics":
+        """Statistics of `values` [b, l, k], all tasks and seeds of a base model together; with a
+        basis of `rank` coordinates a token, if that is not 0.
 
         `center` [l, k] is the shared LoRA initialisation, `encode(layout, [init])[0]`: all-zero
         tokens then decode to it exactly, that is, to the base model. Without it the center of a
@@ -277,19 +293,50 @@ class Statistics:
         rms = _rms(layout, values - center)
         noise = 1e-6 * _rms(layout, values) + 1e-12  # a constant tensor leaves float32 rounding
         scale = torch.where(rms > noise, rms, 1.0)[owner, None]
-        return cls(center, scale.float())
+        plain = cls(center, scale.float())
+        if not rank:
+            return plain
+        return cls(center, plain.scale, _basis(plain.normalise(values), rank))
 
     def normalise(self, values: Tensor) -> Tensor:
-        """Tokens [b, l, k] of `values` [b, l, k]; padding stays 0."""
-        return (values - self.center) / self.scale
+        """Tokens [b, l, k or r] of `values` [b, l, k]; padding stays 0."""
+        plain = (values - self.center) / self.scale
+        if self.basis is None:
+            return plain
+        size = self.basis.square().sum(-1)  # [l, r]
+        return torch.einsum("blk,lrk->blr", plain, self.basis) / size.where(size > 0, 1.0)
 
     def denormalise(self, tokens: Tensor) -> Tensor:
-        """float32 values [b, l, k] of `tokens` [b, l, k]."""
-        return torch.addcmul(self.center, tokens.float(), self.scale)
+        """float32 values [b, l, k] of `tokens` [b, l, k or r]."""
+        tokens = tokens.float()
+        if self.basis is not None:
+            tokens = torch.einsum("blr,lrk->blk", tokens, self.basis)
+        return torch.addcmul(self.center, tokens, self.scale)
+
+    def mask(self, layout: Layout) -> Tensor:
+        """bool [l, k or r]: what of a token means something."""
+        return layout.mask if self.basis is None else self.basis.cpu().square().sum(-1) > 0
 
     def to(self, device: str | torch.device) -> "Statistics":
         """The same statistics on `device`."""
-        return Statistics(self.center.to(device), self.scale.to(device))
+        basis = self.basis if self.basis is None else self.basis.to(device)
+        return Statistics(self.center.to(device), self.scale.to(device), basis)
+
+
+def _basis(tokens: Tensor, rank: int) -> Tensor:
+    """[l, rank, k] the principal directions of `tokens` [b, l, k] about zero, the strongest first,
+    in the length that gives coordinates of unit size; zero where b adapters have no more of them.
+
+    By the Gram matrices of the adapters [l, b, b], which are small where tokens are long.
+    """
+    gram = torch.einsum("alk,blk->lab", tokens, tokens).double()
+    energy, mixes = torch.linalg.eigh(gram)
+    energy, mixes = energy.flip(-1)[:, :rank], mixes.flip(-1)[..., :rank]
+    found = energy > 1e-6 * energy[:, :1].clamp_min(1e-12)
+    mixes = torch.where(found[:, None], mixes / energy.clamp_min(1e-30).sqrt()[:, None], 0.0)
+    basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
+    size = (energy.sum() / (found.sum() * len(tokens))).sqrt()  # of a coordinate
+    return F.pad(basis * size.float(), (0, 0, 0, rank - basis.shape[1]))
 
     def tensors(self) -> dict[str, Tensor]:
         """The statistics as tensors to store."""

@@ -114,7 +114,8 @@ def assemble(
         start, c_model, peft_config = prepared[name]
         mine = [m for m in members if m.base == name]
         values = tokens.encode(layout, [m.tensors for m in mine])
-        statistics = Statistics.fit(layout, values, tokens.encode(layout, [start])[0])
+        start = tokens.encode(layout, [start])[0]
+        statistics = Statistics.fit(layout, values, start, config.rank)
         known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
         shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
     manifest = {
@@ -179,7 +180,7 @@ class Draw:
         places = torch.randint(shelf.members.shape[1], (b, r), **how)
         adapters = shelf.members[task[:, None], places].flatten()
         t = torch.randint(model.config.schedule.steps, (b * r,), **how)
-        eps = torch.randn(b * r, len(chosen), model.config.k, **how)
+        eps = torch.randn(b * r, len(chosen), model.config.size, **how)
         text = F.normalize(text + config.text_noise * blur, dim=-1)
         return cls(text, given, chosen, adapters, t, eps)
 
