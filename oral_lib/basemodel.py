@@ -73,7 +73,8 @@ class BaseModel:
 
         All versions of a model have the same. B is zero and the head is a fixed small draw, so this
         adapter is the base model. Factors of runs that start elsewhere could not be compared:
-        B A = (B R)(R^-1 A) for any invertible R.
+        B A = (B R)(R^-1 A) for any invertible R. A head of yes and no starts at zero: it favours
+        neither, and a task and its complement lead to the same LoRA under mirrored heads.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.integer(0, "lora-init", root(self.spec).name))
@@ -83,7 +84,7 @@ class BaseModel:
                 if "lora_A" in name:
                     nn.init.kaiming_uniform_(start[name], a=5**0.5)
                 elif "lora_B" not in name:
-                    start[name].normal_(std=0.02)
+                    start[name].normal_(std=0.0 if self.spec.experiment == "unseen" else 0.02)
             self.model = _unload(peft_model)
         return start
 

@@ -1,8 +1,9 @@
-"""Pictures of the method for the notebooks: tokens, schedule, prototypes and a token on its way.
+"""Pictures of the method for the notebooks: tokens, schedule, prototypes and a token on its way;
+and the pictures that a style's adapters paint.
 
 Every function returns a closed matplotlib Figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -105,6 +106,38 @@ def denoising_picture(states, truth, steps: Sequence[int] | None = None, shown: 
             "one token: the state on its way, over the weights it should become (grey)",
             fontsize=12, x=0.01, ha="left",
         )  # fmt: skip
+    return closed(figure)
+
+
+PAINTERS = {"base": GREY, "trained": BLUE, "generated": VERMILION}
+
+
+def painted_picture(rows: Mapping[str, Sequence]) -> Figure:
+    """Rows of pictures, each with its name at the left: the first holds real ones, which stand
+    apart; those below it were painted, the pictures of a column from one noise.
+
+    rows: uint8 [n, 3, h, w] by name, n the same for all.
+    """
+    shown = {name: np.moveaxis(np.asarray(row), 1, -1) for name, row in rows.items()}
+    side, gap, left, above = 1.25, 0.07, 1.35, 0.36  # inches: of a picture, and beside it
+    width = left + side * len(next(iter(shown.values())))
+    tall = side * len(shown) + 2 * above
+    with styled():
+        figure = plt.figure(figsize=(width, tall))
+        for place, (name, row) in enumerate(shown.items()):
+            top = tall - side * place - (above if place == 0 else 2 * above) + gap
+            said = {0: "held-out pictures", 1: "painted: a column shares its noise"}.get(place, "")
+            figure.text(left / width, (top + 0.08) / tall, said, fontsize=10.5, color="#6b6b6b")
+            figure.text(
+                (left - 0.16) / width, (top - side / 2) / tall, name, ha="right", va="center",
+                fontsize=13, weight="bold", color=PAINTERS.get(name, INK),
+            )  # fmt: skip
+            for column, picture in enumerate(row):
+                corner = ((left + side * column) / width, (top - side + gap) / tall)
+                axis = figure.add_axes((*corner, (side - gap) / width, (side - gap) / tall))
+                axis.imshow(picture)
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color=PADDING, linewidth=0.8)
     return closed(figure)
 
 

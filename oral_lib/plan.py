@@ -35,7 +35,7 @@ EXPERIMENTS = (
     "unseen",
     "multimodal",
     "style",
-)  # each has a zoo and generators of its own, and but for the last a notebook
+)  # each has a zoo, generators and a notebook of its own
 PROJECT = ("-m", "oral_lib")  # what every command starts with
 # what a run is made of: (scale, source, out) -> nodes, each after those it needs
 Planner = Callable[[str, str, Path], list[Node]]
@@ -47,6 +47,7 @@ CELL_NOTEBOOKS = {  # and the parameter that names the base model
     "vision": ("20_vision", "backbone"),
     "unseen": ("21_unseen", ""),
     "multimodal": ("30_multimodal", "towers"),
+    "style": ("22_style", "base"),
 }
 
 
@@ -344,10 +345,10 @@ def _generators(draft: _Draft, zoo: tuple[str, ...]) -> tuple[str, ...]:
 
 def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
     """Adds the measuring of all cells, with a notebook each; their result files."""
-    stem, called = CELL_NOTEBOOKS.get(draft.experiment, ("", ""))
+    stem, called = CELL_NOTEBOOKS[draft.experiment]
     results: list[str] = []
     for model in draft.models:
-        measured, together = (), draft.experiment in ("unseen", "style")
+        measured, together = (), draft.experiment == "unseen"
         if draft.gpu or together:
             measured = draft.add(
                 f"cells/{model.base}",
@@ -358,9 +359,6 @@ def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
                 minutes=model.cell_minutes * len(model.measured) * model.seeds,
                 gpu=draft.gpu,
             )
-        if not stem:
-            results += measured
-            continue
         if together:  # many tasks, one notebook
             name = f"{draft.experiment}/{model.base}"
             results += draft.notebook(name, stem, inputs=measured, minutes=0.3, gpu=draft.gpu)

@@ -28,7 +28,9 @@ from oral_lib.graph import Node
 
 PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
-CALLED = {called: experiment for experiment, (_, called) in plan.CELL_NOTEBOOKS.items()}
+OF_NOTEBOOK = {stem: experiment for experiment, (stem, _) in plan.CELL_NOTEBOOKS.items()}
+# of two experiments that call their base model alike, the first
+CALLED = {called: name for name, (_, called) in reversed(plan.CELL_NOTEBOOKS.items())}
 PLACE = (*CALLED, "task", "seed")  # what names a cell of the plan
 # of notebooks that are not in the plan: the nodes that each word of `bases` needs (others need all
 # generators), and what it writes to results/<scale>
@@ -222,9 +224,11 @@ def has_place(cell: Collection[str]) -> bool:
     return len(set(PLACE) & set(cell)) == 3 and {"task", "seed"} <= set(cell)
 
 
-def experiment_of(cell: Collection[str]) -> str:
-    """The experiment that the name of the base model speaks of."""
-    return next((CALLED[name] for name in cell if name in CALLED), "language")
+def experiment_of(stem: str, cell: Collection[str]) -> str:
+    """The experiment whose notebook is called `stem`; of other notebooks the one that the name of
+    the base model speaks of."""
+    called = next((CALLED[name] for name in cell if name in CALLED), "language")
+    return OF_NOTEBOOK.get(stem, called)
 
 
 def _without(cell: Cell) -> dict[str, Any]:
@@ -233,7 +237,7 @@ def _without(cell: Cell) -> dict[str, Any]:
 
 def _made(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
     """What the nodes leave that a cell of the notebook `stem` needs."""
-    experiment = experiment_of(cell)
+    experiment = experiment_of(stem, cell)
     prefix = "" if experiment == "language" else f"{experiment}/"
     patterns = [f"{prefix}generator*", f"{prefix}regression*"]
     if stem in NEEDS:
@@ -277,6 +281,6 @@ def run(
     code = reproduce.main(words, planner=planner)
     if code == 0 and not dry_run and has_place(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
-        where += ["--experiment", experiment_of(sweep.defaults)]
+        where += ["--experiment", experiment_of(sweep.notebook.stem, sweep.defaults)]
         print("publish:", shlex.join(["python", "-m", "oral_lib", "report", *where]))
     return code

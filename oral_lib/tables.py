@@ -370,6 +370,28 @@ def parts_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     return shown.drop(columns=[n for n in shown if (shown[n] == ABSENT).all()])
 
 
+def painted_table(metrics: pd.DataFrame) -> pd.DataFrame:
+    """What a cell of a style measured: a row a method and condition, in the order of the main
+    table, each number with its standard error. First, where the cell has it, the floor of the
+    distance: what as many real training pictures have."""
+    rows = pooled(metrics)
+    [distance] = set(rows.metric) - {"frechet_floor", "denoising_error"}
+    rows.loc[rows.metric == "frechet_floor", ["method", "metric"]] = "floor", distance
+    columns = {distance: distance, "denoising_error": "denoising error"}
+    least = rows[rows.method != "floor"].groupby("metric").value.min().clip(1e-5)
+    places = {m: max(0, 2 - int(np.floor(np.log10(least[m])))) for m in columns}
+    headings, table = {("floor", "none"): "training pictures"} | HEADINGS, []
+    for (method, condition), heading in headings.items():
+        own = rows[(rows.method == method) & (rows.condition == condition)]
+        if len(own):
+            line = {"method": heading} | dict.fromkeys(columns.values(), ABSENT)
+            for row in own.itertuples():
+                numbers = (f"{x:.{places[row.metric]}f}" for x in (row.value, row.stderr))
+                line[columns[row.metric]] = " ± ".join(numbers)
+            table.append(line | {"adapters": "" if method == "floor" else own.n_samples.max()})
+    return pd.DataFrame(table)
+
+
 def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
     """Every pooled row with standard error, 95% interval, items and samples; shares in percent, all
     else with three digits."""

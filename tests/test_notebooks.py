@@ -1,11 +1,13 @@
 """A notebook runs with the parameters that were meant, or not at all."""
 
 import json
+import runpy
+from types import SimpleNamespace
 
 import papermill
 import pytest
 
-from oral_lib import cli, notebooks, twins
+from oral_lib import cli, notebooks, plan, twins
 from oral_lib.errors import UsageError
 
 SOURCE = """\
@@ -103,6 +105,19 @@ def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", interrupted)
     assert command(notebook) == 130
     assert {path.name for path in notebook.parent.iterdir()} == {"one.py", "one.ipynb"}
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_notebook_of_styles_is_skipped_where_diffusers_is_missing(there):
+    hook = runpy.run_path(str(plan.ROOT / "conftest.py"))["pytest_collection_modifyitems"]
+    hook.__globals__["find_spec"] = {"diffusers": there or None}.get
+    skipped = []
+    items = [
+        SimpleNamespace(path=path, add_marker=lambda mark, stem=path.stem: skipped.append(stem))
+        for path in (plan.ROOT / "notebooks").glob("*.ipynb")
+    ]
+    hook(items)
+    assert skipped == ([] if there else ["22_style"])
 
 
 def test_an_unknown_notebook_is_refused(capsys):

@@ -248,6 +248,34 @@ def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
     assert len(chosen[-1].inputs) == 2 * sum(len(c.tasks) * c.seeds for c in models)
 
 
+def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():
+    from oral_lib import notebooks
+
+    assert set(plan.CELL_NOTEBOOKS) == set(plan.EXPERIMENTS)
+    for stem, called in plan.CELL_NOTEBOOKS.values():
+        known = notebooks.defaults(notebooks.find(stem))
+        assert {"seed", "scale", "source", "out"} <= set(known)
+        assert not called or {"task", called} <= set(known)
+
+
+@pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("paper", "local:x")])
+def test_every_cell_of_a_style_has_a_notebook_and_the_report_needs_them_all(
+    scale, source, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(plan, "find_spec", lambda name: object())  # diffusers or not
+    nodes = plan.nodes(scale, source, tmp_path)
+    chosen = {node.name: node for node in graph.select(nodes, ["style*"])}
+    [cells] = plan.cells_of(scale, source, "style")
+    for task in cells.tasks:
+        for seed in range(cells.seeds):
+            shown = chosen[f"style/{cells.base}/{task}/seed-{seed}"]
+            assert shown.inputs[0].endswith("22_style.ipynb")
+            assert set(shown.outputs[:2]) <= set(chosen["style/report"].inputs)
+            if scale == "paper":  # one process measures all
+                assert shown.after == chosen[f"style/cells/{cells.base}"].outputs
+    assert len(chosen["style/report"].inputs) == 2 * len(cells.tasks) * cells.seeds
+
+
 def test_a_folders_own_backbones_take_part(tmp_path):
     names = [c.base for c in plan.cells_of("lab", f"local:{tmp_path}", "vision")]
     assert names == [f"efficientnet-lite{n}" for n in range(3)]

@@ -415,6 +415,44 @@ def test_pictures_of_the_method_show_what_they_are_given(tmp_path):
     assert len(style.save(schedule, tmp_path, "schedule")) == 3
 
 
+def test_painted_pictures_stand_in_rows_under_the_names_of_their_painters(tmp_path):
+    random = np.random.default_rng(0)
+    rows = {n: random.integers(0, 256, (3, 3, 8, 8), np.uint8) for n in ("real", "base", "trained")}
+    figure = pictures.painted_picture(rows)
+    shown = [axis.images[0].get_array() for axis in figure.axes]
+    assert all(np.array_equal(a, b) for a, b in zip(
+        shown, (p.transpose(1, 2, 0) for row in rows.values() for p in row), strict=True
+    ))  # fmt: skip
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert [box.x0 for box in boxes[:3]] == pytest.approx([box.x0 for box in boxes[3:6]])
+    assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # real ones stand apart
+    assert set(rows) <= {text.get_text() for text in figure.texts}
+    assert len(style.save(figure, tmp_path, "painted")) == 3
+
+
+def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
+    about = {"experiment": "style", "source": "made", "base": "b", "task": "t", "n_items": 9}
+    about |= {"condition": "none", "ci_low": 0.0, "ci_high": 0.0, "n_samples": 2}
+    numbers = {
+        ("trained", "fid"): (24.4, 0.51), ("trained", "denoising_error"): (0.3261, 0.0106),
+        ("base", "fid"): (101.26, 2.0), ("base", "frechet_floor"): (9.0, 0.3),
+        ("base", "denoising_error"): (0.4562, 0.0153),
+    }  # fmt: skip
+    rows = [
+        about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
+        for (method, metric), (value, stderr) in numbers.items()
+    ]
+    made = tables.painted_table(pd.DataFrame(rows))
+    assert list(made.columns) == ["method", "fid", "denoising error", "adapters"]
+    assert made.to_numpy().tolist() == [
+        ["training pictures", "9.0 ± 0.3", "–", ""],
+        ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
+        ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
+    ]
+    without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
+    assert list(tables.painted_table(without).method) == ["base", "trained"]
+
+
 def test_figures_show_the_numbers_of_the_rows(folder):
     metrics, items = results.read(folder / "lab")
     rows = tables.pooled(metrics[metrics.metric == "accuracy"])

@@ -90,6 +90,22 @@ def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_pat
         assert parameters(cell) == parameters(planned[cell.name])
 
 
+def test_two_experiments_may_call_their_base_model_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "find_spec", lambda name: object())  # diffusers or not
+    grid = {"base": ["tiny-diffusion"], "task": ["pokemon"], "seed": [0, 1]}
+    parameters = {"scale": "smoke"}
+    content = {"notebook": "22_style", "parameters": parameters, "grid": grid}
+    cells, wanted = made(tmp_path, content)
+    names = [f"style/tiny-diffusion/pokemon/seed-{seed}" for seed in (0, 1)]
+    assert [cell.name for cell in cells] == names
+    others = {node.name for node in wanted} - set(names)
+    assert others and all(name.startswith("style/") for name in others)
+    assert sweeps.experiment_of("22_style", grid) == "style"
+    assert sweeps.experiment_of("10_language", grid) == "language"
+    assert sweeps.experiment_of("my_own", grid) == "language"
+    assert sweeps.experiment_of("my_own", {"backbone": "tiny-vit"}) == "vision"
+
+
 def test_a_cell_is_the_same_whether_a_default_is_written_out_or_not(tmp_path):
     [short], _ = made(tmp_path, {"notebook": "70_ablations", "cells": [{"groups": "gauge"}]})
     long = {"groups": "gauge", "rows": 100, "bases": "tiny-encoder"}

@@ -85,6 +85,20 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
         assert (tensor - held.tensors[key]).norm() < 0.2 * moved + 1e-6, key  # bfloat16
 
 
+def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
+    base, yes = bases.load(BASE), {0, 3}
+    base.model.float()
+    names = [splits.name("cifar10", yes), splits.name("cifar10", set(range(10)) - yes)]
+    recipe = replace(recipes.RECIPES[BASE], steps=6)
+    runs = [zoo.Run(tasks.load(name), 0, recipe) for name in names]
+    data = {name: tasks.rows(tasks.load(name), "made") for name in names}
+    one, other = (done.tensors for done in zoo.train(base, runs, data))
+    start = base.lora_init()
+    for name, tensor in one.items():
+        mirrored = other[name] if ".lora_" in name else other[name].flip(0)
+        assert (tensor - mirrored).norm() < 0.01 * (tensor - start[name]).norm(), name
+
+
 # ---------------------------------------------------------------- a cell
 def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
     metrics, items = cell
