@@ -338,17 +338,6 @@ def _basis(tokens: Tensor, rank: int) -> Tensor:
     size = (energy.sum() / (found.sum() * len(tokens))).sqrt()  # of a coordinate
     return F.pad(basis * size.float(), (0, 0, 0, rank - basis.shape[1]))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The statistics as tensors to store."""
-        return {"center": self.center, "scale": self.scale}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Statistics":
-        """The statistics that `tensors` gave. OralError when one is missing or of no use."""
-        if missing := {"center", "scale"} - tensors.keys():
-            raise OralError(f"Stored statistics lack {sorted(missing)}: train the generator again.")
-        return cls(tensors["center"], tensors["scale"])
-
 
 def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:
     """float64 [tensors]: sums over tokens [l] of `adapters`, divided by the number of values."""

@@ -61,7 +61,12 @@ def trained(smoke):
     return smoke.generator()
 
 
-@pytest.fixture(params=["fresh", "trained"])
+@pytest.fixture(scope="module")
+def coordinates():
+    return made(replace(SMALL, rank=3))  # of two adapters: one more than there are
+
+
+@pytest.fixture(params=["fresh", "coordinates", "trained"])
 def model(request):
     return request.getfixturevalue(request.param)
 
@@ -283,7 +288,7 @@ def test_a_look_ends_at_what_generate_returns(model):
     p, states, steps = model.look(MOVIE, "tiny-causal", seed=4)
     known, n = model.known["tiny-causal"], model.config.sampling_steps
     assert p.shape == (known.layout.l, model.config.width)
-    assert states.shape == (n + 1, known.layout.l, model.config.k)
+    assert states.shape == (n + 1, known.layout.l, model.config.size)
     assert len(steps) == n + 1 and steps[0] == model.schedule.steps - 1 and steps[-1] == 0
     [seen] = tokens.decode(known.layout, known.statistics.denormalise(states[-1:]))
     assert close(seen, model.generate(MOVIE, "tiny-causal", seed=4)[0])

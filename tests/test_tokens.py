@@ -334,23 +334,47 @@ def test_a_constant_tensor_and_rounding_noise_keep_their_size():
     assert (scale[layout.owner < 2] == 1).all() and (scale[layout.owner == 2] != 1).all()
 
 
-def test_statistics_survive_storage_and_refuse_what_is_none():
+def test_statistics_refuse_what_is_none():
     layout, start, values = zoo()
     statistics = Statistics.fit(layout, values, center=start)
-    again = Statistics.from_tensors(statistics.tensors()).to("cpu")
-    assert torch.equal(again.normalise(values), statistics.normalise(values))
-    with pytest.raises(OralError, match="scale"):
-        Statistics.from_tensors({"center": start})
     with pytest.raises(OralError, match="zero"):
         Statistics(start, torch.zeros(layout.l, 1))
     with pytest.raises(OralError, match="NaN"):
         Statistics(start * torch.nan, statistics.scale)
     with pytest.raises(UsageError, match=r"scale \[l, 1\]"):
         Statistics(start, statistics.scale[1:])
+    with pytest.raises(UsageError, match=r"basis \[l, r, k\]"):
+        Statistics(start, statistics.scale, torch.ones(layout.l, 2, layout.k - 1))
+    with pytest.raises(OralError, match="NaN"):
+        Statistics(start, statistics.scale, torch.full((layout.l, 2, layout.k), torch.nan))
     with pytest.raises(UsageError, match="one adapter or more"):
         Statistics.fit(layout, values[:0])
     with pytest.raises(UsageError, match="encode"):
         Statistics.fit(layout, values, center=start[1:])
+
+
+def test_coordinates_are_of_unit_size_and_give_the_zoo_back_where_there_are_enough():
+    layout, start, values = zoo()
+    statistics = Statistics.fit(layout, values, center=start, rank=len(values) + 3)
+    tokens, mask = statistics.normalise(values), statistics.mask(layout)
+    assert tokens.shape == (len(values), layout.l, len(values) + 3)
+    assert not mask[:, len(values) :].any()  # no more directions than adapters
+    assert not tokens[:, ~mask].any()
+    torch.testing.assert_close(tokens[:, mask].square().mean(), torch.tensor(1.0))
+    torch.testing.assert_close(statistics.denormalise(tokens), values, rtol=1e-4, atol=1e-5)
+    zeros = statistics.denormalise(torch.zeros_like(tokens[:1]))
+    assert torch.equal(zeros[0], start)  # still the base model
+
+
+def test_a_few_coordinates_keep_what_singular_values_say():
+    layout, start, values = zoo()
+    plain = Statistics.fit(layout, values, center=start).normalise(values)
+    statistics = Statistics.fit(layout, values, center=start, rank=2)
+    back = (statistics.denormalise(statistics.normalise(values)) - start) / statistics.scale
+    for token in range(layout.l):
+        left = torch.linalg.svdvals(plain[:, token])[2:].square().sum()
+        lost = (back[:, token] - plain[:, token]).square().sum()
+        torch.testing.assert_close(lost, left, rtol=1e-3, atol=1e-4)
 
 
 def tiny_llama():
