@@ -116,13 +116,13 @@ def assemble(
             [start] = tokens.decode(known.layout, known.center[None])
             zero = {n: t * ("lora_" not in n) for n, t in start.items()}
             center = tokens.encode(known.layout, [zero])[0]
-            _set(known, Statistics.fit(known.layout, values, center, variant.config.rank))
+            _set(known, Statistics.fit(known.layout, values, center, variant.config.components))
         normalised = known.statistics.normalise(values)
         for task in dict.fromkeys(m.task for m in mine):
             own = torch.tensor([m.task == task for m in mine])
             if variant.statistics == "per":
                 part = values[own]
-                fitted = Statistics.fit(known.layout, part, part.mean(0), variant.config.rank)
+                fitted = Statistics.fit(known.layout, part, part.mean(0), variant.config.components)
                 normalised[own] = fitted.normalise(part)
             else:
                 fitted = copy.deepcopy(known.statistics)

@@ -35,7 +35,7 @@ class GeneratorConfig:
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
     zeros instead of noised tokens and answers with K_0 at once.
 
-    With a `rank` a token is its first principal coordinates over the zoo, not its k values: see
+    With `components` a token is that many principal components over the zoo, not its k values: see
     `tokens.Statistics`.
 
     Tokens are drawn each for itself, so a sample can follow different zoo adapters in different
@@ -45,7 +45,7 @@ class GeneratorConfig:
     """
 
     k: int = 1536
-    rank: int = 0
+    components: int = 0
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
@@ -63,8 +63,11 @@ class GeneratorConfig:
             )
         if self.k < 1 or self.width % 4:
             raise UsageError(f"k={self.k}, width={self.width}: k >= 1 and width divisible by 4.")
-        if not 0 <= self.rank <= self.k:
-            raise UsageError(f"rank={self.rank}: must lie from 0 (no basis) to k = {self.k}.")
+        if not 0 <= self.components <= self.k:
+            raise UsageError(
+                f"components={self.components}: must lie from 0 (none, a token is its values) to "
+                f"k = {self.k}."
+            )
         if self.arm not in ARMS:
             raise UsageError(f"arm={self.arm!r}: use one of {ARMS}.{closest(self.arm, ARMS)}")
         if self.text_encoder not in ENCODERS:
@@ -79,8 +82,8 @@ class GeneratorConfig:
 
     @property
     def size(self) -> int:
-        """Numbers a token: k values, or `rank` coordinates."""
-        return self.rank or self.k
+        """Numbers a token: k values, or its `components`."""
+        return self.components or self.k
 
     @classmethod
     def from_json(cls, content: dict) -> "GeneratorConfig":

@@ -133,9 +133,11 @@ class StackedLinear(nn.Module):
 
 
 class Siblings(nn.Module):
-    """Linear layers under S LoRAs that read the same x: it is read once, its gradient is made once.
+    """Linear layers under S LoRAs that read the same x [S * b, ..., in]: it is read once, and its
+    gradient is made once.
 
-    The first of them that is asked works for all; what the others are asked for later is `held`.
+    The first layer that is asked makes y [S * b, ..., out] of all; those of the others are `held`
+    until they are asked. A layer that reads another x is right, too, but gains nothing.
     """
 
     def __init__(

@@ -237,7 +237,7 @@ class Statistics:
     Shared by all tasks of a base model: statistics of one task would return that task's mean
     adapter from all-zero tokens, and the condition would leak.
 
-    With a `basis` a token is told by its first r principal coordinates over the zoo instead of k
+    With a `basis` a token is told by its first r principal components over the zoo instead of k
     values, values = scale * (token @ basis) + center: adapters of one start differ in few
     directions, others ones in every token, and a network need not find them. All-zero tokens stay
     the center.
@@ -264,10 +264,10 @@ class Statistics:
 
     @classmethod
     def fit(
-        cls, layout: Layout, values: Tensor, center: Tensor | None = None, rank: int = 0
+        cls, layout: Layout, values: Tensor, center: Tensor | None = None, components: int = 0
     ) -> "Statistics":
         """Statistics of `values` [b, l, k], all tasks and seeds of a base model together; with a
-        basis of `rank` coordinates a token, if that is not 0.
+        basis of that many principal components a token, if `components` is not 0.
 
         `center` [l, k] is the shared LoRA initialisation, `encode(layout, [init])[0]`: all-zero
         tokens then decode to it exactly, that is, to the base model. Without it the center of a
@@ -294,9 +294,9 @@ class Statistics:
         noise = 1e-6 * _rms(layout, values) + 1e-12  # a constant tensor leaves float32 rounding
         scale = torch.where(rms > noise, rms, 1.0)[owner, None]
         plain = cls(center, scale.float())
-        if not rank:
+        if not components:
             return plain
-        return cls(center, plain.scale, _basis(plain.normalise(values), rank))
+        return cls(center, plain.scale, _basis(plain.normalise(values), components))
 
     def normalise(self, values: Tensor) -> Tensor:
         """Tokens [b, l, k or r] of `values` [b, l, k]; padding stays 0."""
@@ -323,20 +323,20 @@ class Statistics:
         return Statistics(self.center.to(device), self.scale.to(device), basis)
 
 
-def _basis(tokens: Tensor, rank: int) -> Tensor:
-    """[l, rank, k] the principal directions of `tokens` [b, l, k] about zero, the strongest first,
-    in the length that gives coordinates of unit size; zero where b adapters have no more of them.
+def _basis(tokens: Tensor, components: int) -> Tensor:
+    """[l, components, k] principal directions of `tokens` [b, l, k] about zero, the strongest
+    first, as long as gives components of unit size; zero where b adapters have no more of them.
 
     By the Gram matrices of the adapters [l, b, b], which are small where tokens are long.
     """
     gram = torch.einsum("alk,blk->lab", tokens, tokens).double()
     energy, mixes = torch.linalg.eigh(gram)
-    energy, mixes = energy.flip(-1)[:, :rank], mixes.flip(-1)[..., :rank]
+    energy, mixes = energy.flip(-1)[:, :components], mixes.flip(-1)[..., :components]
     found = energy > 1e-6 * energy[:, :1].clamp_min(1e-12)
     mixes = torch.where(found[:, None], mixes / energy.clamp_min(1e-30).sqrt()[:, None], 0.0)
     basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
-    size = (energy.sum() / (found.sum() * len(tokens))).sqrt()  # of a coordinate
-    return F.pad(basis * size.float(), (0, 0, 0, rank - basis.shape[1]))
+    size = (energy[found].sum() / (found.sum() * len(tokens)).clamp_min(1)).sqrt()
+    return F.pad(basis * size.float(), (0, 0, 0, components - basis.shape[1]))
 
 
 def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:

@@ -115,7 +115,7 @@ def assemble(
         mine = [m for m in members if m.base == name]
         values = tokens.encode(layout, [m.tensors for m in mine])
         start = tokens.encode(layout, [start])[0]
-        statistics = Statistics.fit(layout, values, start, config.rank)
+        statistics = Statistics.fit(layout, values, start, config.components)
         known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
         shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
     manifest = {

@@ -1,6 +1,18 @@
-"""Adapters that were not trained, for tests that ask what is done with them."""
+"""Adapters that were not trained, and a small generator, for tests of what is done with them."""
 
 import torch
+
+from oral_lib.denoise import DenoiserConfig
+from oral_lib.generator import GeneratorConfig
+from oral_lib.recurrence import RecurrenceConfig
+
+SMALL = GeneratorConfig(
+    k=128,
+    width=32,
+    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
+    denoiser=DenoiserConfig(hidden=32, depth=1),
+    text_encoder="tiny",
+)
 
 
 def shaken(base, seed, by=0.1):

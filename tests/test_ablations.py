@@ -84,9 +84,13 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):
 # --- gauge and statistics -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("components", [0, 8])  # of fewer adapters: nothing is lost
 @pytest.mark.parametrize("name", list(variants.GAUGES))
-def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(study, name):
+def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(
+    study, name, components
+):
     one = variant(study, "gauge", name)
+    one = replace(one, config=replace(one.config, components=components))
     model, shelves, used = ablations.assemble(one, study.members, study.source)
     layout, start = model.known[BASE].layout, ablations.Jury(study).base(BASE, "movie").lora_init()
     for place, member in enumerate(study.members):
@@ -96,17 +100,20 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
         for a, b in gauge.factors(found).items():
             wanted = member.tensors[b] @ member.tensors[a]
             assert torch.allclose(found[b] @ found[a], wanted, atol=1e-5)
-    [zero] = tokens.decode(layout, used[BASE, "movie"].denormalise(0 * values))
+    nothing = torch.zeros_like(shelves[BASE].tokens[:1])
+    [zero] = tokens.decode(layout, used[BASE, "movie"].denormalise(nothing))
     assert all(not zero[b].any() for b in gauge.factors(zero).values())
     assert all(torch.equal(zero[n], t) for n, t in start.items() if "lora_" not in n)
 
 
-def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study):
+@pytest.mark.parametrize("components", [0, 8])
+def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components):
     one = variant(study, "statistics", "per task (leaks)")
+    one = replace(one, config=replace(one.config, components=components))
     model, _, used = ablations.assemble(one, study.members, study.source)
     layout = model.known[BASE].layout
     for task in study.tasks[BASE]:
-        zero = torch.zeros(1, layout.l, layout.k)
+        zero = torch.zeros(1, layout.l, one.config.size)
         [found] = tokens.decode(layout, used[BASE, task].denormalise(zero))
         soup = baselines.soup([m.tensors for m in study.members if m.task == task])
         assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in soup.items())

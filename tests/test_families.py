@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 import torch
-from made_adapters import equal, shaken
+from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
 from oral_lib import (
@@ -26,10 +26,7 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.condition import text_encoder
-from oral_lib.denoise import DenoiserConfig
-from oral_lib.generator import GeneratorConfig
 from oral_lib.recipes import Recipe
-from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -48,14 +45,6 @@ FAMILIES = (
     ("tiny-diffusion", ("pokemon", "baroque")),
 )
 SHORT = Recipe(steps=6, batch=4, lr=1e-2)
-SMALL = GeneratorConfig(
-    k=128,
-    width=32,
-    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
-    denoiser=DenoiserConfig(hidden=32, depth=1),
-    text_encoder="tiny",
-    sampling_steps=3,
-)
 SHOWN = ("tiny-convnet", "tiny-vit", "tiny-towers", "tiny-vision-language")
 
 

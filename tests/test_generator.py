@@ -62,11 +62,11 @@ def trained(smoke):
 
 
 @pytest.fixture(scope="module")
-def coordinates():
-    return made(replace(SMALL, rank=3))  # of two adapters: one more than there are
+def components():
+    return made(replace(SMALL, components=3))  # of two adapters: one more than there are
 
 
-@pytest.fixture(params=["fresh", "coordinates", "trained"])
+@pytest.fixture(params=["fresh", "components", "trained"])
 def model(request):
     return request.getfixturevalue(request.param)
 

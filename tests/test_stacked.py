@@ -243,6 +243,22 @@ def test_the_operation_is_the_equation_and_its_gradients_are_those_of_autograd(b
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
+def test_layers_that_read_something_else_than_their_siblings_are_right_too():
+    x, weights, _, lora_a, lora_b, scale = lora_case(bias=False)
+    layers = [nn.Linear(7, len(w), bias=False, dtype=w.dtype) for w in weights]
+    for layer, weight in zip(layers, weights, strict=True):
+        layer.weight.data = weight
+    cuts = lora_a.detach().split([b.shape[2] for b in lora_b], 1)
+    parts = [{"A": a, "B": b.detach()} for a, b in zip(cuts, lora_b, strict=True)]
+    group = stacked.Siblings(layers, parts, scale)
+    case = (weights, [], lora_a, lora_b, scale)
+    with torch.no_grad():
+        for first, second in ((x, x), (x, 2 * x), (2 * x, x), (x, x)):
+            one, _ = plain_lora(first, *case)
+            _, other = plain_lora(second, *case)
+            torch.testing.assert_close((group(first, 0), group(second, 1)), (one, other))
+
+
 def test_a_compiled_block_learns_what_a_plain_one_does(data):
     base = bases.load("tiny-causal")
     base.model.float()

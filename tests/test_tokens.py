@@ -353,9 +353,9 @@ def test_statistics_refuse_what_is_none():
         Statistics.fit(layout, values, center=start[1:])
 
 
-def test_coordinates_are_of_unit_size_and_give_the_zoo_back_where_there_are_enough():
+def test_components_are_of_unit_size_and_give_the_zoo_back_where_there_are_enough():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start, rank=len(values) + 3)
+    statistics = Statistics.fit(layout, values, center=start, components=len(values) + 3)
     tokens, mask = statistics.normalise(values), statistics.mask(layout)
     assert tokens.shape == (len(values), layout.l, len(values) + 3)
     assert not mask[:, len(values) :].any()  # no more directions than adapters
@@ -366,10 +366,18 @@ def test_coordinates_are_of_unit_size_and_give_the_zoo_back_where_there_are_enou
     assert torch.equal(zeros[0], start)  # still the base model
 
 
-def test_a_few_coordinates_keep_what_singular_values_say():
+def test_a_zoo_that_never_left_its_start_has_no_components():
+    layout, start, values = zoo()
+    still = start.expand_as(values)
+    statistics = Statistics.fit(layout, still, center=start, components=2)
+    assert not statistics.mask(layout).any()
+    assert torch.equal(statistics.denormalise(statistics.normalise(still)), still)
+
+
+def test_a_few_components_keep_what_singular_values_say():
     layout, start, values = zoo()
     plain = Statistics.fit(layout, values, center=start).normalise(values)
-    statistics = Statistics.fit(layout, values, center=start, rank=2)
+    statistics = Statistics.fit(layout, values, center=start, components=2)
     back = (statistics.denormalise(statistics.normalise(values)) - start) / statistics.scale
     for token in range(layout.l):
         left = torch.linalg.svdvals(plain[:, token])[2:].square().sum()

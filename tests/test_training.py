@@ -4,24 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_adapters import SMALL
 
 from oral_lib import bases, seeds, storage, tasks, training
 from oral_lib.condition import text_encoder
-from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, UsageError
-from oral_lib.generator import Generator, GeneratorConfig
-from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.generator import Generator
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
-SMALL = GeneratorConfig(
-    k=128,
-    width=32,
-    recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
-    denoiser=DenoiserConfig(hidden=32, depth=1),
-    text_encoder="tiny",
-)
 TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, tokens=96, save_every=5)
 SEEDS = {"movie": 2, "sarcasm": 3}
 
