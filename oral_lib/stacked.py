@@ -12,6 +12,7 @@ adapter: each is trained as if it were alone.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from math import prod
 
 import torch
@@ -297,7 +298,7 @@ class Stack:
             self.step += 1
             grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]
             share = (clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
-            adamw = _adamw_compiled if grad.is_cuda else _adamw
+            adamw = _adamw_compiled() if grad.is_cuda else _adamw
             adamw(self.values, *self.moments, grad, share, lr[:, None], self.step, betas, eps)
             self._renew()
 
@@ -311,7 +312,10 @@ def _adamw(values, mean, square, grad, share, lr, step, betas, eps) -> None:
     values.sub_(lr / (1 - betas[0] ** step) * mean / scale)
 
 
-_adamw_compiled = torch.compile(_adamw, dynamic=True)  # one pass over memory instead of twelve
+@cache
+def _adamw_compiled():
+    """One pass over memory instead of twelve; made at a first use, since that takes seconds."""
+    return torch.compile(_adamw, dynamic=True)
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:
