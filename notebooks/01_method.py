@@ -37,14 +37,28 @@ from oral_lib import pictures, tokens
 
 known = generator.known[name]
 values = tokens.encode(known.layout, [member.tensors])
-k0 = known.statistics.normalise(values)[0]
+plain = tokens.Statistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
-pictures.tokens_picture(k0, kinds, known.layout.types, known.layout.mask)
+pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
+
+# %% [markdown]
+# What is generated is not these values but, for every token, its place among the adapters of the
+# zoo: the first principal components of that token over all tasks, the strongest first (grey where
+# the zoo has no more of them). They are the directions that training moved the token in.
 
 # %%
+k0 = known.statistics.normalise(values)[0]
+pictures.tokens_picture(
+    k0, kinds, known.layout.types, known.statistics.mask(known.layout), column="component"
+)
+
+# %%
+again = known.statistics.denormalise(k0[None])
+moved, lost = (values - known.center).norm(), (values - again).norm()
+print(f"the components keep {1 - (lost / moved) ** 2:.2%} of what training moved")
 [restored] = tokens.decode(known.layout, values)
 print("exact round trip:", all(restored[n].equal(t) for n, t in member.tensors.items()))
-[zeros] = tokens.decode(known.layout, known.statistics.denormalise(0 * values))
+[zeros] = tokens.decode(known.layout, known.statistics.denormalise(0 * k0[None]))
 start = run.base(name).lora_init()
 print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start.items()))
 
@@ -74,8 +88,7 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 
 # %% [markdown]
 # ## 4. One token being denoised
-# From noise (left) to weights (right), over the token of a trained adapter of the same task in
-# grey. Generated and trained need not agree value by value: two training seeds do not either.
+# From noise (left) to the token (right), over that of a trained adapter of the same task in grey. Generated and trained need not agree value by value: two training seeds do not either.
 
 # %%
 longest = int(known.layout.mask.sum(-1).argmax())

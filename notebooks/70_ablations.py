@@ -9,6 +9,7 @@
 # | group | what is changed |
 # | --- | --- |
 # | `token` | values a token, k |
+# | `components` | principal components that tell a token, or its k values |
 # | `recurrence` | Mamba-2, LSTM, Transformer, none |
 # | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective) |
 # | `width` | channels of the denoiser |

@@ -35,8 +35,8 @@ class GeneratorConfig:
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
     zeros instead of noised tokens and answers with K_0 at once.
 
-    With `components` a token is that many principal components over the zoo, not its k values: see
-    `tokens.Statistics`.
+    A token is told by its first `components` principal components over the zoo, or by its k values
+    where `components` is 0: see `tokens.Statistics`.
 
     Tokens are drawn each for itself, so a sample can follow different zoo adapters in different
     tokens, which then do not quite fit together: the more, the more `sampling_steps` there are and
@@ -45,7 +45,7 @@ class GeneratorConfig:
     """
 
     k: int = 1536
-    components: int = 0
+    components: int = 64
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))

@@ -13,9 +13,13 @@ from oral_lib.style import BLUE, FAINT, GREY, INK, PADDING, VERMILION, closed, s
 
 
 def tokens_picture(
-    values, owner: Sequence[int] | None = None, names: Sequence[str] = (), mask=None
+    values,
+    owner: Sequence[int] | None = None,
+    names: Sequence[str] = (),
+    mask=None,
+    column: str = "value",
 ) -> Figure:
-    """An adapter as tokens: one row a token, one column a value, padding in grey.
+    """An adapter as tokens: one row a token, one `column` a number of it, padding in grey.
 
     values `[l, k]`; owner `[l]` the group a token belongs to (its tensor, or its module type),
     named by `names`; mask `[l, k]` true where a value is real.
@@ -26,8 +30,8 @@ def tokens_picture(
         figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
         axis.set_facecolor(PADDING)
         _heat(figure, axis, shown, "value")
-        axis.set(xlabel=f"value within the token (k = {shown.shape[1]})", ylabel="token")
-        axis.set_title(f"{shown.shape[0]} tokens of {shown.shape[1]} values")
+        axis.set(xlabel=f"{column} of the token", ylabel="token")
+        axis.set_title(f"{shown.shape[0]} tokens of {shown.shape[1]} {column}s")
         if owner is not None:
             _bands(axis, _array(owner), names)
     return closed(figure)
@@ -77,7 +81,7 @@ def prototypes_picture(p, owner: Sequence[int] | None = None, names: Sequence[st
 def denoising_picture(states, truth, steps: Sequence[int] | None = None, shown: int = 48) -> Figure:
     """One token on its way from noise to weights: states `[s, k]` in order, beside truth `[k]`.
 
-    Six states at most, the first `shown` values of each, and the distance to the truth below.
+    Six states at most, the first `shown` numbers of each, and the distance to the truth below.
     `steps` names the diffusion step t of each state.
     """
     states, truth = _array(states), _array(truth)
@@ -103,7 +107,7 @@ def denoising_picture(states, truth, steps: Sequence[int] | None = None, shown: 
         below.set_xticks(chosen, [f"t = {steps[state]}" for state in chosen])
         below.set(ylim=(0, 1.1 * error.max()), ylabel="relative\ndistance")
         figure.suptitle(
-            "one token: the state on its way, over the weights it should become (grey)",
+            "one token: the state on its way, over what it should become (grey)",
             fontsize=12, x=0.01, ha="left",
         )  # fmt: skip
     return closed(figure)

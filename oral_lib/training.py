@@ -378,6 +378,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
     if scale == "smoke":
         config = GeneratorConfig(
             k=128,
+            components=32,
             width=64,
             recurrence=RecurrenceConfig(width=64, state=16, head=32, chunk=16),
             denoiser=DenoiserConfig(hidden=128, depth=2, skip=False),

@@ -38,7 +38,14 @@ class Variant:
 
 def _token(base: GeneratorConfig) -> Iterator[Variant]:
     for k in (base.k // 4, base.k // 2, base.k, 2 * base.k, 4 * base.k):
-        yield Variant("token", f"k = {k}", replace(base, k=k))
+        yield Variant("token", f"k = {k}", replace(base, k=k, components=min(base.components, k)))
+
+
+def _components(base: GeneratorConfig) -> Iterator[Variant]:
+    r = base.components
+    for n in sorted({r // 4, r // 2, r, 2 * r} - {0}):
+        yield Variant("components", str(n), replace(base, components=n))
+    yield Variant("components", "none: k values", replace(base, components=0))
 
 
 def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
@@ -106,6 +113,7 @@ def _statistics(base: GeneratorConfig) -> Iterator[Variant]:
 
 GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
     "token": _token,
+    "components": _components,
     "recurrence": _recurrence,
     "denoiser": _denoiser,
     "width": _width,

@@ -55,7 +55,7 @@ def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
 def test_a_variant_differs_from_the_default_in_its_part_alone():
     config, _ = training.preset("lab", "generator")
     parts = {"token": "k", "steps": "sampling_steps", "encoder": "text_encoder"}
-    parts |= {name: name for name in ("recurrence", "temperature")}
+    parts |= {name: name for name in ("components", "recurrence", "temperature")}
     for group, field in parts.items():
         for v in variants.variants(config, [group]):
             assert replace(v.config, **{field: getattr(config, field)}) == config

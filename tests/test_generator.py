@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
 SMALL = GeneratorConfig(
     k=100,  # no multiple of what torch draws at once
+    components=0,
     width=32,
     recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
     denoiser=DenoiserConfig(hidden=32, depth=1),
@@ -86,7 +87,7 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     model, shelves = training.assemble(SMALL if name in TINY else REAL, zoo_of(base))
     known = model.known[name]
     assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
-    zeros = torch.zeros(1, known.layout.l, model.config.k)
+    zeros = torch.zeros(1, known.layout.l, model.config.size)
     [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
     assert equal(adapter, base.lora_init())
 
@@ -99,7 +100,7 @@ def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, train
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
             scoring.way(base, task)
         return
-    zeros = torch.zeros(1, known.layout.l, trained.config.k)
+    zeros = torch.zeros(1, known.layout.l, trained.config.size)
     [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
     rows = tasks.rows(task, "made").test[:60]
     with base.attach(adapter) as model:
@@ -242,7 +243,8 @@ def test_temperature_sets_the_spread_of_samples(model):
         return sum(torch.stack([a[n] for a in made]).std(0).mean() for n in made[0])
 
     own = model.config.temperature
-    assert spread(0.0) == 0 < spread(own) < spread(1.0)
+    rounding = 1e-6 * spread(1.0)  # a row of a batch may be summed in another order than the next
+    assert spread(0.0) < rounding < spread(own) < spread(1.0)
     assert spread(None) == spread(own)
 
 
