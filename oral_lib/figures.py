@@ -147,11 +147,11 @@ def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
 def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
     """Pictures [n, h, w, 3] of bytes, the truth above and below what each adapter answered.
 
-    said: column truth, perhaps one of a text that goes with it, then one an adapter with "word (how
-    sure)"; a wrong answer is red.
+    said: column truth, perhaps one of a text that goes with it or of a title in its place, then one
+    an adapter with "word" or "word (how sure)"; a wrong answer is red.
     """
     tall = -(-len(said) // wide)
-    names = [name for name in said.columns if name not in ("truth", "text")]
+    names = [name for name in said.columns if name not in ("truth", "text", "title")]
     with styled():
         size = (3.1 * wide, tall * (2.5 + 0.28 * len(names)))
         figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
@@ -160,11 +160,12 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
         for axis, picture, row in zip(axes.flat, shown, said.to_dict("records"), strict=False):
             axis.imshow(np.asarray(picture))
             told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
+            told = row["title"].splitlines() if "title" in row else told
             title = "\n".join(line for text in told for line in textwrap.wrap(text, 40)[:2])
             axis.set_title(title, fontsize=12 if len(title) < 25 else 9, loc="center")
             for place, name in enumerate(names):
-                word, _, sure = row[name].rpartition(" (")
-                words = f"{textwrap.shorten(word, 36, placeholder=' ...')} ({sure}"
+                word, opens, sure = row[name].partition(" (")
+                words = textwrap.shorten(word, 36, placeholder=" ...") + opens + sure
                 axis.annotate(
                     f"{name}: {words}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
                     xycoords="axes fraction", textcoords="offset points",
@@ -564,8 +565,11 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
                     continue
                 axis.plot(line["size"], scale * line.value, "o-", color=colour, lw=2, label=name)
                 last, value = line["size"].iloc[-1], scale * line.value.iloc[-1]
+                ends = frame[(frame.metric == metric) & (frame["size"] == last)].value * scale
+                near = ends[(ends != value) & (ends / value).between(0.9, 1.1)]
+                lift = 0 if near.empty else 6 if near.lt(value).all() else -6
                 axis.annotate(
-                    f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (last, value), (7, 0),
+                    f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (last, value), (7, lift),
                     textcoords="offset points", color=colour, va="center", fontsize=10.5,
                     annotation_clip=False,
                 )  # fmt: skip

@@ -75,11 +75,16 @@ bits in place of words: trained 97.2, best of ten 92.9, mean 90.0). Multi-task L
 tasks, whose head is linear in the sentence. The opposite of a held-out task (yes and no \
 exchanged) is among those trained on, as in RPG's test.
 """
+EXAMPLES = (
+    "The first held-out pictures of each task, and what one adapter of each method says of them (of"
+    " matching: the place at which the text finds this picture); wrong answers are red"
+)
 FIGURES = {
     "parity": "Trained against generated in every cell, with intervals",
     "auc": "The same in AUC",
     "controls": "What other texts keep of the gain",
     "unseen": "Tasks that no generator was trained on",
+    "answers": EXAMPLES,
 }
 METRICS = {"accuracy": "main", "auc": "auc", "calibrated_accuracy": "calibrated"}
 FILES = """\

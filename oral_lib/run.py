@@ -13,6 +13,8 @@ from oral_lib import (
     bases,
     benchmarks,
     evolve,
+    examples,
+    figures,
     plan,
     protocol,
     provenance,
@@ -20,6 +22,7 @@ from oral_lib import (
     report,
     results,
     storage,
+    style,
     tasks,
     training,
     tuning,
@@ -249,6 +252,8 @@ class Run:
             aligned=[storage.read_json(f) for f in sorted((self.root / "aligned").glob("*.json"))],
             evolved=[storage.read_json(f) for f in sorted((self.root / "evolved").glob("*.json"))],
         )
+        if self.experiment in ("vision", "multimodal"):
+            self._examples()
         written = report.write(self.results.parent, self.scale)
         storage.write_json(self.root / "published.json", {"report": written.name})
         return written
@@ -257,6 +262,14 @@ class Run:
         """(metrics, items) of this experiment among the published results."""
         frames = results.read(self.results)
         return tuple(frame[frame.experiment == self.experiment] for frame in frames)
+
+    def _examples(self) -> None:
+        """A figure of held-out pictures and answers, on the first base model."""
+        _, items = self.published()
+        own = (items.source == plan.slug(self.source)) & (items.base == self.planned[0].base)
+        shown, said = examples.answers(items[own & (items.seed == 0)], self.source)
+        name = f"answers-{self.experiment}-{plan.slug(self.source)}"
+        style.save(figures.pictures(shown, said), self.results / "figures", name)
 
     def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
         """How the adapters of each base model and task were trained."""

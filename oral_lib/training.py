@@ -80,7 +80,9 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995)
+LAB = TrainingConfig(
+    steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995, save_every=600
+)  # a state is four times the network: writing it takes seconds
 
 
 @dataclass(frozen=True)

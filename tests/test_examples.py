@@ -1,0 +1,68 @@
+"""The pictures with answers of the report: what was measured, beside what is so."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import oral_lib
+from oral_lib import examples, figures
+
+METHODS = {"base": "none", "trained": "none", "generated": "matched"}
+
+
+def items_of(task, keys, told):
+    """Outcomes of sample 0, and of another that must not be shown."""
+    parts = [
+        pd.DataFrame({"task": task, "method": method, "condition": condition, "sample": sample,
+                      "item": keys, "predicted": [told[method] + sample] * len(keys)})
+        for method, condition in METHODS.items()
+        for sample in (0, 1)
+    ]  # fmt: skip
+    return pd.concat(parts)
+
+
+@pytest.fixture
+def asked():
+    """(items, shown rows) of a task of pictures, one of questions and one of matching."""
+    told = {"base": 1, "trained": 0, "generated": 0}
+    parts, rows = [], {}
+    for name in ("solar_cells", "easy_vqa", "flickr8k"):
+        spec = oral_lib.load_task(name)
+        rows[name] = list({r.image: r for r in oral_lib.task_rows(spec, "made").test}.values())[1:5]
+        place = "text_to_image/" if spec.scoring == "match" else ""
+        parts.append(items_of(name, [place + row.key for row in rows[name]], told))
+    return pd.concat(parts), rows
+
+
+def test_the_first_pictures_that_every_method_was_asked_about_are_shown(asked):
+    items, rows = asked
+    shown, said = examples.answers(items, "made", number=3)
+    assert (
+        shown.shape == (9, examples.SIDE, examples.SIDE, 3)
+        and shown.dtype.is_floating_point is False
+    )
+    assert len(np.unique(shown.flatten(1).numpy(), axis=0)) == 9
+    labels = oral_lib.load_task("solar_cells").labels
+    assert list(said.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]
+    assert set(said.base[:3]) == {labels[1]} and set(said.trained[:3]) == {labels[0]}
+
+
+def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
+    items, rows = asked
+    _, said = examples.answers(items, "made", number=3)
+    first = rows["easy_vqa"][0]
+    assert said.title[3] == f"{first.text}\n{said.truth[3]}"
+    assert list(said.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
+    assert set(said.base[6:]) == {"place 2"} and set(said.generated[6:]) == {"place 1"}
+    assert set(said.truth[6:]) == {"place 1"}
+
+
+def test_wrong_answers_are_red(asked):
+    items, _ = asked
+    figure = figures.pictures(*examples.answers(items, "made", number=3))
+    notes = [
+        t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
+    ]
+    assert len(notes) == 3 and {t.get_color() for t in notes} == {figures.VERMILION}
+    right = [t for axis in figure.axes for t in axis.texts if t.get_text() == "generated: place 1"]
+    assert {t.get_color() for t in right} == {figures.INK}
