@@ -16,8 +16,7 @@ SEED = 1000
 
 
 def chosen(found: Sequence[dict], rows: int) -> dict:
-    """The winner among `found` candidates (accuracy or None, likelihood), judged on `rows` rows: see
-    `tune`."""
+    """The winner among `found` candidates (accuracy or None, likelihood), judged on `rows` rows."""
     if any(one["accuracy"] is None for one in found):
         return max(found, key=lambda one: one["likelihood"])
     top = max(one["accuracy"] for one in found)
@@ -31,10 +30,11 @@ def tune(
 ) -> list[Path]:
     """Chooses recipes for the tasks called `names` that `root` lacks; the files of all.
 
-    Of all candidates within one standard error of the best accuracy the one with the lowest learning
-    rate wins, since adapters that stay nearer to their start agree better with one another, and
-    among equals the one that finds the right answers likeliest. Where answers have to be written,
-    likelihood alone decides. One whose loss is no longer finite is out. OralError if all are.
+    Of all candidates within one standard error of the best accuracy the one wins that has the
+    lowest learning rate, since adapters that stay nearer to their start agree better with one
+    another, and among equals the one that finds the right answers likeliest. Where answers have to
+    be written, likelihood alone decides. One whose loss is no longer finite is out. OralError if
+    all are.
     """
     files = [root / "tuning" / base / f"{name}.json" for name in names]
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
