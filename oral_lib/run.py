@@ -249,6 +249,7 @@ class Run:
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
             recipes=self._recipes(generator["zoo"]),
+            tuning=self._tuning(),
             aligned=[storage.read_json(f) for f in sorted((self.root / "aligned").glob("*.json"))],
             evolved=[storage.read_json(f) for f in sorted((self.root / "evolved").glob("*.json"))],
         )
@@ -277,6 +278,13 @@ class Run:
         for one in listed:
             info = zoo.read(self.root, one["base"], one["task"], one["seed"]).info
             found.setdefault(one["base"], {})[one["task"]] = info["recipe"]
+        return found
+
+    def _tuning(self) -> dict[str, dict[str, dict]]:
+        """Among which recipes was chosen, by base model and task."""
+        found: dict[str, dict[str, dict]] = {}
+        for path in sorted((self.root / "tuning").glob("*/*.json")):
+            found.setdefault(path.parent.name, {})[path.stem] = storage.read_json(path)
         return found
 
     def _curves(self) -> pd.DataFrame:

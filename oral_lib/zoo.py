@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -296,11 +296,28 @@ def train_tasks(
         some = {name: tasks.load(name) for name in todo[first : first + MOST]}
         data = {name: tasks.rows(task, source) for name, task in some.items()}
         runs = [Run(task, 0, recipe) for task in some.values()]
-        for done in workshop.train(runs, data, state=root / "zoo" / base):
-            task = done.run.task
-            [judged] = evaluate(model, task, data[task.name].validation, [done.tensors])
-            _save(folder(root, base, task.name, 0), model, done, data[task.name], judged)
+        made = list(workshop.train(runs, data, state=root / "zoo" / base))
+        for done, judged in zip(made, _judged(model, made, data), strict=True):
+            name = done.run.task.name
+            _save(folder(root, base, name, 0), model, done, data[name], judged)
     return where
+
+
+def _judged(base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> Iterator[Outcome]:
+    """How each adapter answers the validation rows of its own task. Tasks that ask about the same
+    pictures are answered together: they differ in what is right alone."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, done in enumerate(made):
+        keys = tuple(row.key for row in data[done.run.task.name].validation)
+        alike.setdefault(keys, []).append(place)
+    judged = {}
+    for places in alike.values():
+        task = made[places[0]].run.task
+        adapters = [made[place].tensors for place in places]
+        said = evaluate(base, task, data[task.name].validation, adapters, write=False)
+        for place, outcome in zip(places, said, strict=True):
+            judged[place] = replace(outcome, rows=data[made[place].run.task.name].validation)
+    yield from (judged[place] for place in range(len(made)))
 
 
 def _save_all(root: Path, base: BaseModel, made: Sequence[Trained], data: Split) -> None:

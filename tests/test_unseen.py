@@ -24,7 +24,7 @@ from oral_lib import (
 )
 from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError
-from oral_lib.evaluate import evaluate
+from oral_lib.evaluate import accuracy_of, evaluate
 
 torch.set_num_threads(1)
 BASE = "tiny-convnet-yes-no"
@@ -83,6 +83,20 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     for key, tensor in alone.tensors.items():
         moved = (tensor - start[key]).norm()
         assert (tensor - held.tensors[key]).norm() < 0.2 * moved + 1e-6, key  # bfloat16
+
+
+def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
+    model, kept = bases.load(BASE), set()
+    for member in run.members(BASE)[:3]:
+        task = tasks.load(member.task)
+        rows = tasks.rows(task, "made").validation
+        [alone] = evaluate(model, task, rows, [member.tensors])
+        info = member.info
+        assert info["validation_accuracy"] == pytest.approx(accuracy_of(alone))
+        assert info["validation_likelihood"] == pytest.approx(alone.likelihood, abs=1e-4)
+        assert info["validation_rows"] == len(rows)
+        kept.add(info["validation_accuracy"])
+    assert len(kept) > 1
 
 
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
