@@ -101,7 +101,8 @@ def test_what_is_published_has_a_table_of_recall(run):
     wanted = metrics[(metrics.method == "trained") & (metrics.metric == table.metric[0])].value
     assert float(table.trained[0]) == pytest.approx(100 * wanted.item(), abs=0.06)
     manifest = storage.read_json(run.results / "manifest.json")["made-multimodal"]
-    assert manifest["aligned"][0]["name"] == BASE
+    assert manifest["aligned"][0]["name"] == BASE and manifest["tuning"] == {}
+    assert (run.results / "figures" / "answers-multimodal-made.png").exists()
 
 
 # ---------------------------------------------------------------- kinds of questions

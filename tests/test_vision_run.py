@@ -69,6 +69,8 @@ def test_what_is_published_stands_beside_language_and_never_mixes_with_it(run):
     assert "### vision, source `made`" in text and "Linear probe" in text
     assert (run.results / "tables" / "main-vision-made.csv").exists()
     assert (run.results / "figures" / "loss-vision-made.png").exists()
+    assert (run.results / "figures" / "answers-vision-made.png").exists()
+    assert "(smoke/figures/answers-vision-made.png)" in text
     assert set(storage.read_json(run.results / "manifest.json")) == {"made-vision"}
 
 
