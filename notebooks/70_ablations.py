@@ -63,9 +63,9 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 ablations.table(frame).round(3)
 
 # %%
-from oral_lib import figures
+from oral_lib import studies
 
-figures.ablations(ablations.means(frame)) if hasattr(figures, "ablations") else None
+studies.ablations(ablations.means(frame))
 
 # %% [markdown]
 # ## Two questions of principle

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from oral_lib import figures, results, style
+from oral_lib import figures, results, studies, style
 from oral_lib.storage import read_json, write_text
 from oral_lib.tables import (
     ablation_table,
@@ -193,15 +193,15 @@ def write(results_root: str | Path, scale: str) -> Path:
             _tables(folder, f"novelty-{experiment}-{source}", novelty_table(own, source))
     if (folder / "benchmarks.csv").exists():
         benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
-        if (benchmarks.benchmark == figures.TRAINING).any():
-            style.save(figures.benchmarks(benchmarks), folder / "figures", "benchmarks")
+        if (benchmarks.benchmark == studies.TRAINING).any():
+            style.save(studies.benchmarks(benchmarks), folder / "figures", "benchmarks")
     if (folder / "ablations.csv").exists():
         for source, rows in _ablations(folder):
             _tables(folder, f"ablations-{source}", rows)
-            style.save(figures.ablations(rows), folder / "figures", f"ablations-{source}")
+            style.save(studies.ablations(rows), folder / "figures", f"ablations-{source}")
     for path in sorted(folder.glob("curves*.csv")):
         name = path.stem.replace("curves", "loss")
-        style.save(figures.loss_curves(pd.read_csv(path)), folder / "figures", name)
+        style.save(studies.loss_curves(pd.read_csv(path)), folder / "figures", name)
     scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
     shown = [name for name in scales if name != "smoke"] or scales
     read = {scale: parts}
@@ -220,7 +220,7 @@ def _parts(folder: Path) -> list[_Part]:
 
 
 def _ablations(folder: Path) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(source, rows as `figures.ablations` takes them) of ablations.csv."""
+    """(source, rows as `studies.ablations` takes them) of ablations.csv."""
     unknown = {name: [""] for name in ("ci_low", "ci_high")}  # of a time or a size
     frame = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=unknown)
     for source, rows in frame[frame.metric == "accuracy"].groupby("source"):

@@ -57,3 +57,11 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 def closed(figure: Figure) -> Figure:
     plt.close(figure)  # else a notebook shows it twice
     return figure
+
+
+def note(axis, x: float, y: float, words: str, *, ha="center", size=9.0, colour="#8a8a8a", **look):
+    """Writes `words` at the share x of the width and the value y, perhaps outside the axes."""
+    axis.annotate(
+        words, (x, y), xycoords=("axes fraction", "data"), ha=ha, va="center", fontsize=size,
+        color=colour, annotation_clip=False, **look,
+    )  # fmt: skip

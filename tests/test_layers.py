@@ -25,7 +25,7 @@ ORDER = [
     *["baselines", "probe", "frechet", "stats"],
     *["graph", "scales", "plan"],
     *["results", "protocol", "painting", "unseen", "benchmarks"],
-    *["tables", "verdict", "style", "figures", "pictures", "examples", "report"],
+    *["tables", "verdict", "style", "figures", "studies", "pictures", "examples", "report"],
     *["run", "variants", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],

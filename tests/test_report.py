@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import figures, pictures, report, results, style, tables
+from oral_lib import figures, pictures, report, results, studies, style, tables
 from oral_lib.errors import OralError
 from oral_lib.storage import write_json
 
@@ -474,7 +474,7 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
         "gen/rating",
     ]
     frames = [pd.DataFrame({"series": n, "step": [1, 2, 3], "loss": [3.0, 2, 1]}) for n in names]
-    picture = figures.loss_curves(pd.concat(frames))
+    picture = studies.loss_curves(pd.concat(frames))
     assert [axis.get_title(loc="left") for axis in picture.axes] == ["gen", "zoo of x"]
     labels = {text.get_text() for text in picture.axes[1].texts}
     assert labels == {"movie (2 seeds, 3 steps)", "sarcasm (3 steps)"}
@@ -521,7 +521,7 @@ def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
 
 
 def test_ablations_mark_the_default_and_draw_the_reference():
-    picture = figures.ablations(ablation())
+    picture = studies.ablations(ablation())
     assert [axis.get_title(loc="left").strip() for axis in picture.axes] == [
         "token size", "objective",
     ]  # fmt: skip
@@ -543,7 +543,7 @@ def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():
 
 def test_benchmarks_draw_many_at_once_beside_the_plain_way():
     frame = pd.DataFrame(stacking())
-    speed, share = figures.benchmarks(frame).axes
+    speed, share = studies.benchmarks(frame).axes
     assert list(speed.lines[0].get_xdata()) == [1, 64]
     assert list(speed.lines[0].get_ydata()) == [300, 4567]
     assert {"4,567", "PEFT, one by one: 43"} <= {text.get_text() for text in speed.texts}
