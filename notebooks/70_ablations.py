@@ -11,7 +11,7 @@
 # | `token` | values a token, k |
 # | `components` | principal components that tell a token, or its k values |
 # | `recurrence` | Mamba-2, LSTM, Transformer, none |
-# | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective) |
+# | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective on values) |
 # | `width` | channels of the denoiser |
 # | `objective` | predict the noise, the clean tokens (also without the scaled entry), or v |
 # | `steps`, `temperature` | sampling steps; scale of the noise that sampling starts from |

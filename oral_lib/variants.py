@@ -60,9 +60,10 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
         if kind == "conv" and base.text_encoder == "tiny":  # RPG's would cost smoke runs minutes
             changed = replace(changed, channels=(4, 8, 4))
         yield Variant("denoiser", kind, replace(base, denoiser=changed))
-        eps = replace(base.schedule, objective="eps")
-        if kind == "conv" and eps != base.schedule:  # RPG's own pair
-            yield Variant("denoiser", "conv, eps", replace(base, denoiser=changed, schedule=eps))
+        if kind == "conv":  # as RPG has it: of values, and predicting the noise
+            eps = replace(base.schedule, objective="eps")
+            own = replace(base, denoiser=changed, schedule=eps, components=0)
+            yield Variant("denoiser", "conv, eps, k values", own)
 
 
 def _width(base: GeneratorConfig) -> Iterator[Variant]:
