@@ -10,6 +10,7 @@ from (seed, step): a run that was interrupted goes on bit for bit.
 import copy
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class TrainingConfig:
     ema: float = 0.99
     clip: float = 1.0
     weight_decay: float = 0.0
-    save_every: int = 100
+    save_every: float = 60.0  # seconds between states that an interrupted run goes on from
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,9 +81,8 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(
-    steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995, save_every=600
-)  # a state is four times the network: writing it takes seconds
+LAB = TrainingConfig(steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995)
+CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the device
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,8 @@ def train(
 ) -> tuple[Generator, list[float]]:
     """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
 
-    `state` is a file that is written every `save_every` steps and at the end, and from which an
-    interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph. OralError
+    `state` is a file that is written about every `save_every` seconds and at the end, and from which
+    an interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph. OralError
     when the loss is no longer finite, or when `state` belongs to another configuration or zoo.
     """
     device = torch.device(device)
@@ -258,7 +258,7 @@ def train(
             torch._foreach_mul_(moved, share)
             torch._foreach_add_(kept, moved)
 
-    replay = Replay(one, device)
+    replay, saved = Replay(one, device), time.monotonic()
     last = min(until or config.steps, config.steps)
     for step in bar(range(begin, last), label=label, unit="step"):
         for name, shelf in shelves.items():
@@ -268,11 +268,13 @@ def train(
         replay(0)
         losses.append(loss.clone())
         done = step + 1
-        if done % config.save_every == 0 or done == last:
+        if done % CHECK_EVERY == 0 or done == last:
             if not loss.isfinite():
                 raise OralError(f"{label}: the loss is {loss.item()} at step {done}; lower lr.")
-            if state is not None:
+            due = done == last or time.monotonic() - saved >= config.save_every
+            if state is not None and due:
                 _store(state, run, model, averaged, optimizer, done, losses)
+                saved = time.monotonic()
     curve = torch.stack(losses).tolist() if losses else []
     return averaged.eval(), curve
 

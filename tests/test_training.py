@@ -14,7 +14,7 @@ from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
-TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, tokens=96, save_every=5)
+TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, tokens=96)
 SEEDS = {"movie": 2, "sarcasm": 3}
 
 
@@ -98,8 +98,20 @@ def test_a_broken_state_is_refused(zoo_members, tmp_path, refused):
         run(zoo_members, state=path)
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(1e-9, 5), (3600, 1)])
+def test_a_state_is_written_as_often_as_asked_and_at_the_end(
+    seconds, times, zoo_members, tmp_path, monkeypatch
+):
+    written, store = [], training._store
+    monkeypatch.setattr(training, "CHECK_EVERY", 2)
+    monkeypatch.setattr(training, "_store", lambda *a: written.append(a[5]) or store(*a))
+    run(zoo_members, how=replace(TEN, save_every=seconds), state=tmp_path / "state.safetensors")
+    assert len(written) == times and written[-1] == 10
+
+
 # ---------------------------------------------------------------- what a step does
-def test_a_loss_that_leaves_the_numbers_is_refused(zoo_members, tmp_path, refused):
+def test_a_loss_that_leaves_the_numbers_is_refused(zoo_members, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(training, "CHECK_EVERY", 5)
     path = tmp_path / "state.safetensors"
     with refused(OralError, "generator", "step 5", "lr"):
         run(zoo_members, how=replace(TEN, lr=1e30, warmup=0, clip=1e30), state=path)
