@@ -218,9 +218,10 @@ def train(
 ) -> tuple[Generator, list[float]]:
     """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
 
-    `state` is a file that is written about every `save_every` seconds and at the end, and from which
-    an interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph. OralError
-    when the loss is no longer finite, or when `state` belongs to another configuration or zoo.
+    `state` is a file that is written about every `save_every` seconds and at the end, and from
+    which an interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph.
+    OralError when the loss is no longer finite, or when `state` belongs to another configuration
+    or zoo.
     """
     device = torch.device(device)
     model = model.to(device).train()
