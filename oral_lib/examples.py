@@ -18,9 +18,11 @@ FOUND = "text_to_image/"  # of matching: which picture a text finds
 
 def answers(items: pd.DataFrame, source: str, number: int = 4):
     """(uint8 [n, SIDE, SIDE, 3], said) of `number` pictures a task, as `figures.pictures` shows
-    them; `items` are outcomes of tasks of pictures on one base model, by one generator seed.
+    them; None where no picture was shown to an adapter of each method.
 
-    Of matching the answer is the place at which the text's own picture is found.
+    `items` [task, method, condition, sample, item, predicted] are outcomes of tasks of pictures on
+    one base model, by one generator seed. Of matching the answer is the place at which the text's
+    own picture is found. PreflightError where the pictures are not there.
     """
     files, said = [], []
     for task in items.task.drop_duplicates():
@@ -38,6 +40,8 @@ def answers(items: pd.DataFrame, source: str, number: int = 4):
             told = {method: one[place + row.key] for method, one in heard.items()}
             files.append(row.image)
             said.append(_said(spec, row, told))
+    if not files:
+        return None
     shown = images.decoded(files, SIDE, "bicubic").permute(0, 2, 3, 1)
     return shown, pd.DataFrame(said)
 

@@ -133,7 +133,7 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
     """Pictures [n, h, w, 3] of bytes, the truth above and below what each adapter answered.
 
     said: column truth, perhaps one of a text that goes with it or of a title in its place, then one
-    an adapter with "word" or "word (how sure)"; a wrong answer is red.
+    an adapter with "word" or "word (how sure)"; a wrong answer is orange.
     """
     tall = -(-len(said) // wide)
     names = [name for name in said.columns if name not in ("truth", "text", "title")]
@@ -146,10 +146,12 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
             axis.imshow(np.asarray(picture))
             told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
             told = row["title"].splitlines() if "title" in row else told
-            title = "\n".join(line for text in told for line in textwrap.wrap(text, 40)[:2])
+            short = [textwrap.shorten(text, 76, placeholder=" ...") for text in told]
+            title = "\n".join(line for text in short for line in textwrap.wrap(text, 40))
             axis.set_title(title, fontsize=12 if len(title) < 25 else 9, loc="center")
             for place, name in enumerate(names):
-                word, opens, sure = row[name].partition(" (")
+                told = row[name]
+                word, opens, sure = told.rpartition(" (") if told.endswith("%)") else (told, "", "")
                 words = textwrap.shorten(word, 36, placeholder=" ...") + opens + sure
                 axis.annotate(
                     f"{name}: {words}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",

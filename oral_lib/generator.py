@@ -66,7 +66,7 @@ class GeneratorConfig:
         if not 0 <= self.components <= self.k:
             raise UsageError(
                 f"components={self.components}: must lie from 0 (none, a token is its values) to "
-                f"k = {self.k}."
+                f"k = {self.k}; with so small a k give components={self.k} or 0."
             )
         if self.arm not in ARMS:
             raise UsageError(f"arm={self.arm!r}: use one of {ARMS}.{closest(self.arm, ARMS)}")
@@ -90,6 +90,7 @@ class GeneratorConfig:
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
+        content = {"components": 0} | content  # those from before there were any
         return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
 
 

@@ -19,7 +19,8 @@ def tokens_picture(
     mask=None,
     column: str = "value",
 ) -> Figure:
-    """An adapter as tokens: one row a token, one `column` a number of it, padding in grey.
+    """An adapter as tokens: one row a token, one column a number of it, padding in grey; `column`
+    says what such a number is.
 
     values `[l, k]`; owner `[l]` the group a token belongs to (its tensor, or its module type),
     named by `names`; mask `[l, k]` true where a value is real.
@@ -29,7 +30,7 @@ def tokens_picture(
     with styled():
         figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
         axis.set_facecolor(PADDING)
-        _heat(figure, axis, shown, "value")
+        _heat(figure, axis, shown, column)
         axis.set(xlabel=f"{column} of the token", ylabel="token")
         axis.set_title(f"{shown.shape[0]} tokens of {shown.shape[1]} {column}s")
         if owner is not None:

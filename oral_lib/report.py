@@ -77,7 +77,7 @@ exchanged) is among those trained on, as in RPG's test.
 """
 EXAMPLES = (
     "The first held-out pictures of each task, and what one adapter of each method says of them (of"
-    " matching: the place at which the text finds this picture); wrong answers are red"
+    " matching: the place at which the text finds this picture); wrong answers are orange"
 )
 FIGURES = {
     "parity": "Trained against generated in every cell, with intervals",

@@ -1,5 +1,6 @@
 """A run: one scale, one source, one place on disk; what notebooks and commands hold on to."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.bases import BaseModel
+from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator
 from oral_lib.zoo import Member
 
@@ -265,12 +267,18 @@ class Run:
         return tuple(frame[frame.experiment == self.experiment] for frame in frames)
 
     def _examples(self) -> None:
-        """A figure of held-out pictures and answers, on the first base model."""
+        """A figure of held-out pictures and answers, on the first base model; left out, with a
+        word, where the pictures are gone since they were measured."""
         _, items = self.published()
         own = (items.source == plan.slug(self.source)) & (items.base == self.planned[0].base)
-        shown, said = examples.answers(items[own & (items.seed == 0)], self.source)
-        name = f"answers-{self.experiment}-{plan.slug(self.source)}"
-        style.save(figures.pictures(shown, said), self.results / "figures", name)
+        try:
+            found = examples.answers(items[own & (items.seed == 0)], self.source)
+        except PreflightError as error:
+            print(f"no figure of pictures with answers: {error}", file=sys.stderr)
+            return
+        if found:
+            name = f"answers-{self.experiment}-{plan.slug(self.source)}"
+            style.save(figures.pictures(*found), self.results / "figures", name)
 
     def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
         """How the adapters of each base model and task were trained."""

@@ -202,8 +202,8 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
                 axis.plot(line["size"], scale * line.value, "o-", color=colour, lw=2, label=name)
                 last, value = line["size"].iloc[-1], scale * line.value.iloc[-1]
                 ends = frame[(frame.metric == metric) & (frame["size"] == last)].value * scale
-                near = ends[(ends != value) & (ends / value).between(0.9, 1.1)]
-                lift = 0 if near.empty else 6 if near.lt(value).all() else -6
+                near = ends[(ends / value).between(0.9, 1.1)]  # itself among them
+                lift = 12 * (near.lt(value).sum() - (len(near) - 1) / 2)
                 axis.annotate(
                     f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (last, value), (7, lift),
                     textcoords="offset points", color=colour, va="center", fontsize=10.5,

@@ -17,12 +17,10 @@ SEED = 1000
 
 def chosen(found: Sequence[dict], rows: int) -> dict:
     """The winner among `found` candidates (accuracy or None, likelihood), judged on `rows` rows."""
-    if any(one["accuracy"] is None for one in found):
-        return max(found, key=lambda one: one["likelihood"])
-    top = max(one["accuracy"] for one in found)
+    top = max(one["accuracy"] or 0.0 for one in found)
     error = (top * (1 - top) / rows) ** 0.5
-    near = [one for one in found if one["accuracy"] >= top - error]
-    return max(near, key=lambda one: (-one["lr"], one["likelihood"]))
+    near = [one for one in found if (one["accuracy"] or 0.0) >= top - error]
+    return max(near, key=lambda one: one["likelihood"])
 
 
 def tune(
@@ -30,11 +28,9 @@ def tune(
 ) -> list[Path]:
     """Chooses recipes for the tasks called `names` that `root` lacks; the files of all.
 
-    Of all candidates within one standard error of the best accuracy the one wins that has the
-    lowest learning rate, since adapters that stay nearer to their start agree better with one
-    another, and among equals the one that finds the right answers likeliest. Where answers have to
-    be written, likelihood alone decides. One whose loss is no longer finite is out. OralError if
-    all are.
+    Of all candidates within one standard error of the best accuracy the one wins that finds the
+    right answers likeliest; where answers have to be written, likelihood alone decides. One whose
+    loss is no longer finite is out. OralError if all are.
     """
     files = [root / "tuning" / base / f"{name}.json" for name in names]
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]

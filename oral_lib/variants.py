@@ -43,7 +43,7 @@ def _token(base: GeneratorConfig) -> Iterator[Variant]:
 
 def _components(base: GeneratorConfig) -> Iterator[Variant]:
     r = base.components
-    for n in sorted({r // 4, r // 2, r, 2 * r} - {0}):
+    for n in sorted({min(n, base.k) for n in (r // 4, r // 2, r, 2 * r)} - {0}):
         yield Variant("components", str(n), replace(base, components=n))
     yield Variant("components", "none: k values", replace(base, components=0))
 
@@ -74,7 +74,8 @@ def _width(base: GeneratorConfig) -> Iterator[Variant]:
 
 
 def _objective(base: GeneratorConfig) -> Iterator[Variant]:
-    # eps and v contain x_t, which a denoiser narrower than a token can only pass round itself
+    # eps and v contain x_t, which a denoiser narrower than a token of raw values can only pass
+    # round itself
     for objective in OBJECTIVES:
         schedule = replace(base.schedule, objective=objective)
         skip = base.denoiser.skip if objective == base.schedule.objective else objective != "x0"

@@ -251,13 +251,8 @@ def train_cells(
     wanted = {name: [folder(root, base, name, s) for s in seed_list] for name in names}
     recipes = {name: recipe or recipe_of(base, name, root) for name in names}
     for name in names:
-        for held in (f for f in wanted[name] if (f / "run.json").exists()):
-            info, version = storage.read_json(held / "run.json"), tasks.load(name).version
-            if (info["recipe"], info["task_version"]) != (asdict(recipes[name]), version):
-                raise PreflightError(
-                    f"{held} was trained with another recipe or version of the task: remove it, or "
-                    "run ./reproduce.sh --from-scratch."
-                )
+        for held in wanted[name]:
+            _same(held, name, recipes[name])
     missing = {
         name: [s for s, f in zip(seed_list, wanted[name], strict=True)
                if not (f / "run.json").exists()]
@@ -283,14 +278,32 @@ def train_cells(
     return [where for name in names for where in wanted[name]]
 
 
+def _same(held: Path, task: str, recipe: Recipe) -> None:
+    """PreflightError if the adapter in `held`, where there is one, was trained otherwise."""
+    if not (held / "run.json").exists():
+        return
+    info = storage.read_json(held / "run.json")
+    if (info["recipe"], info["task_version"]) != (asdict(recipe), tasks.load(task).version):
+        raise PreflightError(
+            f"{held} was trained with another recipe or version of the task: remove it, or "
+            "run ./reproduce.sh --from-scratch."
+        )
+
+
 def train_tasks(
     base: str, names: Sequence[str], *, source: str, root: Path, device: str = "cpu"
 ) -> list[Path]:
     """Trains one adapter (seed 0) of each of many tasks of as many labels, `MOST` tasks a stack,
-    where `root` lacks it; the folders of all. All have the recipe of the base model."""
+    where `root` lacks it; the folders of all. All have the recipe of the base model.
+
+    A stack is judged and kept once all of it is trained. PreflightError where an adapter was
+    trained with another recipe or another version of its task.
+    """
     where = [folder(root, base, name, 0) for name in names]
     todo = [n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()]
     recipe, model = default(base), bases.load(base, source=source, device=device)
+    for name, held in zip(names, where, strict=True):
+        _same(held, name, recipe)
     workshop = Workshop(model)
     for first in range(0, len(todo), MOST):
         some = {name: tasks.load(name) for name in todo[first : first + MOST]}
@@ -304,12 +317,13 @@ def train_tasks(
 
 
 def _judged(base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> Iterator[Outcome]:
-    """How each adapter answers the validation rows of its own task. Tasks that ask about the same
-    pictures are answered together: they differ in what is right alone."""
-    alike: dict[tuple[str, ...], list[int]] = {}
+    """How each adapter answers the validation rows of its own task. Tasks that ask the same of the
+    same rows are answered together: they differ in what is right alone."""
+    alike: dict[tuple, list[int]] = {}
     for place, done in enumerate(made):
-        keys = tuple(row.key for row in data[done.run.task.name].validation)
-        alike.setdefault(keys, []).append(place)
+        task = done.run.task
+        keys = tuple((row.key, row.text) for row in data[task.name].validation)
+        alike.setdefault((task.scoring, tuple(task.labels), task.words, keys), []).append(place)
     judged = {}
     for places in alike.values():
         task = made[places[0]].run.task

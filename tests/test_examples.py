@@ -47,6 +47,16 @@ def test_the_first_pictures_that_every_method_was_asked_about_are_shown(asked):
     assert set(said.base[:3]) == {labels[1]} and set(said.trained[:3]) == {labels[0]}
 
 
+def test_a_picture_that_one_method_was_not_asked_about_is_left_out(asked):
+    items, rows = asked
+    first = rows["solar_cells"][0].key
+    part = items[~((items.method == "trained") & (items.item == first))]
+    _, said = examples.answers(part[part.task == "solar_cells"], "made", number=3)
+    labels = oral_lib.load_task("solar_cells").labels
+    assert list(said.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
+    assert examples.answers(items[items.method != "base"], "made") is None
+
+
 def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
     items, rows = asked
     _, said = examples.answers(items, "made", number=3)
@@ -57,7 +67,7 @@ def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
     assert set(said.truth[6:]) == {"place 1"}
 
 
-def test_wrong_answers_are_red(asked):
+def test_wrong_answers_have_another_colour(asked):
     items, _ = asked
     figure = figures.pictures(*examples.answers(items, "made", number=3))
     notes = [

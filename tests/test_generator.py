@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -254,6 +254,13 @@ def test_regression_does_not_depend_on_the_seed(smoke):
     assert equal(one, two)
     [other] = model.generate("", "tiny-causal")
     assert not close(one, other)
+
+
+def test_a_configuration_from_before_components_is_read_as_it_was_meant():
+    content = asdict(SMALL)
+    assert GeneratorConfig.from_json(content) == SMALL
+    del content["components"]
+    assert GeneratorConfig.from_json(content) == replace(SMALL, components=0)
 
 
 def test_an_empty_text_is_the_learned_vector(fresh):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -52,10 +53,12 @@ def same_as_alone(base, done, data):
     alone, losses = benchmarks.train_plain(base, done.run, data)
     close(done.losses, losses)
     start = base.lora_init()
+    off = {}
     for name, tensor in done.tensors.items():
         moved = (alone[name] - start[name]).norm()
         assert moved > 0
-        assert (tensor - alone[name]).norm() < 1e-2 * moved, name
+        off[name] = float((tensor - alone[name]).norm() / moved)
+    assert max(off.values()) < 1e-2 and np.median(list(off.values())) < 2e-3, off
 
 
 def test_a_stack_trains_what_peft_trains_one_by_one(base, data):

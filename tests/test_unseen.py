@@ -99,6 +99,28 @@ def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
     assert len(kept) > 1
 
 
+def test_tasks_about_other_rows_are_judged_apart():
+    model, names = bases.load(BASE), splits.trained("cifar10")[:2]
+    known = [tasks.load(name) for name in names]
+    data = {task.name: tasks.rows(task, "made") for task in known}
+    fewer = data[names[1]].validation[:30]
+    data[names[1]] = replace(data[names[1]], validation=fewer)
+    recipe = replace(recipes.RECIPES[BASE], steps=3)
+    made = list(zoo.train(model, [zoo.Run(task, 0, recipe) for task in known], data))
+    for done, judged in zip(made, zoo._judged(model, made, data), strict=True):
+        rows = data[done.run.task.name].validation
+        [alone] = evaluate(model, done.run.task, rows, [done.tensors])
+        assert judged.rows == rows and judged.likely.shape[0] == len(rows)
+        assert accuracy_of(judged) == pytest.approx(accuracy_of(alone))
+
+
+def test_a_zoo_of_another_recipe_is_not_gone_on_with(run, monkeypatch, refused):
+    monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.RECIPES[BASE], lr=1e-5))
+    names = [m.task for m in run.members(BASE)[:2]]
+    with refused(PreflightError, "another recipe"):
+        zoo.train_tasks(BASE, names, source="made", root=run.root)
+
+
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base, yes = bases.load(BASE), {0, 3}
     base.model.float()
