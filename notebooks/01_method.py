@@ -44,13 +44,12 @@ pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 # %% [markdown]
 # What is generated is not these values but, for every token, its place among the adapters of the
 # zoo: the first principal components of that token over all tasks, the strongest first (grey where
-# the zoo has no more of them). They are the directions that training moved the token in.
+# a token has no more of them). They are the directions that training moved the token in.
 
 # %%
-k0 = known.statistics.normalise(values)[0]
-pictures.tokens_picture(
-    k0, kinds, known.layout.types, known.statistics.mask(known.layout), column="component"
-)
+k0, real = known.statistics.normalise(values)[0], known.statistics.mask(known.layout)
+some = real.any(0)  # components that the zoo has
+pictures.tokens_picture(k0[:, some], kinds, known.layout.types, real[:, some], column="component")
 
 # %%
 again = known.statistics.denormalise(k0[None])
@@ -92,7 +91,8 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 
 # %%
 longest = int(known.layout.mask.sum(-1).argmax())
-pictures.denoising_picture(states[:, longest], k0[longest], steps)
+own = real[longest]
+pictures.denoising_picture(states[:, longest, own], k0[longest, own], steps)
 
 # %% [markdown]
 # ## What to take away
