@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import ablations, baselines, gauge, plan, tasks, tokens, training, variants
+from oral_lib import ablations, baselines, gauge, jury, plan, tasks, tokens, training, variants
 from oral_lib.errors import OralError, UsageError
 
 BASE = "tiny-encoder"
@@ -66,7 +66,7 @@ def test_a_variant_differs_from_the_default_in_its_part_alone():
 
 def test_whatever_the_token_size_a_step_reads_as_many_values(study):
     for v in variants.variants(study.config, ["token"]):
-        read = ablations.schooling(study, v.config).tokens * v.config.k
+        read = jury.schooling(study, v.config).tokens * v.config.k
         assert read == study.training.tokens * study.config.k
 
 
@@ -91,8 +91,8 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 ):
     one = variant(study, "gauge", name)
     one = replace(one, config=replace(one.config, components=components))
-    model, shelves, used = ablations.assemble(one, study.members, study.source)
-    layout, start = model.known[BASE].layout, ablations.Jury(study).base(BASE, "movie").lora_init()
+    model, shelves, used = jury.assemble(one, study.members, study.source)
+    layout, start = model.known[BASE].layout, jury.Jury(study).base(BASE, "movie").lora_init()
     for place, member in enumerate(study.members):
         statistics = used[BASE, member.task]
         values = statistics.denormalise(shelves[BASE].tokens[place : place + 1])
@@ -110,7 +110,7 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components):
     one = variant(study, "statistics", "per task (leaks)")
     one = replace(one, config=replace(one.config, components=components))
-    model, _, used = ablations.assemble(one, study.members, study.source)
+    model, _, used = jury.assemble(one, study.members, study.source)
     layout = model.known[BASE].layout
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
@@ -120,15 +120,15 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
 
 
 def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
-    model, shelves, _ = ablations.assemble(
+    model, shelves, _ = jury.assemble(
         variant(study, "objective", "x0"), study.members, study.source
     )
     shelf = shelves[BASE]
     model.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
-    assert ablations.denoising_error(model, BASE, shelf) == [1.0, 1.0]
+    assert jury.denoising_error(model, BASE, shelf) == [1.0, 1.0]
     clean = iter([shelf.tokens[members.unique()] for members in shelf.members])
     model.denoiser.forward = lambda x, t, p, c: next(clean)
-    assert ablations.denoising_error(model, BASE, shelf) == [0.0, 0.0]
+    assert jury.denoising_error(model, BASE, shelf) == [0.0, 0.0]
 
 
 # --- a study --------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
 def test_variants_are_judged_on_validation_rows(study):
     for task in study.tasks[BASE]:
         split = tasks.rows(tasks.load(task), study.source)
-        seen = {row.key for row in ablations.Jury(study).rows(task)}
+        seen = {row.key for row in jury.Jury(study).rows(task)}
         assert len(seen) == SMALL["rows"]
         assert seen <= {row.key for row in split.validation}
         assert not seen & {row.key for row in split.test}
@@ -160,7 +160,7 @@ def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapter
 
 def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
     monkeypatch.setattr(training, "train", None)
-    monkeypatch.setattr(ablations, "evaluate", None)
+    monkeypatch.setattr(jury, "evaluate", None)
     again = ablations.run(own, ["temperature", "objective"], "cpu", **SMALL)
     pd.testing.assert_frame_equal(again, measured)
 

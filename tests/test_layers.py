@@ -26,7 +26,7 @@ ORDER = [
     *["graph", "scales", "plan"],
     *["results", "protocol", "painting", "unseen", "benchmarks"],
     *["tables", "verdict", "style", "figures", "studies", "pictures", "examples", "report"],
-    *["run", "variants", "ablations", "prompting"],
+    *["run", "variants", "jury", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],
 ]
