@@ -252,7 +252,7 @@ def train_cells(
     recipes = {name: recipe or recipe_of(base, name, root) for name in names}
     for name in names:
         for held in wanted[name]:
-            _same(held, name, recipes[name])
+            _check_recipe(held, name, recipes[name])
     missing = {
         name: [s for s, f in zip(seed_list, wanted[name], strict=True)
                if not (f / "run.json").exists()]
@@ -278,7 +278,7 @@ def train_cells(
     return [where for name in names for where in wanted[name]]
 
 
-def _same(held: Path, task: str, recipe: Recipe) -> None:
+def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
     """PreflightError if the adapter in `held`, where there is one, was trained otherwise."""
     if not (held / "run.json").exists():
         return
@@ -303,7 +303,7 @@ def train_tasks(
     todo = [n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()]
     recipe, model = default(base), bases.load(base, source=source, device=device)
     for name, held in zip(names, where, strict=True):
-        _same(held, name, recipe)
+        _check_recipe(held, name, recipe)
     workshop = Workshop(model)
     for first in range(0, len(todo), MOST):
         some = {name: tasks.load(name) for name in todo[first : first + MOST]}
