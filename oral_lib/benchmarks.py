@@ -63,8 +63,12 @@ def train_plain(
     """(adapter, losses) of one run trained by PEFT, torch and transformers alone: the plain way."""
     recipe, rows = run.recipe, data[run.task.name].train
     with base.attach() as model:
-        weights = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        weights = list(trained.values())
+        lora_a = [p for n, p in trained.items() if ".lora_A" in n]
+        others = [p for n, p in trained.items() if ".lora_A" not in n]
+        groups = [{"params": lora_a, "lr": recipe.lr / recipe.ratio}, {"params": others}]
+        optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
         core, words = model.get_base_model(), scoring.words(base, run.task)
@@ -200,7 +204,7 @@ def zoo_rows(
     for size in sizes:
         began = time.perf_counter()
         feed = Feed.of(base, [(task, s) for s in range(size)], rows, steps=block, batch=batch)
-        trainer = zoo.Trainer(base, size, feed, recipe.clip)
+        trainer = zoo.Trainer(base, size, feed, recipe)
         lr = torch.full((size,), recipe.lr, device=device)
         start = base.lora_init()
         with (

@@ -22,6 +22,7 @@ class Recipe:
     keep: int = 1  # last checkpoints kept
     every: int = 10  # steps between them
     clip: float = 1.0
+    ratio: float = 16.0  # learning rate of B and of heads over that of A
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -213,7 +213,8 @@ class Stack:
     """S adapters: `values` [S, values] in float32, and AdamW's moments of them.
 
     `parts` [S, *shape] by name are what a model reads: views of `values`, but for LoRA factors
-    where `dtype` is another; those are views of a copy in it, renewed by every update.
+    where `dtype` is another; those are views of a copy in it, renewed by every update. The learning
+    rate of A is 1 / `ratio` of that of all else (LoRA+, arXiv 2402.12354).
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class Stack:
         size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        ratio: float = 1.0,
     ):
         self.names = sorted(start)
         self.shapes = [start[n].shape for n in self.names]
@@ -230,6 +232,9 @@ class Stack:
         self.read = self.values if dtype == torch.float32 else self.values.to(dtype)
         self.moments = torch.zeros(2, *self.values.shape, device=device)
         self.step = torch.zeros((), device=device)  # counted where the device can see it
+        pace = [1 / ratio if ".lora_A" in n else 1.0 for n in self.names]
+        sizes = torch.tensor(self.sizes)
+        self.pace = torch.tensor(pace).repeat_interleave(sizes).to(device)  # [values]
         self.parts: dict[str, nn.Parameter] = {}
         views = zip(self.names, self._views(self.values), self._views(self.read), strict=True)
         for name, exact, rounded in views:
@@ -299,17 +304,17 @@ class Stack:
             grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]
             share = (clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
             adamw = _adamw_compiled() if grad.is_cuda else _adamw
-            adamw(self.values, *self.moments, grad, share, lr[:, None], self.step, betas, eps)
+            adamw(self.values, *self.moments, grad, share, lr[:, None], self.pace, self.step, betas, eps)
             self._renew()
 
 
-def _adamw(values, mean, square, grad, share, lr, step, betas, eps) -> None:
-    """Of a `share` [S, 1] of `grad`, in place; all but `step` are [S, values] or [S, 1]."""
+def _adamw(values, mean, square, grad, share, lr, pace, step, betas, eps) -> None:
+    """Of a `share` [S, 1] of `grad`, in place; `lr` [S, 1] times `pace` [values] is the rate."""
     grad = grad * share
     mean.lerp_(grad, 1 - betas[0])
     square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
     scale = square.sqrt().div_((1 - betas[1] ** step).sqrt()).add_(eps)
-    values.sub_(lr / (1 - betas[0] ** step) * mean / scale)
+    values.sub_(lr / (1 - betas[0] ** step) * pace * mean / scale)
 
 
 @cache

@@ -64,10 +64,10 @@ class Trainer:
     A step of a shape seen before is, on a GPU, one replayed graph: see `replay.Replay`.
     """
 
-    def __init__(self, base: BaseModel, size: int, feed: Feed, clip: float):
-        self.base, self.clip, self.how = base, clip, feed.how
+    def __init__(self, base: BaseModel, size: int, feed: Feed, recipe: Recipe):
+        self.base, self.clip, self.how = base, recipe.clip, feed.how
         dtype = next(base.model.parameters()).dtype
-        self.stack = Stack(base.lora_init(), size, base.device, dtype)
+        self.stack = Stack(base.lora_init(), size, base.device, dtype, recipe.ratio)
         rows, options = feed.rows[0], feed.table.options
         self.answers, self.words = feed.answers[0].clone(), feed.words_of(len(rows))
         self.option = torch.arange(options, device=base.device)
@@ -140,7 +140,8 @@ class Workshop:
             classes = (
                 len(run.task.labels) if how in ("image", "question") else 0
             )  # they compete for a picture
-            key = (how, classes, run.recipe.batch, run.recipe.clip)
+            recipe = run.recipe
+            key = (how, classes, recipe.batch, recipe.clip, recipe.ratio)
             alike.setdefault(key, []).append(run)
         with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
             for group in alike.values():
@@ -205,10 +206,10 @@ class Workshop:
 
     def _trainer(self, size: int, feed: Feed, recipe: Recipe) -> Trainer:
         shape = (size, recipe.batch, feed.table.ids.shape[1], feed.words.shape[1])
-        key = (feed.how, feed.table.options, *shape, recipe.clip)
+        key = (feed.how, feed.table.options, *shape, recipe.clip, recipe.ratio)
         if key not in self.trainers:
             self.trainers.clear()  # the graphs of one trainer can fill half of a GPU
-            self.trainers[key] = Trainer(self.base, size, feed, recipe.clip)
+            self.trainers[key] = Trainer(self.base, size, feed, recipe)
         return self.trainers[key]
 
 
@@ -283,7 +284,8 @@ def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
     if not (held / "run.json").exists():
         return
     info = storage.read_json(held / "run.json")
-    if (info["recipe"], info["task_version"]) != (asdict(recipe), tasks.load(task).version):
+    held_as = (Recipe(**info["recipe"]), info["task_version"])
+    if held_as != (recipe, tasks.load(task).version):
         raise PreflightError(
             f"{held} was trained with another recipe or version of the task: remove it, or "
             "run ./reproduce.sh --from-scratch."

@@ -99,6 +99,22 @@ def test_what_a_workshop_set_up_for_one_stack_serves_the_next_without_a_trace(ba
     assert len(workshop.trainers) == 1  # on a GPU its graphs are captured once
 
 
+def test_a_moves_at_its_share_of_the_learning_rate(base, data):
+    [run] = runs(("movie", 0, 1e-2))
+    start, moved = base.lora_init(), {}
+    for ratio in (1.0, 16.0, 1e9):
+        recipe = replace(run.recipe, ratio=ratio)
+        [done] = zoo.train(base, [replace(run, recipe=recipe)], data)
+        if ratio < 1e9:  # PEFT moves A by less than float32 can hold, too
+            same_as_alone(base, done, data)
+        for part in (".lora_A", ".lora_B"):
+            names = [n for n in start if part in n]
+            moved[ratio, part] = sum(float((done.tensors[n] - start[n]).norm()) for n in names)
+    assert 1 / 32 < moved[16.0, ".lora_A"] / moved[1.0, ".lora_A"] < 1 / 8
+    assert 1 / 2 < moved[16.0, ".lora_B"] / moved[1.0, ".lora_B"] < 2
+    assert moved[1e9, ".lora_A"] < 1e-5 < moved[1e9, ".lora_B"]
+
+
 def test_runs_of_other_lengths_in_one_stack_end_where_each_would_alone(base, data):
     lengths = (5, 8, 3)
     mixed = [
