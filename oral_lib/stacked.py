@@ -303,13 +303,14 @@ class Stack:
             self.step += 1
             grad = torch.cat([part.flatten(1) for part in parts], 1).float()  # [S, values]
             share = (clip / (grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
+            rates = lr[:, None], self.pace
             adamw = _adamw_compiled() if grad.is_cuda else _adamw
-            adamw(self.values, *self.moments, grad, share, lr[:, None], self.pace, self.step, betas, eps)
+            adamw(self.values, *self.moments, grad, share, *rates, self.step, betas, eps)
             self._renew()
 
 
 def _adamw(values, mean, square, grad, share, lr, pace, step, betas, eps) -> None:
-    """Of a `share` [S, 1] of `grad`, in place; `lr` [S, 1] times `pace` [values] is the rate."""
+    """Of a `share` [S, 1] of `grad`, in place, at rate `lr` [S, 1] times `pace` [values]."""
     grad = grad * share
     mean.lerp_(grad, 1 - betas[0])
     square.mul_(betas[1]).addcmul_(grad, grad, value=1 - betas[1])
