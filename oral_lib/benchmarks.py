@@ -7,11 +7,15 @@ one run are kept: absolute CPU times say more about the machine's other work tha
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import median
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
 from oral_lib import bases, registry, scoring, stacked, tokens, zoo
@@ -26,6 +30,7 @@ from oral_lib.tokens import Layout
 from oral_lib.zoo import Run
 
 REPEATS = 9
+CASE = Recipe(steps=400, batch=16, lr=1e-3)  # what a zoo's benchmark trains
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
@@ -171,14 +176,11 @@ def zoo_rows(
     """
     device, on_gpu = base.device, base.device.type == "cuda"
     sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
-    batch, repeats, case = 16, 5 if on_gpu else 3, f"{base.name}, {', '.join(base.spec.targets)}"
+    repeats, case = 5 if on_gpu else 3, f"{base.name}, {', '.join(base.spec.targets)}"
     if base.family not in scoring.READS:
-        linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
-        base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
-        task, case = replace(task, words=width), f"{base.name}, all linear layers"
-    recipe = Recipe(steps=400, batch=batch, lr=1e-3)
-    long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * batch]
-    rows = {task.name: replace(data, train=tuple(long))}
+        case = f"{base.name}, all linear layers"
+    base, task, rows = _case(base, task, data, width)
+    recipe, batch = CASE, CASE.batch
     values = sum(v.numel() for v in base.lora_init().values())
     flops = batch * _operations(base, width)
     peak, block = _peak(base), 10 if on_gpu else 2
@@ -203,19 +205,7 @@ def zoo_rows(
     note("plain", values, once, 1)
     for size in sizes:
         began = time.perf_counter()
-        feed = Feed.of(base, [(task, s) for s in range(size)], rows, steps=block, batch=batch)
-        trainer = zoo.Trainer(base, size, feed, recipe)
-        lr = torch.full((size,), recipe.lr, device=device)
-        start = base.lora_init()
-        with (
-            stacked.compiled(base.model),
-            stacked.attached(base.model, trainer.begin(start, feed), 2.0),
-        ):
-
-            def steps(trainer=trainer, feed=feed, lr=lr) -> None:
-                for i in range(block):
-                    trainer.step(feed, i, lr)
-
+        with _stepping(base, task, rows, size, block) as steps:
             steps()
             if on_gpu:
                 torch.cuda.synchronize(device)
@@ -225,13 +215,71 @@ def zoo_rows(
         memory = torch.cuda.max_memory_reserved(device) / 2**30 if on_gpu else 0.0
         more = ("set-up", ready, "s"), ("memory", memory, "GiB")
         note(f"{size} at once", size * values, took, size, *more)
-        del trainer, feed
+        del steps
         if on_gpu:
             torch.cuda.empty_cache()
     if on_gpu:
         found.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
                           "limit", "speed", peak / 1e12, "TFLOP/s"))  # fmt: skip
     return found
+
+
+def _case(base: BaseModel, task: Task, data: Split, width: int):
+    """(base, task, rows by task) of `zoo_rows`: long rows, of a reader of text alone cut to `width`
+    tokens, with LoRA on all its linear layers."""
+    if base.family not in scoring.READS:
+        linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
+        base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
+        task = replace(task, words=width)
+    long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
+    return base, task, {task.name: replace(data, train=tuple(long))}
+
+
+@contextmanager
+def _stepping(base: BaseModel, task: Task, rows: dict[str, Split], size: int, steps: int):
+    """A call that trains `size` adapters at once by `steps` steps, as a zoo does."""
+    jobs = [(task, seed) for seed in range(size)]
+    feed = Feed.of(base, jobs, rows, steps=steps, batch=CASE.batch)
+    trainer = zoo.Trainer(base, size, feed, CASE)
+    lr, start = torch.full((size,), CASE.lr, device=base.device), base.lora_init()
+
+    def call() -> None:
+        for i in range(steps):
+            trainer.step(feed, i, lr)
+
+    with (
+        stacked.compiled(base.model),
+        stacked.attached(base.model, trainer.begin(start, feed), base.spec.alpha / base.spec.rank),
+    ):
+        yield call
+
+
+def profile(
+    base: BaseModel, task: Task, data: Split, size: int = 32, steps: int = 5, *, width: int = 64
+) -> pd.DataFrame:
+    """Where a training step of `zoo_rows` goes: a row a kernel (on a CPU an operator) with
+    `ms_a_step` and `kernels_a_step`, the dearest first, as torch's profiler sees `steps` of them
+    after as many unseen ones.
+    """
+    on_gpu = base.device.type == "cuda"
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with _stepping(*_case(base, task, data, width), size, steps) as call:
+        call()
+        with profiler(activities=[activity]) as seen:
+            call()
+            if on_gpu:
+                torch.cuda.synchronize(base.device)
+    took = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+    found = [
+        {
+            "kernel": event.key,
+            "ms_a_step": round(getattr(event, took) / 1e3 / steps, 4),
+            "kernels_a_step": event.count / steps,
+        }
+        for event in seen.key_averages()
+        if getattr(event, took)
+    ]
+    return pd.DataFrame(found).sort_values("ms_a_step", ascending=False, ignore_index=True)
 
 
 def _operations(base: BaseModel, width: int) -> int:

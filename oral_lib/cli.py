@@ -109,6 +109,8 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", _doctor, "say what this machine has and lacks")
     experiment(command("bench", _bench, "time the hot paths beside the plain way, report again"))
+    one = command("profile", _profile, "where a training step of a base model goes, by kernel")
+    one.add_argument("--base", required=True)
     about = "publish the finished cells: tables, figures and README.md"
     experiment(command("report", _report, about))
     return root
@@ -288,3 +290,7 @@ def _report(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     print(_run(args).bench())
+
+
+def _profile(args: argparse.Namespace) -> None:
+    print(_run(args).profile(args.base))

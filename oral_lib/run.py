@@ -219,13 +219,26 @@ class Run:
         """Times the hot paths on every base model into benchmarks.csv; returns the new report."""
         path = self.results / "benchmarks.csv"
         for cells in self.planned:
-            task = tasks.load(cells.tasks[0])
-            base = self.base(cells.base, len(task.labels))
-            longest = max(map(tasks.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
-            rows = benchmarks.zoo_rows(base, longest, tasks.rows(longest, self.source))
+            rows = benchmarks.zoo_rows(*self._bench_case(cells))
             results.append_benchmarks(path, rows)
             results.append_benchmarks(path, benchmarks.rows(self.generator(), cells.base))
         return self.publish()
+
+    def profile(self, name: str) -> Path:
+        """Where a training step of 32 adapters of the base model `name` goes, kernel by kernel; on
+        a CPU of four, operator by operator. The file is profile-<base>.csv of results/<scale>."""
+        case = self._bench_case(plan.base_of(self.scale, name, self.source))
+        size = 32 if self.device == "cuda" else 4
+        path = self.results / f"profile-{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        benchmarks.profile(*case, size).to_csv(path, index=False)
+        return path
+
+    def _bench_case(self, cells: plan.Cells):
+        """(base model, the task of its longest rows, its rows)."""
+        longest = max(map(tasks.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
+        labels = len(tasks.load(cells.tasks[0]).labels)
+        return self.base(cells.base, labels), longest, tasks.rows(longest, self.source)
 
     def publish(self) -> Path:
         """Collects all cells into results/<scale>, writes curves, manifest, tables and figures.

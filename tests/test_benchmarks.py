@@ -2,7 +2,7 @@
 
 import torch
 
-from oral_lib import bases, benchmarks, results, tokens
+from oral_lib import bases, benchmarks, results, tasks, tokens
 from oral_lib.tokens import Layout
 
 
@@ -38,3 +38,16 @@ def test_the_operations_of_a_picture_are_counted_layer_by_layer():
     frozen = tokens * blocks + (tokens - 1) * seen.patch_embed.proj.weight.numel()
     frozen += seen.head.weight.numel()
     assert width == 64 and 4 * frozen < found < 8 * frozen
+
+
+def test_a_profile_says_what_a_training_step_is_made_of():
+    base, task = bases.load("tiny-encoder"), tasks.load("movie")
+    found = benchmarks.profile(base, task, tasks.rows(task, "made"), size=2, steps=2, width=8)
+    assert found.ms_a_step.is_monotonic_decreasing and (found.ms_a_step > 0).any()
+    counts = found.set_index("kernel").kernels_a_step
+    layers = len(base.lora_init()) // 2  # at most: siblings are one operation
+    assert (
+        1 <= counts["oral::lora"] <= layers
+        and counts["oral::lora"] == counts["oral::lora_backward"]
+    )
+    assert counts["aten::cat"] >= 1 and counts.min() >= 0.5
