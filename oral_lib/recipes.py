@@ -46,7 +46,7 @@ class Recipe:
 RECIPES = {
     "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
     "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
-    "smollm2-135m": Recipe(steps=300, batch=16, lr=1e-3),
+    "smollm2-135m": Recipe(steps=300, batch=16, lr=2e-3),
     **{name: Recipe(steps=400, batch=32, lr=3e-3) for name in registry.LITES},
     f"{registry.LITES[0]}{registry.YES_NO}": Recipe(steps=200, batch=16, lr=1.5e-3),
     f"tiny-convnet{registry.YES_NO}": Recipe(steps=60, batch=16, lr=1e-2),
@@ -65,8 +65,8 @@ RECIPES = {
 OTHERS = Recipe(steps=400, batch=16, lr=5e-4)
 GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}  # candidates: multiples of the recipe above
 DESK = {  # what two cores can afford
-    "minilm-l6": Recipe(steps=240, batch=16, lr=3e-3),
-    "smollm2-135m": Recipe(steps=120, batch=8, lr=1e-3),
+    "minilm-l6": Recipe(steps=240, batch=16, lr=6e-3),
+    "smollm2-135m": Recipe(steps=120, batch=8, lr=3e-3),
 }
 
 
