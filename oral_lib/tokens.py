@@ -239,13 +239,14 @@ class Statistics:
 
     With a `basis` a token is told by its first r principal components over the zoo instead of k
     values, values = scale * (token @ basis) + center: adapters of one start differ in few
-    directions, others ones in every token, and a network need not find them. All-zero tokens stay
-    the center.
+    directions, others ones in every token, and a network need not find them. Each token's are
+    turned so that an adapter has, as far as can be, the same r numbers in all of its tokens. All-
+    zero tokens stay the center.
     """
 
     center: Tensor  # float32 [l, k], padding 0
     scale: Tensor  # float32 [l, 1], above 0, one number a tensor
-    basis: Tensor | None = None  # float32 [l, r, k], rows orthogonal and of one length, or zero
+    basis: Tensor | None = None  # float32 [l, r, k], zero for components that the zoo lacks
 
     def __post_init__(self) -> None:
         center, scale = tuple(self.center.shape), tuple(self.scale.shape)
@@ -303,8 +304,9 @@ class Statistics:
         plain = (values - self.center) / self.scale
         if self.basis is None:
             return plain
-        size = self.basis.square().sum(-1)  # [l, r]
-        return torch.einsum("blk,lrk->blr", plain, self.basis) / size.where(size > 0, 1.0)
+        gram = (self.basis @ self.basis.mT).double()  # of one eigenvalue, and zero
+        back = torch.linalg.pinv(gram, hermitian=True, rtol=1e-3).float()
+        return torch.einsum("blk,lsk,lsr->blr", plain, self.basis, back)
 
     def denormalise(self, tokens: Tensor) -> Tensor:
         """float32 values [b, l, k] of `tokens` [b, l, k or r]."""
@@ -324,19 +326,32 @@ class Statistics:
 
 
 def _basis(tokens: Tensor, components: int) -> Tensor:
-    """[l, components, k] principal directions of `tokens` [b, l, k] about zero, the strongest
-    first, as long as gives components of unit size; zero where b adapters have no more of them.
+    """[l, components, k] principal directions of `tokens` [b, l, k] about zero, as long as gives
+    components of unit size; zero where b adapters have no more of them.
 
-    By the Gram matrices of the adapters [l, b, b], which are small where tokens are long.
+    By the Gram matrices of the adapters [l, b, b], which are small where tokens are long. Principal
+    directions are known up to a turn: each token's are turned (orthogonal Procrustes) to bring the
+    components of the adapters in it, [b, r], as near as can be to those in all tokens together, the
+    strongest first. A network then has one thing to learn and not l of them.
     """
     gram = torch.einsum("alk,blk->lab", tokens, tokens).double()
-    energy, mixes = torch.linalg.eigh(gram)
-    energy, mixes = energy.flip(-1)[:, :components], mixes.flip(-1)[..., :components]
+    energy, mixes = _strongest(gram, components)
     found = energy > 1e-6 * energy[:, :1].clamp_min(1e-12)
-    mixes = torch.where(found[:, None], mixes / energy.clamp_min(1e-30).sqrt()[:, None], 0.0)
+    root = torch.where(found, energy.clamp_min(1e-30).sqrt(), 0.0)
+    joint, shared = _strongest(gram.mean(0), components)
+    shared = shared * joint.clamp_min(0).sqrt()  # [b, r] what every token's are to be like
+    left, _, right = torch.linalg.svd((mixes * root[:, None]).mT @ shared)
+    turn = torch.where(found[..., None], left @ right, 0.0)  # [l, r, r]
+    mixes = mixes / root.where(found, 1.0)[:, None] @ turn
     basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
     size = (energy[found].sum() / (found.sum() * len(tokens)).clamp_min(1)).sqrt()
     return F.pad(basis * size.float(), (0, 0, 0, components - basis.shape[1]))
+
+
+def _strongest(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(values [..., m], vectors [..., b, m]) of the m = min(n, b) largest eigenvalues."""
+    energy, mixes = torch.linalg.eigh(gram)
+    return energy.flip(-1)[..., :n], mixes.flip(-1)[..., :n]
 
 
 def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:
