@@ -26,6 +26,7 @@ from oral_lib.schedule import Schedule, ScheduleConfig
 from oral_lib.tokens import Layout, Statistics
 
 FORMAT = 1
+NOISES = ("adapter", "token")  # what has one draw
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,19 @@ class GeneratorConfig:
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
     zeros instead of noised tokens and answers with K_0 at once.
 
-    A token is told by its first `components` principal components over the zoo, or by its k values
-    where `components` is 0: see `tokens.Statistics`.
+    A token is told by its first `components` principal components over the zoo, `turned` to be
+    alike in all tokens, or by its k values where `components` is 0: see `tokens.Statistics`.
 
-    Tokens are drawn each for itself, so a sample can follow different zoo adapters in different
-    tokens, which then do not quite fit together: the more, the more `sampling_steps` there are and
-    the higher the `temperature`, the scale of the noise that sampling starts from. One step or
-    temperature 0 gives hardly any spread.
+    The denoiser sees one token at a time. So that a sample follows the same zoo adapters in all of
+    its tokens, these start from one draw of `noise`, "adapter"; with a draw a "token" each goes its
+    own way, and tokens do not quite fit together: the more, the more `sampling_steps` there are and
+    the higher the `temperature`, the scale of that noise. One step or temperature 0 gives hardly
+    any spread.
     """
 
     k: int = 1536
     components: int = 64
+    turned: bool = True
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
@@ -53,6 +56,7 @@ class GeneratorConfig:
     text_encoder: str = "minilm-l6"
     arm: str = "fingerprint"
     diffusion: bool = True
+    noise: str = "adapter"
     sampling_steps: int = 3
     temperature: float = 0.5
 
@@ -73,6 +77,9 @@ class GeneratorConfig:
         if self.text_encoder not in ENCODERS:
             near = closest(self.text_encoder, ENCODERS)
             raise UsageError(f"text_encoder={self.text_encoder!r}: unknown.{near}")
+        if self.noise not in NOISES:
+            near = closest(self.noise, NOISES)
+            raise UsageError(f"noise={self.noise!r}: use one of {NOISES}.{near}")
         if not 0 <= self.temperature <= 1:
             raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
         if not 1 <= self.sampling_steps <= self.schedule.steps:
@@ -85,13 +92,22 @@ class GeneratorConfig:
         """Numbers a token: k values, or its `components`."""
         return self.components or self.k
 
+    def fit(self, layout: Layout, values: Tensor, center: Tensor) -> Statistics:
+        """The statistics of a zoo's `values` [b, l, k] about `center` [l, k]."""
+        return Statistics.fit(layout, values, center, self.components, turned=self.turned)
+
+    def draw(self, length: int, stream: torch.Generator) -> Tensor:
+        """The noise [l, k or r] of an adapter of `length` tokens, at temperature 1."""
+        rows = 1 if self.noise == "adapter" else length
+        return torch.randn(rows, self.size, generator=stream).expand(length, -1)
+
     @classmethod
     def from_json(cls, content: dict) -> "GeneratorConfig":
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
-        content = {"components": 0} | content  # those from before there were any
-        return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
+        before = {"components": 0, "turned": False, "noise": "token"}  # there was none of it
+        return cls(**{k: parts[k](**v) if k in parts else v for k, v in (before | content).items()})
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
@@ -252,9 +268,8 @@ class Generator(nn.Module):
         adapters: list[dict[str, Tensor]] = []
         for start in range(0, n, chunk):
             b = min(chunk, n - start)
-            shape = (known.layout.l, self.config.size)
-            # one draw an adapter: torch would fill one draw for all of them in another order
-            noise = torch.stack([torch.randn(shape, generator=stream) for _ in range(b)])
+            # adapter by adapter: torch would fill one tensor for all of them in another order
+            noise = torch.stack([self.config.draw(known.layout.l, stream) for _ in range(b)])
             noise = warmth * noise.to(c.device)
             k0 = self.sample(name, c.expand(b, -1), c_free.expand(b, -1), noise, guidance)
             adapters += tokens.decode(known.layout, known.statistics.denormalise(k0).cpu())
@@ -271,7 +286,7 @@ class Generator(nn.Module):
             raise UsageError("plain regression has no way from noise to weights to look at.")
         name, c, _ = self._asked(text, base, source)
         known, stream = self.known[name], seeds.generator(seed, "sample", name)
-        noise = torch.randn(1, known.layout.l, self.config.size, generator=stream).to(c.device)
+        noise = self.config.draw(known.layout.l, stream)[None].to(c.device)
         noise = self.config.temperature * noise
         p, states = self.prototypes(name, c), []
 

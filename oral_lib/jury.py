@@ -90,13 +90,13 @@ def assemble(
             [start] = tokens.decode(known.layout, known.center[None])
             zero = {n: t * ("lora_" not in n) for n, t in start.items()}
             center = tokens.encode(known.layout, [zero])[0]
-            _set(known, Statistics.fit(known.layout, values, center, variant.config.components))
+            _set(known, variant.config.fit(known.layout, values, center))
         normalised = known.statistics.normalise(values)
         for task in dict.fromkeys(m.task for m in mine):
             own = torch.tensor([m.task == task for m in mine])
             if variant.statistics == "per":
                 part = values[own]
-                fitted = Statistics.fit(known.layout, part, part.mean(0), variant.config.components)
+                fitted = variant.config.fit(known.layout, part, part.mean(0))
                 normalised[own] = fitted.normalise(part)
             else:
                 fitted = copy.deepcopy(known.statistics)
@@ -161,7 +161,8 @@ def _trained(
 ) -> tuple[Generator, float]:
     """(trained generator, seconds it took), the default's from `folder` if it is there."""
     school = schooling(study, variant.config)
-    still = {"sampling_steps": study.config.sampling_steps, "temperature": study.config.temperature}
+    sampling = ("sampling_steps", "temperature", "noise")
+    still = {name: getattr(study.config, name) for name in sampling}
     common = replace(variant.config, **still)
     shared = (common, variant.gauge, variant.statistics) == (study.config, "shared", "shared")
     kept = folder / "generators" / study.key(asdict(common))

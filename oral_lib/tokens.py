@@ -265,10 +265,17 @@ class Statistics:
 
     @classmethod
     def fit(
-        cls, layout: Layout, values: Tensor, center: Tensor | None = None, components: int = 0
+        cls,
+        layout: Layout,
+        values: Tensor,
+        center: Tensor | None = None,
+        components: int = 0,
+        *,
+        turned: bool = True,
     ) -> "Statistics":
         """Statistics of `values` [b, l, k], all tasks and seeds of a base model together; with a
-        basis of that many principal components a token, if `components` is not 0.
+        basis of that many principal components a token, if `components` is not 0; without `turned`
+        each token's stay as they are, alike in none.
 
         `center` [l, k] is the shared LoRA initialisation, `encode(layout, [init])[0]`: all-zero
         tokens then decode to it exactly, that is, to the base model. Without it the center of a
@@ -297,7 +304,7 @@ class Statistics:
         plain = cls(center, scale.float())
         if not components:
             return plain
-        return cls(center, plain.scale, _basis(plain.normalise(values), components))
+        return cls(center, plain.scale, _basis(plain.normalise(values), components, turned))
 
     def normalise(self, values: Tensor) -> Tensor:
         """Tokens [b, l, k or r] of `values` [b, l, k]; padding stays 0."""
@@ -325,7 +332,7 @@ class Statistics:
         return Statistics(self.center.to(device), self.scale.to(device), basis)
 
 
-def _basis(tokens: Tensor, components: int) -> Tensor:
+def _basis(tokens: Tensor, components: int, turned: bool) -> Tensor:
     """[l, components, k] principal directions of `tokens` [b, l, k] about zero, as long as gives
     components of unit size; zero where b adapters have no more of them.
 
@@ -338,10 +345,13 @@ def _basis(tokens: Tensor, components: int) -> Tensor:
     energy, mixes = _strongest(gram, components)
     found = energy > 1e-6 * energy[:, :1].clamp_min(1e-12)
     root = torch.where(found, energy.clamp_min(1e-30).sqrt(), 0.0)
-    joint, shared = _strongest(gram.mean(0), components)
-    shared = shared * joint.clamp_min(0).sqrt()  # [b, r] what every token's are to be like
-    left, _, right = torch.linalg.svd((mixes * root[:, None]).mT @ shared)
-    turn = torch.where(found[..., None], left @ right, 0.0)  # [l, r, r]
+    turn = torch.eye(root.shape[1], dtype=root.dtype, device=root.device).expand(len(root), -1, -1)
+    if turned:
+        joint, shared = _strongest(gram.mean(0), components)
+        shared = shared * joint.clamp_min(0).sqrt()  # [b, r] what every token's are to be like
+        left, _, right = torch.linalg.svd((mixes * root[:, None]).mT @ shared)
+        turn = left @ right  # [l, r, r]
+    turn = torch.where(found[..., None], turn, 0.0)
     mixes = mixes / root.where(found, 1.0)[:, None] @ turn
     basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
     size = (energy[found].sum() / (found.sum() * len(tokens)).clamp_min(1)).sqrt()

@@ -27,7 +27,7 @@ from oral_lib.generator import Generator, GeneratorConfig, Known
 from oral_lib.progress import bar
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.replay import Replay
-from oral_lib.tokens import Layout, Statistics
+from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
 
@@ -117,7 +117,7 @@ def assemble(
         mine = [m for m in members if m.base == name]
         values = tokens.encode(layout, [m.tensors for m in mine])
         start = tokens.encode(layout, [start])[0]
-        statistics = Statistics.fit(layout, values, start, config.components)
+        statistics = config.fit(layout, values, start)
         known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
         shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
     manifest = {

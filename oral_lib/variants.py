@@ -45,7 +45,9 @@ def _components(base: GeneratorConfig) -> Iterator[Variant]:
     r = base.components
     for n in sorted({min(n, base.k) for n in (r // 4, r // 2, r, 2 * r)} - {0}):
         yield Variant("components", str(n), replace(base, components=n))
-    yield Variant("components", "none: k values", replace(base, components=0))
+    own = replace(base, turned=False, noise="token")
+    yield Variant("components", f"{r}, each token's as they are", own)
+    yield Variant("components", "none: k values", replace(base, components=0, noise="token"))
 
 
 def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
@@ -62,7 +64,7 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
         yield Variant("denoiser", kind, replace(base, denoiser=changed))
         if kind == "conv":  # as RPG has it: of values, and predicting the noise
             eps = replace(base.schedule, objective="eps")
-            own = replace(base, denoiser=changed, schedule=eps, components=0)
+            own = replace(base, denoiser=changed, schedule=eps, components=0, noise="token")
             yield Variant("denoiser", "conv, eps, k values", own)
 
 
@@ -93,7 +95,10 @@ def _steps(base: GeneratorConfig) -> Iterator[Variant]:
 
 def _temperature(base: GeneratorConfig) -> Iterator[Variant]:
     for warmth in sorted({*TEMPERATURES, base.temperature}):
-        yield Variant("temperature", f"{warmth:g}", replace(base, temperature=warmth))
+        own = replace(base, temperature=warmth)
+        yield Variant("temperature", f"{warmth:g}", own)
+        if warmth:
+            yield Variant("temperature", f"{warmth:g}, a draw a token", replace(own, noise="token"))
 
 
 def _encoder(base: GeneratorConfig) -> Iterator[Variant]:

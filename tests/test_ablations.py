@@ -54,11 +54,14 @@ def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
 
 def test_a_variant_differs_from_the_default_in_its_part_alone():
     config, _ = training.preset("lab", "generator")
-    parts = {"token": "k", "steps": "sampling_steps", "encoder": "text_encoder"}
-    parts |= {name: name for name in ("components", "recurrence", "temperature")}
-    for group, field in parts.items():
+    parts = {"token": ["k"], "steps": ["sampling_steps"], "encoder": ["text_encoder"]}
+    parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise"]}
+    parts |= {
+        "components": ["components", "turned", "noise"]
+    }  # there is one draw for what is alike
+    for group, fields in parts.items():
         for v in variants.variants(config, [group]):
-            assert replace(v.config, **{field: getattr(config, field)}) == config
+            assert replace(v.config, **{name: getattr(config, name) for name in fields}) == config
             assert (v.gauge, v.statistics) == ("shared", "shared")
     for group in ("gauge", "statistics"):
         assert all(v.config == config for v in variants.variants(config, [group]))

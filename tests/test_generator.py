@@ -444,6 +444,7 @@ def test_a_saved_generator_can_be_moved(folder, fresh, tmp_path):
         ({"arm": "describ"}, "'describe'"),
         ({"text_encoder": "minilm"}, "'minilm-l6'"),
         ({"temperature": 1.5}, "temperature=1.5"),
+        ({"noise": "adaptr"}, "'adapter'"),
         ({"sampling_steps": 0}, "sampling_steps=0"),
         ({"sampling_steps": 1001}, "sampling_steps=1001"),
     ],
@@ -451,3 +452,13 @@ def test_a_saved_generator_can_be_moved(folder, fresh, tmp_path):
 def test_a_configuration_is_checked_when_it_is_made(changes, word, refused):
     with refused(UsageError, word):
         replace(SMALL, **changes)
+
+
+def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
+    stream = torch.Generator().manual_seed(0)
+    length = model.known["tiny-causal"].layout.l
+    one, two = (model.config.draw(length, stream) for _ in range(2))
+    assert one.shape == (length, model.config.size)
+    assert (one == one[:1]).all() and not (one == two).any()
+    own = replace(model.config, noise="token").draw(length, stream)
+    assert own.shape == one.shape and own.unique(dim=0).shape == own.shape
