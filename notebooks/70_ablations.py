@@ -9,12 +9,12 @@
 # | group | what is changed |
 # | --- | --- |
 # | `token` | values a token, k |
-# | `components` | principal components that tell a token, or its k values |
+# | `components` | principal components that tell a token, turned alike in all tokens or not, or its k values |
 # | `recurrence` | Mamba-2, LSTM, Transformer, none |
 # | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective on values) |
 # | `width` | channels of the denoiser |
 # | `objective` | predict the noise, the clean tokens (also without the scaled entry), or v |
-# | `steps`, `temperature` | sampling steps; scale of the noise that sampling starts from |
+# | `steps`, `temperature` | sampling steps; scale of the noise that sampling starts from, one draw an adapter or one a token |
 # | `encoder` | who reads the text |
 # | `gauge` | $BA = (BR)(R^{-1}A)$: shared start, factors turned at random, balanced SVD |
 # | `statistics` | shared by all tasks, or of each task: a leak, shown on purpose |

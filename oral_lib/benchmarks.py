@@ -258,7 +258,7 @@ def profile(
     base: BaseModel, task: Task, data: Split, size: int = 32, steps: int = 5, *, width: int = 64
 ) -> pd.DataFrame:
     """Where a training step of `zoo_rows` goes: a row a kernel (on a CPU an operator) with
-    `ms_a_step` and `kernels_a_step`, the dearest first, as torch's profiler sees `steps` of them
+    `ms_a_step` and `kernels_a_step`, the longest first, as torch's profiler sees `steps` of them
     after as many unseen ones.
     """
     on_gpu = base.device.type == "cuda"

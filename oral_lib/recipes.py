@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from oral_lib import registry, storage
-from oral_lib.errors import UsageError
+from oral_lib.errors import PreflightError, UsageError
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Recipe:
         return {step for step in steps if step > 0}
 
 
+UNTOLD = {"ratio": 1.0}  # what a recipe had before it said so
 RECIPES = {
     "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
     "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
@@ -55,8 +56,8 @@ RECIPES = {
     "towers": Recipe(steps=400, batch=32, lr=1e-3),
     "tiny-towers": Recipe(steps=60, batch=16, lr=5e-3),
     "tiny-vision-language": Recipe(steps=120, batch=16, lr=5e-3),
-    "sd-2.1": Recipe(steps=4000, batch=1, lr=1e-4),
-    "tiny-diffusion": Recipe(steps=50, batch=16, lr=2e-2),
+    "sd-2.1": Recipe(steps=4000, batch=1, lr=1e-4, ratio=1.0),  # as in diffusers' own example
+    "tiny-diffusion": Recipe(steps=50, batch=16, lr=2e-2, ratio=1.0),
     "tiny-encoder": Recipe(steps=60, batch=16, lr=1e-2),
     "tiny-causal": Recipe(steps=120, batch=16, lr=1e-2),
     "tiny-convnet": Recipe(steps=60, batch=16, lr=2e-2),
@@ -88,9 +89,17 @@ def candidates(base: str) -> list[Recipe]:
 def recipe_of(base: str, task: str, root: Path) -> Recipe:
     """The recipe of `task` on `base`: as tuned below `root`, else the default.
 
-    A version of a model has the recipe of the model.
+    A version of a model has the recipe of the model. PreflightError for one that was tuned with
+    another `ratio`.
     """
-    name = registry.root(registry.spec(base)).name
+    first, name = default(base), registry.root(registry.spec(base)).name
     tuned = root / "tuning" / name / f"{task}.json"
-    chosen = storage.read_json(tuned)["chosen"] if tuned.exists() else {}
-    return replace(default(base), **chosen)
+    if not tuned.exists():
+        return first
+    found = UNTOLD | storage.read_json(tuned)
+    if found["ratio"] != first.ratio:
+        raise PreflightError(
+            f"{tuned} was tuned with a ratio of {found['ratio']:g}, the recipe of {name} has "
+            f"{first.ratio:g}: remove the file, or run ./reproduce.sh --from-scratch."
+        )
+    return replace(first, **found["chosen"])

@@ -214,7 +214,7 @@ class Stack:
 
     `parts` [S, *shape] by name are what a model reads: views of `values`, but for LoRA factors
     where `dtype` is another; those are views of a copy in it, renewed by every update. The learning
-    rate of A is 1 / `ratio` of that of all else (LoRA+, arXiv 2402.12354).
+    rate of A is 1 / `ratio` of that of all else (LoRA+, arXiv 2402.12354): `pace` [values].
     """
 
     def __init__(

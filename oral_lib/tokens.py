@@ -239,9 +239,9 @@ class Statistics:
 
     With a `basis` a token is told by its first r principal components over the zoo instead of k
     values, values = scale * (token @ basis) + center: adapters of one start differ in few
-    directions, others ones in every token, and a network need not find them. Each token's are
-    turned so that an adapter has, as far as can be, the same r numbers in all of its tokens. All-
-    zero tokens stay the center.
+    directions, other ones in every token, and a network need not find them. Each token's are
+    turned so that an adapter has, as far as can be, the same r numbers in all of its tokens; of a
+    token of fewer directions they are smaller. Tokens of zeros alone stay the center.
     """
 
     center: Tensor  # float32 [l, k], padding 0
@@ -311,9 +311,11 @@ class Statistics:
         plain = (values - self.center) / self.scale
         if self.basis is None:
             return plain
-        gram = (self.basis @ self.basis.mT).double()  # of one eigenvalue, and zero
-        back = torch.linalg.pinv(gram, hermitian=True, rtol=1e-3).float()
-        return torch.einsum("blk,lsk,lsr->blr", plain, self.basis, back)
+        gram = self.basis @ self.basis.mT  # [l, r, r] a projection, but for one number a token
+        trace = gram.diagonal(dim1=1, dim2=2).sum(1)
+        size = gram.square().sum((1, 2)) / trace.where(trace > 0, 1.0)
+        found = torch.einsum("blk,lrk->blr", plain, self.basis)
+        return found / size.where(trace > 0, 1.0)[:, None]
 
     def denormalise(self, tokens: Tensor) -> Tensor:
         """float32 values [b, l, k] of `tokens` [b, l, k or r]."""
@@ -350,7 +352,8 @@ def _basis(tokens: Tensor, components: int, turned: bool) -> Tensor:
         joint, shared = _strongest(gram.mean(0), components)
         shared = shared * joint.clamp_min(0).sqrt()  # [b, r] what every token's are to be like
         left, _, right = torch.linalg.svd((mixes * root[:, None]).mT @ shared)
-        turn = left @ right  # [l, r, r]
+        real = joint > 1e-6 * joint[:1].clamp_min(1e-12)  # there may be fewer than asked for
+        turn = left @ right * real  # [l, r, r]
     turn = torch.where(found[..., None], turn, 0.0)
     mixes = mixes / root.where(found, 1.0)[:, None] @ turn
     basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
@@ -361,7 +364,7 @@ def _basis(tokens: Tensor, components: int, turned: bool) -> Tensor:
 def _strongest(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """(values [..., m], vectors [..., b, m]) of the m = min(n, b) largest eigenvalues."""
     energy, mixes = torch.linalg.eigh(gram)
-    return energy.flip(-1)[..., :n], mixes.flip(-1)[..., :n]
+    return energy[..., -n:].flip(-1), mixes[..., -n:].flip(-1)
 
 
 def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:

@@ -66,6 +66,7 @@ def tune(
                 {
                     "chosen": {"steps": best["steps"], "lr": best["lr"]},
                     "candidates": found,
+                    "ratio": runs[0].recipe.ratio,
                     "validation_rows": len(data.validation),
                     "seed": SEED,
                 },

@@ -42,12 +42,14 @@ def _token(base: GeneratorConfig) -> Iterator[Variant]:
 
 
 def _components(base: GeneratorConfig) -> Iterator[Variant]:
-    r = base.components
+    r = base.components or base.k // 4
     for n in sorted({min(n, base.k) for n in (r // 4, r // 2, r, 2 * r)} - {0}):
         yield Variant("components", str(n), replace(base, components=n))
-    own = replace(base, turned=False, noise="token")
-    yield Variant("components", f"{r}, each token's as they are", own)
-    yield Variant("components", "none: k values", replace(base, components=0, noise="token"))
+    # where tokens are not alike, one draw for all of them would mean nothing
+    own = replace(base, components=r, turned=False, noise="token")
+    yield Variant("components", f"{r} not turned, a draw a token", own)
+    plain = replace(own, components=0) if base.components else base
+    yield Variant("components", "k values", plain)
 
 
 def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:

@@ -22,7 +22,7 @@ from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.progress import bar
-from oral_lib.recipes import Recipe, default, recipe_of
+from oral_lib.recipes import UNTOLD, Recipe, default, recipe_of
 from oral_lib.replay import Replay
 from oral_lib.stacked import Stack
 from oral_lib.tasks import Split, Task
@@ -129,7 +129,8 @@ class Workshop:
     ) -> Iterator[Trained]:
         """Trains `runs`, up to `most` at a time; `data` maps a task's name to its rows.
 
-        Runs that are scored alike and read as many rows a step share a stack. `state` is a folder
+        Runs that are scored alike, read as many rows a step and have one clip and ratio share a
+        stack. `state` is a folder
         for what an interrupted stack goes on from; a stack's file goes once all its adapters were
         taken. OralError when a loss is no longer finite; without `strict` that run is yielded as
         it is, since it harms no other.
@@ -284,8 +285,8 @@ def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
     if not (held / "run.json").exists():
         return
     info = storage.read_json(held / "run.json")
-    held_as = (Recipe(**info["recipe"]), info["task_version"])
-    if held_as != (recipe, tasks.load(task).version):
+    known = UNTOLD | info["recipe"], info["task_version"]
+    if known != (asdict(recipe), tasks.load(task).version):
         raise PreflightError(
             f"{held} was trained with another recipe or version of the task: remove it, or "
             "run ./reproduce.sh --from-scratch."

@@ -56,9 +56,7 @@ def test_a_variant_differs_from_the_default_in_its_part_alone():
     config, _ = training.preset("lab", "generator")
     parts = {"token": ["k"], "steps": ["sampling_steps"], "encoder": ["text_encoder"]}
     parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise"]}
-    parts |= {
-        "components": ["components", "turned", "noise"]
-    }  # there is one draw for what is alike
+    parts["components"] = ["components", "turned", "noise"]
     for group, fields in parts.items():
         for v in variants.variants(config, [group]):
             assert replace(v.config, **{name: getattr(config, name) for name in fields}) == config
@@ -173,6 +171,8 @@ def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch
     monkeypatch.setattr(training, "train", lambda *args, **rest: trained.append(args))
     found = ablations.run(own, ["steps"], "cpu", **SMALL)
     assert trained == []
+    warm = measured[(measured.group == "temperature") & (measured.metric == "seconds")]
+    assert len(warm) == 2 * len(variants.TEMPERATURES) - 1 and warm.value.nunique() == 1
     steps = found[(found.group == "steps") & (found.metric == "seconds")]
     assert len(steps) == len(variants.SAMPLING_STEPS) and steps.value.nunique() == 1
 

@@ -1,8 +1,10 @@
 """Benchmarks compare the same work, and keep from a CPU what a CPU can honestly give."""
 
+import pandas as pd
 import torch
 
-from oral_lib import bases, benchmarks, results, tasks, tokens
+import oral_lib
+from oral_lib import bases, benchmarks, cli, results, tasks, tokens
 from oral_lib.tokens import Layout
 
 
@@ -51,3 +53,12 @@ def test_a_profile_says_what_a_training_step_is_made_of():
         and counts["oral::lora"] == counts["oral::lora_backward"]
     )
     assert counts["aten::cat"] >= 1 and counts.min() >= 0.5
+
+
+def test_a_run_keeps_its_profile_beside_its_results(tmp_path, capsys):
+    path = oral_lib.Run("smoke", out=tmp_path).profile("tiny-encoder")
+    assert path == tmp_path / "results" / "smoke" / "profile-tiny-encoder.csv"
+    assert list(pd.read_csv(path).columns) == ["kernel", "ms_a_step", "kernels_a_step"]
+    where = ["--scale", "smoke", "--out", str(tmp_path)]
+    assert cli.main(["profile", "--base", "tiny-encodr", *where]) == 2
+    assert "'tiny-encoder'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
@@ -257,10 +258,25 @@ def test_regression_does_not_depend_on_the_seed(smoke):
 
 
 def test_a_configuration_from_before_components_is_read_as_it_was_meant():
-    content = asdict(SMALL)
-    assert GeneratorConfig.from_json(content) == SMALL
+    now = replace(SMALL, components=64)
+    content = asdict(now)
+    assert GeneratorConfig.from_json(content) == now
+    del content["turned"], content["noise"]
+    before = replace(now, turned=False, noise="token")
+    assert GeneratorConfig.from_json(content) == before
     del content["components"]
-    assert GeneratorConfig.from_json(content) == replace(SMALL, components=0)
+    assert GeneratorConfig.from_json(content) == replace(before, components=0)
+
+
+def test_not_turned_each_token_keeps_its_own_components():
+    torch.manual_seed(0)
+    layout = Layout.of({"a": torch.zeros(6, 32)}, 32)
+    values, center = torch.randn(5, layout.l, 32), torch.zeros(layout.l, 32)
+    fitted = replace(SMALL, k=32, components=4, turned=False).fit(layout, values, center)
+    energy = fitted.normalise(values).square().sum(0)  # the strongest first in every token
+    assert (energy.diff(dim=1) < 0).all()
+    turned = replace(SMALL, k=32, components=4).fit(layout, values, center)
+    assert not (turned.normalise(values).square().sum(0).diff(dim=1) < 0).all()
 
 
 def test_an_empty_text_is_the_learned_vector(fresh):
@@ -460,5 +476,10 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
     one, two = (model.config.draw(length, stream) for _ in range(2))
     assert one.shape == (length, model.config.size)
     assert (one == one[:1]).all() and not (one == two).any()
+    kept, shared = model.config, model.generate(MOVIE, "tiny-causal")
+    model.config = replace(kept, noise="token")
+    each = model.generate(MOVIE, "tiny-causal")
+    model.config = kept
+    assert not equal(shared[0], each[0])  # and sampling heeds it
     own = replace(model.config, noise="token").draw(length, stream)
     assert own.shape == one.shape and own.unique(dim=0).shape == own.shape

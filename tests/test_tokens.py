@@ -385,6 +385,17 @@ def test_an_adapter_has_the_same_components_in_all_tokens_where_tokens_move_toge
     assert apart < 0.02
 
 
+def test_components_that_are_rounding_alone_mean_nothing():
+    torch.manual_seed(0)
+    layout = Layout.of({"a": torch.zeros(6, 32)}, 32)
+    values = torch.einsum("br,lrk->blk", torch.randn(9, 3), torch.randn(layout.l, 3, 32))
+    for turned in (True, False):
+        statistics = Statistics.fit(
+            layout, values, torch.zeros(layout.l, 32), components=5, turned=turned
+        )
+        assert statistics.mask(layout).sum(1).tolist() == [3] * layout.l
+
+
 def test_a_zoo_that_never_left_its_start_has_no_components():
     layout, start, values = zoo()
     still = start.expand_as(values)

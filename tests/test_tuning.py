@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from oral_lib import plan, recipes, storage, tasks, tuning, zoo
-from oral_lib.errors import OralError
+from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome
 from oral_lib.recipes import Recipe
 
@@ -125,6 +125,21 @@ def test_what_was_chosen_is_not_chosen_again(trained, tmp_path):
     assert tune(tmp_path, "movie", "sarcasm") == files
     assert {task for task, *_ in trained} == {"sarcasm"}
     assert [file.read_bytes() for file in files] == kept
+
+
+def test_what_was_chosen_at_another_ratio_is_refused_until_it_is_removed(
+    trained, tmp_path, refused
+):
+    [file] = tune(tmp_path, "movie")
+    assert recipes.recipe_of("tiny-causal", "movie", tmp_path).ratio == SHORT.ratio
+    content = storage.read_json(file)
+    del content["ratio"]  # from before there was one
+    storage.write_json(file, content)
+    with refused(PreflightError, str(file), "ratio of 1", "--from-scratch"):
+        recipes.recipe_of("tiny-causal", "movie", tmp_path)
+    file.unlink()
+    tune(tmp_path, "movie")
+    assert storage.read_json(file)["ratio"] == SHORT.ratio
 
 
 def test_the_seed_of_tuning_is_none_that_a_zoo_has(trained, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The zoo: one start, seeds that differ in data order alone, and runs that repeat bit for bit."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,19 @@ def test_an_adapter_of_another_recipe_is_never_taken_for_this_one(cell, monkeypa
     where = zoo.folder(root, "tiny-causal", "movie", 0)
     with refused(PreflightError, str(where), "another recipe", "--from-scratch"):
         fill()
+
+
+def test_an_adapter_from_before_there_was_a_ratio_is_one_of_another_recipe(cell, refused):
+    root, fill = cell
+    where = zoo.folder(root, "tiny-causal", "movie", 0) / "run.json"
+    kept = where.read_text()
+    content = json.loads(kept)
+    del content["recipe"]["ratio"]
+    where.write_text(json.dumps(content))
+    with refused(PreflightError, "another recipe"):
+        fill()
+    where.write_text(kept)
+    assert fill() == []
 
 
 def test_a_damaged_or_missing_adapter_is_refused(cell, refused):
