@@ -407,19 +407,27 @@ def interval_table(frame: pd.DataFrame, source: str) -> pd.DataFrame:
 
 
 def short_table(frame: pd.DataFrame, items: pd.DataFrame | None = None) -> str:
-    """The main table for a terminal, about 100 columns wide; `items` only mark missing signal."""
+    """The main table for a terminal, about 100 columns wide, and after it what each style measured;
+    `items` only mark missing signal."""
     left_out = ["all-task soup", "retrieval", *OPTIONAL, "random words", "no text", "s.e."]
     short = {"per-task soup": "soup", "regression": "regr.", "generated": "GENERATED"}
     parts = []
     for source in frame.source.unique():
         table = main_table(frame, source).drop(columns=left_out, errors="ignore")
-        if items is not None:
-            table["task"] = main_table(frame, source, items).task
-        lines = [f"Accuracy in percent, source {source}", *_aligned(table.rename(columns=short))]
-        if table.task.str.endswith(NO_SIGNAL).any():
-            lines.append(f"{NO_SIGNAL} no signal: trained is not surely above base and majority")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        if len(table):
+            if items is not None:
+                table["task"] = main_table(frame, source, items).task
+            rows = _aligned(table.rename(columns=short))
+            parts.append(lines := [f"Accuracy in percent, source {source}", *rows])
+            if table.task.str.endswith(NO_SIGNAL).any():
+                lines.append(
+                    f"{NO_SIGNAL} no signal: trained is not surely above base and majority"
+                )
+        styles = frame[(frame.source == source) & (frame.experiment == "style")]
+        for (base, task), cell in styles.groupby(["base", "task"], sort=False):
+            rows = _aligned(painted_table(cell))
+            parts.append([f"Style {task} on {base}, source {source}", *rows])
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _aligned(table: pd.DataFrame) -> list[str]:

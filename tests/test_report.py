@@ -449,6 +449,8 @@ def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
+    told = tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
+    assert told[0] == "Style t on b, source made" and len(told) == 2 + 1 + len(made)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
     assert list(tables.painted_table(without).method) == ["base", "trained"]
 
