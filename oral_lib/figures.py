@@ -304,7 +304,10 @@ def controls(compared: pd.DataFrame) -> Figure:
                 axis.plot(edge, high, head, ms=6, color=colour, mfc="white", clip_on=False)
         return bool(own)
 
-    handles = [_mark(mark, colour, label) for label, mark, colour in KEPT.values()]
+    asked = {text for *_, text in found}
+    handles = [
+        _mark(mark, colour, label) for t, (label, mark, colour) in KEPT.items() if t in asked
+    ]
     about = "share of the gain over base and majority that is kept, percent (own text: 100; bands: "
     figure = _grid(compared, draw, handles, f"{about}targets)", (left, right))
     for axis in figure.axes:
@@ -346,7 +349,7 @@ def _grid(
             axis.set_axisbelow(True)
             axis.tick_params(length=0)
             axis.spines["left"].set_visible(False)
-        figure.supxlabel(about, fontsize=10.5)
+        figure.supxlabel(textwrap.fill(about, int(13 * size[0])), fontsize=10.5)
         wide = size[0] / 2.3
         figure.legend(
             handles=handles, loc="outside upper left", ncols=min(len(handles), int(wide)),
