@@ -170,6 +170,9 @@ class Generator(nn.Module):
         self.enter = nn.Linear(config.width, config.width)
         self.recurrence = Recurrence(config.recurrence)
         self.denoiser = denoiser(config.denoiser, config.size, config.width)
+        if config.components and config.denoiser.kind == "adanorm":
+            real = max(int(base.mask.any(0).sum()) for base in known.values())
+            self.denoiser.expect(max(1, real))
         self.schedule = Schedule(config.schedule)
 
     @property

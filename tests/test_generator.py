@@ -483,3 +483,11 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
     assert not equal(shared[0], each[0])  # and sampling heeds it
     own = replace(model.config, noise="token").draw(length, stream)
     assert own.shape == one.shape and own.unique(dim=0).shape == own.shape
+
+
+def test_a_denoiser_starts_as_wide_as_there_are_components():
+    members = zoo_of(bases.load("tiny-encoder"))  # two of them
+    for asked in (2, 32):
+        model, _ = training.assemble(replace(SMALL, components=asked), members)
+        size = model.denoiser.enter.weight[:, :2].square().mean() * 3 * 2  # of a draw for two: 1
+        assert 0.6 < size < 1.5, asked
