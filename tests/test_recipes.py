@@ -10,7 +10,8 @@ from oral_lib.run import Run
 
 
 def tuned(root, base, task, **chosen):
-    storage.write_json(root / "tuning" / base / f"{task}.json", {"chosen": chosen})
+    content = {"chosen": chosen, "ratio": recipes.default(base).ratio}
+    storage.write_json(root / "tuning" / base / f"{task}.json", content)
 
 
 def test_what_this_run_tuned_goes_before_the_default(tmp_path):
