@@ -29,7 +29,7 @@ from oral_lib import (
 )
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.matching import Gallery
-from oral_lib.recipes import Recipe
+from oral_lib.recipes import default
 from oral_lib.tasks import Row
 
 torch.set_num_threads(1)
@@ -247,7 +247,7 @@ def test_adapters_sit_on_both_towers_with_the_fusion_beside(base):
 
 @pytest.mark.parametrize("name", [ASKED[0], MATCHED[0]])
 def test_training_teaches_the_task(base, data, name):
-    task, recipe = tasks.load(name), Recipe(steps=60, batch=16, lr=5e-3)
+    task, recipe = tasks.load(name), default(base.name)  # of the model
     [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data[name].test[:100], adapters)
