@@ -33,11 +33,11 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 # statistics.
 
 # %%
-from oral_lib import pictures, tokens
+from oral_lib import pictures, statistics, tokens
 
 known = generator.known[name]
 values = tokens.encode(known.layout, [member.tensors])
-plain = tokens.Statistics(known.center, known.scale).normalise(values)[0]
+plain = statistics.Statistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
 pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 

@@ -23,10 +23,12 @@ from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.schedule import Schedule, ScheduleConfig
-from oral_lib.tokens import Layout, Statistics
+from oral_lib.statistics import Statistics
+from oral_lib.tokens import Layout
 
 FORMAT = 1
 NOISES = ("adapter", "token")  # what has one draw
+TURNS = ("bases", "tokens", "none")  # all of what have components that are alike
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ class GeneratorConfig:
     diffusion=False makes the baseline "plain regression on the condition": the same network reads
     zeros instead of noised tokens and answers with K_0 at once.
 
-    A token is told by its first `components` principal components over the zoo, `turned` to be
-    alike in all tokens, or by its k values where `components` is 0: see `tokens.Statistics`.
+    A token is told by its first `components` principal components over the zoo, or by its k values
+    where `components` is 0: see `statistics.Statistics`. Components are `turned` to be alike in all
+    "tokens" of an adapter, and an adapter's of one task in all "bases", that is, base models.
 
     The denoiser sees one token at a time. So that a sample follows the same zoo adapters in all of
     its tokens, these start from one draw of `noise`, "adapter"; with a draw a "token" each goes its
@@ -48,7 +51,7 @@ class GeneratorConfig:
 
     k: int = 1536
     components: int = 64
-    turned: bool = True
+    turned: str = "bases"
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
@@ -80,6 +83,9 @@ class GeneratorConfig:
         if self.noise not in NOISES:
             near = closest(self.noise, NOISES)
             raise UsageError(f"noise={self.noise!r}: use one of {NOISES}.{near}")
+        if self.turned not in TURNS:
+            near = closest(str(self.turned), TURNS)
+            raise UsageError(f"turned={self.turned!r}: use one of {TURNS}.{near}")
         if not 0 <= self.temperature <= 1:
             raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
         if not 1 <= self.sampling_steps <= self.schedule.steps:
@@ -94,7 +100,8 @@ class GeneratorConfig:
 
     def fit(self, layout: Layout, values: Tensor, center: Tensor) -> Statistics:
         """The statistics of a zoo's `values` [b, l, k] about `center` [l, k]."""
-        return Statistics.fit(layout, values, center, self.components, turned=self.turned)
+        turned = self.turned != "none"
+        return Statistics.fit(layout, values, center, self.components, turned=turned)
 
     def draw(self, length: int, stream: torch.Generator) -> Tensor:
         """The noise [l, k or r] of an adapter of `length` tokens, at temperature 1."""
@@ -106,8 +113,11 @@ class GeneratorConfig:
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
-        before = {"components": 0, "turned": False, "noise": "token"}  # there was none of it
-        return cls(**{k: parts[k](**v) if k in parts else v for k, v in (before | content).items()})
+        before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
+        content = before | content
+        if isinstance(content["turned"], bool):
+            content["turned"] = "tokens" if content["turned"] else "none"
+        return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:

@@ -20,9 +20,11 @@ from oral_lib import baselines, bases, gauge, seeds, stats, tasks, tokens, train
 from oral_lib.bases import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.shelf import Shelf
+from oral_lib.shelf import assemble as shelve
+from oral_lib.statistics import Statistics
 from oral_lib.tasks import Row
-from oral_lib.tokens import Statistics
-from oral_lib.training import Shelf, TrainingConfig
+from oral_lib.training import TrainingConfig
 from oral_lib.variants import Variant
 from oral_lib.zoo import Member
 
@@ -80,17 +82,13 @@ def assemble(
     centred on its mean: all-zero tokens then are its soup, whatever the generator has learned.
     """
     members = [dressed(m, variant.gauge) for m in members]
-    model, shelves = training.assemble(variant.config, members, source=source)
+    bare = variant.gauge != "shared"
+    model, shelves = shelve(variant.config, members, source=source, bare=bare)
     used: dict[tuple[str, str], Statistics] = {}
     for name, shelf in shelves.items():
         known = model.known[name]
         mine = [m for m in members if m.base == name]
         values = tokens.encode(known.layout, [m.tensors for m in mine])
-        if variant.gauge != "shared":
-            [start] = tokens.decode(known.layout, known.center[None])
-            zero = {n: t * ("lora_" not in n) for n, t in start.items()}
-            center = tokens.encode(known.layout, [zero])[0]
-            _set(known, variant.config.fit(known.layout, values, center))
         normalised = known.statistics.normalise(values)
         for task in dict.fromkeys(m.task for m in mine):
             own = torch.tensor([m.task == task for m in mine])

@@ -19,15 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import bases, seeds, storage, tasks, tokens, zoo
-from oral_lib.condition import describe_base, text_encoder
+from oral_lib import bases, seeds, storage, zoo
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, UsageError
-from oral_lib.generator import Generator, GeneratorConfig, Known
+from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.progress import bar
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.replay import Replay
-from oral_lib.tokens import Layout
+from oral_lib.shelf import Shelf, assemble
 from oral_lib.zoo import Member
 
 
@@ -83,73 +82,6 @@ class TrainingConfig:
 
 LAB = TrainingConfig(steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995)
 CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the device
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """The zoo of one base model as training reads it, on the device."""
-
-    tokens: Tensor  # [a, l, k] normalised
-    members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
-    texts: Tensor  # [tasks, wordings, e]
-
-
-def assemble(
-    config: GeneratorConfig, members: Sequence[Member], *, source: str = "packages", seed: int = 0
-) -> tuple[Generator, dict[str, Shelf]]:
-    """An untrained generator that knows the bases of `members`, and their tokens to train on.
-
-    Statistics are centred on the shared LoRA start and pooled over all tasks of a base, so that
-    all-zero tokens are the base model and nothing of a task leaks through them.
-    """
-    encoder = text_encoder(config.text_encoder, source)
-    layouts, prepared = {}, {}
-    for name in sorted({m.base for m in members}):
-        base = bases.load(name, source=source)
-        start = base.lora_init()
-        layouts[name] = Layout.of(start, config.k)
-        prepared[name] = (start, describe_base(base, encoder), base.peft_config().to_dict())
-        del base
-    types = sorted({t for layout in layouts.values() for t in layout.types})
-    known, shelves = {}, {}
-    for name, layout in layouts.items():
-        start, c_model, peft_config = prepared[name]
-        mine = [m for m in members if m.base == name]
-        values = tokens.encode(layout, [m.tensors for m in mine])
-        start = tokens.encode(layout, [start])[0]
-        statistics = config.fit(layout, values, start)
-        known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
-        shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
-    manifest = {
-        "zoo": [
-            {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
-            for m in members
-        ],
-    }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.integer(seed, "generator-init"))
-        return Generator(config, known, manifest), shelves
-
-
-def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
-    of_task: dict[str, list[int]] = {}
-    for i, member in enumerate(members):
-        of_task.setdefault(member.task, []).append(i)
-    most = math.lcm(*map(len, of_task.values()))  # repeats keep the draw uniform
-    table = [chosen * (most // len(chosen)) for chosen in of_task.values()]
-    wordings = [tasks.load(name).training_texts for name in of_task]
-    fewest = min(map(len, wordings))
-    texts = torch.stack([encoder.encode(w[:fewest]) for w in wordings])
-    return Shelf(values, torch.tensor(table), texts)
-
-
-def _plain(config: dict) -> dict:
-    """A PEFT configuration as JSON holds it."""
-    return {
-        k: sorted(v) if isinstance(v, set) else v
-        for k, v in config.items()
-        if isinstance(v, str | int | float | bool | list | dict | set | None)
-    }
 
 
 @dataclass(frozen=True)

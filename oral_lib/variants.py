@@ -46,7 +46,7 @@ def _components(base: GeneratorConfig) -> Iterator[Variant]:
     for n in sorted({min(n, base.k) for n in (r // 4, r // 2, r, 2 * r)} - {0}):
         yield Variant("components", str(n), replace(base, components=n))
     # where tokens are not alike, one draw for all of them would mean nothing
-    own = replace(base, components=r, turned=False, noise="token")
+    own = replace(base, components=r, turned="none", noise="token")
     yield Variant("components", f"{r} not turned, a draw a token", own)
     plain = replace(own, components=0) if base.components else base
     yield Variant("components", "k values", plain)

@@ -21,12 +21,12 @@ from oral_lib import (
     splits,
     storage,
     tasks,
-    training,
     unseen,
     zoo,
 )
 from oral_lib.condition import text_encoder
 from oral_lib.recipes import Recipe
+from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -146,7 +146,7 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     assert all(map(equal, decoded, own))  # bit for bit
     pairs = zip(asked, own, strict=True)
     members = [zoo.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
-    model, _ = training.assemble(SMALL, members, source="made")
+    model, _ = assemble(SMALL, members, source="made")
     [generated] = model.generate(task.description, name, 1, 0, source="made")
     adapters.check(generated, base.lora_init())
     config = model.known[name].peft_config

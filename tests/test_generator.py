@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import adapters, bases, scoring, tasks, tokens, training
+from oral_lib import adapters, bases, scoring, tasks, tokens
 from oral_lib.bases import BaseModel
 from oral_lib.condition import describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
@@ -45,7 +46,7 @@ def zoo_of(*loaded):
 
 def made(config=SMALL, names=TINY):
     """An untrained generator whose every weight has left its zero start."""
-    model, _ = training.assemble(config, zoo_of(*map(bases.load, names)))
+    model, _ = assemble(config, zoo_of(*map(bases.load, names)))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in model.parameters():
@@ -85,7 +86,7 @@ def close(one, other):
 @pytest.mark.parametrize("name", bases.names(experiment="language"))
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
-    model, shelves = training.assemble(SMALL if name in TINY else REAL, zoo_of(base))
+    model, shelves = assemble(SMALL if name in TINY else REAL, zoo_of(base))
     known = model.known[name]
     assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
     zeros = torch.zeros(1, known.layout.l, model.config.size)
@@ -262,8 +263,10 @@ def test_a_configuration_from_before_components_is_read_as_it_was_meant():
     content = asdict(now)
     assert GeneratorConfig.from_json(content) == now
     del content["turned"], content["noise"]
-    before = replace(now, turned=False, noise="token")
+    before = replace(now, turned="none", noise="token")
     assert GeneratorConfig.from_json(content) == before
+    alike = replace(now, turned="tokens")
+    assert GeneratorConfig.from_json(asdict(now) | {"turned": True}) == alike
     del content["components"]
     assert GeneratorConfig.from_json(content) == replace(before, components=0)
 
@@ -272,7 +275,7 @@ def test_not_turned_each_token_keeps_its_own_components():
     torch.manual_seed(0)
     layout = Layout.of({"a": torch.zeros(6, 32)}, 32)
     values, center = torch.randn(5, layout.l, 32), torch.zeros(layout.l, 32)
-    fitted = replace(SMALL, k=32, components=4, turned=False).fit(layout, values, center)
+    fitted = replace(SMALL, k=32, components=4, turned="none").fit(layout, values, center)
     energy = fitted.normalise(values).square().sum(0)  # the strongest first in every token
     assert (energy.diff(dim=1) < 0).all()
     turned = replace(SMALL, k=32, components=4).fit(layout, values, center)
@@ -488,6 +491,6 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
 def test_a_denoiser_starts_as_wide_as_there_are_components():
     members = zoo_of(bases.load("tiny-encoder"))  # two of them
     for asked in (2, 32):
-        model, _ = training.assemble(replace(SMALL, components=asked), members)
+        model, _ = assemble(replace(SMALL, components=asked), members)
         size = model.denoiser.enter.weight[:, :2].square().mean() * 3 * 2  # of a draw for two: 1
         assert 0.6 < size < 1.5, asked

@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib.errors import OralError, UsageError
-from oral_lib.tokens import Layout, Statistics, decode, encode
+from oral_lib.statistics import Statistics, likeness
+from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -383,6 +385,28 @@ def test_an_adapter_has_the_same_components_in_all_tokens_where_tokens_move_toge
     tokens = Statistics.fit(layout, plain, torch.zeros(layout.l, 64), components=6).normalise(plain)
     apart = (tokens - tokens.mean(1, keepdim=True)).square().sum() / tokens.square().sum()
     assert apart < 0.02
+
+
+def test_a_turn_brings_codes_to_others_and_moves_nothing_further_than_it_must():
+    torch.manual_seed(0)
+    others = F.pad(torch.randn(3, 5), (0, 2))  # of seven components the last two are none
+    turn = torch.linalg.qr(torch.randn(5, 5)).Q
+    codes = F.pad(others[:, :5] @ turn, (0, 2))
+    found = likeness(codes, others)
+    torch.testing.assert_close(found.mT @ found, torch.eye(7))
+    torch.testing.assert_close(codes @ found, others, atol=2e-2, rtol=0)
+    assert torch.equal(found[5:, 5:], torch.eye(2)) and not found[:5, 5:].any()
+    torch.testing.assert_close(likeness(others, others), torch.eye(7), atol=1e-5, rtol=0)
+
+
+def test_turned_statistics_turn_tokens_and_give_the_same_values_back():
+    layout, start, values = zoo()
+    statistics = Statistics.fit(layout, values, center=start, components=3)
+    tokens, turn = statistics.normalise(values), torch.linalg.qr(torch.randn(3, 3)).Q
+    other = statistics.turned(turn)
+    torch.testing.assert_close(other.normalise(values), tokens @ turn, atol=1e-5, rtol=1e-4)
+    back = statistics.denormalise(tokens)
+    torch.testing.assert_close(other.denormalise(tokens @ turn), back, atol=1e-5, rtol=1e-4)
 
 
 def test_components_that_are_rounding_alone_mean_nothing():

@@ -10,6 +10,7 @@ from oral_lib import bases, seeds, storage, tasks, training
 from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
+from oral_lib.shelf import assemble
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
@@ -36,7 +37,7 @@ def zoo_members():
 
 def run(zoo_members, config=SMALL, how=TEN, **options):
     """(trained generator, losses) of a new generator on the zoo."""
-    model, shelves = training.assemble(config, zoo_members)
+    model, shelves = assemble(config, zoo_members)
     return training.train(model, shelves, how, **options)
 
 
@@ -116,7 +117,7 @@ def test_a_loss_that_leaves_the_numbers_is_refused(zoo_members, tmp_path, refuse
     with refused(OralError, "generator", "step 5", "lr"):
         run(zoo_members, how=replace(TEN, lr=1e30, warmup=0, clip=1e30), state=path)
     assert not path.exists()
-    model, shelves = training.assemble(SMALL, zoo_members)
+    model, shelves = assemble(SMALL, zoo_members)
     poisoned = {
         name: replace(shelf, tokens=shelf.tokens * torch.nan) for name, shelf in shelves.items()
     }
@@ -164,7 +165,7 @@ def test_the_average_forgets_nothing_but_what_it_should(zoo_members, tmp_path):
 
 
 def test_every_weight_is_trained_and_no_statistic(zoo_members):
-    before, _ = training.assemble(SMALL, zoo_members)
+    before, _ = assemble(SMALL, zoo_members)
     after, _ = run(zoo_members, how=replace(TEN, text_dropout=0.5))
     assert equal(dict(after.named_buffers()), dict(before.named_buffers()))
     was = dict(before.named_parameters())
@@ -173,7 +174,7 @@ def test_every_weight_is_trained_and_no_statistic(zoo_members):
 
 # ---------------------------------------------------------------- what is on the shelf
 def test_every_adapter_of_a_task_is_drawn_as_often_as_any_other(zoo_members):
-    _, shelves = training.assemble(SMALL, zoo_members)
+    _, shelves = assemble(SMALL, zoo_members)
     table = shelves["tiny-causal"].members
     assert [sorted(set(row)) for row in table.tolist()] == [[0, 1], [2, 3, 4]]
     for row in table:
@@ -181,7 +182,7 @@ def test_every_adapter_of_a_task_is_drawn_as_often_as_any_other(zoo_members):
 
 
 def test_only_training_wordings_are_read(zoo_members):
-    _, shelves = training.assemble(SMALL, zoo_members)
+    _, shelves = assemble(SMALL, zoo_members)
     encoder = text_encoder("tiny")
     for task, seen in zip(SEEDS, shelves["tiny-causal"].texts, strict=True):
         wanted = encoder.encode(tasks.load(task).training_texts)
@@ -191,18 +192,39 @@ def test_only_training_wordings_are_read(zoo_members):
 
 
 def test_tokens_on_the_shelf_have_unit_size_round_the_start(zoo_members):
-    model, shelves = training.assemble(SMALL, zoo_members)
+    model, shelves = assemble(SMALL, zoo_members)
     known, held = model.known["tiny-causal"], shelves["tiny-causal"].tokens
     assert held.shape == (5, *known.mask.shape)
     assert held[:, known.mask].square().mean().item() == pytest.approx(1, rel=0.05)
     assert (held[:, ~known.mask] == 0).all()
 
 
+def test_a_task_has_the_same_components_in_all_base_models():
+    """Two base models, whose adapters of a task go one way each and a little to all sides."""
+    zoo = []
+    for name in ("tiny-causal", "tiny-encoder"):
+        start = bases.load(name).lora_init()
+        for task in ("movie", "sarcasm", "quartz"):
+            way = seeds.generator(0, name, task)
+            way = {n: 0.1 * torch.randn(t.shape, generator=way) for n, t in start.items()}
+            for i in range(3):
+                draw = seeds.generator(i, name, task)
+                tensors = {n: t + way[n] + 0.02 * torch.randn(t.shape, generator=draw)
+                           for n, t in start.items()}  # fmt: skip
+                zoo.append(Member(name, task, i, tensors, {"sha256": f"{name}-{task}-{i}"}))
+    apart = {}
+    for turned in ("bases", "tokens"):
+        _, shelves = assemble(replace(SMALL, components=8, turned=turned), zoo)
+        one, other = (x.tokens[x.members].mean((1, 2)) for x in shelves.values())  # [tasks, r]
+        apart[turned] = torch.cosine_similarity(one, other).min()
+    assert apart["bases"] > 0.95 and apart["tokens"] < 0.8, apart
+
+
 def test_a_new_generator_is_the_same_every_time(zoo_members):
     torch.manual_seed(1)
-    one, _ = training.assemble(SMALL, zoo_members)
+    one, _ = assemble(SMALL, zoo_members)
     state = torch.get_rng_state()
-    two, _ = training.assemble(SMALL, zoo_members)
+    two, _ = assemble(SMALL, zoo_members)
     assert equal(one.state_dict(), two.state_dict())
     assert torch.equal(torch.get_rng_state(), state)
 

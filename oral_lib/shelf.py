@@ -1,0 +1,109 @@
+"""What a generator learns from: the tokens of a zoo, base model by base model, with their texts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oral_lib import bases, seeds, tasks, tokens
+from oral_lib.condition import describe_base, text_encoder
+from oral_lib.generator import Generator, GeneratorConfig, Known
+from oral_lib.statistics import Statistics, likeness
+from oral_lib.tokens import Layout
+from oral_lib.zoo import Member
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The zoo of one base model as training reads it, on the device."""
+
+    tokens: Tensor  # [a, l, k] normalised
+    members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
+    texts: Tensor  # [tasks, wordings, e]
+
+
+def assemble(
+    config: GeneratorConfig,
+    members: Sequence[Member],
+    *,
+    source: str = "packages",
+    seed: int = 0,
+    bare: bool = False,
+) -> tuple[Generator, dict[str, Shelf]]:
+    """An untrained generator that knows the bases of `members`, and their tokens to train on.
+
+    Statistics are centred on the shared LoRA start, or where `bare` on factors of zero, and pooled
+    over all tasks of a base: all-zero tokens are the base model, nothing of a task leaks through
+    them. With components that are alike in all base models the one with the most tasks leads.
+    """
+    encoder = text_encoder(config.text_encoder, source)
+    layouts, prepared = {}, {}
+    for name in sorted({m.base for m in members}):
+        base = bases.load(name, source=source)
+        start = base.lora_init()
+        if bare:
+            start = {n: t * ("lora_" not in n) for n, t in start.items()}
+        layouts[name] = Layout.of(start, config.k)
+        prepared[name] = (start, describe_base(base, encoder), base.peft_config().to_dict())
+        del base
+    types = sorted({t for layout in layouts.values() for t in layout.types})
+    known, shelves, codes = {}, {}, {}
+    zoos = {name: [m for m in members if m.base == name] for name in layouts}
+    for name in sorted(layouts, key=lambda n: -len({m.task for m in zoos[n]})):
+        start, c_model, peft_config = prepared[name]
+        layout, mine = layouts[name], zoos[name]
+        values = tokens.encode(layout, [m.tensors for m in mine])
+        start = tokens.encode(layout, [start])[0]
+        statistics = config.fit(layout, values, start)
+        if config.components and config.turned == "bases":
+            statistics = _alike(statistics, statistics.normalise(values), mine, codes)
+        known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
+        shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
+    shelves = dict(sorted(shelves.items()))
+    manifest = {
+        "zoo": [
+            {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
+            for m in members
+        ],
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(seed, "generator-init"))
+        return Generator(config, known, manifest), shelves
+
+
+def _alike(
+    statistics: Statistics, told: Tensor, members: Sequence[Member], codes: dict[str, Tensor]
+) -> Statistics:
+    """`statistics` turned so that a task's tokens, `told` [a, l, r] of `members`, have on average
+    what `codes` says by task: the components [r] of it in earlier base models. Notes new tasks'."""
+    of = [m.task for m in members]
+    means = {t: told[torch.tensor([t == u for u in of])].mean((0, 1)) for t in dict.fromkeys(of)}
+    if again := [task for task in means if task in codes]:
+        turn = likeness(*(torch.stack([x[t] for t in again]) for x in (means, codes)))
+        means = {task: mean @ turn for task, mean in means.items()}
+        statistics = statistics.turned(turn)
+    codes |= {task: mean for task, mean in means.items() if task not in codes}
+    return statistics
+
+
+def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
+    of_task: dict[str, list[int]] = {}
+    for i, member in enumerate(members):
+        of_task.setdefault(member.task, []).append(i)
+    most = math.lcm(*map(len, of_task.values()))  # repeats keep the draw uniform
+    table = [chosen * (most // len(chosen)) for chosen in of_task.values()]
+    wordings = [tasks.load(name).training_texts for name in of_task]
+    fewest = min(map(len, wordings))
+    texts = torch.stack([encoder.encode(w[:fewest]) for w in wordings])
+    return Shelf(values, torch.tensor(table), texts)
+
+
+def _plain(config: dict) -> dict:
+    """A PEFT configuration as JSON holds it."""
+    return {
+        k: sorted(v) if isinstance(v, set) else v
+        for k, v in config.items()
+        if isinstance(v, str | int | float | bool | list | dict | set | None)
+    }
