@@ -77,7 +77,8 @@ figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
 # ## In words
 
 # %%
+from oral_lib.contrasts import contrasts
 from oral_lib.verdict import verdict
 
-summary, cells = verdict(tables.contrasts(items))
+summary, cells = verdict(contrasts(items))
 print(*summary, *cells, sep="\n\n")

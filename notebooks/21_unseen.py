@@ -56,7 +56,8 @@ figures.unseen(tables.per_sample(items, "balanced_accuracy"))
 # ## In words
 
 # %%
+from oral_lib.contrasts import contrasts
 from oral_lib.verdict import verdict
 
-summary, _ = verdict(tables.contrasts(items))
+summary, _ = verdict(contrasts(items))
 print(*summary, sep="\n\n")

@@ -23,12 +23,14 @@ print(readme)
 
 # %%
 from oral_lib import figures, results, tables
+from oral_lib.contrasts import contrasts, silent_places
+from oral_lib.grid import grid_legend, grid_table
 
 metrics, items = results.read(run.results)
-compared = tables.contrasts(items)
-silent = tables.silent_places(compared)
-grid = tables.grid_table(metrics, run.source.partition(":")[0], items, silent=silent)
-print(tables.grid_legend(grid))
+compared = contrasts(items)
+silent = silent_places(compared)
+grid = grid_table(metrics, run.source.partition(":")[0], items, silent=silent)
+print(grid_legend(grid))
 grid
 
 # %%

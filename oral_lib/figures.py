@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from oral_lib import tables, tasks
+from oral_lib import tasks
+from oral_lib.grid import impossible, ordered
 from oral_lib.style import BLUE, FAINT, GREY, INK, ORANGE, SKY, VERMILION, closed, note, styled
 
 METHODS = {  # from the top down: (method, label, colour)
@@ -142,13 +143,12 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
         figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, picture, row in zip(axes.flat, shown, said.to_dict("records"), strict=False):
+        rows = said.to_dict("records")
+        titles = [_title(row) for row in rows]
+        large = 12 if max(map(len, titles)) < 25 else 9
+        for axis, picture, row, title in zip(axes.flat, shown, rows, titles, strict=False):
             axis.imshow(np.asarray(picture))
-            told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
-            told = row["title"].splitlines() if "title" in row else told
-            short = [textwrap.shorten(text, 76, placeholder=" ...") for text in told]
-            title = "\n".join(line for text in short for line in textwrap.wrap(text, 40))
-            axis.set_title(title, fontsize=12 if len(title) < 25 else 9, loc="center")
+            axis.set_title(title, fontsize=large, loc="center")
             for place, name in enumerate(names):
                 told = row[name]
                 word, opens, sure = told.rpartition(" (") if told.endswith("%)") else (told, "", "")
@@ -162,6 +162,14 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
     return closed(figure)
 
 
+def _title(row: dict[str, str]) -> str:
+    told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
+    told = row["title"].splitlines() if "title" in row else told
+    short = [textwrap.shorten(text, 76, placeholder=" ...") for text in told]
+    lines = [line for text in short for line in textwrap.wrap(text, 40)]
+    return "\n".join(lines).replace("\n.", " .")  # a full stop is no line
+
+
 # ---------------------------------------------------------------- all cells of a source
 def parity(
     rows: pd.DataFrame,
@@ -170,7 +178,7 @@ def parity(
 ) -> Figure:
     """Trained against generated in every cell: one panel a base model, one row a task.
 
-    rows: `tables.pooled` of one experiment, source and metric; silent: `tables.without_signal`,
+    rows: `tables.pooled` of one experiment, source and metric; silent: `contrasts.without_signal`,
     whose cells are drawn pale. At the right: generated minus trained, in points. A metric that
     some tasks lack, as AUC, leaves these tasks out.
     """
@@ -257,7 +265,7 @@ def unseen(samples: pd.DataFrame) -> Figure:
     )
     for axis in figure.axes:
         axis.axvline(50, color=GREY, lw=1.2, zorder=0.5)
-    names = tables.ordered(samples, "task")
+    names = ordered(samples, "task")
     told = [tasks.load(name).description.removeprefix("Say yes to ") for name in names]
     figure.axes[0].set_yticks(range(len(names)), told)
     figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
@@ -275,7 +283,7 @@ KEPT = {  # text: label, marker, colour
 def controls(compared: pd.DataFrame) -> Figure:
     """The share of the generator's gain that other texts keep: one panel a base model.
 
-    compared: `tables.contrasts` of one experiment and source. The bands are the targets: an unseen
+    compared: `contrasts` of one experiment and source. The bands are the targets: an unseen
     wording keeps 95% or more, another task's text 20% or less. What lies outside is drawn at the
     edge as an arrow head.
     """
@@ -328,7 +336,7 @@ def _grid(
 ) -> Figure:
     """One panel a base model and one row a task (of `names`, else all); `draw` says whether the
     cell was there."""
-    bases, names = tables.ordered(rows, "base"), names or tables.ordered(rows, "task")
+    bases, names = ordered(rows, "base"), names or ordered(rows, "task")
     with styled():
         size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(names))
         figure, axes = plt.subplots(
@@ -341,7 +349,7 @@ def _grid(
                 if place % 2 == 0:
                     axis.axhspan(place - 0.5, place + 0.5, color="#f6f6f6", lw=0, zorder=-1)
                 if not draw(axis, base, task, place):
-                    words = "writes no answers" if tables.impossible(base, task) else "not run"
+                    words = "writes no answers" if impossible(base, task) else "not run"
                     note(axis, 0.5, place, words)
             axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
             axis.set(ylim=(len(names) - 0.5, -0.5), xlim=limits)

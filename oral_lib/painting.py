@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import adapters, frechet, images, plan, results, seeds, stacked, tasks, zoo
+from oral_lib import adapters, contract, frechet, images, plan, seeds, stacked, tasks, zoo
 from oral_lib.evaluate import GROUPS, evaluate
 from oral_lib.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
@@ -105,8 +105,8 @@ def run_cell(
         if trial.method == "base":
             floor = frechet.distance(own, real), frechet.spread(own, real, draw)
             rows.append(row | _number("frechet_floor", *floor))
-    metrics = results.check(pd.DataFrame(rows)[list(results.COLUMNS)])
-    nothing = results.items_frame(pd.DataFrame(columns=list(results.ITEM_COLUMNS)))
+    metrics = contract.check(pd.DataFrame(rows)[list(contract.COLUMNS)])
+    nothing = contract.items_frame(pd.DataFrame(columns=list(contract.ITEM_COLUMNS)))
     if not held_out:
         return metrics, nothing, None
     own = [m.tensors for m in members if m.task == task]
@@ -114,7 +114,7 @@ def run_cell(
     apart = [m.tensors for m in held_out]
     new = adapters.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
-    cell = {name: about[name] for name in (*results.CELL, "commit")}
+    cell = {name: about[name] for name in (*contract.CELL, "commit")}
     return metrics, nothing, cell | new._asdict() | counts | {"method": "generated"}
 
 

@@ -243,7 +243,7 @@ def run_cell(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
     """(metrics, items, novelty) of one cell under the result contract, from what `root` holds.
 
-    Novelty is a row of `results.NOVELTY_COLUMNS`, or None where no adapter was held out.
+    Novelty is a row of `ledgers.NOVELTY_COLUMNS`, or None where no adapter was held out.
     """
     spec = tasks.load(task)
     data = tasks.rows(spec, source)

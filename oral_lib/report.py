@@ -12,23 +12,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from oral_lib import figures, results, studies, style
+from oral_lib import figures, ledgers, results, studies, style
+from oral_lib.contrasts import contrasts, silent_places
+from oral_lib.grid import grid_legend, grid_table
+from oral_lib.markup import latex, markdown
 from oral_lib.storage import read_json, write_text
 from oral_lib.tables import (
     ablation_table,
-    contrasts,
-    grid_legend,
-    grid_table,
     interval_table,
-    latex,
     main_table,
-    markdown,
     novelty_table,
     parts_table,
     per_sample,
     pooled,
     short_table,
-    silent_places,
     targets_table,
     unseen_table,
 )
@@ -187,12 +184,12 @@ def write(results_root: str | Path, scale: str) -> Path:
         for kind, figure in part.figures():
             style.save(figure, folder / "figures", f"{kind}-{part.name}")
     if (folder / "novelty.csv").exists():
-        novelty = results.read_novelty(folder / "novelty.csv")
+        novelty = ledgers.read_novelty(folder / "novelty.csv")
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
             own = novelty[novelty.experiment == experiment]
             _tables(folder, f"novelty-{experiment}-{source}", novelty_table(own, source))
     if (folder / "benchmarks.csv").exists():
-        benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
+        benchmarks = ledgers.read_benchmarks(folder / "benchmarks.csv")
         if (benchmarks.benchmark == studies.TRAINING).any():
             style.save(studies.benchmarks(benchmarks), folder / "figures", "benchmarks")
     if (folder / "ablations.csv").exists():
@@ -279,7 +276,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
         shown = (f"![Training losses]({scale}/figures/{name}.png)\n" for name in losses)
         parts += ["### Training\n", *shown]
     if (folder / "benchmarks.csv").exists():
-        benchmarks = results.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
+        benchmarks = ledgers.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
         parts.append("### Time and memory\n")
         if (folder / "figures" / "benchmarks.png").exists():
             parts.append(f"![LoRAs trained at once]({scale}/figures/benchmarks.png)\n")

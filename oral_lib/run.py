@@ -16,6 +16,7 @@ from oral_lib import (
     evolve,
     examples,
     figures,
+    ledgers,
     plan,
     protocol,
     provenance,
@@ -220,8 +221,8 @@ class Run:
         path = self.results / "benchmarks.csv"
         for cells in self.planned:
             rows = benchmarks.zoo_rows(*self._bench_case(cells))
-            results.append_benchmarks(path, rows)
-            results.append_benchmarks(path, benchmarks.rows(self.generator(), cells.base))
+            ledgers.append_benchmarks(path, rows)
+            ledgers.append_benchmarks(path, benchmarks.rows(self.generator(), cells.base))
         return self.publish()
 
     def profile(self, name: str) -> Path:
@@ -247,7 +248,7 @@ class Run:
         """
         results.collect(self.cells(), self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
-            results.append_novelty(self.results / "novelty.csv", rows)
+            ledgers.append_novelty(self.results / "novelty.csv", rows)
         source = plan.slug(self.source)
         curves = self.results / f"curves-{self.experiment}-{source}.csv"
         self._curves().to_csv(curves, index=False, float_format="%.5g")
@@ -321,4 +322,4 @@ class Run:
             pd.DataFrame({"series": name, "step": range(1, len(values) + 1), "loss": values})
             for name, values in parts
         ]
-        return results.thinned(pd.concat(frames, ignore_index=True))
+        return ledgers.thinned(pd.concat(frames, ignore_index=True))

@@ -1,17 +1,16 @@
-"""The tables of a result: the grid, the main one, every interval, and the paired comparisons.
+"""The tables of a result: the main one, every interval, and one for each kind of study.
 
 All take the rows of `metrics.csv` and the items of `items.parquet`; nothing is scored here.
 """
-
-import re
-from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from oral_lib import stats, tasks
+from oral_lib.contract import PLACE, SHARES, of_parts
+from oral_lib.contrasts import without_signal
 from oral_lib.errors import OralError
-from oral_lib.results import SHARES, matrix, of_parts
+from oral_lib.markup import ABSENT, NO_SIGNAL, aligned
 
 HEADINGS = {  # (method, condition): how the main table calls it
     ("majority", "none"): "majority",
@@ -38,21 +37,6 @@ OPTIONAL = [
     "linear probe", "multi-task LoRA", "unseen wording", "Gaussian", "small noise", "large noise",
     "unconditional",
 ]  # fmt: skip
-RIVALS = [
-    "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
-    "unconditional", "linear_probe", "multitask",
-]  # fmt: skip
-CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
-FEW = 3  # tasks
-MODELS = {  # the language models of the lab scale, in the order of the grid's columns
-    "smollm2-135m": "causal", "smollm2-135m-t4": "causal", "gemma-3-270m": "causal",
-    "minilm-l6": "encoder", "minilm-l3": "encoder",
-}  # fmt: skip
-PAPER_TASKS = ["sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k"]
-PLACE = ["experiment", "source", "base", "task"]
-FOUND = stats.Difference._fields
-FLOORS = ["base", "majority"]
-ABSENT, NO_SIGNAL, CANNOT = "–", "†", "×"
 
 
 def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +99,7 @@ def main_table(
     spreads, silent = {}, silent or set()
     if items is not None:
         items = items[items.source == source]
-        spreads = _spreads(items, metric)
+        spreads = spreads_of(items, metric)
         silent = silent or without_signal(items)
     table = []
     for place, cell in rows.groupby(PLACE, sort=False):
@@ -138,96 +122,11 @@ def main_table(
     return shown.drop(columns=idle)
 
 
-def _spreads(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
+def spreads_of(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
     """The standard deviation over samples and seeds of every method that has several."""
     key = [*PLACE, "method", "condition"]
     samples = per_sample(items, metric)
     return samples.groupby(key, observed=True).value.std().dropna().to_dict()
-
-
-def grid_table(
-    frame: pd.DataFrame,
-    source: str,
-    items: pd.DataFrame | None = None,
-    *,
-    silent: Iterable[tuple[str, ...]] = (),
-) -> pd.DataFrame:
-    """Tasks by base models, accuracy in percent: "trained ± / generated ± [base]" in each cell.
-
-    ± as in `main_table`; `silent` is what `without_signal` found, marked †. A cell that was not run
-    holds –, and × where it cannot be: an encoder writes no answers. The seven tasks of the paper
-    and the five models of the lab keep their rows and columns; the last row is the mean of the
-    models that have every task.
-    """
-    rows = pooled(frame[(frame.source == source) & (frame.metric == "accuracy")])
-    spreads = {} if items is None else _spreads(items[items.source == source])
-    found = {tuple(row[:6]): row.value for row in rows.itertuples(index=False)}
-    bases, names = ordered(rows, "base"), ordered(rows, "task")
-    experiment = rows.experiment.iloc[0]
-    table, whole = [], {base: [] for base in bases}
-    for task in names:
-        line = {"task": task}
-        for base in bases:
-            place, shown = (experiment, source, base, task), []
-            keys = [(*place, *way) for way in SHOWN]
-            if not any(key in found for key in keys):
-                line[base] = CANNOT if impossible(base, task) else ABSENT
-                continue
-            whole[base].append([found.get(key, np.nan) for key in keys])
-            for key in keys[:2]:
-                spread = f" ± {100 * spreads[key]:.1f}" if key in spreads else ""
-                shown.append(f"{100 * found[key]:.1f}{spread}" if key in found else ABSENT)
-            start = f" [{100 * found[keys[2]]:.1f}]" if keys[2] in found else ""
-            line[base] = f"{' / '.join(shown)}{f' {NO_SIGNAL}' * (place in silent)}{start}"
-        table.append(line)
-    means = {base: np.mean(whole[base], axis=0) for base in bases if len(whole[base]) == len(names)}
-    if means and len(names) > 1:
-        text = {b: "{:.1f} / {:.1f} [{:.1f}]".format(*(100 * m)) for b, m in means.items()}
-        text = {base: words.replace("nan", ABSENT) for base, words in text.items()}
-        table.append({"task": "mean"} | dict.fromkeys(bases, ABSENT) | text)
-    return pd.DataFrame(table, columns=["task", *bases])
-
-
-SHOWN = [("trained", "none"), ("generated", "matched"), ("base", "none")]  # in a cell of the grid
-
-
-def ordered(rows: pd.DataFrame, column: str) -> list[str]:
-    """The base models or tasks of one source in the order of the grid, whole where it is known.
-
-    Where only a few tasks of packages were run (scale desk), models that were not are no gap.
-    """
-    found = list(rows[column].unique())
-    paper = set(rows.source) <= {"local", "hub"} and set(rows.experiment) <= {"language"}
-    if column == "base":
-        whole = set(found) & set(MODELS) and (paper or rows.task.nunique() > FEW)
-        known = [name for name in MODELS if whole or name in found]
-    else:
-        known = PAPER_TASKS if paper else []
-    return [*known, *(name for name in found if name not in known)]
-
-
-def impossible(base: str, task: str) -> bool:
-    """Whether the base model cannot do the task: an encoder writes no answers."""
-    written = task in tasks.names() and tasks.load(task).scoring == "answer"
-    return written and MODELS.get(base) == "encoder"
-
-
-def grid_legend(table: pd.DataFrame) -> str:
-    """What the cells and signs of `grid_table` mean."""
-    text = " ".join(table.iloc[:, 1:].to_numpy().ravel())
-    parts = ["Accuracy in percent on held-out items: trained / generated, base model in brackets."]
-    if "±" in text:
-        parts.append(
-            "± is the standard deviation over adapters (trained) or over samples and generator "
-            "seeds (generated)."
-        )
-    signs = {
-        NO_SIGNAL: "no signal, trained is not surely above base and majority",
-        CANNOT: "cannot be, an encoder writes no answers",
-        ABSENT: "not run, or without a mean because a task is missing",
-    }
-    signs = [f"{sign} {words}" for sign, words in signs.items() if sign in text.split()]
-    return " ".join([*parts, f"{'; '.join(signs)}." if signs else ""]).strip()
 
 
 def targets_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -417,7 +316,7 @@ def short_table(frame: pd.DataFrame, items: pd.DataFrame | None = None) -> str:
         if len(table):
             if items is not None:
                 table["task"] = main_table(frame, source, items).task
-            rows = _aligned(table.rename(columns=short))
+            rows = aligned(table.rename(columns=short))
             parts.append(lines := [f"Accuracy in percent, source {source}", *rows])
             if table.task.str.endswith(NO_SIGNAL).any():
                 lines.append(
@@ -425,136 +324,6 @@ def short_table(frame: pd.DataFrame, items: pd.DataFrame | None = None) -> str:
                 )
         styles = frame[(frame.source == source) & (frame.experiment == "style")]
         for (base, task), cell in styles.groupby(["base", "task"], sort=False):
-            rows = _aligned(painted_table(cell))
+            rows = aligned(painted_table(cell))
             parts.append([f"Style {task} on {base}, source {source}", *rows])
     return "\n\n".join("\n".join(lines) for lines in parts)
-
-
-def _aligned(table: pd.DataFrame) -> list[str]:
-    rows = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    names = {"experiment", "base model", "task"}
-    left = [name in names for name in table.columns]
-
-    def line(row: Sequence) -> str:
-        cells = zip(row, widths, left, strict=True)
-        return "  ".join(f"{cell!s:{'<' if to_left else '>'}{w}}" for cell, w, to_left in cells)
-
-    rule = "  ".join("-" * width for width in widths)
-    return [line(rows[0]), rule, *(line(row) for row in rows[1:])]
-
-
-# ---------------------------------------------------------------- paired comparisons
-def contrasts(items: pd.DataFrame) -> pd.DataFrame:
-    """Paired comparisons of every cell, over the items that both sides were scored on.
-
-    `what` minus `against` in accuracy: trained and generated against the better of base and
-    majority, generated against trained and its rivals. And for each control text, `what` =
-    "lost with <control>": the share of the generator's gain over the better of base and majority
-    that goes with the text (an unseen wording of the same task should lose nearly none); NaN when
-    the gain is not above zero for sure.
-    """
-    lines = []
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-        here = dict(zip(PLACE, place, strict=True))
-        generated, trained = matrix(cell, "generated", "matched"), matrix(cell, "trained", "none")
-        name, floor = _floor(cell)
-        pairs = [("trained", trained, name, floor), ("generated", generated, name, floor)]
-        pairs += [("generated", generated, "trained", trained)]
-        for rival in RIVALS:
-            condition = next(text for method, text in HEADINGS if method == rival)
-            pairs.append(("generated", generated, rival, matrix(cell, rival, condition)))
-        pairs.append(("trained", trained, "linear_probe", matrix(cell, "linear_probe", "none")))
-        for what, first, against, second in pairs:
-            series = _common(first, second)
-            if series[0].size:
-                found = stats.paired_bootstrap(*series)._asdict()
-                lines.append(here | {"what": what, "against": against} | found)
-                lines[-1]["n_items"] = series[0].shape[1]
-        for control in CONTROLS:
-            series = _common(generated, matrix(cell, "generated", control), floor)
-            if series[0].size:
-                found = share_lost(*series)._asdict()
-                lines.append(here | {"what": f"lost with {control}", "against": name} | found)
-                lines[-1]["n_items"] = series[0].shape[1]
-    return pd.DataFrame(lines, columns=[*PLACE, "what", "against", *FOUND, "n_items"])
-
-
-def silent_places(compared: pd.DataFrame) -> set[tuple[str, ...]]:
-    """`without_signal`, from what `contrasts` found already."""
-    rows = compared[(compared.what == "trained") & (compared.ci_low <= 0)]
-    return set(rows[PLACE].itertuples(index=False, name=None))
-
-
-def without_signal(items: pd.DataFrame) -> set[tuple[str, ...]]:
-    """The places (experiment, source, base, task) where trained is not surely above its floor."""
-    silent = set()
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-        series = _common(matrix(cell, "trained", "none"), _floor(cell)[1])
-        if series[0].size and stats.paired_bootstrap(*series).ci_low <= 0:
-            silent.add(place)
-    return silent
-
-
-def _floor(cell: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The better of base and majority: its name and its outcomes."""
-    found = {name: matrix(cell, name, "none") for name in FLOORS}
-    best = max(FLOORS, key=lambda name: found[name].to_numpy().mean() if found[name].size else -1)
-    return best, found[best]
-
-
-def _common(*frames: pd.DataFrame) -> list[np.ndarray]:
-    """Outcomes on the items that all frames share."""
-    shared = [item for item in frames[0] if all(item in frame for frame in frames[1:])]
-    return [frame[shared].to_numpy() for frame in frames]
-
-
-def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> stats.Difference:
-    """(generated - other) / (generated - floor) with its bootstrap interval; p is left NaN."""
-    own, control, low = (stats.item_means(series).mean() for series in (generated, other, floor))
-    draws = stats.resampled_means(generated, other, floor)
-    gains = draws[0] - draws[2]
-    if np.quantile(gains, 0.025) <= 0:
-        return stats.Difference(*[np.nan] * 4)
-    gains = np.where(gains > 0, gains, np.nan)
-    shares = (draws[0] - draws[1]) / gains
-    found = stats.interval((own - control) / (own - low), shares[np.isfinite(shares)])
-    return stats.Difference(*found, p=np.nan)
-
-
-# ---------------------------------------------------------------- as text
-BRACKETS = re.compile(r" (\[[^]]+\])")  # the base model in a cell of the grid: small print
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown; what is in brackets goes below, in small print."""
-    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
-    text = "\n".join(f"| {' | '.join(_plain(cell, '|') for cell in row)} |" for row in rows)
-    return BRACKETS.sub(r"<br><sub>\1</sub>", text) + "\n"
-
-
-def latex(table: pd.DataFrame) -> str:
-    """The table as a LaTeX tabular for booktabs, every special character escaped."""
-    head, *body = (
-        " & ".join(tex(_plain(cell)) for cell in row) + r" \\"
-        for row in [list(table.columns), *table.to_numpy().tolist()]
-    )
-    words = sum(name in ("experiment", "base model", "base", "task") for name in table.columns)
-    columns = "l" * words + "r" * (table.shape[1] - words)
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-    text = "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
-    return BRACKETS.sub(r" {\\footnotesize \1}", text)
-
-
-def tex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    escapes = {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escapes |= {NO_SIGNAL: r"\dag{}", CANNOT: r"$\times$"}
-    escapes |= {"±": r"$\pm$", "–": "--", "−": "$-$", "<": r"\textless{}", ">": r"\textgreater{}"}
-    return "".join(escapes.get(sign, sign) for sign in text)
-
-
-def _plain(cell, forbidden: str = "") -> str:
-    text = (ABSENT if np.isnan(cell) else f"{cell:.4g}") if isinstance(cell, float) else str(cell)
-    return text.replace(forbidden, f"\\{forbidden}") if forbidden else text

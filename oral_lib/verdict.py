@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from oral_lib.tables import CONTROLS, PLACE, RIVALS
+from oral_lib.contract import PLACE
+from oral_lib.contrasts import CONTROLS, RIVALS
 
 CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
 KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain
@@ -36,7 +37,7 @@ NAMES = {
 
 
 def verdict(compared: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """`tables.contrasts` in words: sentences of summary, and a paragraph a base model and task."""
+    """`contrasts` in words: sentences of summary, and a paragraph a base model and task."""
     cells = [_Cell(*place[2:], rows) for place, rows in compared.groupby(PLACE, sort=False)]
     summary = _summary([cell for cell in cells if cell.signal])
     silent = [cell.name for cell in cells if cell.signal is False]

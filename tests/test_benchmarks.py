@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import bases, benchmarks, cli, results, tasks, tokens
+from oral_lib import bases, benchmarks, cli, ledgers, tasks, tokens
 from oral_lib.tokens import Layout
 
 
@@ -26,7 +26,7 @@ def test_both_ways_of_sampling_give_the_same_tokens(smoke):
 
 def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
     rows = benchmarks.rows(smoke.generator(), "tiny-encoder", repeats=1)
-    table = results.append_benchmarks(tmp_path / "benchmarks.csv", rows)
+    table = ledgers.append_benchmarks(tmp_path / "benchmarks.csv", rows)
     assert set(table["benchmark"]) == {"encode", "state-space duality", "sample"}
     assert set(table["unit"]) == {"ratio"} and (table["value"] > 0).all()
 

@@ -13,12 +13,12 @@ from made_adapters import shaken
 import oral_lib
 from oral_lib import (
     bases,
+    contract,
     evaluate,
     images,
     latent_diffusion,
     plan,
     recipes,
-    results,
     scoring,
     tasks,
     training,
@@ -257,7 +257,7 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")
     metrics, items = run.published()
-    results.check(metrics)
+    contract.check(metrics)
     assert not len(items) and set(metrics.task) == set(NAMES)
     apart = metrics[metrics.metric == "frechet_tiny-convnet"]
     methods = {"base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated"}

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import figures, pictures, report, results, studies, style, tables
+from oral_lib import figures, ledgers, markup, pictures, report, results, studies, style, tables
+from oral_lib.contrasts import contrasts, without_signal
 from oral_lib.errors import OralError
+from oral_lib.grid import MODELS, PAPER_TASKS, grid_legend, grid_table, ordered
 from oral_lib.storage import write_json
 
 BASELINES = [
@@ -31,7 +33,7 @@ def folder(tmp_path_factory):
     results.collect(cells, lab)
     row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "sampling")
     row |= {"values": 100, "value": 0.25, "repeats": 3, "commit": "abc"}
-    results.append_benchmarks(lab / "benchmarks.csv", [row])
+    ledgers.append_benchmarks(lab / "benchmarks.csv", [row])
     machine = {"cpu": "abacus", "cores": 2, "memory_gib": 8.0, "gpu": []}
     zoo = [{"base": "minilm-l6", "task": "movie", "seed": seed} for seed in (0, 1, 0)]
     entry = {"hardware": machine, "versions": {"python": "3.11", "torch": "2.13"}}
@@ -41,11 +43,11 @@ def folder(tmp_path_factory):
         pd.DataFrame({"series": s, "step": steps, "loss": 1 / (1 + steps)}) for s in ("g", "z/m")
     ]
     pd.concat(curves).to_csv(lab / "curves.csv", index=False)
-    results.append_benchmarks(lab / "benchmarks.csv", stacking())
+    ledgers.append_benchmarks(lab / "benchmarks.csv", stacking())
     shares = ablation().assign(source="packages", metric="accuracy")
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
-    results.append_novelty(lab / "novelty.csv", [novelty()])
+    ledgers.append_novelty(lab / "novelty.csv", [novelty()])
     report.write(root / "results", "lab")
     return root / "results"
 
@@ -69,7 +71,7 @@ def ablation() -> pd.DataFrame:
 
 
 def novelty(**more) -> dict:
-    row = dict.fromkeys(results.NOVELTY_COLUMNS, 1.0) | {"ratio": 0.87, "method": "generated"}
+    row = dict.fromkeys(ledgers.NOVELTY_COLUMNS, 1.0) | {"ratio": 0.87, "method": "generated"}
     row |= dict.fromkeys(["n_generated", "n_train", "n_held_out"], 2) | {"seed": 0, "commit": "a"}
     place = {"experiment": "language", "source": "packages", "base": "minilm-l6", "task": "movie"}
     return row | place | more
@@ -103,7 +105,7 @@ def test_main_table_holds_every_baseline(folder):
     metrics, items = results.read(folder / "lab")
     table = report.main_table(metrics, "packages", items)
     assert [name for name in table if name in BASELINES] == BASELINES
-    assert len(table) == 2 and (table[BASELINES] != tables.ABSENT).all(axis=None)
+    assert len(table) == 2 and (table[BASELINES] != markup.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
     own = items[(items.task == "movie") & (items.method == "generated")]
     own = own[own.condition == "matched"].groupby("sample").correct.mean()
@@ -117,7 +119,7 @@ def test_main_table_holds_every_baseline(folder):
 def test_a_method_that_was_not_run_keeps_its_column():
     metrics, _ = made(profile={("base", "none"): (0.5, 1)}, n=20)
     table = report.main_table(metrics, "packages")
-    assert table.loc[0, "generated"] == tables.ABSENT and set(BASELINES) <= set(table)
+    assert table.loc[0, "generated"] == markup.ABSENT and set(BASELINES) <= set(table)
     assert not {"Gaussian", "small noise", "unconditional"} & set(table)
 
 
@@ -138,11 +140,13 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     metrics = [rows for rows, _ in cells]
     metrics.append(results.summarise(written, family="language", base_version="t0", commit="a"))
     items = results.join([rows for _, rows in cells] + [written])
-    monkeypatch.setattr(tables, "impossible", lambda b, t: t == "gsm8k" and b.startswith("mini"))
+    monkeypatch.setattr(
+        "oral_lib.grid.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
+    )
     silent = {("language", "local", "minilm-l6", "extra")}
-    grid = tables.grid_table(pd.concat(metrics), "local", items, silent=silent).set_index("task")
-    assert list(grid.index) == [*tables.PAPER_TASKS, "extra"]  # no model has every task: no mean
-    assert list(grid.columns) == list(tables.MODELS)
+    grid = grid_table(pd.concat(metrics), "local", items, silent=silent).set_index("task")
+    assert list(grid.index) == [*PAPER_TASKS, "extra"]  # no model has every task: no mean
+    assert list(grid.columns) == list(MODELS)
     own = items[items.task == "sst2"]
     shown = []
     for method in ("trained", "generated"):
@@ -151,36 +155,36 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     base = 100 * own[own.method == "base"].correct.mean()
     assert grid.loc["sst2", "minilm-l6"] == f"{' / '.join(shown)} [{base:.1f}]"
     assert grid.loc["gsm8k", "smollm2-135m"] == "50.0 / –"
-    assert grid.loc["gsm8k", "minilm-l6"] == tables.CANNOT
-    assert grid.loc["sst2", "gemma-3-270m"] == tables.ABSENT
+    assert grid.loc["gsm8k", "minilm-l6"] == markup.CANNOT
+    assert grid.loc["sst2", "gemma-3-270m"] == markup.ABSENT
     assert " † [" in grid.loc["extra", "minilm-l6"] and "†" not in grid.loc["sst2", "minilm-l6"]
-    legend = tables.grid_legend(grid.reset_index())
-    for sign in (tables.NO_SIGNAL, tables.CANNOT, tables.ABSENT):
+    legend = grid_legend(grid.reset_index())
+    for sign in (markup.NO_SIGNAL, markup.CANNOT, markup.ABSENT):
         assert f"{sign} " in legend
 
 
 def test_the_grid_puts_the_base_model_in_small_print():
     frame = pd.concat([made(cell(t), profile=FEW, n=20)[0] for t in ("one", "two")])
-    grid = tables.grid_table(frame, "packages")
+    grid = grid_table(frame, "packages")
     base = frame[(frame.method == "base") & (frame.metric == "accuracy")].value
     assert grid.task.tolist() == ["one", "two", "mean"]
     assert grid["minilm-l6"].iloc[-1].endswith(f"[{100 * base.mean():.1f}]")
-    assert f"<br><sub>[{100 * base.mean():.1f}]</sub> |" in tables.markdown(grid)
-    assert f"{{\\footnotesize [{100 * base.mean():.1f}]}}" in tables.latex(grid)
-    assert "±" not in tables.grid_legend(grid) and tables.NO_SIGNAL not in tables.grid_legend(grid)
+    assert f"<br><sub>[{100 * base.mean():.1f}]</sub> |" in markup.markdown(grid)
+    assert f"{{\\footnotesize [{100 * base.mean():.1f}]}}" in markup.latex(grid)
+    assert "±" not in grid_legend(grid) and markup.NO_SIGNAL not in grid_legend(grid)
 
 
 def test_the_paper_order_and_an_encoder_that_cannot_write():
     rows = pd.DataFrame({"base": ["minilm-l6"], "task": ["rte"], "source": ["hub"]})
     rows["experiment"] = "language"
-    assert tables.ordered(rows.assign(experiment="vision"), "task") == ["rte"]
-    assert tables.ordered(rows, "task") == tables.PAPER_TASKS
-    assert tables.ordered(rows.assign(source="packages"), "task") == ["rte"]
-    assert tables.ordered(rows.assign(base="tiny"), "base") == ["tiny"]
+    assert ordered(rows.assign(experiment="vision"), "task") == ["rte"]
+    assert ordered(rows, "task") == PAPER_TASKS
+    assert ordered(rows.assign(source="packages"), "task") == ["rte"]
+    assert ordered(rows.assign(base="tiny"), "base") == ["tiny"]
 
 
 def test_targets_are_those_of_the_contrasts():
-    compared = tables.contrasts(made_items(cell(), n=200, n_control=200))
+    compared = contrasts(made_items(cell(), n=200, n_control=200))
     row = tables.targets_table(compared).iloc[0]
     found = compared.set_index(["what", "against"])
     assert row["generated over trained"].startswith(
@@ -272,11 +276,11 @@ def test_report_refuses_broken_rows_and_writes_nothing(folder, tmp_path):
 
 def test_latex_is_escaped():
     table = pd.DataFrame({"task": ["a_b & 50% #1 $x$ {y} ^~\\"], "value": ["86.0 ± 1.2"]})
-    text = tables.latex(table)
+    text = markup.latex(table)
     escaped = r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciicircum{}\textasciitilde{}\textbackslash{}"
     assert rf"{escaped} & 86.0 $\pm$ 1.2 \\" in text
     assert r"\begin{tabular}{lr}" in text and r"\toprule" in text and r"\bottomrule" in text
-    assert tables.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == r"| x\|y |"
+    assert markup.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == r"| x\|y |"
 
 
 # ---------------------------------------------------------------- the words follow the numbers
@@ -287,7 +291,7 @@ def words(**accuracies) -> tuple[str, str]:
         key = next(key for key in profile if name in key)
         profile[key] = (accuracy, profile[key][1])
     items = made_items(cell(), profile, n=500, n_control=500, shake=0.2)
-    compared = tables.contrasts(items)
+    compared = contrasts(items)
     summary, paragraphs = report.verdict(compared)
     return " ".join(summary), paragraphs[0]
 
@@ -350,7 +354,7 @@ def test_words_name_the_simple_methods_that_do_as_well():
     ],
 )
 def test_parity_is_half_a_point_or_an_interval_that_holds_zero(found, words):
-    compared = tables.contrasts(made_items(cell(), n=60))
+    compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = found
     summary, [paragraph] = report.verdict(compared)
@@ -366,7 +370,7 @@ def test_words_when_there_is_no_signal():
 
 
 def test_words_when_the_items_cannot_settle_it():
-    compared = tables.contrasts(made_items(cell(), n=60))
+    compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.01, -0.09, 0.05
     summary, [paragraph] = report.verdict(compared)
@@ -376,7 +380,7 @@ def test_words_when_the_items_cannot_settle_it():
 
 def test_words_when_something_was_not_run():
     items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
-    summary, paragraphs = report.verdict(tables.contrasts(items))
+    summary, paragraphs = report.verdict(contrasts(items))
     assert "Not judged" in " ".join(summary) and "were not both run" in paragraphs[0]
     assert "Target" not in " ".join(summary)
 
@@ -391,7 +395,7 @@ def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
         logits = np.where((np.arange(100) < wrong)[:, None], [1.0, 0.0], [0.0, 1.0])
         rows = {"item": [str(i) for i in range(100)], "labels": np.ones(100, int)}
         tables_of.append(results.outcomes(cell(), method, condition, logits=logits, **rows))
-    found = tables.contrasts(pd.concat(tables_of)).set_index("what").loc["lost with mismatched"]
+    found = contrasts(pd.concat(tables_of)).set_index("what").loc["lost with mismatched"]
     assert found.against == "majority" and found.difference == pytest.approx(0.5)
     assert 0.3 < found.ci_low < 0.5 < found.ci_high < 0.7
 
@@ -486,11 +490,11 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
 def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     metrics, items = results.read(folder / "lab")
     rows = tables.pooled(metrics[metrics.metric == "accuracy"])
-    picture = figures.parity(rows, tables.without_signal(items))
+    picture = figures.parity(rows, without_signal(items))
     axes = {axis.get_title(loc="left"): axis for axis in picture.axes}
     assert list(axes) == ["minilm-l6"]  # of two tasks of packages only what was run
     whole = figures.parity(rows.assign(source="local"))
-    assert [axis.get_title(loc="left") for axis in whole.axes] == list(tables.MODELS)
+    assert [axis.get_title(loc="left") for axis in whole.axes] == list(MODELS)
     axis = axes["minilm-l6"]
     labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
     assert labels == ["a b", "movie"]
@@ -507,13 +511,13 @@ def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
 def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
     rows = pd.concat(parts)
-    for metric, count in (("accuracy", len(tables.PAPER_TASKS)), ("auc", 2)):
+    for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
         picture = figures.parity(tables.pooled(rows[rows.metric == metric]))
         assert len(picture.axes[0].get_yticklabels()) == count
 
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
-    compared = tables.contrasts(results.read(folder / "lab")[1])
+    compared = contrasts(results.read(folder / "lab")[1])
     picture = figures.controls(compared)
     axis = next(a for a in picture.axes if a.get_title(loc="left") == "minilm-l6")
     assert [text.get_text() for text in axis.texts] == ["no signal"]

@@ -10,10 +10,10 @@ import torch
 import oral_lib
 from oral_lib import (
     bases,
+    contract,
     figures,
     plan,
     recipes,
-    results,
     splits,
     stats,
     storage,
@@ -138,7 +138,7 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
 # ---------------------------------------------------------------- a cell
 def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
     metrics, items = cell
-    results.check_items(items, results.check(metrics))
+    contract.check_items(items, contract.check(metrics))
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_all", "multitask", "retrieval", "regression",
         "generated",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import bases, plan, probe, results, storage, tasks, training
+from oral_lib import bases, contract, plan, probe, storage, tasks, training
 from oral_lib.evaluate import accuracy_of, evaluate
 
 torch.set_num_threads(1)
@@ -40,10 +40,10 @@ def test_vision_has_a_zoo_and_generators_of_its_own(run):
 
 def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     metrics, items = run.cell(TASK, BASE, 0)
-    results.check_items(items, results.check(metrics))
+    contract.check_items(items, contract.check(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
     absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
-    assert set(metrics.method) == set(results.METHODS) - absent
+    assert set(metrics.method) == set(contract.METHODS) - absent
     assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}  # two classes
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > value["base", "none"] + 0.3

@@ -1,0 +1,96 @@
+"""Paired comparisons: which method is better on the same items, and what a text is worth.
+
+All take the items of `items.parquet`; nothing is scored here.
+"""
+
+import numpy as np
+import pandas as pd
+
+from oral_lib import stats
+from oral_lib.contract import PLACE, PROMPTED
+from oral_lib.results import matrix
+
+RIVALS = [
+    "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
+    "unconditional", "linear_probe", "multitask",
+]  # fmt: skip
+CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
+FOUND = stats.Difference._fields
+FLOORS = ["base", "majority"]
+
+
+def contrasts(items: pd.DataFrame) -> pd.DataFrame:
+    """Paired comparisons of every cell, over the items that both sides were scored on.
+
+    `what` minus `against` in accuracy: trained and generated against the better of base and
+    majority, generated against trained and its rivals. And for each control text, `what` =
+    "lost with <control>": the share of the generator's gain over the better of base and majority
+    that goes with the text (an unseen wording of the same task should lose nearly none); NaN when
+    the gain is not above zero for sure.
+    """
+    lines = []
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
+        here = dict(zip(PLACE, place, strict=True))
+        generated, trained = matrix(cell, "generated", "matched"), matrix(cell, "trained", "none")
+        name, floor = _floor(cell)
+        pairs = [("trained", trained, name, floor), ("generated", generated, name, floor)]
+        pairs += [("generated", generated, "trained", trained)]
+        for rival in RIVALS:
+            condition = "matched" if rival in PROMPTED else "none"
+            pairs.append(("generated", generated, rival, matrix(cell, rival, condition)))
+        pairs.append(("trained", trained, "linear_probe", matrix(cell, "linear_probe", "none")))
+        for what, first, against, second in pairs:
+            series = _common(first, second)
+            if series[0].size:
+                found = stats.paired_bootstrap(*series)._asdict()
+                lines.append(here | {"what": what, "against": against} | found)
+                lines[-1]["n_items"] = series[0].shape[1]
+        for control in CONTROLS:
+            series = _common(generated, matrix(cell, "generated", control), floor)
+            if series[0].size:
+                found = share_lost(*series)._asdict()
+                lines.append(here | {"what": f"lost with {control}", "against": name} | found)
+                lines[-1]["n_items"] = series[0].shape[1]
+    return pd.DataFrame(lines, columns=[*PLACE, "what", "against", *FOUND, "n_items"])
+
+
+def silent_places(compared: pd.DataFrame) -> set[tuple[str, ...]]:
+    """`without_signal`, from what `contrasts` found already."""
+    rows = compared[(compared.what == "trained") & (compared.ci_low <= 0)]
+    return set(rows[PLACE].itertuples(index=False, name=None))
+
+
+def without_signal(items: pd.DataFrame) -> set[tuple[str, ...]]:
+    """The places (experiment, source, base, task) where trained is not surely above its floor."""
+    silent = set()
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
+        series = _common(matrix(cell, "trained", "none"), _floor(cell)[1])
+        if series[0].size and stats.paired_bootstrap(*series).ci_low <= 0:
+            silent.add(place)
+    return silent
+
+
+def _floor(cell: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The better of base and majority: its name and its outcomes."""
+    found = {name: matrix(cell, name, "none") for name in FLOORS}
+    best = max(FLOORS, key=lambda name: found[name].to_numpy().mean() if found[name].size else -1)
+    return best, found[best]
+
+
+def _common(*frames: pd.DataFrame) -> list[np.ndarray]:
+    """Outcomes on the items that all frames share."""
+    shared = [item for item in frames[0] if all(item in frame for frame in frames[1:])]
+    return [frame[shared].to_numpy() for frame in frames]
+
+
+def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> stats.Difference:
+    """(generated - other) / (generated - floor) with its bootstrap interval; p is left NaN."""
+    own, control, low = (stats.item_means(series).mean() for series in (generated, other, floor))
+    draws = stats.resampled_means(generated, other, floor)
+    gains = draws[0] - draws[2]
+    if np.quantile(gains, 0.025) <= 0:
+        return stats.Difference(*[np.nan] * 4)
+    gains = np.where(gains > 0, gains, np.nan)
+    shares = (draws[0] - draws[1]) / gains
+    found = stats.interval((own - control) / (own - low), shares[np.isfinite(shares)])
+    return stats.Difference(*found, p=np.nan)
