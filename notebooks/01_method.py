@@ -45,7 +45,8 @@ pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 # What is generated is not these values but, for every token, its place among the adapters of the
 # zoo: the first principal components of that token over all tasks, the strongest first (grey where
 # there are no more of them). They are the directions that training moved the token in, turned so
-# that an adapter has nearly the same components in all of its tokens: the stripes below.
+# that an adapter has nearly the same components in all of its tokens, the stripes below, and a task
+# nearly the same in all base models.
 
 # %%
 k0, real = known.statistics.normalise(values)[0], known.statistics.mask(known.layout)

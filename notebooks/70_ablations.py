@@ -9,7 +9,7 @@
 # | group | what is changed |
 # | --- | --- |
 # | `token` | values a token, k |
-# | `components` | principal components that tell a token, turned alike in all tokens or not, or its k values |
+# | `components` | principal components that tell a token, turned alike in all tokens (and base models) or not, or its k values |
 # | `recurrence` | Mamba-2, LSTM, Transformer, none |
 # | `denoiser` | adaptive norm, or RPG's CNN (alone, and with RPG's objective on values) |
 # | `width` | channels of the denoiser |

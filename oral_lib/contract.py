@@ -2,7 +2,8 @@
 
 A cell is one experiment, task, source, base model and seed. It is written as `metrics.csv` (a row a
 method, condition and metric) beside `items.parquet` (an outcome a held-out row and sample), so that
-any two rows can be compared item by item. Tables, figures and the report read nothing else.
+any two rows can be compared item by item. Tables, figures and the report read nothing else but the
+small tables beside it: benchmarks, novelty, curves (`ledgers`) and ablations.
 
 A method of `ONCE` does not depend on the seed of the generator, so of several seeds of a cell only
 the first one need hold it.
@@ -160,6 +161,7 @@ def row_keys(items: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
 
 
 def check_columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
+    """OralError unless `frame` has just the `wanted` columns."""
     missing = [column for column in wanted if column not in frame]
     unknown = [column for column in frame if column not in wanted]
     if missing or unknown:
@@ -167,6 +169,7 @@ def check_columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None
 
 
 def check_words(frame: pd.DataFrame, columns: Iterable[str]) -> None:
+    """OralError about the first empty cell of `columns`, or word that is not allowed there."""
     for column in columns:
         if is_numeric_dtype(frame[column]) and not frame[column].hasnans:
             continue
@@ -217,6 +220,7 @@ def _typed(column: pd.Series, kind: str) -> pd.Series:
 
 
 def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    """The table in `path`, not yet checked. OralError when it is no whole one."""
     text = {name: str for name, kind in columns.items() if kind is str}
     empty = {name: [""] for name in columns}  # only "" is missing: "none" and "null" are words
     try:
@@ -226,6 +230,7 @@ def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def csv_text(frame: pd.DataFrame, key: list[str]) -> str:
+    """The rows in the order of `key` as csv, numbers with six digits."""
     return in_order(frame, key).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 

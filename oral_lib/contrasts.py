@@ -1,6 +1,6 @@
 """Paired comparisons: which method is better on the same items, and what a text is worth.
 
-All take the items of `items.parquet`; nothing is scored here.
+They start from the items of `items.parquet`; nothing is scored here.
 """
 
 import numpy as np

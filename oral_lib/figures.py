@@ -163,6 +163,7 @@ def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
 
 
 def _title(row: dict[str, str]) -> str:
+    """What stands above a picture: its text, cut short and broken into lines, and the truth."""
     told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
     told = row["title"].splitlines() if "title" in row else told
     short = [textwrap.shorten(text, 76, placeholder=" ...") for text in told]

@@ -28,7 +28,7 @@ from oral_lib.tokens import Layout
 
 FORMAT = 1
 NOISES = ("adapter", "token")  # what has one draw
-TURNS = ("bases", "tokens", "none")  # all of what have components that are alike
+TURNS = ("bases", "tokens", "none")  # how far components are made alike
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class GeneratorConfig:
     zeros instead of noised tokens and answers with K_0 at once.
 
     A token is told by its first `components` principal components over the zoo, or by its k values
-    where `components` is 0: see `statistics.Statistics`. Components are `turned` to be alike in all
-    "tokens" of an adapter, and an adapter's of one task in all "bases", that is, base models.
+    where `components` is 0: see `statistics.Statistics`. Components of a token are known up to a
+    turn: with `turned` "none" they stay as they come, with "tokens" they are alike in all tokens of
+    an adapter, with "bases" in all base models, too, for the tasks that these share.
 
     The denoiser sees one token at a time. So that a sample follows the same zoo adapters in all of
     its tokens, these start from one draw of `noise`, "adapter"; with a draw a "token" each goes its

@@ -79,7 +79,8 @@ def assemble(
 
     In any gauge but the shared start's nothing of the start is left to centre on, so LoRA factors
     are centred on zero: all-zero tokens still are the base model. Statistics of one task are
-    centred on its mean: all-zero tokens then are its soup, whatever the generator has learned.
+    centred on its mean: all-zero tokens then are its soup, whatever the generator has learned;
+    their components are not made alike in all base models.
     """
     members = [dressed(m, variant.gauge) for m in members]
     bare = variant.gauge != "shared"

@@ -45,6 +45,7 @@ def _plain(cell, forbidden: str = "") -> str:
 
 
 def aligned(table: pd.DataFrame) -> list[str]:
+    """The lines of the table in columns of equal width, names to the left, numbers to the right."""
     rows = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     names = {"experiment", "base model", "task"}

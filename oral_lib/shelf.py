@@ -17,9 +17,9 @@ from oral_lib.zoo import Member
 
 @dataclass(frozen=True)
 class Shelf:
-    """The zoo of one base model as training reads it, on the device."""
+    """The zoo of one base model as training reads it."""
 
-    tokens: Tensor  # [a, l, k] normalised
+    tokens: Tensor  # [a, l, k or r] normalised
     members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
     texts: Tensor  # [tasks, wordings, e]
 
@@ -36,7 +36,8 @@ def assemble(
 
     Statistics are centred on the shared LoRA start, or where `bare` on factors of zero, and pooled
     over all tasks of a base: all-zero tokens are the base model, nothing of a task leaks through
-    them. With components that are alike in all base models the one with the most tasks leads.
+    them. Where components are to be alike in all base models, that of most tasks leads, of equally
+    many the first by name; which task an adapter is of is read for that turn alone.
     """
     encoder = text_encoder(config.text_encoder, source)
     layouts, prepared = {}, {}
@@ -83,7 +84,7 @@ def _alike(
     if again := [task for task in means if task in codes]:
         turn = likeness(*(torch.stack([x[t] for t in again]) for x in (means, codes)))
         means = {task: mean @ turn for task, mean in means.items()}
-        statistics = statistics.turned(turn)
+        statistics = statistics.rotated(turn)
     codes |= {task: mean for task, mean in means.items() if task not in codes}
     return statistics
 

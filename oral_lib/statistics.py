@@ -26,7 +26,8 @@ class Statistics:
     values, values = scale * (token @ basis) + center: adapters of one start differ in few
     directions, other ones in every token, and a network need not find them. Each token's are
     turned so that an adapter has, as far as can be, the same r numbers in all of its tokens; of a
-    token of fewer directions they are smaller. Tokens of zeros alone stay the center.
+    token of fewer directions they are smaller. `rotated` turns all of them alike. Tokens of zeros
+    alone stay the center.
     """
 
     center: Tensor  # float32 [l, k], padding 0
@@ -109,8 +110,11 @@ class Statistics:
             tokens = torch.einsum("blr,lrk->blk", tokens, self.basis)
         return torch.addcmul(self.center, tokens, self.scale)
 
-    def turned(self, turn: Tensor) -> "Statistics":
-        """The same, but its tokens are `tokens @ turn`, turn [r, r] orthogonal."""
+    def rotated(self, turn: Tensor) -> "Statistics":
+        """The same, but its tokens are `tokens @ turn`, turn float [r, r], orthogonal. UsageError
+        where there are no components to turn."""
+        if self.basis is None:
+            raise UsageError("Statistics without components cannot be turned: fit them with some.")
         return replace(self, basis=turn.mT @ self.basis)
 
     def mask(self, layout: Layout) -> Tensor:
@@ -124,11 +128,13 @@ class Statistics:
 
 
 def likeness(codes: Tensor, others: Tensor) -> Tensor:
-    """The turn [r, r] that brings `codes` [t, r] as near as can be to `others` [t, r], and nothing
-    further than it must (orthogonal Procrustes). Components that no code has stay as they are."""
+    """The turn [r, r] that brings `codes` [t, r] as near as can be to `others` [t, r], and moves
+    nothing further than it must (orthogonal Procrustes), in the dtype of `codes`. Components that
+    no code has stay as they are: the others turn among themselves."""
     real = codes.any(0)
     pull = codes[:, real].double().mT @ others[:, real].double()
     stay = torch.eye(len(pull), dtype=pull.dtype, device=pull.device)
+    # where the codes leave the turn open, stay; what they say clearly is missed by about 1e-3
     left, _, right = torch.linalg.svd(pull + 1e-3 * pull.norm() * stay)
     turn = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
     turn[real.nonzero(), real.nonzero().mT] = (left @ right).to(codes.dtype)

@@ -213,11 +213,14 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
             plain = plain[(plain.case == case) & (plain.device == device)].value
             height = plain.iloc[0] if len(plain) else 1.0 if rate == "speed over plain" else None
             if height is not None:
+                other = frame[(frame.variant == "plain") & (frame.metric == rate)].value / height
+                below = other.between(1, 1.6, inclusive="right").any()  # no room above the line
                 axes[0, 0].axhline(height, color=colour, lw=1.4, ls=(0, (4, 2)))
                 axes[0, 0].annotate(
                     f"PEFT, one by one: {height:,.0f}" if rate != "speed over plain" else "PEFT",
-                    (0.99, height), (0, 4), xycoords=("axes fraction", "data"), color=colour,
-                    textcoords="offset points", ha="right", fontsize=9.5,
+                    (0.99, height), (0, -4 if below else 4), xycoords=("axes fraction", "data"),
+                    color=colour, textcoords="offset points", ha="right", fontsize=9.5,
+                    va="top" if below else "bottom",
                 )  # fmt: skip
         sizes = sorted(frame["size"].dropna().unique())
         for axis in axes[0]:
@@ -231,13 +234,17 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
         drawn = frame[frame.metric == rate].value
         if drawn.max() > 10 * drawn.min():
             axes[0, 0].set_yscale("log")
+            axes[0, 0].set_ylim(drawn.min() / 2, None)
         else:
             axes[0, 0].set_ylim(0, None)
         axes[0, 0].yaxis.set_major_formatter("{x:,g}")
         if wide == 2:
             axes[0, 1].set(title="share of the device's peak, percent", ylim=(0, None))
         if len(curves) > 1:
-            axes[0, 0].legend(frameon=False, fontsize=10.5)
+            figure.legend(
+                *axes[0, 0].get_legend_handles_labels(),
+                loc="outside upper left", ncols=wide, frameon=False, fontsize=10.5,
+            )  # fmt: skip
         if not several and len(frame):
             figure.supxlabel(str(frame.device.iloc[0]), fontsize=10.5)
     return closed(figure)

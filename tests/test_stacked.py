@@ -58,7 +58,8 @@ def same_as_alone(base, done, data):
         moved = (alone[name] - start[name]).norm()
         assert moved > 0
         off[name] = float((tensor - alone[name]).norm() / moved)
-    assert max(off.values()) < 5e-2 and np.median(list(off.values())) < 2e-3, off
+    most = 1e-2 if bases.fast_dtype("cpu") == torch.bfloat16 else 5e-2  # 0.018 seen on AVX2 alone
+    assert max(off.values()) < most and np.median(list(off.values())) < 2e-3, off
 
 
 def test_a_stack_trains_what_peft_trains_one_by_one(base, data):

@@ -403,7 +403,7 @@ def test_turned_statistics_turn_tokens_and_give_the_same_values_back():
     layout, start, values = zoo()
     statistics = Statistics.fit(layout, values, center=start, components=3)
     tokens, turn = statistics.normalise(values), torch.linalg.qr(torch.randn(3, 3)).Q
-    other = statistics.turned(turn)
+    other = statistics.rotated(turn)
     torch.testing.assert_close(other.normalise(values), tokens @ turn, atol=1e-5, rtol=1e-4)
     back = statistics.denormalise(tokens)
     torch.testing.assert_close(other.denormalise(tokens @ turn), back, atol=1e-5, rtol=1e-4)

@@ -199,12 +199,12 @@ def test_tokens_on_the_shelf_have_unit_size_round_the_start(zoo_members):
     assert (held[:, ~known.mask] == 0).all()
 
 
-def test_a_task_has_the_same_components_in_all_base_models():
-    """Two base models, whose adapters of a task go one way each and a little to all sides."""
+def zoo_of(tasks_of):
+    """Adapters that go one way a base model and task, and a little to all sides."""
     zoo = []
-    for name in ("tiny-causal", "tiny-encoder"):
+    for name, of in tasks_of.items():
         start = bases.load(name).lora_init()
-        for task in ("movie", "sarcasm", "quartz"):
+        for task in of:
             way = seeds.generator(0, name, task)
             way = {n: 0.1 * torch.randn(t.shape, generator=way) for n, t in start.items()}
             for i in range(3):
@@ -212,12 +212,48 @@ def test_a_task_has_the_same_components_in_all_base_models():
                 tensors = {n: t + way[n] + 0.02 * torch.randn(t.shape, generator=draw)
                            for n, t in start.items()}  # fmt: skip
                 zoo.append(Member(name, task, i, tensors, {"sha256": f"{name}-{task}-{i}"}))
-    apart = {}
-    for turned in ("bases", "tokens"):
-        _, shelves = assemble(replace(SMALL, components=8, turned=turned), zoo)
-        one, other = (x.tokens[x.members].mean((1, 2)) for x in shelves.values())  # [tasks, r]
-        apart[turned] = torch.cosine_similarity(one, other).min()
-    assert apart["bases"] > 0.95 and apart["tokens"] < 0.8, apart
+    return zoo
+
+
+def codes(zoo, turned, components=8):
+    """(mean components [r] by base model and task, tokens by base model)."""
+    _, shelves = assemble(replace(SMALL, components=components, turned=turned), zoo)
+    found = {}
+    for name, held in shelves.items():
+        of = dict.fromkeys(m.task for m in zoo if m.base == name)
+        for task, rows in zip(of, held.members, strict=True):
+            found[name, task] = held.tokens[rows].mean((0, 1))
+    return found, {name: held.tokens for name, held in shelves.items()}
+
+
+def test_a_task_has_the_same_components_in_all_base_models():
+    """The first base model leads; the second shares two tasks with it, the third one with each."""
+    zoo = zoo_of({
+        "tiny-causal": ("movie", "quartz", "tweets", "products"),
+        "tiny-encoder": ("movie", "quartz", "sarcasm"),
+        "tiny-vit": ("sarcasm", "tweets"),
+    })  # fmt: skip
+    alike, tokens = codes(zoo, "bases")
+    apart, before = codes(zoo, "tokens")
+    pairs = [("movie", 0, 1), ("quartz", 0, 1), ("sarcasm", 1, 2), ("tweets", 0, 2)]
+    names = ("tiny-causal", "tiny-encoder", "tiny-vit")
+    near = [
+        [
+            torch.cosine_similarity(found[names[i], t], found[names[j], t], dim=0)
+            for t, i, j in pairs
+        ]
+        for found in (alike, apart)
+    ]
+    assert min(near[0]) > 0.95 and min(near[1]) < 0.8, near
+    assert torch.equal(tokens["tiny-causal"], before["tiny-causal"])
+    assert not torch.allclose(tokens["tiny-vit"], before["tiny-vit"], atol=0.1)
+
+
+def test_base_models_without_a_common_task_keep_their_components():
+    zoo = zoo_of({"tiny-causal": ("movie", "quartz"), "tiny-encoder": ("sarcasm", "tweets")})
+    tokens, before = codes(zoo, "bases")[1], codes(zoo, "tokens")[1]
+    assert all(torch.equal(tokens[name], before[name]) for name in before)
+    assert codes(zoo, "bases", components=0)[1]["tiny-causal"].shape[-1] == SMALL.k
 
 
 def test_a_new_generator_is_the_same_every_time(zoo_members):

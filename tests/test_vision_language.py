@@ -162,7 +162,7 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model_alone(base):
 
 # ---------------------------------------------------------------- the zoo
 def test_training_teaches_to_look(base, data):
-    task, recipe = tasks.load("easy_vqa"), Recipe(steps=120, batch=16, lr=5e-3)
+    task, recipe = tasks.load("easy_vqa"), recipes.default(NAME)
     [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
     assert sum(done.losses[-5:]) < 0.3 * sum(done.losses[:5])
     together = [base.lora_init(), done.tensors]
