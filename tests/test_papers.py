@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 import oral_lib
+from oral_lib import ledgers
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,3 +41,10 @@ def test_version_and_licence_are_the_same_everywhere():
     assert project["version"] == oral_lib.__version__ == citation["version"]
     assert project["license"] == citation["license"] == "Apache-2.0"
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:200]
+
+
+def test_the_report_shows_every_benchmark():
+    report = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "results").glob("*/benchmarks.csv"):
+        for case in set(ledgers.read_benchmarks(path)["case"]):
+            assert f"| {case} |" in report, f"{path.parent.name}: {case}"
