@@ -30,12 +30,7 @@ def append_benchmarks(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame
 
     A measurement of the same thing on the same device replaces the older one.
     """
-    new = pd.DataFrame(list(rows))
-    _check_benchmarks(new)
-    old = [read_benchmarks(path)] if Path(path).exists() else []
-    frame = pd.concat([*old, new[list(BENCHMARK_COLUMNS)]])
-    write_text(path, csv_text(frame.drop_duplicates(BENCHMARK_KEY, keep="last"), BENCHMARK_KEY))
-    return read_benchmarks(path)
+    return _append(path, rows, read_benchmarks, _check_benchmarks, BENCHMARK_KEY)
 
 
 def read_benchmarks(path: str | Path) -> pd.DataFrame:
@@ -49,17 +44,12 @@ def _check_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
         if kind in (int, float):
             number = pd.to_numeric(frame[column], errors="coerce")
             refuse(frame, ~np.isfinite(number), column, "must be a finite number")
-    return frame
+    return frame[list(BENCHMARK_COLUMNS)]
 
 
 def append_novelty(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
     """Adds rows to novelty.csv (one writer at a time); a row of the same key replaces the older."""
-    new = pd.DataFrame(list(rows))
-    _check_novelty(new)
-    old = [read_novelty(path)] if Path(path).exists() else []
-    frame = pd.concat([*old, new[list(NOVELTY_COLUMNS)]])
-    write_text(path, csv_text(frame.drop_duplicates(NOVELTY_KEY, keep="last"), NOVELTY_KEY))
-    return read_novelty(path)
+    return _append(path, rows, read_novelty, _check_novelty, NOVELTY_KEY)
 
 
 def read_novelty(path: str | Path) -> pd.DataFrame:
@@ -74,7 +64,14 @@ def _check_novelty(frame: pd.DataFrame) -> pd.DataFrame:
         if kind in (int, float) and column != "samples":  # of a single sample there is no pair
             number = pd.to_numeric(frame[column], errors="coerce")
             refuse(frame, ~(np.isfinite(number) & (number >= 0)), column, "must be 0 or above")
-    return frame
+    return frame[list(NOVELTY_COLUMNS)]
+
+
+def _append(path: str | Path, rows: Iterable[Mapping], read, check, key: list[str]) -> pd.DataFrame:
+    new = check(pd.DataFrame(list(rows)))
+    frame = pd.concat([read(path), new]) if Path(path).exists() else new
+    write_text(path, csv_text(frame.drop_duplicates(key, keep="last"), key))
+    return read(path)
 
 
 def thinned(curves: pd.DataFrame, points: int = 50) -> pd.DataFrame:
