@@ -10,7 +10,7 @@ from torch import Tensor
 from oral_lib import bases, seeds, tasks, tokens
 from oral_lib.condition import describe_base, text_encoder
 from oral_lib.generator import Generator, GeneratorConfig, Known
-from oral_lib.statistics import Statistics, likeness
+from oral_lib.statistics import likeness
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
@@ -58,10 +58,12 @@ def assemble(
         values = tokens.encode(layout, [m.tensors for m in mine])
         start = tokens.encode(layout, [start])[0]
         statistics = config.fit(layout, values, start)
+        told = statistics.normalise(values)
         if config.components and config.turned == "bases":
-            statistics = _alike(statistics, statistics.normalise(values), mine, codes)
+            turn = _turn(told, mine, codes)
+            statistics, told = statistics.rotated(turn), told @ turn
         known[name] = Known(layout, statistics, *c_model, types, _plain(peft_config))
-        shelves[name] = _shelf(statistics.normalise(values), mine, encoder)
+        shelves[name] = _shelf(told, mine, encoder)
     shelves = dict(sorted(shelves.items()))
     manifest = {
         "zoo": [
@@ -74,19 +76,16 @@ def assemble(
         return Generator(config, known, manifest), shelves
 
 
-def _alike(
-    statistics: Statistics, told: Tensor, members: Sequence[Member], codes: dict[str, Tensor]
-) -> Statistics:
-    """`statistics` turned so that a task's tokens, `told` [a, l, r] of `members`, have on average
+def _turn(told: Tensor, members: Sequence[Member], codes: dict[str, Tensor]) -> Tensor:
+    """The turn [r, r] after which a task's tokens, `told` [a, l, r] of `members`, have on average
     what `codes` says by task: the components [r] of it in earlier base models. Notes new tasks'."""
     of = [m.task for m in members]
     means = {t: told[torch.tensor([t == u for u in of])].mean((0, 1)) for t in dict.fromkeys(of)}
+    turn = torch.eye(told.shape[-1])
     if again := [task for task in means if task in codes]:
         turn = likeness(*(torch.stack([x[t] for t in again]) for x in (means, codes)))
-        means = {task: mean @ turn for task, mean in means.items()}
-        statistics = statistics.rotated(turn)
-    codes |= {task: mean for task, mean in means.items() if task not in codes}
-    return statistics
+    codes |= {task: mean @ turn for task, mean in means.items() if task not in codes}
+    return turn
 
 
 def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
