@@ -200,11 +200,12 @@ def write(results_root: str | Path, scale: str) -> Path:
         name = path.stem.replace("curves", "loss")
         style.save(studies.loss_curves(pd.read_csv(path)), folder / "figures", name)
     scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
-    shown = [name for name in scales if name != "smoke"] or scales
-    read = {scale: parts}
-    chapters = [_chapter(root / name, read.get(name) or _parts(root / name)) for name in shown]
-    write_text(root / "README.md", "\n".join([HEAD, *chapters]))
-    return root / "README.md"
+    shown, path = [name for name in scales if name != "smoke"] or scales, root / "README.md"
+    if scale in shown or not path.exists():  # else it would be read and reckoned anew for nothing
+        read = {scale: parts}
+        chapters = [_chapter(root / name, read.get(name) or _parts(root / name)) for name in shown]
+        write_text(path, "\n".join([HEAD, *chapters]))
+    return path
 
 
 def _parts(folder: Path) -> list[_Part]:
