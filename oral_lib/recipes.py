@@ -53,7 +53,7 @@ RECIPES = {
     f"tiny-convnet{registry.YES_NO}": Recipe(steps=60, batch=16, lr=1e-2),
     "vit-tiny": Recipe(steps=400, batch=32, lr=1e-3),
     "convnext-atto": Recipe(steps=400, batch=32, lr=1e-3),
-    "towers": Recipe(steps=1600, batch=32, lr=1e-3),
+    "towers": Recipe(steps=1600, batch=32, lr=5e-4),
     "tiny-towers": Recipe(steps=60, batch=16, lr=5e-3, ratio=1.0),  # one rate teaches it faster
     "tiny-vision-language": Recipe(steps=120, batch=16, lr=5e-3),
     "sd-2.1": Recipe(steps=4000, batch=1, lr=1e-4, ratio=1.0),  # as in diffusers' own example

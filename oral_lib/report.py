@@ -301,8 +301,31 @@ def _what(metrics: pd.DataFrame) -> str:
         f"{metrics.groupby(['base', 'task']).ngroups} pairs. Seed {seeds}, {counts} generated "
         "samples each, "
         f"{listed([str(n) for n in sorted(metrics.n_items.unique(), reverse=True)])} held-out "
-        f"items. Commit {listed(sorted(metrics.commit.unique()))}."
+        f"items. {_commits(metrics)}"
     )
+
+
+def _commits(metrics: pd.DataFrame) -> str:
+    """Which commit measured what, where cells of several runs lie side by side."""
+    first, *others = metrics.commit.value_counts().index
+    told = [f"Commit {first}."]
+    for commit in sorted(others):
+        older = metrics[metrics.commit == commit]
+        cells = [
+            f"{task} on {base}{_few_seeds(rows, metrics)}"
+            for (base, task), rows in older.groupby(["base", "task"])
+        ]
+        told.append(f"Commit {commit} measured {listed(cells)}.")
+    return " ".join(told)
+
+
+def _few_seeds(rows: pd.DataFrame, metrics: pd.DataFrame) -> str:
+    """Which seeds `rows` of a cell have, where they are not all that `metrics` has of it."""
+    own = metrics[(metrics.base == rows.base.iloc[0]) & (metrics.task == rows.task.iloc[0])]
+    seeds = sorted(rows.seed.unique())
+    if len(seeds) == own.seed.nunique():
+        return ""
+    return f" (seed {listed([str(seed) for seed in seeds])})"
 
 
 def _where(entry: dict | None) -> str:

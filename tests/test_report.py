@@ -249,6 +249,17 @@ def test_readme_says_what_where_and_how_to_make_it_again(folder):
         assert (folder / link).is_file(), link
 
 
+def test_readme_says_which_cells_another_commit_measured():
+    few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
+    rows = [made(cell(seed=s, task=t), profile=few, n=20)[0] for t in ("movie", "b") for s in (0, 1)]
+    rows[0].commit = rows[1].commit = rows[2].commit = "new"
+    rows[3].commit = "old"
+    assert report._commits(pd.concat(rows[:3])) == "Commit new."
+    told = "Commit new. Commit old measured b on minilm-l6 (seed 1)."
+    assert report._commits(pd.concat(rows)) == told
+    assert report._commits(pd.concat(rows[:1] + rows[3:])).endswith("old measured b on minilm-l6.")
+
+
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "save", lambda *_: [])  # takes its time and is tested above
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
