@@ -45,9 +45,9 @@ class Recipe:
 
 UNTOLD = {"ratio": 1.0}  # what a recipe had before it said so
 RECIPES = {
-    "minilm-l6": Recipe(steps=400, batch=16, lr=3e-3),
-    "minilm-l3": Recipe(steps=400, batch=16, lr=3e-3),
-    "smollm2-135m": Recipe(steps=300, batch=16, lr=2e-3),
+    "minilm-l6": Recipe(steps=800, batch=16, lr=1.5e-3),
+    "minilm-l3": Recipe(steps=800, batch=16, lr=1.5e-3),
+    "smollm2-135m": Recipe(steps=600, batch=16, lr=1e-3),
     **{name: Recipe(steps=400, batch=32, lr=6e-3) for name in registry.LITES},
     f"{registry.LITES[0]}{registry.YES_NO}": Recipe(steps=200, batch=16, lr=1.5e-3),
     f"tiny-convnet{registry.YES_NO}": Recipe(steps=60, batch=16, lr=1e-2),

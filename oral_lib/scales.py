@@ -66,8 +66,8 @@ def _lab(source: str) -> tuple[Cells, ...]:
     """The five language models of the lab scale, and two more where the hub has them."""
     rows = TASKS[source]
     labelled = tuple(task for task in rows if task not in WRITTEN)
-    causal = Cells("", rows, 8, 2, 3, True, "", 0.03, 0.5, 6000)
-    encoder = replace(causal, tasks=labelled, zoo_minutes=0.02, cell_minutes=0.3, memory_mb=3000)
+    causal = Cells("", rows, 8, 2, 3, True, "", 0.06, 0.5, 6000)
+    encoder = replace(causal, tasks=labelled, zoo_minutes=0.04, cell_minutes=0.3, memory_mb=3000)
     models = [
         replace(encoder, base="minilm-l6"),
         replace(encoder, base="minilm-l3"),
