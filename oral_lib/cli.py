@@ -154,10 +154,6 @@ def _source(args: argparse.Namespace) -> str:
     return source
 
 
-def _run_folder(args: argparse.Namespace) -> Path:
-    return plan.run_folder(args.scale, _source(args), args.out.absolute())
-
-
 def _assets(args: argparse.Namespace) -> None:
     from oral_lib import assets, storage
 

@@ -135,11 +135,13 @@ def torchvision() -> Check:
     return Check("torchvision", "ok", f"torchvision {torchvision.__version__}")
 
 
-def assets(source: str) -> Iterator[Check]:
-    """One check for the cache and one for each asset that it lacks."""
+def assets(source: str, plan: Sequence[Node] = ()) -> Iterator[Check]:
+    """One check for the cache and one for each asset that `plan` reads and the cache lacks."""
     from oral_lib import assets
 
-    missing = assets.ready(source)
+    places = [node.name.rpartition("/") for node in plan]
+    read = [first or "language" for first, _, last in places if last == "assets"]
+    missing = sorted({name for one in read or ["language"] for name in assets.ready(source, one)})
     seen = f"{assets.cache_dir()}, " + ("all there" if not missing else f"{len(missing)} missing")
     yield Check("assets", "warn" if missing else "ok", seen)
     for name in missing:
@@ -191,7 +193,7 @@ def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
         torchvision,
         kernels,
         kernelspec,
-        lambda: assets(source),
+        lambda: assets(source, plan),
         commit,
     ]
     names = ["python", "disk", "memory", "packages", "torch", "torchvision", "mamba_ssm"]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from oral_lib import tasks
 from oral_lib.markup import ABSENT, CANNOT, NO_SIGNAL
+from oral_lib.scales import PAPER_TASKS
 from oral_lib.tables import pooled, spreads_of
 
 FEW = 3  # tasks
@@ -14,7 +15,6 @@ MODELS = {  # the language models of the lab scale, in the order of the grid's c
     "smollm2-135m": "causal", "smollm2-135m-t4": "causal", "gemma-3-270m": "causal",
     "minilm-l6": "encoder", "minilm-l3": "encoder",
 }  # fmt: skip
-PAPER_TASKS = ["sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k"]
 SHOWN = [("trained", "none"), ("generated", "matched"), ("base", "none")]  # in a cell of the grid
 
 

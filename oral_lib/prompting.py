@@ -44,15 +44,16 @@ def prompt(
     """`n` adapters for the task that the sentence `task` describes, on the base model `base`.
 
     `generator` is a generator's folder; by default the one that ./reproduce.sh trained at `scale`
-    from `source`. The same seed gives the same adapters. UsageError for an empty sentence or an
-    unknown base model, PreflightError if there is no generator yet.
+    from `source` for the experiment of `base`. The same seed gives the same adapters. UsageError
+    for an empty sentence or an unknown base model, PreflightError if there is no generator yet.
     """
     if not task.strip():
         raise UsageError("the task is an empty sentence: say what the adapter is to do.")
-    bases.spec(base)
+    spec = bases.spec(base)
     scale = scale or plan.default_scale()
     made_here = "made" if scale == "smoke" else source
-    folder = Path(generator) if generator else plan.run_folder(scale, made_here) / "generator"
+    run = plan.experiment_folder(scale, made_here, experiment=spec.experiment)
+    folder = Path(generator) if generator else run / "generator"
     model = Generator.from_pretrained(folder, device)
     how = {"guidance": guidance, "temperature": temperature, "source": made_here}
     made = model.generate(task, base, n, seed, **how)

@@ -1,7 +1,8 @@
 """Recipes: how an adapter is trained, and which learning rate and how many steps a task gets.
 
-Learning rate and steps were chosen for each task and base model on validation rows that are cut
-from the training rows (`tuning.py`); a run keeps what was chosen.
+Where a scale tunes, learning rate and steps are chosen for each task and base model on validation
+rows that are cut from the training rows (`tuning.py`); a run keeps what was chosen. Later versions
+of a model have its recipes.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -90,16 +91,22 @@ def recipe_of(base: str, task: str, root: Path) -> Recipe:
     """The recipe of `task` on `base`: as tuned below `root`, else the default.
 
     A version of a model has the recipe of the model. PreflightError for one that was tuned with
-    another `ratio`.
+    another `ratio` or among other candidates than there are now.
     """
     first, name = default(base), registry.root(registry.spec(base)).name
     tuned = root / "tuning" / name / f"{task}.json"
     if not tuned.exists():
         return first
     found = UNTOLD | storage.read_json(tuned)
+    mend = "remove the file, or run ./reproduce.sh --from-scratch."
     if found["ratio"] != first.ratio:
         raise PreflightError(
             f"{tuned} was tuned with a ratio of {found['ratio']:g}, the recipe of {name} has "
-            f"{first.ratio:g}: remove the file, or run ./reproduce.sh --from-scratch."
+            f"{first.ratio:g}: {mend}"
+        )
+    tried = {(one["steps"], one["lr"]) for one in found["candidates"]}
+    if tried != {(one.steps, one.lr) for one in candidates(name)}:
+        raise PreflightError(
+            f"{tuned} was tuned among other steps and learning rates than {name} has now: {mend}"
         )
     return replace(first, **found["chosen"])

@@ -1,7 +1,7 @@
 """The report: tables, figures and a verdict in plain words, from the files of results/<scale>/.
 
 Reads metrics.csv, items.parquet and, where they are there, benchmarks.csv, ablations.csv,
-novelty.csv, curves.csv and manifest.json; refuses rows that break the contract. Equal files give
+novelty.csv, curves-*.csv and manifest.json; refuses rows that break the contract. Equal files give
 equal bytes.
 """
 
@@ -85,13 +85,16 @@ FIGURES = {
 }
 METRICS = {"accuracy": "main", "auc": "auc", "calibrated_accuracy": "calibrated"}
 FILES = """\
-Tables (CSV, Markdown, LaTeX): `{scale}/tables/`, named grid (above), main (every method), auc, \
-calibrated, targets, intervals (every method) and contrasts (every paired difference), then \
-`-{name}`. Figures (PNG, PDF, SVG): `{scale}/figures/`. Every row: `{scale}/metrics.csv`. Every \
-outcome: `{scale}/items.parquet`. Seeds, versions, revisions and hashes: `{scale}/manifest.json`.
+Tables (CSV, Markdown, LaTeX): `{scale}/tables/`, named {tables}, then `-{name}`. Figures (PNG, \
+PDF, SVG): `{scale}/figures/`. Every row: `{scale}/metrics.csv`. Every outcome: \
+`{scale}/items.parquet`. Seeds, versions, revisions and hashes: `{scale}/manifest.json`.
 
-Make it again: `./reproduce.sh --scale {scale} --source {source}`
+Make it again: `./reproduce.sh --scale {scale} --source {source}{only}`
 """
+TABLES = {  # what a table holds where its name does not say it
+    "grid": "above", "main": "every method", "intervals": "every method",
+    "contrasts": "every paired difference",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -267,7 +270,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
         ]
         if novel.exists():
             parts += ["#### Novelty\n", novel.read_text(encoding="utf-8"), NOVELTY]
-        parts += ["#### Files\n", FILES.format(scale=scale, name=part.name, source=part.source)]
+        parts += ["#### Files\n", _files(folder, part)]
     for path in sorted((folder / "figures").glob("ablations-*.png")):
         source = path.stem.removeprefix("ablations-")
         parts += [f"### Ablations, source `{source}`\n"]
@@ -283,6 +286,17 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
             parts.append(f"![LoRAs trained at once]({scale}/figures/benchmarks.png)\n")
         parts.append(markdown(benchmarks))
     return "\n".join(parts)
+
+
+def _files(folder: Path, part: _Part) -> str:
+    """Where the numbers of a part lie, and the command that makes them."""
+    ending = f"-{part.name}"
+    kinds = sorted(p.stem.removesuffix(ending) for p in (folder / "tables").glob(f"*{ending}.csv"))
+    told = listed([f"{kind} ({TABLES[kind]})" if kind in TABLES else kind for kind in kinds])
+    source = "local:DIR" if part.source == "local" else part.source
+    only = "" if part.experiment == "language" else f" --only '{part.experiment}*'"
+    how = {"scale": folder.name, "name": part.name, "tables": told}
+    return FILES.format(source=source, only=only, **how)
 
 
 def _folded(title: str, *text: str) -> list[str]:
@@ -316,6 +330,8 @@ def _commits(metrics: pd.DataFrame) -> str:
             for (base, task), rows in older.groupby(["base", "task"])
         ]
         told.append(f"Commit {commit} measured {listed(cells)}.")
+    if others:
+        told.append("The manifest is that of the first.")
     return " ".join(told)
 
 
@@ -333,7 +349,8 @@ def _where(entry: dict | None) -> str:
     if entry is None:
         return "The machine was not recorded."
     machine, versions = entry["hardware"], entry["versions"]
-    seeds = "; ".join(f"{name} {_seeds(found)}" for name, found in sorted(entry["seeds"].items()))
+    told = {name: _seeds(found) for name, found in sorted(entry["seeds"].items())}
+    seeds = "; ".join(f"{name} {found}" for name, found in told.items() if found)
     return (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
         f"{listed(machine['gpu']) if machine['gpu'] else 'no GPU'}; Python {versions['python']}, "

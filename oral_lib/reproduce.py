@@ -28,8 +28,9 @@ commands:
 
 scales:
   smoke    tiny models made on the spot: proves the code in minutes, needs no download
-  desk     two small models, three tasks: at most 30 minutes on 2 cores (the default without GPU)
-  lab      five small models, all tasks: about an hour on one GPU (the default where there is one)
+  desk     two small models, three tasks: half an hour on 2 cores that multiply bf16, an hour on
+           others (the default without GPU)
+  lab      five small models, all tasks: hours on one GPU (the default where there is one)
   paper    the paper's models; needs GPUs of 80 GB. --list and --dry-run work anywhere
 
 exit codes:

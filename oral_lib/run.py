@@ -253,12 +253,15 @@ class Run:
         curves = self.results / f"curves-{self.experiment}-{source}.csv"
         self._curves().to_csv(curves, index=False, float_format="%.5g")
         generator = storage.read_json(self.root / "generator" / "manifest.json")
+        where = self.scale, self.source, self.experiment
+        kinds = [k for k in plan.generators(self.scale, self.experiment) if k.startswith("gen")]
         provenance.manifest(
             self.results,
             source=source if self.experiment == "language" else f"{source}-{self.experiment}",
             seeds={
                 "zoo": sorted({m["seed"] for m in generator["zoo"]}),
-                "generator": generator["training"]["seed"],
+                "held out of training": sorted({m[2] for m in plan.members(*where, held_out=True)}),
+                "generator": [training.preset(self.scale, kind)[1].seed for kind in kinds],
             },
             zoo=generator["zoo"],
             assets=assets.identities(self.source, self.experiment),

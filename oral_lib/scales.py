@@ -63,7 +63,8 @@ TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to a
 
 
 def _lab(source: str) -> tuple[Cells, ...]:
-    """The five language models of the lab scale, and two more where the hub has them."""
+    """The language models of the lab scale: four, Gemma where its terms are accepted, and two more
+    where the hub has them."""
     rows = TASKS[source]
     labelled = tuple(task for task in rows if task not in WRITTEN)
     causal = Cells("", rows, 8, 2, 3, True, "", 0.06, 0.5, 6000)
@@ -95,7 +96,7 @@ def _towers(source: str) -> tuple[Cells, ...]:
     rows = PAIRS.get(source.partition(":")[0])
     if not rows:
         return ()
-    cells = Cells("towers", rows, 8, 2, 3, True, "", 0.1, 0.8, 8000, "multimodal", True)
+    cells = Cells("towers", rows, 8, 2, 3, True, "", 0.3, 0.8, 8000, "multimodal", True)
     return (cells,)
 
 

@@ -96,11 +96,12 @@ def main_table(
     `silent` is `without_signal(items)` where that is known already.
     """
     rows = pooled(frame[(frame.source == source) & (frame.metric == metric)])
-    spreads, silent = {}, silent or set()
+    spreads = {}
     if items is not None:
         items = items[items.source == source]
         spreads = spreads_of(items, metric)
-        silent = silent or without_signal(items)
+        silent = without_signal(items) if silent is None else silent
+    silent = silent or set()
     table = []
     for place, cell in rows.groupby(PLACE, sort=False):
         errors = cell.groupby("n_items").stderr.max().iloc[[-1, 0]].to_dict()  # most, fewest items

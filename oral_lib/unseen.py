@@ -6,6 +6,8 @@ does all that could stand in for it: retrieval, a soup, and one LoRA for all tas
 the sentence. Balanced accuracy, since most splits are uneven.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -71,13 +73,18 @@ def train_multitask(
     folder under `root`, which counts once its manifest is there.
 
     A step answers for some pictures under some tasks, each told in one of its training wordings.
+    One that was trained on other tasks or wordings, or otherwise, is trained again.
     """
     folder, config = root / "multitask", MULTITASK[scale]
-    if (folder / "manifest.json").exists():
+    known = [tasks.load(name) for name in names]
+    told = json.dumps([[task.name, task.training_texts] for task in known])
+    about = {"base": base, "tasks": len(known), "training": asdict(config)}
+    about["told"] = hashlib.sha256(told.encode()).hexdigest()
+    manifest = folder / "manifest.json"
+    if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
     encoder = text_encoder(training.preset(scale, "generator")[0].text_encoder, source)
-    known = [tasks.load(name) for name in names]
     rows = tasks.rows(tasks.load(known[0].of), source).train
     pictures = model.pictures(rows)
     labels = torch.tensor([row.label for row in rows], device=model.device)
@@ -120,9 +127,8 @@ def train_multitask(
     own = {"head.weight": head.weight, "head.bias": head.bias}
     storage.write_tensors(folder / "multitask.safetensors", lora | own)
     curve = [round(x, 5) for x in torch.stack(losses).tolist()]
-    about = {"base": base, "tasks": len(known), "training": asdict(config), "losses": curve}
-    about["sha256"] = storage.sha256(folder / "multitask.safetensors")
-    storage.write_json(folder / "manifest.json", about)
+    digest = storage.sha256(folder / "multitask.safetensors")
+    storage.write_json(manifest, about | {"losses": curve, "sha256": digest})
     return folder
 
 

@@ -130,10 +130,9 @@ class Workshop:
         """Trains `runs`, up to `most` at a time; `data` maps a task's name to its rows.
 
         Runs that are scored alike, read as many rows a step and have one clip and ratio share a
-        stack. `state` is a folder
-        for what an interrupted stack goes on from; a stack's file goes once all its adapters were
-        taken. OralError when a loss is no longer finite; without `strict` that run is yielded as
-        it is, since it harms no other.
+        stack. `state` is a folder for what an interrupted stack goes on from; a stack's file goes
+        once all its adapters were taken. OralError when a loss is no longer finite; without
+        `strict` that run is yielded as it is, since it harms no other.
         """
         base, alike = self.base, {}
         for run in runs:
@@ -299,23 +298,29 @@ def train_tasks(
     """Trains one adapter (seed 0) of each of many tasks of as many labels, `MOST` tasks a stack,
     where `root` lacks it; the folders of all. All have the recipe of the base model.
 
-    A stack is judged and kept once all of it is trained. PreflightError where an adapter was
-    trained with another recipe or another version of its task.
+    A stack is judged and kept once all of it is trained; one that was kept in part is trained anew,
+    since a smaller one rounds differently. PreflightError where an adapter was trained with another
+    recipe or another version of its task.
     """
     where = [folder(root, base, name, 0) for name in names]
-    todo = [n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()]
+    missing = {n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()}
     recipe, model = default(base), bases.load(base, source=source, device=device)
     for name, held in zip(names, where, strict=True):
         _check_recipe(held, name, recipe)
     workshop = Workshop(model)
-    for first in range(0, len(todo), MOST):
-        some = {name: tasks.load(name) for name in todo[first : first + MOST]}
+    for first in range(0, len(names), MOST):
+        some = {name: tasks.load(name) for name in names[first : first + MOST]}
+        if not missing & some.keys():
+            continue
         data = {name: tasks.rows(task, source) for name, task in some.items()}
-        runs = [Run(task, 0, recipe) for task in some.values()]
-        made = list(workshop.train(runs, data, state=root / "zoo" / base))
-        for done, judged in zip(made, _judged(model, made, data), strict=True):
-            name = done.run.task.name
-            _save(folder(root, base, name, 0), model, done, data[name], judged)
+        runs, made = [Run(task, 0, recipe) for task in some.values()], []
+        for done in workshop.train(runs, data, state=root / "zoo" / base):
+            made.append(done)
+            if len(made) == len(runs):  # the stack is whole; its state is still there
+                lacking = [one for one in made if one.run.task.name in missing]
+                for one, judged in zip(lacking, _judged(model, lacking, data), strict=True):
+                    name = one.run.task.name
+                    _save(folder(root, base, name, 0), model, one, data[name], judged)
     return where
 
 

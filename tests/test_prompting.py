@@ -100,9 +100,15 @@ def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_pat
 def test_the_default_generator_is_that_of_the_run(prompted, smoke, monkeypatch):
     [wanted] = prompted()
     places = {("smoke", "made"): smoke.root}
-    monkeypatch.setattr(plan, "run_folder", lambda scale, source: places[scale, source])
+    monkeypatch.setattr(plan, "run_folder", lambda scale, source, _: places[scale, source])
     [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", scale="smoke")
     assert all(torch.equal(t, lora.tensors[n]) for n, t in wanted.tensors.items())
+
+
+def test_a_backbone_asks_the_generator_of_its_own_experiment(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(plan, "run_folder", lambda *_: tmp_path)
+    with refused(PreflightError, str(tmp_path / "vision" / "generator")):
+        oral_lib.prompt(SENTENCE, base="tiny-convnet", scale="smoke")
 
 
 def test_what_cannot_be_prompted_is_refused(prompted, tmp_path, monkeypatch, refused):

@@ -10,7 +10,8 @@ from oral_lib.run import Run
 
 
 def tuned(root, base, task, **chosen):
-    content = {"chosen": chosen, "ratio": recipes.default(base).ratio}
+    tried = [{"steps": one.steps, "lr": one.lr} for one in recipes.candidates(base)]
+    content = {"chosen": chosen, "candidates": tried, "ratio": recipes.default(base).ratio}
     storage.write_json(root / "tuning" / base / f"{task}.json", content)
 
 

@@ -9,7 +9,8 @@ from made_results import PROFILE, cell, made, made_items
 from oral_lib import figures, ledgers, markup, pictures, report, results, studies, style, tables
 from oral_lib.contrasts import contrasts, without_signal
 from oral_lib.errors import OralError
-from oral_lib.grid import MODELS, PAPER_TASKS, grid_legend, grid_table, ordered
+from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
+from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
 
 BASELINES = [
@@ -178,7 +179,7 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
     rows = pd.DataFrame({"base": ["minilm-l6"], "task": ["rte"], "source": ["hub"]})
     rows["experiment"] = "language"
     assert ordered(rows.assign(experiment="vision"), "task") == ["rte"]
-    assert ordered(rows, "task") == PAPER_TASKS
+    assert ordered(rows, "task") == [*PAPER_TASKS]
     assert ordered(rows.assign(source="packages"), "task") == ["rte"]
     assert ordered(rows.assign(base="tiny"), "base") == ["tiny"]
 
@@ -251,13 +252,14 @@ def test_readme_says_what_where_and_how_to_make_it_again(folder):
 
 def test_readme_says_which_cells_another_commit_measured():
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
-    rows = [made(cell(seed=s, task=t), profile=few, n=20)[0] for t in ("movie", "b") for s in (0, 1)]
+    cells = [cell(seed=seed, task=task) for task in ("movie", "b") for seed in (0, 1)]
+    rows = [made(one, profile=few, n=20)[0] for one in cells]
     rows[0].commit = rows[1].commit = rows[2].commit = "new"
     rows[3].commit = "old"
     assert report._commits(pd.concat(rows[:3])) == "Commit new."
-    told = "Commit new. Commit old measured b on minilm-l6 (seed 1)."
-    assert report._commits(pd.concat(rows)) == told
-    assert report._commits(pd.concat(rows[:1] + rows[3:])).endswith("old measured b on minilm-l6.")
+    told = "Commit new. Commit old measured b on minilm-l6 (seed 1). "
+    assert report._commits(pd.concat(rows)) == f"{told}The manifest is that of the first."
+    assert "old measured b on minilm-l6. The" in report._commits(pd.concat(rows[:1] + rows[3:]))
 
 
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):

@@ -142,6 +142,14 @@ def test_what_was_chosen_at_another_ratio_is_refused_until_it_is_removed(
     assert storage.read_json(file)["ratio"] == SHORT.ratio
 
 
+def test_what_was_chosen_among_other_candidates_is_refused(trained, tmp_path, monkeypatch, refused):
+    [file] = tune(tmp_path, "movie")
+    recipes.recipe_of("tiny-causal", "movie", tmp_path)
+    monkeypatch.setitem(recipes.RECIPES, "tiny-causal", replace(SHORT, lr=SHORT.lr / 2))
+    with refused(PreflightError, str(file), "other steps and learning rates", "--from-scratch"):
+        recipes.recipe_of("tiny-causal", "movie", tmp_path)
+
+
 def test_the_seed_of_tuning_is_none_that_a_zoo_has(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
     [file] = tune(tmp_path, "movie")
