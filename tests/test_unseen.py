@@ -1,6 +1,7 @@
 """Unseen tasks by text: nobody met what was held out, and every rival is told the sentence."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -119,6 +120,33 @@ def test_a_zoo_of_another_recipe_is_not_gone_on_with(run, monkeypatch, refused):
     names = [m.task for m in run.members(BASE)[:2]]
     with refused(PreflightError, "another recipe"):
         zoo.train_tasks(BASE, names, source="made", root=run.root)
+
+
+def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        recipes.RECIPES, BASE, recipes.Recipe(**run.members(BASE)[0].info["recipe"])
+    )
+    shutil.copytree(run.root / "zoo", tmp_path / "zoo")
+    names = run.planned[0].kept
+    lost = zoo.folder(tmp_path, BASE, names[1], 0)
+    others = {name: zoo.folder(tmp_path, BASE, name, 0) / "run.json" for name in names[2:4]}
+    kept = {name: file.stat().st_mtime_ns for name, file in others.items()}
+    shutil.rmtree(lost)
+    zoo.train_tasks(BASE, names, source="made", root=tmp_path)
+    again, before = (zoo.read(root, BASE, names[1], 0) for root in (tmp_path, run.root))
+    assert all(torch.equal(again.tensors[n], t) for n, t in before.tensors.items())
+    assert {name: file.stat().st_mtime_ns for name, file in others.items()} == kept
+
+
+def test_a_multitask_lora_of_other_tasks_is_trained_again(run, tmp_path):
+    shutil.copytree(run.root / "multitask", tmp_path / "multitask")
+    names, file = run.planned[0].tasks, tmp_path / "multitask" / "manifest.json"
+    how = {"scale": "smoke", "source": "made", "root": tmp_path}
+    before = file.stat().st_mtime_ns
+    assert unseen.train_multitask(BASE, names, **how) == file.parent
+    assert file.stat().st_mtime_ns == before
+    unseen.train_multitask(BASE, names[1:], **how)
+    assert storage.read_json(file)["tasks"] == len(names) - 1
 
 
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
