@@ -61,8 +61,8 @@ class GeneratorConfig:
     arm: str = "fingerprint"
     diffusion: bool = True
     noise: str = "adapter"
-    sampling_steps: int = 3
-    temperature: float = 0.5
+    sampling_steps: int = 20
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.width != self.recurrence.width:

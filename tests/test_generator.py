@@ -244,10 +244,9 @@ def test_temperature_sets_the_spread_of_samples(model):
         made = model.generate(MOVIE, "tiny-causal", 3, temperature=temperature)
         return sum(torch.stack([a[n] for a in made]).std(0).mean() for n in made[0])
 
-    own = model.config.temperature
     rounding = 1e-6 * spread(1.0)  # a row of a batch may be summed in another order than the next
-    assert spread(0.0) < rounding < spread(own) < spread(1.0)
-    assert spread(None) == spread(own)
+    assert spread(0.0) < rounding < spread(0.5) < spread(1.0)
+    assert spread(None) == spread(model.config.temperature)
 
 
 def test_regression_does_not_depend_on_the_seed(smoke):
