@@ -47,7 +47,7 @@ class GeneratorConfig:
     its tokens, these start from one draw of `noise`, "adapter"; with a draw a "token" each goes its
     own way, and tokens do not quite fit together: the more, the more `sampling_steps` there are and
     the higher the `temperature`, the scale of that noise. One step or temperature 0 gives hardly
-    any spread.
+    any spread; temperature 1 in many steps gives that of the zoo, and of few adapters near-copies.
     """
 
     k: int = 1536
