@@ -68,9 +68,8 @@ def _make(
     loading = {"source": source, "device": device, "dtype": torch.float32}
     image = bases.load(recipe.image, **loading)
     text = bases.load(recipe.text, words=spec.family, **loading)
-    with assets.alone():
+    with assets.alone(), storage.replacing(folder) as place:  # alone: else another clears `place`
         assets.need_space(4 * (image.weights + text.weights) >> 20)
-    with storage.replacing(folder) as place:
         place.mkdir()
         towers.write_config(place, spec, image, text)
         base = towers.joined(place, spec, image, text)

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from threading import Event, Thread
 
 import pandas as pd
 import pytest
@@ -145,6 +146,27 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
     assert found["losses"] == whole["losses"]
     assert found["files"][towers.WEIGHTS] == whole["files"][towers.WEIGHTS]
     assert [f.name for f in folder.parent.glob(".*state*")] == []
+
+
+def test_nobody_clears_away_what_an_alignment_is_writing(monkeypatch, tmp_path):
+    monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
+    align, entered = alignment.align, Event()
+
+    def fill():  # as another process does: it clears what it takes for litter
+        with assets.alone():
+            entered.set()
+
+    def meanwhile(*args, **kwargs):
+        other.start()
+        assert not entered.wait(0.5)
+        return align(*args, **kwargs)
+
+    other = Thread(target=fill)
+    monkeypatch.setattr(alignment, "align", meanwhile)
+    folder = alignment.ensure("tiny-towers", "made")
+    other.join()
+    assert entered.is_set()
+    assert {towers.CONFIG, towers.WEIGHTS, "tokenizer.json"} <= {f.name for f in folder.iterdir()}
 
 
 def test_what_is_aligned_is_found_again_and_never_made_by_loading(
