@@ -147,6 +147,7 @@ def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
             return _tell_failures(args, wanted, failed)
     else:
         print(f"nothing to do: all {len(wanted)} nodes are done")
+        _tell_commits(args)
     _close(args, wanted)
     return 0
 
@@ -269,6 +270,23 @@ def _tell_failures(args: argparse.Namespace, wanted: Sequence[Node], failed: dic
         print(f"not run, because they need a failed node: {', '.join(waiting)}")
     print("next: mend it, then run the same command again; what is finished is kept")
     return 1
+
+
+def _tell_commits(args: argparse.Namespace) -> None:
+    """Says so where the published results name another commit than the code has: a node is due by
+    the age of its files, and a default that has changed since makes none of them older."""
+    from oral_lib import provenance, storage
+
+    path = plan.results_folder(args.scale, args.out) / "manifest.json"
+    now = provenance.code_commit().removesuffix("-dirty")
+    entries = storage.read_json(path) if path.exists() and now != "unknown" else {}
+    mine = [one for name, one in entries.items() if name.split("-")[0] == plan.slug(args.source)]
+    made = {one["commit"].removesuffix("-dirty") for one in mine}
+    if others := sorted(commit[:7] for commit in made - {now}):
+        print(
+            f"their results name commit {', '.join(others)}, the code here is {now[:7]}: "
+            "--from-scratch makes all of it with that"
+        )
 
 
 def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:

@@ -18,7 +18,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import checks, doctor, engine, environment, graph, lock, plan, reproduce, worker
+from oral_lib import (
+    checks,
+    doctor,
+    engine,
+    environment,
+    graph,
+    lock,
+    plan,
+    provenance,
+    reproduce,
+    storage,
+    worker,
+)
 from oral_lib.errors import PreflightError
 from oral_lib.graph import Node
 
@@ -160,6 +172,20 @@ def test_with_nothing_to_do_it_says_so_at_once_without_snakemake(finished, capfd
     assert run(done) == 0
     assert time.monotonic() - began < 1
     assert "nothing to do: all 4 nodes are done" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("made_with", "told"), [("0123456789", True), ("fedcba9-dirty", False)])
+def test_with_nothing_to_do_it_tells_of_results_of_another_commit(
+    finished, made_with, told, capfd, monkeypatch
+):
+    done, _ = finished
+    manifest = plan.results_folder("smoke", done) / "manifest.json"
+    storage.write_json(manifest, {"made-vision": {"commit": made_with}, "hub": {"commit": "0"}})
+    monkeypatch.setattr(provenance, "code_commit", lambda: "fedcba9")
+    assert run(done) == 0
+    manifest.unlink()
+    words = "their results name commit 0123456, the code here is fedcba9: --from-scratch"
+    assert (words in capfd.readouterr().out) == told
 
 
 def test_it_ends_with_the_table_the_report_and_the_next_command(out, capfd):
