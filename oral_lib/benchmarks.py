@@ -4,6 +4,7 @@ Warm-up, then the median of repeated runs with a synchronise on both sides. On a
 one run are kept: absolute CPU times say more about the machine's other work than about the code.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +19,14 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import bases, registry, scoring, stacked, tokens, zoo
+from oral_lib import bases, registry, scoring, stacked, tokens, training, zoo
 from oral_lib.bases import BaseModel
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
 from oral_lib.recurrence import ssd, ssd_ref
+from oral_lib.shelf import Shelf
 from oral_lib.tasks import Split, Task
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Run
@@ -126,6 +128,7 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
         lambda: ssd_ref(x, dt, a, left, right),
         lambda: x.clone(),
     )
+    yield _training_pair(model, base)
     noise = torch.randn(b, layout.l, model.config.size, **size)
     c = torch.randn(b, model.config.width, **size)
     flops = model.denoiser.flops_per_token() * b * layout.l * model.config.sampling_steps
@@ -138,6 +141,41 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
         lambda: [model.sample(base, c[i : i + 1], None, noise[i : i + 1]) for i in range(b)],
         lambda: square @ square,
     )
+
+
+def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Callable, Callable]:
+    """A step of a generator's training on one base model, beside one that reads its conditions one
+    after the other; the limit is the denoiser's products in three passes."""
+    device, known = model.kind.weight.device, model.known[base]
+    how = training.LAB if device.type == "cuda" else training.TrainingConfig()
+    size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
+    told = torch.randn(how.draws, *known.mask.shape, **size) * known.mask.to(device)
+    texts = torch.randn(1, 2, known.structure.shape[0], **size)
+    shelves = {base: Shelf(told, torch.arange(how.draws, device=device)[None], texts)}
+    ours, plain = (training.Trainer(copy.deepcopy(model), shelves, how, device) for _ in range(2))
+    r, read = how.rows(known.layout.l)
+
+    def one_by_one() -> Tensor:
+        plain.optimizer.zero_grad(set_to_none=True)
+        plain.optimizer.param_groups[0]["lr"].fill_(how.lr_at(0))
+        total = torch.zeros((), device=device)
+        whole = training.Draw.of(plain.model, base, shelves[base], how, 0)
+        for i in range(how.conditions):
+            part = whole.part(i)
+            with torch.autocast(device.type, torch.bfloat16, enabled=plain.half):
+                loss = training.step_loss(plain.model, plain.shelves, {base: part})
+            (loss / how.conditions).backward()
+            total += loss.detach() / how.conditions
+        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), how.clip)
+        plain.optimizer.step()
+        return total
+
+    values = how.conditions * r * read * model.config.size
+    flops = 3 * model.denoiser.flops_per_token() * how.conditions * r * read
+    side = round((flops / 2) ** (1 / 3))
+    dtype = torch.bfloat16 if ours.half else torch.float32
+    square = torch.randn(side, side, device=device, dtype=dtype)
+    return "train generator", values, lambda: ours.step(0), one_by_one, lambda: square @ square
 
 
 def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:

@@ -1,10 +1,10 @@
 """Training a generator on a zoo.
 
-A step visits every base model: a few conditions (task in varied wording, sometimes no wording at
-all), their prototypes, and for each condition several zoo adapters noised at several t. All their
-tokens are denoised, or a random subset where they are many. Prototypes depend on the condition
-alone, so one recurrent pass serves all the adapters of a condition. All randomness of a step comes
-from (seed, step): a run that was interrupted goes on bit for bit.
+A step (`Trainer`) visits every base model: a few conditions (task in varied wording, sometimes no
+wording at all), their prototypes, and for each condition several zoo adapters noised at several t.
+All their tokens are denoised, or a random subset where they are many. Prototypes depend on the
+condition alone, so one recurrent pass serves all the adapters of a condition. All randomness of a
+step comes from (seed, step): a run that was interrupted goes on bit for bit.
 """
 
 import copy
@@ -80,7 +80,7 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=2400, conditions=8, draws=4, tokens=4800, warmup=100, ema=0.995)
+LAB = TrainingConfig(steps=6000, conditions=16, draws=4, tokens=4800, warmup=100, ema=0.995)
 CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the device
 
 
@@ -118,6 +118,13 @@ class Draw:
         text = F.normalize(text + config.text_noise * blur, dim=-1)
         return cls(text, given, chosen, adapters, t, eps)
 
+    def part(self, i: int) -> "Draw":
+        """What falls to condition `i` alone."""
+        r = len(self.adapters) // len(self.text)
+        its = slice(i * r, (i + 1) * r)
+        one = self.text[i : i + 1], self.given[i : i + 1], self.chosen
+        return Draw(*one, self.adapters[its], self.t[its], self.eps[its])
+
     def copy_(self, other: "Draw") -> None:
         """Takes the values of `other` where these stand."""
         for name, value in vars(self).items():
@@ -138,6 +145,66 @@ def step_loss(model: Generator, shelves: dict[str, Shelf], draws: dict[str, Draw
     return total / len(shelves)
 
 
+class Trainer:
+    """A generator in training: `model`, its average (EMA) `averaged`, its `optimizer`.
+
+    A step of the same number and seed does the same to the same model. On a GPU it is one replayed
+    graph. `compiled` has the denoiser's many small operations fused there, by torch.compile.
+    """
+
+    def __init__(
+        self,
+        model: Generator,
+        shelves: dict[str, Shelf],
+        config: TrainingConfig,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+    ):
+        self.config, self.model = config, model.to(device).train()
+        self.shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
+                        for n, s in shelves.items()}  # fmt: skip
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+        if compiled:
+            self.model.denoiser.compile()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=torch.tensor(config.lr, device=device),
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self.half = bases.fast_dtype(device) == torch.bfloat16
+        self.draws = {n: Draw.of(self.model, n, s, config, 0) for n, s in self.shelves.items()}
+        self.loss, self.share = (torch.zeros((), device=device) for _ in range(2))
+        self.kept, self.now = list(self.averaged.parameters()), list(self.model.parameters())
+        self.replay = Replay(self._once, device)
+
+    def step(self, number: int) -> Tensor:
+        """Does step `number`; its loss, on the device."""
+        for name, shelf in self.shelves.items():
+            self.draws[name].copy_(Draw.of(self.model, name, shelf, self.config, number))
+        self.optimizer.param_groups[0]["lr"].fill_(self.config.lr_at(number))
+        self.share.fill_(self.config.share_at(number))
+        self.replay(0)
+        return self.loss.clone()
+
+    def _once(self, _: int) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        kind = self.loss.device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False):
+            found = step_loss(self.model, self.shelves, self.draws)
+        found.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.loss.copy_(found.detach())
+        with torch.no_grad():  # kept + share * (now - kept)
+            moved = torch._foreach_sub(self.now, self.kept)
+            torch._foreach_mul_(moved, self.share)
+            torch._foreach_add_(self.kept, moved)
+
+
 def train(
     model: Generator,
     shelves: dict[str, Shelf],
@@ -151,72 +218,38 @@ def train(
     """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
 
     `state` is a file that is written about every `save_every` seconds and at the end, and from
-    which an interrupted run goes on; `until` stops early. On a GPU a step is one replayed graph.
-    OralError when the loss is no longer finite, or when `state` belongs to another configuration
-    or zoo.
+    which an interrupted run goes on; `until` stops early. OralError when the loss is no longer
+    finite, or when `state` belongs to another configuration or zoo.
     """
-    device = torch.device(device)
-    model = model.to(device).train()
-    shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
-               for n, s in shelves.items()}  # fmt: skip
-    averaged = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=torch.tensor(config.lr, device=device),
-        weight_decay=config.weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
-        capturable=device.type == "cuda",
-    )
+    trainer = Trainer(model, shelves, config, torch.device(device))
     how = repr(replace(config, save_every=1.0))  # which decides nothing that is learned
     run = seeds.integer(config.seed, how, repr(model.config), repr(model.manifest))
     losses: list[Tensor] = []
     begin = 0
     if state is not None and state.exists():
-        begin, losses = _resume(state, run, model, averaged, optimizer, device)
-    half = bases.fast_dtype(device) == torch.bfloat16
-    draws = {n: Draw.of(model, n, shelf, config, begin) for n, shelf in shelves.items()}
-    loss, share = torch.zeros((), device=device), torch.zeros((), device=device)
-    kept, now = list(averaged.parameters()), list(model.parameters())
-
-    def one(_: int) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            found = step_loss(model, shelves, draws)
-        found.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        loss.copy_(found.detach())
-        with torch.no_grad():  # kept + share * (now - kept)
-            moved = torch._foreach_sub(now, kept)
-            torch._foreach_mul_(moved, share)
-            torch._foreach_add_(kept, moved)
-
-    replay, saved = Replay(one, device), time.monotonic()
+        begin, losses = _resume(state, run, trainer)
+    saved = time.monotonic()
     last = min(until or config.steps, config.steps)
     for step in bar(range(begin, last), label=label, unit="step"):
-        for name, shelf in shelves.items():
-            draws[name].copy_(Draw.of(model, name, shelf, config, step))
-        optimizer.param_groups[0]["lr"].fill_(config.lr_at(step))
-        share.fill_(config.share_at(step))
-        replay(0)
-        losses.append(loss.clone())
+        losses.append(trainer.step(step))
         done = step + 1
         if done % CHECK_EVERY == 0 or done == last:
-            if not loss.isfinite():
-                raise OralError(f"{label}: the loss is {loss.item()} at step {done}; lower lr.")
+            if not trainer.loss.isfinite():
+                raise OralError(
+                    f"{label}: the loss is {trainer.loss.item()} at step {done}; lower lr."
+                )
             due = done == last or time.monotonic() - saved >= config.save_every
             if state is not None and due:
-                _store(state, run, model, averaged, optimizer, done, losses)
+                _store(state, run, trainer, done, losses)
                 saved = time.monotonic()
     curve = torch.stack(losses).tolist() if losses else []
-    return averaged.eval(), curve
+    return trainer.averaged.eval(), curve
 
 
-def _store(path: Path, run: int, model, averaged, optimizer, step: int, losses) -> None:
-    state = {f"model.{n}": v for n, v in model.state_dict().items()}
-    state |= {f"ema.{n}": v for n, v in averaged.state_dict().items()}
-    for i, slots in optimizer.state_dict()["state"].items():
+def _store(path: Path, run: int, trainer: Trainer, step: int, losses: Sequence[Tensor]) -> None:
+    state = {f"model.{n}": v for n, v in trainer.model.state_dict().items()}
+    state |= {f"ema.{n}": v for n, v in trainer.averaged.state_dict().items()}
+    for i, slots in trainer.optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{i}.{n}": v for n, v in slots.items()}
     state |= {"run": torch.tensor(run), "step": torch.tensor(step)}
     state |= {"losses": torch.stack(losses).float()}
@@ -224,7 +257,7 @@ def _store(path: Path, run: int, model, averaged, optimizer, step: int, losses) 
     storage.write_tensors(path, state)
 
 
-def _resume(path: Path, run: int, model, averaged, optimizer, device) -> tuple[int, list[Tensor]]:
+def _resume(path: Path, run: int, trainer: Trainer) -> tuple[int, list[Tensor]]:
     state = storage.read_tensors(path)
     if int(state.get("run", 0)) != run:
         raise OralError(
@@ -236,8 +269,8 @@ def _resume(path: Path, run: int, model, averaged, optimizer, device) -> tuple[i
         return {n[cut:]: v for n, v in state.items() if n.startswith(prefix + ".")}
 
     try:
-        model.load_state_dict(part("model"))
-        averaged.load_state_dict(part("ema"))
+        trainer.model.load_state_dict(part("model"))
+        trainer.averaged.load_state_dict(part("ema"))
     except RuntimeError as error:
         raise OralError(
             f"{path} belongs to a generator of another shape; delete it to start anew."
@@ -246,9 +279,9 @@ def _resume(path: Path, run: int, model, averaged, optimizer, device) -> tuple[i
     for name, value in part("optimizer").items():
         i, slot = name.split(".")
         slots.setdefault(int(i), {})[slot] = value
-    held = optimizer.state_dict()
-    optimizer.load_state_dict({"state": slots, "param_groups": held["param_groups"]})
-    return int(state["step"]), list(state["losses"].to(device).unbind())
+    held = trainer.optimizer.state_dict()
+    trainer.optimizer.load_state_dict({"state": slots, "param_groups": held["param_groups"]})
+    return int(state["step"]), list(state["losses"].to(trainer.loss.device).unbind())
 
 
 def train_from_zoo(

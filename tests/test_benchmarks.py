@@ -24,10 +24,23 @@ def test_both_ways_of_sampling_give_the_same_tokens(smoke):
     assert torch.allclose(ours(), plain(), atol=1e-3)
 
 
+def test_both_ways_of_training_a_generator_do_the_same(smoke):
+    model = smoke.generator()
+    found = {name: calls for name, _, *calls in benchmarks.pairs(model, "tiny-causal")}
+    ours, plain, _ = found["train generator"]
+    losses = [(ours(), plain()) for _ in range(3)]
+    assert all(torch.isclose(one, other, rtol=1e-2) for one, other in losses)
+    assert losses[0][0] != losses[2][0]  # it learns
+    kept = model.state_dict()
+    assert all(torch.equal(v, kept[n]) for n, v in smoke.generator().state_dict().items())
+
+
 def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
     rows = benchmarks.rows(smoke.generator(), "tiny-encoder", repeats=1)
     table = ledgers.append_benchmarks(tmp_path / "benchmarks.csv", rows)
-    assert set(table["benchmark"]) == {"encode", "state-space duality", "sample"}
+    assert set(table["benchmark"]) == {
+        *("encode", "state-space duality", "train generator", "sample"),
+    }
     assert set(table["unit"]) == {"ratio"} and (table["value"] > 0).all()
 
 

@@ -105,7 +105,7 @@ def test_a_state_is_written_as_often_as_asked_and_at_the_end(
 ):
     written, store = [], training._store
     monkeypatch.setattr(training, "CHECK_EVERY", 2)
-    monkeypatch.setattr(training, "_store", lambda *a: written.append(a[5]) or store(*a))
+    monkeypatch.setattr(training, "_store", lambda *a: written.append(a[3]) or store(*a))
     run(zoo_members, how=replace(TEN, save_every=seconds), state=tmp_path / "state.safetensors")
     assert len(written) == times and written[-1] == 10
 
