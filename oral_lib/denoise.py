@@ -86,7 +86,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Denoiser(nn.Module, ABC):
-    """What both kinds share: the signature, the check of shapes, the counts."""
+    """What both kinds share: the signature, the check of shapes, the count of operations."""
 
     def __init__(self, config: DenoiserConfig, k: int, m: int):
         super().__init__()
@@ -114,10 +114,6 @@ class Denoiser(nn.Module, ABC):
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         """The same with t [b, 1] or [b, s] and c [b, 1, m]."""
-
-    def parameter_count(self) -> int:
-        """Number of trained values."""
-        return sum(v.numel() for v in self.parameters())
 
     @abstractmethod
     def flops_per_token(self) -> int:

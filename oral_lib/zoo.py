@@ -265,17 +265,13 @@ def train_cells(
         model = bases.load(base, source=source, labels=labels, device=device)
         workshop = Workshop(model, max(tasks.load(name).words for name in alike))
         for name in alike:
-            spec, data = tasks.load(name), tasks.rows(tasks.load(name), source)
+            spec, data = tasks.load(name), {name: tasks.rows(tasks.load(name), source)}
             # all seeds of a stack: a smaller one rounds differently
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
             runs = [Run(spec, s, recipes[name]) for s in again]
-            state, made = root / "zoo" / base / name, []
-            for done in workshop.train(runs, {name: data}, state=state):
-                made.append(done)
-                if len(made) == min(MOST, len(runs)):  # a stack is whole; its state is still there
-                    _save_all(root, model, [d for d in made if d.run.seed in missing[name]], data)
-                    runs, made = runs[len(made) :], []
+            for stack in _stacks(workshop, runs, data, root / "zoo" / base / name):
+                _save(root, model, [d for d in stack if d.run.seed in missing[name]], data)
     return [where for name in names for where in wanted[name]]
 
 
@@ -313,15 +309,23 @@ def train_tasks(
         if not missing & some.keys():
             continue
         data = {name: tasks.rows(task, source) for name, task in some.items()}
-        runs, made = [Run(task, 0, recipe) for task in some.values()], []
-        for done in workshop.train(runs, data, state=root / "zoo" / base):
-            made.append(done)
-            if len(made) == len(runs):  # the stack is whole; its state is still there
-                lacking = [one for one in made if one.run.task.name in missing]
-                for one, judged in zip(lacking, _judged(model, lacking, data), strict=True):
-                    name = one.run.task.name
-                    _save(folder(root, base, name, 0), model, one, data[name], judged)
+        runs = [Run(task, 0, recipe) for task in some.values()]
+        for stack in _stacks(workshop, runs, data, root / "zoo" / base):
+            _save(root, model, [d for d in stack if d.run.task.name in missing], data)
     return where
+
+
+def _stacks(
+    workshop: Workshop, runs: Sequence[Run], data: dict[str, Split], state: Path
+) -> Iterator[list[Trained]]:
+    """The adapters of `runs`, `MOST` at a time, once all of them are trained; what an interrupted
+    stack would go on from goes only when the next is asked for."""
+    made: list[Trained] = []
+    for done in workshop.train(runs, data, state=state):
+        made.append(done)
+        if len(made) == min(MOST, len(runs)):
+            yield made
+            runs, made = runs[len(made) :], []
 
 
 def _judged(base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> Iterator[Outcome]:
@@ -342,16 +346,13 @@ def _judged(base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) ->
     yield from (judged[place] for place in range(len(made)))
 
 
-def _save_all(root: Path, base: BaseModel, made: Sequence[Trained], data: Split) -> None:
-    if not made:
-        return
-    task, adapters = made[0].run.task, [done.tensors for done in made]
-    judged = evaluate(base, task, data.validation, adapters, write=False)
-    for done, outcome in zip(made, judged, strict=True):
-        _save(folder(root, base.name, task.name, done.run.seed), base, done, data, outcome)
+def _save(root: Path, base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> None:
+    for done, judged in zip(made, _judged(base, made, data), strict=True):
+        _keep(root, base, done, data[done.run.task.name], judged)
 
 
-def _save(where: Path, base: BaseModel, done: Trained, data: Split, judged: Outcome) -> None:
+def _keep(root: Path, base: BaseModel, done: Trained, data: Split, judged: Outcome) -> None:
+    where = folder(root, base.name, done.run.task.name, done.run.seed)
     where.mkdir(parents=True, exist_ok=True)
     base.peft_config().save_pretrained(where)
     storage.write_tensors(where / "adapter_model.safetensors", done.tensors)

@@ -109,13 +109,13 @@ def test_a_recipe_is_checked_when_it_is_made(name, refused):
 def cell(tmp_path, monkeypatch):
     """A zoo of two short runs, and the seeds that are written from now on."""
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
-    seeds, save = [], zoo._save
+    seeds, keep = [], zoo._keep
 
-    def counted(where, base, done, *rest):
+    def counted(root, base, done, *rest):
         seeds.append(done.run.seed)
-        save(where, base, done, *rest)
+        keep(root, base, done, *rest)
 
-    monkeypatch.setattr(zoo, "_save", counted)
+    monkeypatch.setattr(zoo, "_keep", counted)
 
     def fill():
         seeds.clear()
