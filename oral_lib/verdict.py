@@ -158,7 +158,6 @@ def _summary(cells: list[_Cell]) -> list[str]:
         return ["No cell with a signal could be judged: nothing follows about the generator."]
     total = len(cells)
     near = sum(cell.near for cell in cells)
-    below = sum(cell.gap.ci_high < 0 for cell in cells)
     level = sum(cell.close for cell in cells) - near
     words = [
         _target(
@@ -169,7 +168,8 @@ def _summary(cells: list[_Cell]) -> list[str]:
             lambda cell: f"{_signed(cell.gap.difference)}, {_ends(cell.gap)}",
         )
         + f" Of the {total}, {near} are near or above by their means, {level} by the interval "
-        f"alone (these items cannot tell them apart), and {below} lie surely below trained."
+        f"alone (these items cannot tell them apart), and {total - near - level} lie surely below "
+        "trained by more than that."
     ]
     for name, what, reached in (
         (

@@ -325,7 +325,7 @@ def test_words_when_the_generator_is_behind():
     summary, cell_words = words(matched=0.86, generated=0.78)
     missed = r"in 0 of 1 cells with signal\. Target \*\*missed\*\* by movie on minilm-l6"
     assert re.search(missed + r" \(−\d+\.\d, −\d+\.\d to −\d+\.\d\)", summary)
-    assert "1 lie surely below trained" in summary
+    assert "and 1 lie surely below trained by more than that" in summary
     assert "Generated is **below trained**: −" in cell_words
     assert "The generator is below the per-task soup" in cell_words
 
