@@ -149,7 +149,7 @@ class Trainer:
     """A generator in training: `model`, its average (EMA) `averaged`, its `optimizer`.
 
     A step of the same number and seed does the same to the same model. On a GPU it is one replayed
-    graph. `compiled` has the denoiser's many small operations fused there, by torch.compile.
+    graph.
     """
 
     def __init__(
@@ -158,15 +158,11 @@ class Trainer:
         shelves: dict[str, Shelf],
         config: TrainingConfig,
         device: torch.device,
-        *,
-        compiled: bool = False,
     ):
         self.config, self.model = config, model.to(device).train()
         self.shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
                         for n, s in shelves.items()}  # fmt: skip
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        if compiled:
-            self.model.denoiser.compile()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=torch.tensor(config.lr, device=device),
