@@ -68,7 +68,7 @@ def _make(
     loading = {"source": source, "device": device, "dtype": torch.float32}
     image = bases.load(recipe.image, **loading)
     text = bases.load(recipe.text, words=spec.family, **loading)
-    with assets.alone(), storage.replacing(folder) as place:  # alone: else another clears `place`
+    with assets.alone(), storage.replacing(folder) as place:
         assets.need_space(4 * (image.weights + text.weights) >> 20)
         place.mkdir()
         towers.write_config(place, spec, image, text)

@@ -320,7 +320,11 @@ def _sha256(path: Path, size: int, mtime: int) -> str:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Holds the cache's lock; waits for another process that has it, and says so."""
+    """Holds the cache's lock; waits for another process that has it, and says so.
+
+    Folders are written into the cache under it alone: one that is half written when it is taken is
+    what a killed process left, and is cleared away.
+    """
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -391,6 +391,16 @@ def test_words_when_the_items_cannot_settle_it():
     assert "1 by the interval alone (these items cannot tell them apart)" in summary[0]
 
 
+def test_words_when_near_is_surely_below_but_near():
+    compared = contrasts(made_items(cell(), n=60))
+    gap = (compared.what == "generated") & (compared.against == "trained")
+    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.003, -0.004, -0.002
+    summary, [paragraph] = report.verdict(compared)
+    assert "Generated is **within half a point of trained**" in paragraph
+    assert "Of the 1, 1 are near or above" in summary[0]
+    assert "and 0 lie surely below trained by more than that" in summary[0]
+
+
 def test_words_when_something_was_not_run():
     items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
     summary, paragraphs = report.verdict(contrasts(items))
