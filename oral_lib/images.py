@@ -20,8 +20,12 @@ SIDE = 16  # of a picture that is made
 
 
 def encoded(cell: Any) -> bytes:
-    """The file that a table's cell holds: bytes, or the Hub's {"bytes": ..., "path": ...}."""
-    return bytes(cell["bytes"] if isinstance(cell, dict) else cell)
+    """The file that a table's cell holds: bytes, or the Hub's {"bytes": ..., "path": ...};
+    TypeError for a cell without any."""
+    file = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(file, bytes | bytearray | memoryview):
+        raise TypeError("the cell of the picture holds no bytes")
+    return bytes(file)
 
 
 def made(label: int, labels: int, draw: np.random.Generator, turn: float = 0.0) -> bytes:
@@ -67,7 +71,7 @@ def decoded(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor"
     for place, file in enumerate(files):
         try:
             picture = Image.open(io.BytesIO(file)).convert("RGB").resize((pixels, pixels), how)
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise PreflightError(
                 f"picture {place} of {len(files)} cannot be read ({type(error).__name__}): "
                 "put the data set there again."

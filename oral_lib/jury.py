@@ -48,7 +48,8 @@ class Study:
     def key(self, *more: object) -> str:
         """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
-        judged = {t: tasks.load(t).version for names in self.tasks.values() for t in names}
+        told = {t: tasks.load(t) for names in self.tasks.values() for t in names}
+        judged = {t: (spec.version, spec.paraphrases) for t, spec in told.items()}
         content = [FORMAT, self.source, self.tasks, judged, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)

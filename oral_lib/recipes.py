@@ -20,15 +20,16 @@ class Recipe:
     batch: int
     lr: float
     warmup: float = 0.1
-    keep: int = 1  # last checkpoints kept
-    every: int = 10  # steps between them
     clip: float = 1.0
     ratio: float = 16.0  # learning rate of B and of heads over that of A
+    checkpoints: tuple[int, ...] = ()  # steps after which one is kept, besides the last
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value <= 0:
+            if name != "checkpoints" and value <= 0:
                 raise UsageError(f"zoo recipe: {name} must be positive, got {value!r}.")
+        if wrong := [step for step in self.checkpoints if not 0 < step <= self.steps]:
+            raise UsageError(f"zoo recipe: checkpoints: {wrong[0]} is not from 1 to {self.steps}.")
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up from zero to `lr`, then linearly to zero, where it stays."""
@@ -40,11 +41,17 @@ class Recipe:
     @property
     def kept(self) -> set[int]:
         """The steps after which a checkpoint is kept, the last step among them."""
-        steps = (self.steps - i * self.every for i in range(self.keep))
-        return {step for step in steps if step > 0}
+        return {*self.checkpoints, self.steps}
+
+    @classmethod
+    def read(cls, told: dict) -> "Recipe":
+        """The recipe that a run.json tells; names that decide nothing are left out."""
+        known = {name: told[name] for name in cls.__dataclass_fields__ if name in told}
+        known = UNTOLD | known
+        return cls(**known | {"checkpoints": tuple(known["checkpoints"])})
 
 
-UNTOLD = {"ratio": 1.0}  # what a recipe had before it said so
+UNTOLD = {"ratio": 1.0, "checkpoints": ()}  # what a recipe had before it said so
 RECIPES = {
     "minilm-l6": Recipe(steps=800, batch=16, lr=1.5e-3),
     "minilm-l3": Recipe(steps=800, batch=16, lr=1.5e-3),

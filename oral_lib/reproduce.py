@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--force", action="store_true", help="run the selected nodes though they are done")
     add("--jobs", type=jobs, default=1, metavar="N", help="nodes at a time (1)")
     add("--dry-run", action="store_true", help="say what would run, and why")
-    add("--list", action="store_true", help="show all nodes")
+    add("--list", action="store_true", help="show all nodes, or those of --only")
     add("--out", type=Path, default=plan.ROOT, metavar="DIR", help="put runs/ and results/ there")
     add("--offline", action="store_true", help="fetch nothing: fail if something is missing")
     words, extra = list(argv), []
@@ -127,7 +127,7 @@ def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     wanted = graph.with_needs(everything, chosen)
     forced = {node.name for node in (wanted if args.from_scratch else chosen if args.force else ())}
     if args.list:
-        return _list(everything)
+        return _list(wanted if args.only else everything)
     if args.command == "doctor":
         enter(args)
         found = list(doctor.examine(wanted, args.source, args.out))

@@ -179,7 +179,7 @@ class Run:
         for task in names:
             for seed in seeds:
                 kind = plan.generator_of(self.scale, seed)
-                made = (self.root / kind / "manifest.json").stat().st_mtime
+                made = self._trained(kind)
                 kept = self._cell(base, task, seed) / "metrics.csv"
                 if kept.exists() and kept.stat().st_mtime < made:
                     kept.unlink()
@@ -203,7 +203,7 @@ class Run:
         for task, base, seed in planned:
             self.cell(task, base, seed)
         found = [self._cell(b, t, s) for t, b, s in planned]
-        trained = (self.root / "generator" / "manifest.json").stat().st_mtime
+        trained = self._trained("generator")
         pairs = dict.fromkeys((base, task) for task, base, _ in planned)
         for base, task in pairs:
             pattern = f"{self.experiment}--{base}--{task}--seed-*"
@@ -212,6 +212,16 @@ class Run:
                 if folder not in found and metrics.exists():
                     found += [folder] * (metrics.stat().st_mtime >= trained)
         return found
+
+    def _trained(self, kind: str) -> float:
+        """When the generator `kind` was finished, in seconds; PreflightError if there is none."""
+        manifest = self.root / kind / "manifest.json"
+        if not manifest.exists():
+            raise PreflightError(
+                f"no generator in {manifest.parent}: train it first with `python -m oral_lib train "
+                f"{kind}`, or let ./reproduce.sh do all that is missing."
+            )
+        return manifest.stat().st_mtime
 
     def _cell(self, base: str, task: str, seed: int) -> Path:
         return plan.cell_folder(self.root, self.experiment, base, task, seed)

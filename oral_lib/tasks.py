@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib import resources
+from string import Formatter
 from zlib import crc32
 
 import numpy as np
@@ -221,13 +222,24 @@ def rows(task: Task, source: str) -> Split:
     return _cut(task, kind, sizes, *parts, group=group)
 
 
-def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
-    """The rows of `frame` in its order, read as the source's `spec` says."""
-    if spec.get("image", "") not in ("", *frame.columns):
+def full_rows(task: Task, source: str) -> Split:
+    """`rows` of a task that is to be learnt and measured: PreflightError where a part has none."""
+    split = rows(task, source)
+    sizes = {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
+    if not all(sizes.values()):
+        there = ", ".join(f"{n} {part}" for part, n in sizes.items())
         raise PreflightError(
-            f"task {task.name!r}: the data set has no column {spec['image']!r} with pictures; it "
-            f"has {', '.join(map(str, frame.columns))}."
+            f"task {task.name!r}: too few different rows in source {source!r} ({there}). "
+            "Check the data set."
         )
+    return split
+
+
+def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
+    """The rows of `frame` in its order, read as the source's `spec` says.
+
+    PreflightError that names the row for one that is not as the task's rows are.
+    """
 
     def shown(row: dict) -> dict:
         if task.scoring in ("image", "style"):
@@ -237,15 +249,40 @@ def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
             return {"text": _filled(spec["text"], row)} | about
         return {"text": _filled(spec["text"], row)}
 
-    return [
-        Row(f"{task.name}-{part}-{i}", **shown(row), **_truth(task, row, spec))
-        for i, row in enumerate(frame.to_dict("records"))
-    ]
+    found = []
+    for i, row in enumerate(frame.to_dict("records")):
+        try:
+            found.append(Row(f"{task.name}-{part}-{i}", **shown(row), **_truth(task, row, spec)))
+        except KeyError as error:
+            raise PreflightError(
+                f"task {task.name!r}: the data set has no column {error.args[0]!r}; it has "
+                f"{', '.join(map(str, frame.columns))}."
+            ) from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise PreflightError(
+                f"task {task.name!r}: row {i} of {part} cannot be read ({error}). It holds "
+                f"{_short(row)}. Check the data set."
+            ) from error
+    return found
+
+
+def _short(row: dict, most: int = 60) -> str:
+    """The cells of a row, long ones cut."""
+    cells = {name: repr(cell) for name, cell in row.items()}
+    return ", ".join(f"{n}: {c if len(c) <= most else c[:most] + '...'}" for n, c in cells.items())
 
 
 def _filled(form: str, row: dict) -> str:
-    """The column called `form`, or the template `form` over the columns."""
-    return form.format_map(row) if "{" in form else row[form]
+    """The column called `form`, or the template `form` over the columns; TypeError for an empty
+    cell."""
+    names = [name for _, name, *_ in Formatter().parse(form) if name] if "{" in form else [form]
+    for name in names:
+        if row[name] is None or row[name] != row[name]:  # NaN
+            raise TypeError(f"{name!r} is empty")
+    text = form.format_map(row) if "{" in form else row[form]
+    if not isinstance(text, str):
+        raise TypeError(f"{form!r} is no text")
+    return text
 
 
 def _truth(task: Task, row: dict, spec: dict) -> dict:
@@ -291,6 +328,8 @@ def _solved(text: str) -> dict[str, str]:
 
     Notes of a calculator, <<3*4=12>>, are left out: a model that reads has none.
     """
+    if not isinstance(text, str):
+        raise TypeError("the answer is no text")
     steps, mark, last = text.rpartition("####")
     answer = re.sub("[,$]", "", last.strip())
     steps = re.sub("<<.*?>>", "", steps).strip()

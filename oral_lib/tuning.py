@@ -39,7 +39,7 @@ def tune(
         model = bases.load(base, source=source, labels=labels, device=device)
         workshop = zoo.Workshop(model, max(tasks.load(name).words for name in alike))
         for name in alike:
-            task, data = tasks.load(name), tasks.rows(tasks.load(name), source)
+            task, data = tasks.load(name), tasks.full_rows(tasks.load(name), source)
             runs = [zoo.Run(task, SEED, recipe) for recipe in candidates(base)]
             trained = list(workshop.train(runs, {name: data}, strict=False))
             made = [done for done in trained if done.finite]

@@ -22,7 +22,7 @@ from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.progress import bar
-from oral_lib.recipes import UNTOLD, Recipe, default, recipe_of
+from oral_lib.recipes import Recipe, default, recipe_of
 from oral_lib.replay import Replay
 from oral_lib.stacked import Stack
 from oral_lib.tasks import Split, Task
@@ -265,7 +265,7 @@ def train_cells(
         model = bases.load(base, source=source, labels=labels, device=device)
         workshop = Workshop(model, max(tasks.load(name).words for name in alike))
         for name in alike:
-            spec, data = tasks.load(name), {name: tasks.rows(tasks.load(name), source)}
+            spec, data = tasks.load(name), {name: tasks.full_rows(tasks.load(name), source)}
             # all seeds of a stack: a smaller one rounds differently
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
@@ -280,8 +280,8 @@ def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
     if not (held / "run.json").exists():
         return
     info = storage.read_json(held / "run.json")
-    known = UNTOLD | info["recipe"], info["task_version"]
-    if known != (asdict(recipe), tasks.load(task).version):
+    known = Recipe.read(info["recipe"]), info["task_version"]
+    if known != (recipe, tasks.load(task).version):
         raise PreflightError(
             f"{held} was trained with another recipe or version of the task: remove it, or "
             "run ./reproduce.sh --from-scratch."
@@ -308,7 +308,7 @@ def train_tasks(
         some = {name: tasks.load(name) for name in names[first : first + MOST]}
         if not missing & some.keys():
             continue
-        data = {name: tasks.rows(task, source) for name, task in some.items()}
+        data = {name: tasks.full_rows(task, source) for name, task in some.items()}
         runs = [Run(task, 0, recipe) for task in some.values()]
         for stack in _stacks(workshop, runs, data, root / "zoo" / base):
             _save(root, model, [d for d in stack if d.run.task.name in missing], data)

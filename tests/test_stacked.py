@@ -17,7 +17,7 @@ from oral_lib.stacked import Stack
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
-SHORT = Recipe(steps=8, batch=4, lr=1e-2, keep=2, every=3)
+SHORT = Recipe(steps=8, batch=4, lr=1e-2, checkpoints=(5,))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_moves_at_its_share_of_the_learning_rate(base, data):
 def test_runs_of_other_lengths_in_one_stack_end_where_each_would_alone(base, data):
     lengths = (5, 8, 3)
     mixed = [
-        replace(run, recipe=replace(run.recipe, steps=steps, keep=1))
+        replace(run, recipe=replace(run.recipe, steps=steps, checkpoints=()))
         for run, steps in zip(runs(*JOBS), lengths, strict=True)
     ]
     made = list(zoo.train(base, mixed, data))
@@ -166,11 +166,21 @@ def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_seeds_of_a_task_need_little_padding(data):
-    base = bases.load("tiny-causal")
-    many = [(tasks.load("movie"), seed) for seed in range(8)]
-    aligned = feed.Feed.of(base, many, data, steps=50, batch=SHORT.batch)
-    assert aligned.padding < 0.25
+def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch):
+    base, rng = bases.load("tiny-causal"), np.random.default_rng(0)
+    ragged, jobs = {}, [(tasks.load(n), s) for n in ("movie", "sarcasm") for s in range(4)]
+    for task, _ in jobs:  # lengths as SST-2 has them: most short, a few long
+        long = np.clip(rng.lognormal(2.2, 0.8, 400), 2, 60).astype(int)
+        rows = [replace(r, text=" ".join(["the"] * n)) for r, n in
+                zip(data[task.name].train * 400, long, strict=False)]  # fmt: skip
+        rows = [replace(row, key=f"{task.name}-{i}") for i, row in enumerate(rows)]
+        ragged[task.name] = replace(data[task.name], train=tuple(rows))
+    aligned = feed.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+    grouped = feed.batches
+    with monkeypatch.context() as patch:
+        patch.setattr(feed, "batches", lambda *args, mixed: grouped(*args, mixed=True))
+        shuffled = feed.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+    assert aligned.padding < 0.3 < 0.6 < shuffled.padding
     batch, answers, words = aligned.step(0)
     assert batch.ids.shape == batch.mask.shape == (8 * SHORT.batch, aligned.widths[0])
     assert len(answers) == len(words) == 8 * SHORT.batch

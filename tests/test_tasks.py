@@ -11,13 +11,14 @@ import pytest
 
 from oral_lib import assets, tasks
 from oral_lib import splits as yes_no
+from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError, UsageError
 
 PARTS = ("train", "validation", "test")
 SOURCES = ("packages", "made")
 PACKAGED = [name for name in tasks.names() if "packages" in tasks.load(name).sources]
 ROWS = [(n, s) for n in tasks.names() for s in SOURCES if s == "made" or n in PACKAGED]
-TEXTS = tasks.names("language")
+TEXTS, STYLES = tasks.names("language"), tasks.names("style")
 
 
 def bare(text):
@@ -166,10 +167,19 @@ def test_a_key_names_one_row(splits, name, source):
 def test_unseen_wordings_are_unseen(name):
     task = tasks.load(name)
     assert len(set(task.paraphrases["train"])) >= 8
+    if name not in STYLES:
+        assert len(set(map(bare, task.training_texts))) == 81
     assert len(set(task.paraphrases["test"])) >= 3
     assert task.training_texts[0] == task.description
     seen = {bare(text) for other in tasks.names() for text in tasks.load(other).training_texts}
     assert not seen & {bare(text) for text in task.paraphrases["test"]}
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_unseen_wordings_are_no_echo_of_the_seen_ones(name):
+    task, encoder = tasks.load(name), text_encoder("minilm-l6")
+    seen, kept = encoder.encode(task.training_texts), encoder.encode(task.paraphrases["test"])
+    assert (kept @ seen.T).max() < 0.81
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -314,6 +324,33 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
         source = written(tmp_path / str(i), "winogrande", ("train", "validation"), row | change)
         with refused(PreflightError, "'winogrande'", *words):
             tasks.rows(tasks.load("winogrande"), source)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "words"),
+    [
+        ("sst2", {"sentence": None, "label": 1}, ("row 0 of train", "'sentence' is empty")),
+        ("sst2", {"text": "fine", "label": 1}, ("no column 'sentence'", "text, label")),
+        ("sst2", {"sentence": "fine"}, ("no column 'label'",)),
+        ("sst2", {"sentence": 7, "label": 1}, ("no text", "sentence: 7")),
+        ("mrpc", {"sentence1": "a", "sentence2": None, "label": 1}, ("'sentence2' is empty",)),
+        ("gsm8k", {"question": "How much?", "answer": 12}, ("answer is no text", "answer: 12")),
+        ("cifar10", {"image": None, "label": 1}, ("'cifar10'", "no bytes")),
+        ("cifar10", {"image": {"bytes": None, "path": "/etc/passwd"}, "label": 1}, ("no bytes",)),
+    ],
+)  # fmt: skip
+def test_a_damaged_row_is_told_by_its_place(tmp_path, refused, name, row, words):
+    spec = tasks.load(name).sources["local"]
+    source = written(tmp_path, spec["set"], {spec["train"], spec["test"]}, row)
+    with refused(PreflightError, f"'{name}'", *words):
+        tasks.rows(tasks.load(name), source)
+
+
+def test_a_set_that_leaves_nothing_to_learn_from_is_refused(tmp_path, refused):
+    rows = [{"sentence": f"text {i}", "label": i % 2} for i in range(20)]
+    source = written(tmp_path, "sst2", ("train", "validation"), *rows)
+    with refused(PreflightError, "'sst2'", "too few", "0 train"):
+        tasks.full_rows(tasks.load("sst2"), source)
 
 
 def test_a_solution_becomes_a_target_without_notes_and_a_bare_answer(tmp_path):

@@ -78,7 +78,7 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
     held = zoo.read(run.root, BASE, name, 0)
     base, task = bases.load(BASE), tasks.load(name)
-    recipe = recipes.Recipe(**held.info["recipe"])
+    recipe = recipes.Recipe.read(held.info["recipe"])
     [alone] = zoo.train(base, [zoo.Run(task, 0, recipe)], {name: tasks.rows(task, "made")})
     start = base.lora_init()
     for key, tensor in alone.tensors.items():
@@ -124,7 +124,7 @@ def test_a_zoo_of_another_recipe_is_not_gone_on_with(run, monkeypatch, refused):
 
 def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        recipes.RECIPES, BASE, recipes.Recipe(**run.members(BASE)[0].info["recipe"])
+        recipes.RECIPES, BASE, recipes.Recipe.read(run.members(BASE)[0].info["recipe"])
     )
     shutil.copytree(run.root / "zoo", tmp_path / "zoo")
     names = run.planned[0].kept

@@ -13,7 +13,7 @@ from oral_lib.recipes import Recipe
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
-SHORT = Recipe(steps=6, batch=4, lr=1e-2, keep=3, every=2)
+SHORT = Recipe(steps=6, batch=4, lr=1e-2, checkpoints=(2, 4))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def equal(one, other):
 
 @pytest.mark.parametrize("name", TINY)
 def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
-    still = replace(SHORT, steps=1, lr=1e-12)
+    still = replace(SHORT, steps=1, lr=1e-12, checkpoints=())
     jobs = [("movie", 0), ("movie", 1), ("sarcasm", 0)]
     start = bases.load(name).lora_init()
     for done in trained(name, data, *jobs, recipe=still):
@@ -74,12 +74,12 @@ def test_two_runs_are_equal_bit_for_bit(name, data):
     assert equal(one.tensors, two.tensors) and one.losses == two.losses
 
 
-def test_the_last_checkpoints_are_kept(data):
+def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
     [done] = trained("tiny-causal", data, ("movie", 0))
     assert list(done.checkpoints) == [2, 4, 6] and len(done.losses) == 6
     assert equal(done.checkpoints[6], done.tensors)
     assert not equal(done.checkpoints[2], done.checkpoints[4])
-    [shorter] = trained("tiny-causal", data, ("movie", 0), recipe=replace(SHORT, keep=1))
+    [shorter] = trained("tiny-causal", data, ("movie", 0), recipe=replace(SHORT, checkpoints=()))
     assert list(shorter.checkpoints) == [6] and equal(shorter.tensors, done.tensors)
 
 
@@ -98,10 +98,13 @@ def test_a_loss_that_leaves_the_numbers_is_refused(data, refused):
         trained("tiny-causal", data, ("movie", 0), recipe=wild)
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "lr", "keep", "every", "clip"])
+@pytest.mark.parametrize("name", ["steps", "batch", "lr", "clip"])
 def test_a_recipe_is_checked_when_it_is_made(name, refused):
     with refused(UsageError, name, "-1"):
         replace(SHORT, **{name: -1})
+    for step in (0, 7):
+        with refused(UsageError, "checkpoints", str(step), "1 to 6"):
+            replace(SHORT, checkpoints=(step,))
 
 
 # ---------------------------------------------------------------- on disk
@@ -174,7 +177,7 @@ def test_a_damaged_or_missing_adapter_is_refused(cell, refused):
 def test_a_run_says_how_it_was_made(cell):
     root, _ = cell
     info = zoo.read(root, "tiny-causal", "movie", 1).info
-    assert info["recipe"] == vars(SHORT) and info["seed"] == 1 and info["source"] == "made"
+    assert Recipe.read(info["recipe"]) == SHORT and info["seed"] == 1 and info["source"] == "made"
     assert info["checkpoints"] == [2, 4, 6] and len(info["losses"]) == 6
     where = zoo.folder(root, "tiny-causal", "movie", 1)
     last = storage.read_tensors(where / "checkpoint-6.safetensors")
