@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from oral_lib import tasks
+from oral_lib.contrasts import silent_places
 from oral_lib.grid import impossible, ordered
 from oral_lib.style import BLUE, FAINT, GREY, INK, ORANGE, SKY, VERMILION, closed, note, styled
 
@@ -225,6 +226,50 @@ def parity(
     return _grid(rows, draw, handles, about, (max(-3, low), min(104, high)), names)
 
 
+def gaps(compared: pd.DataFrame) -> Figure:
+    """Generated minus trained in points, with the paired 95% interval: one panel a base model.
+
+    compared: `contrasts` of one experiment and source. The band is half a point either way, the
+    target; what lies outside the panel is drawn at its edge as an arrow head.
+    """
+    edge = 4.0
+    rows = compared[(compared.what == "generated") & (compared.against == "trained")]
+    found = {(r.base, r.task): r for r in rows.itertuples()}
+    soups = compared[(compared.what == "generated") & (compared.against == "soup_task")]
+    soup = {(r.base, r.task): r.difference for r in soups.itertuples()}
+    silent = {place[2:] for place in silent_places(compared)}
+
+    def draw(axis, base: str, task: str, place: int) -> bool:
+        row = found.get((base, task))
+        if row is None:
+            return False
+        faded = {"alpha": 0.3 if (base, task) in silent else 1}
+        value, *ends = (100 * x for x in (row.difference, row.ci_low, row.ci_high))
+        if (base, task) in soup:
+            mean = np.clip(value - 100 * soup[base, task], -edge, edge)
+            look = {"ms": 5.5, "color": INK, "mfc": "white", "mew": 1.2, "clip_on": False}
+            axis.plot(mean, place + 0.22, "D", **look, **faded)
+        colour = VERMILION if row.ci_high < 0 and value < -0.5 else BLUE
+        axis.plot(np.clip(ends, -edge, edge), [place - 0.1] * 2, color=colour, lw=2, **faded)
+        mark = "o" if abs(value) <= edge else "<" if value < 0 else ">"
+        look = {"ms": 6.5, "color": colour, "clip_on": False}
+        axis.plot(np.clip(value, -edge, edge), place - 0.1, mark, **look, **faded)
+        return True
+
+    handles = [
+        _mark("o", BLUE, "generated, paired 95% interval"),
+        _mark("o", VERMILION, "generated, surely below: the target is missed"),
+        _mark("D", INK, "per-task soup", hollow=True),
+    ]
+    about = "points above trained (band: half a point either way; pale: no signal; marks at an "
+    figure = _grid(compared, draw, handles, f"{about}edge lie beyond it)", (-edge, edge))
+    for axis in figure.axes:
+        axis.axvspan(-0.5, 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
+        axis.axvline(0, color=GREY, lw=1, zorder=0.5)
+        axis.set_xticks([-4, -2, 0, 2, 4], ["−4", "−2", "0", "+2", "+4"])
+    return figure
+
+
 UNSEEN = {  # (method, condition): label, marker, colour, hollow
     ("base", "none"): ("base model", "o", GREY, True),
     ("soup_all", "none"): ("all-task soup", "D", INK, True),
@@ -318,7 +363,8 @@ def controls(compared: pd.DataFrame) -> Figure:
         _mark(mark, colour, label) for t, (label, mark, colour) in KEPT.items() if t in asked
     ]
     about = "share of the gain over base and majority that is kept, percent (own text: 100; bands: "
-    figure = _grid(compared, draw, handles, f"{about}targets)", (left, right))
+    about += "targets; hollow heads at an edge lie beyond it)"
+    figure = _grid(compared, draw, handles, about, (left, right))
     for axis in figure.axes:
         axis.axvline(100, color=VERMILION, lw=1.4, zorder=0.5)
         axis.axvspan(95, right, color=ORANGE, alpha=0.10, lw=0, zorder=0)

@@ -27,7 +27,7 @@ from oral_lib.statistics import Statistics
 from oral_lib.tokens import Layout
 
 FORMAT = 1
-NOISES = ("adapter", "token")  # what has one draw
+NOISES = ("adapter", "token", "whole")  # see `GeneratorConfig.noise`
 TURNS = ("bases", "tokens", "none")  # how far components are made alike
 
 
@@ -48,6 +48,8 @@ class GeneratorConfig:
     own way, and tokens do not quite fit together: the more, the more `sampling_steps` there are and
     the higher the `temperature`, the scale of that noise. One step or temperature 0 gives hardly
     any spread; temperature 1 in many steps gives that of the zoo, and of few adapters near-copies.
+    With "whole" each token has a draw of its own, too, and its prototype is told what the mean of
+    all the adapter's tokens is by now, so that all go the same way.
     """
 
     k: int = 1536
@@ -185,6 +187,8 @@ class Generator(nn.Module):
             real = max(int(base.mask.any(0).sum()) for base in known.values())
             self.denoiser.expect(max(1, real))
         self.schedule = Schedule(config.schedule)
+        whole = config.noise == "whole"
+        self.whole = nn.Linear(config.size, config.width, bias=False) if whole else None
 
     @property
     def hears(self) -> bool:
@@ -209,6 +213,8 @@ class Generator(nn.Module):
 
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         """The denoiser's float32 answer [b, s, k] at x_t [b, s, k]: see `Schedule.target`."""
+        if self.whole is not None:
+            p = p + self.whole(self.schedule.middle(x, t))
         return self.denoiser(self.schedule.entry(x, t), t, p, c).float()
 
     def loss(

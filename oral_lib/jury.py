@@ -161,8 +161,9 @@ def _trained(
 ) -> tuple[Generator, float]:
     """(trained generator, seconds it took), the default's from `folder` if it is there."""
     school = schooling(study, variant.config)
-    sampling = ("sampling_steps", "temperature", "noise")
-    still = {name: getattr(study.config, name) for name in sampling}
+    still = {name: getattr(study.config, name) for name in ("sampling_steps", "temperature")}
+    if "whole" not in (variant.config.noise, study.config.noise):  # else no matter of sampling
+        still["noise"] = study.config.noise
     common = replace(variant.config, **still)
     shared = (common, variant.gauge, variant.statistics) == (study.config, "shared", "shared")
     kept = folder / "generators" / study.key(asdict(common))

@@ -79,6 +79,7 @@ EXAMPLES = (
 FIGURES = {
     "parity": "Trained against generated in every cell, with intervals",
     "auc": "The same in AUC",
+    "gaps": "How far generated lies above or below trained",
     "controls": "What other texts keep of the gain",
     "unseen": "Tasks that no generator was trained on",
     "answers": EXAMPLES,
@@ -167,6 +168,8 @@ class _Part:
             yield "parity", figures.parity(self.rows("accuracy"), self.silent)
         if self.has("auc"):
             yield "auc", figures.parity(self.rows("auc"), self.silent, "AUC in percent")
+        if self.has("accuracy") and not self.has("balanced_accuracy"):
+            yield "gaps", figures.gaps(self.compared)
         if self.has("balanced_accuracy"):
             yield "unseen", figures.unseen(per_sample(self.items, "balanced_accuracy"))
         if self.compared.what.str.startswith("lost").any():
@@ -273,7 +276,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
         parts += ["#### Files\n", _files(folder, part)]
     for path in sorted((folder / "figures").glob("ablations-*.png")):
         source = path.stem.removeprefix("ablations-")
-        parts += [f"### Ablations, source `{source}`\n"]
+        parts += [f"### Ablations, source `{source}`\n", _studied(folder, source)]
         parts += [f"![What each part is worth]({scale}/figures/{path.name})\n"]
     losses = [p.stem.replace("curves", "loss") for p in sorted(folder.glob("curves*.csv"))]
     if losses:
@@ -286,6 +289,17 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
             parts.append(f"![LoRAs trained at once]({scale}/figures/benchmarks.png)\n")
         parts.append(markdown(benchmarks))
     return "\n".join(parts)
+
+
+def _studied(folder: Path, source: str) -> str:
+    """What the ablations of a source were judged on, and by which commit."""
+    frame = pd.read_csv(folder / "ablations.csv")
+    rows = frame[(frame.source == source) & (frame.metric == "accuracy")]
+    return (
+        f"Validation rows ({listed([str(n) for n in sorted(rows.n_items.unique())])} a task) of "
+        f"{listed(list(rows.task.unique()))} on {listed(list(rows.base.unique()))}; commit "
+        f"{listed(list(rows.commit.unique()))}. What is the default now stands in DEVIATIONS.md.\n"
+    )
 
 
 def _files(folder: Path, part: _Part) -> str:

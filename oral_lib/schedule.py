@@ -139,6 +139,13 @@ class Schedule:
         matched = self.config.matched and self.config.objective == "x0"
         return x_t * self._coefficients(t, x_t)[0] if matched else x_t
 
+    def middle(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """[b, 1, k]: what the mean of the s tokens of x_t [b, s, k], noised each by itself, says of
+        the mean of their x_0. For one of mean 0 and variance 1, its linear least-squares estimate.
+        """
+        a, s = self._coefficients(t, x_t)
+        return x_t.mean(1, keepdim=True) * (a / (a.square() + s.square() / x_t.shape[1]))
+
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the denoiser should return at x_t: eps, x_0 or v."""
         a, s = self._coefficients(t, x0)

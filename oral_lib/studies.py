@@ -106,15 +106,18 @@ def ablations(
 
     frame: columns group, variant, value, ci_low, ci_high (between 0 and 1) and default (bool), in
     the order in which they are shown. Rows of the group "reference" (trained, soup, base) are
-    lines through all panels, as is `trained`.
+    lines through all panels, as is `trained`; a base model far below is told in words.
     """
     lines = dict(frame[frame.group == "reference"].groupby("variant", sort=False).value.mean())
     lines |= {} if trained is None else {"trained": trained}
     frame = frame[frame.group != "reference"]
     groups = list(frame.groupby("group", sort=False))
-    ends = [*frame.ci_low, *frame.ci_high, *lines.values()]
+    ends = [*frame.ci_low, *frame.ci_high, *(v for name, v in lines.items() if name != "base")]
     room = 0.04 * (max(ends) - min(ends)) or 0.01
     limits = (100 * (min(ends) - room), 100 * (max(ends) + room))
+    told = "filled: the default at that commit; bar: 95% interval over items"
+    if 100 * lines.get("base", 1) < limits[0]:
+        told += f"; base model: {100 * lines.pop('base'):.1f}"
     half = len(frame) / 2 if len(groups) > 2 else len(frame)
     columns, count = [[]], 0
     for group in groups:  # two columns of about the same height
@@ -138,7 +141,7 @@ def ablations(
                     axis.set_xlabel(label)
                 else:
                     axis.tick_params(labelbottom=False)
-        figure.supxlabel("filled: the default; bar: 95% interval over items", fontsize=10.5)
+        figure.supxlabel(told, fontsize=10.5)
     return closed(figure)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from oral_lib.condition import ENCODERS
 from oral_lib.denoise import KINDS as DENOISERS
 from oral_lib.errors import UsageError, closest
-from oral_lib.generator import GeneratorConfig
+from oral_lib.generator import NOISES, GeneratorConfig
 from oral_lib.recurrence import KINDS as RECURRENCES
 from oral_lib.schedule import OBJECTIVES
 
@@ -99,8 +99,15 @@ def _temperature(base: GeneratorConfig) -> Iterator[Variant]:
     for warmth in sorted({*TEMPERATURES, base.temperature}):
         own = replace(base, temperature=warmth)
         yield Variant("temperature", f"{warmth:g}", own)
-        if warmth:
+        if warmth and base.noise == "adapter":
             yield Variant("temperature", f"{warmth:g}, a draw a token", replace(own, noise="token"))
+
+
+def _noise(base: GeneratorConfig) -> Iterator[Variant]:
+    told = {"adapter": "a draw an adapter", "token": "a draw a token",
+            "whole": "a draw a token, the mean is read"}  # fmt: skip
+    for noise in NOISES:
+        yield Variant("noise", told[noise], replace(base, noise=noise))
 
 
 def _encoder(base: GeneratorConfig) -> Iterator[Variant]:
@@ -129,6 +136,7 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
     "objective": _objective,
     "steps": _steps,
     "temperature": _temperature,
+    "noise": _noise,
     "encoder": _encoder,
     "gauge": _gauge,
     "statistics": _statistics,

@@ -12,7 +12,7 @@ from oral_lib.bases import BaseModel
 from oral_lib.condition import describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.generator import NOISES, Generator, GeneratorConfig
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout
@@ -485,6 +485,23 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
     assert not equal(shared[0], each[0])  # and sampling heeds it
     own = replace(model.config, noise="token").draw(length, stream)
     assert own.shape == one.shape and own.unique(dim=0).shape == own.shape
+
+
+def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else():
+    members = zoo_of(bases.load("tiny-encoder"))
+    for noise in NOISES:
+        model, _ = assemble(replace(SMALL, noise=noise), members)
+        with torch.no_grad():
+            model.denoiser.leave.weight.normal_()  # it starts at zero
+        known = model.known["tiny-encoder"]
+        l, k, m = known.layout.l, model.config.size, model.config.width
+        x, t = torch.randn(2, l, k), torch.tensor([3, 3])
+        p, c = torch.randn(2, l, m), torch.randn(2, m)
+        before = model.predict(x, t, p, c)
+        x[0, 0] += 1
+        changed = (model.predict(x, t, p, c) != before).any(-1)
+        assert changed[0, 0] and not changed[1].any()  # an adapter hears of itself alone
+        assert bool(changed[0, 1:].all()) == bool(changed[0, 1:].any()) == (noise == "whole")
 
 
 def test_a_denoiser_starts_as_wide_as_there_are_components():

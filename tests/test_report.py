@@ -12,6 +12,7 @@ from oral_lib.errors import OralError
 from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
+from oral_lib.style import BLUE, VERMILION
 
 BASELINES = [
     "majority", "base", "trained", "per-task soup", "all-task soup", "retrieval", "regression",
@@ -94,7 +95,7 @@ def test_two_runs_give_the_same_bytes(folder, tmp_path):
 
 def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
     made = contents(folder / "lab" / "figures")
-    kinds = {"parity", "auc", "controls", "loss", "ablations", "benchmarks"}
+    kinds = {"parity", "auc", "gaps", "controls", "loss", "ablations", "benchmarks"}
     assert {name.split(".")[0].split("-")[0] for name in made} == kinds
     for name, data in made.items():
         assert not re.search(rb"CreationDate|<dc:date>|tIME", data), name
@@ -537,6 +538,18 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
         picture = figures.parity(tables.pooled(rows[rows.metric == metric]))
         assert len(picture.axes[0].get_yticklabels()) == count
+
+
+def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
+    compared = contrasts(results.read(folder / "lab")[1])
+    own = (compared.what == "generated") & (compared.against == "trained")
+    bad = compared.task == "movie"
+    compared.loc[own & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
+    compared.loc[own & ~bad, ["difference", "ci_low", "ci_high"]] = 0.002, -0.08, 0.01
+    [axis] = figures.gaps(compared).axes
+    drawn = {tuple(np.round(line.get_xdata(), 6)): line.get_color() for line in axis.lines}
+    assert drawn[-3.0, -1.0] == drawn[(-2.0,)] == VERMILION
+    assert drawn[-4.0, 1.0] == drawn[(0.2,)] == BLUE  # cut at the edge of the panel
 
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
