@@ -146,7 +146,7 @@ def test_variants_are_judged_on_validation_rows(study):
 
 def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapters(measured):
     assert list(measured.columns) == ablations.COLUMNS
-    assert set(measured.group) == {"objective", "temperature", "reference"}
+    assert set(measured.group) == {"objective", "temperature", "noise", "reference"}
     for (group, name), part in measured.groupby(["group", "variant"]):
         own = {(r.task, r.metric) for r in part.itertuples()}
         if group == "reference":

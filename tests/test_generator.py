@@ -494,9 +494,9 @@ def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else():
         with torch.no_grad():
             model.denoiser.leave.weight.normal_()  # it starts at zero
         known = model.known["tiny-encoder"]
-        l, k, m = known.layout.l, model.config.size, model.config.width
-        x, t = torch.randn(2, l, k), torch.tensor([3, 3])
-        p, c = torch.randn(2, l, m), torch.randn(2, m)
+        length, size, m = known.layout.l, model.config.size, model.config.width
+        x, t = torch.randn(2, length, size), torch.tensor([3, 3])
+        p, c = torch.randn(2, length, m), torch.randn(2, m)
         before = model.predict(x, t, p, c)
         x[0, 0] += 1
         changed = (model.predict(x, t, p, c) != before).any(-1)

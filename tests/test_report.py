@@ -46,7 +46,8 @@ def folder(tmp_path_factory):
     ]
     pd.concat(curves).to_csv(lab / "curves.csv", index=False)
     ledgers.append_benchmarks(lab / "benchmarks.csv", stacking())
-    shares = ablation().assign(source="packages", metric="accuracy")
+    shares = ablation().assign(source="packages", metric="accuracy", base="minilm-l6", task="movie")
+    shares = shares.assign(n_items=100, commit="a")
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
     ledgers.append_novelty(lab / "novelty.csv", [novelty()])
