@@ -6,6 +6,7 @@ anywhere.
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -119,10 +120,14 @@ def main(
     except KeyboardInterrupt:
         print("\noral: interrupted. The same command goes on from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     everything = planner(args.scale, args.source, args.out)
+    _check_experiments(args)
     chosen = graph.select(everything, args.only)
     wanted = graph.with_needs(everything, chosen)
     forced = {node.name for node in (wanted if args.from_scratch else chosen if args.force else ())}
@@ -150,6 +155,18 @@ def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
         _tell_commits(args)
     _close(args, wanted)
     return 0
+
+
+def _check_experiments(args: argparse.Namespace) -> None:
+    """UsageError where --only asks for an experiment that is not planned here."""
+    for pattern in args.only or ():
+        name, there = re.match(r"\w*", pattern)[0], plan.experiments(args.scale, args.source)
+        if name in plan.EXPERIMENTS and name not in there:
+            extra = " It wants diffusers: pip install '.[diffusion]'." * (name == "style")
+            raise UsageError(
+                f"--only {pattern!r}: scale {args.scale!r} has no experiment {name!r} from source "
+                f"{args.source!r}; it has {', '.join(there) or 'none'}.{extra}"
+            )
 
 
 def _list(nodes: Sequence[Node]) -> int:

@@ -26,7 +26,7 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.condition import text_encoder
-from oral_lib.errors import OralError
+from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of
 from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
@@ -480,6 +480,11 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     assert counts["generated", "empty"].tolist() == [4] and counts["trained", "none"].tolist() == [
         6
     ]
+
+
+def test_without_a_generator_no_cell_is_measured_and_it_is_said_which(tmp_path, refused):
+    with refused(PreflightError, "no generator in", "oral_lib train generator"):
+        Run("smoke", out=tmp_path).measure("tiny-encoder", ["movie"])
 
 
 def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_generator(

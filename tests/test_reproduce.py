@@ -323,6 +323,18 @@ def test_the_paper_scale_gives_3_without_a_gpu_but_can_be_listed(monkeypatch, ca
     assert "language/llama-3.1-8b/gsm8k/seed-2" in capsys.readouterr().out
 
 
+def test_an_experiment_that_a_source_has_not_is_told_from_a_mistyped_node(capsys, tmp_path):
+    words = ["--scale", "lab", "--source", "hub", "--out", str(tmp_path), "--list", "--only"]
+    assert reproduce.main([*words, "multimodal*"]) == 2
+    said = capsys.readouterr().err
+    assert "no experiment 'multimodal' from source 'hub'" in said and "language, vision" in said
+    assert reproduce.main([*words, "vison*"]) == 2
+    assert "no node matches 'vison*'" in capsys.readouterr().err
+    assert reproduce.main([*words, "vision/efficientnet-lite0/cifar10/*"]) == 0
+    listed = capsys.readouterr().out
+    assert "vision/zoo/efficientnet-lite0 " in listed and "minilm" not in listed
+
+
 def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
     from oral_lib import assets
 

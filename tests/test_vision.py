@@ -64,6 +64,9 @@ def test_a_cell_holds_bytes_or_the_hubs_dictionary():
 def test_what_is_no_picture_is_refused(refused):
     with refused(PreflightError, "picture 1 of 2"):
         images.decoded([png(3), b"no picture"], 8, "bicubic")
+    huge = b"P6 30000 30000 255\n"  # which would fill 2.7 GB
+    with refused(PreflightError, "picture 0 of 1", "DecompressionBombError"):
+        images.decoded([huge], 8, "bicubic")
 
 
 def test_a_backbone_reads_pictures_as_timm_would(base, data):
