@@ -116,7 +116,7 @@ def experiments(scale: str, source: str = "packages") -> list[str]:
 
 def base_of(scale: str, base: str, source: str = "packages") -> Cells:
     """The entry of `base` in a scale; `UsageError` with the nearest name if it has none."""
-    known = {c.base: c for name in EXPERIMENTS for c in cells_of(scale, source, name)}
+    known = _bases(scale, source)
     if base not in known and base in TERMS and scale == "lab":
         raise UsageError(
             f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
@@ -124,8 +124,14 @@ def base_of(scale: str, base: str, source: str = "packages") -> Cells:
         )
     if base not in known:
         near = f"{closest(base, known)} It has {', '.join(known)}."
-        raise UsageError(f"scale {scale!r} has no base {base!r}.{near}")
+        if scale == "lab" and base in _bases(scale, "hub"):
+            near = " --source hub has it."
+        raise UsageError(f"scale {scale!r} has no base {base!r} from {slug(source)!r}.{near}")
     return known[base]
+
+
+def _bases(scale: str, source: str) -> dict[str, Cells]:
+    return {c.base: c for name in EXPERIMENTS for c in cells_of(scale, source, name)}
 
 
 def check_cell(scale: str, source: str, base: str, task: str) -> None:

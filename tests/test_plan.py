@@ -196,6 +196,11 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
         assert plan.nodes("lab", source, tmp_path)
 
 
+def test_a_base_of_another_source_is_told_from_one_that_there_is_not(refused):
+    with refused(UsageError, "'qwen2.5-0.5b' from 'packages'", "--source hub has it"):
+        plan.base_of("lab", "qwen2.5-0.5b")
+
+
 def test_what_is_no_cell_of_the_scale_is_refused_with_the_nearest_name():
     plan.check_cell("lab", "packages", "minilm-l6", "movie")
     with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
