@@ -257,8 +257,8 @@ def gaps(compared: pd.DataFrame) -> Figure:
         return True
 
     handles = [
-        _mark("o", BLUE, "generated, paired 95% interval"),
-        _mark("o", VERMILION, "generated, surely below: the target is missed"),
+        _mark("o", BLUE, "generated, 95% interval"),
+        _mark("o", VERMILION, "the same, surely below"),
         _mark("D", INK, "per-task soup", hollow=True),
     ]
     about = "points above trained (band: half a point either way; pale: no signal; marks at an "
