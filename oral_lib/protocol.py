@@ -246,7 +246,7 @@ def run_cell(
     Novelty is a row of `ledgers.NOVELTY_COLUMNS`, or None where no adapter was held out.
     """
     spec = tasks.load(task)
-    data = tasks.full_rows(spec, source)
+    data = tasks.full_rows(spec, source, ("train", "validation", "test"))
     model = _base(base, source, len(spec.labels), str(device))
     models = _models(root, plan.generator_of(scale, seed), str(device))
     experiment = model.spec.experiment

@@ -222,10 +222,10 @@ def rows(task: Task, source: str) -> Split:
     return _cut(task, kind, sizes, *parts, group=group)
 
 
-def full_rows(task: Task, source: str) -> Split:
-    """`rows` of a task that is to be learnt and measured: PreflightError where a part has none."""
+def full_rows(task: Task, source: str, parts: Sequence[str] = ("train", "validation")) -> Split:
+    """`rows` of a task that is to be learnt: PreflightError where one of `parts` has none."""
     split = rows(task, source)
-    sizes = {part: len(getattr(split, part)) for part in ("train", "validation", "test")}
+    sizes = {part: len(getattr(split, part)) for part in parts}
     if not all(sizes.values()):
         there = ", ".join(f"{n} {part}" for part, n in sizes.items())
         raise PreflightError(
