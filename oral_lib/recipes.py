@@ -45,13 +45,16 @@ class Recipe:
 
     @classmethod
     def read(cls, told: dict) -> "Recipe":
-        """The recipe that a run.json tells; names that decide nothing are left out."""
-        known = {name: told[name] for name in cls.__dataclass_fields__ if name in told}
-        known = UNTOLD | known
+        """The recipe that a run.json tells, also one of an earlier version; UsageError for names
+        that this version does not know."""
+        known = UNTOLD | {name: value for name, value in told.items() if name not in FORMER}
+        if later := known.keys() - cls.__dataclass_fields__.keys():
+            raise UsageError(f"zoo recipe: unknown {', '.join(sorted(later))}: of a later version?")
         return cls(**known | {"checkpoints": tuple(known["checkpoints"])})
 
 
 UNTOLD = {"ratio": 1.0, "checkpoints": ()}  # what a recipe had before it said so
+FORMER = ("keep", "every")  # which checkpoints were kept: nothing that was trained depends on it
 RECIPES = {
     "minilm-l6": Recipe(steps=800, batch=16, lr=1.5e-3),
     "minilm-l3": Recipe(steps=800, batch=16, lr=1.5e-3),

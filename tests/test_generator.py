@@ -487,7 +487,7 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
     assert own.shape == one.shape and own.unique(dim=0).shape == own.shape
 
 
-def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else():
+def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else(tmp_path):
     members = zoo_of(bases.load("tiny-encoder"))
     for noise in NOISES:
         model, _ = assemble(replace(SMALL, noise=noise), members)
@@ -502,6 +502,14 @@ def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else():
         changed = (model.predict(x, t, p, c) != before).any(-1)
         assert changed[0, 0] and not changed[1].any()  # an adapter hears of itself alone
         assert bool(changed[0, 1:].all()) == bool(changed[0, 1:].any()) == (noise == "whole")
+        model.save_pretrained(tmp_path / noise)
+        back = Generator.from_pretrained(tmp_path / noise)
+        assert back.config.noise == noise and equal(back.state_dict(), model.state_dict())
+        made, again = (m.generate(MOVIE, "tiny-encoder", seed=3)[0] for m in (model, back))
+        assert equal(made, again)
+        if noise == "whole":
+            model.predict(x, t, p, c).square().mean().backward()
+            assert model.whole.weight.grad.abs().sum() > 0
 
 
 def test_a_denoiser_starts_as_wide_as_there_are_components():

@@ -381,6 +381,8 @@ def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
             likely = scoring.score(model, base, TASK, rows)[0]
         margin = dict(zip([row.key for row in rows], likely[:, 1] - likely[:, 0], strict=True))
         part = items[(items.method == "trained") & (items["sample"] == seed)]
+        assert sorted(part.item) == sorted(margin)
+        assert sum(abs(m) > 0.1 for m in margin.values()) > 0.8 * len(margin)
         for item, score, predicted in zip(part.item, part.score, part.predicted, strict=True):
             assert score == pytest.approx(float(margin[item]), abs=0.1)  # bfloat16, other batches
             if abs(margin[item]) > 0.1:

@@ -107,6 +107,13 @@ def test_a_recipe_is_checked_when_it_is_made(name, refused):
             replace(SHORT, checkpoints=(step,))
 
 
+def test_a_recipe_of_an_earlier_version_is_read_as_it_was_meant(refused):
+    told = {"steps": 6, "batch": 4, "lr": 1e-2, "warmup": 0.1, "keep": 3, "every": 10, "clip": 1.0}
+    assert Recipe.read(told) == Recipe(steps=6, batch=4, lr=1e-2, ratio=1.0)
+    with refused(UsageError, "unknown moment"):
+        Recipe.read(told | {"moment": 0.9})
+
+
 # ---------------------------------------------------------------- on disk
 @pytest.fixture
 def cell(tmp_path, monkeypatch):
