@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 ORDER = [
     *["torchvision_guard", "errors", "seeds", "progress", "replay", "storage", "provenance"],
     *["corpora", "packages", "assets"],
-    *["images", "splits", "tasks", "registry", "matching", "basemodel", "vision", "towers"],
+    *["images", "splits", "partition", "tasks", "registry", "matching"],
+    *["basemodel", "vision", "towers"],
     "vision_language",
     *["latent_diffusion", "tiny_diffusion"],
     *["bases", "alignment", "evolve", "scoring"],
