@@ -5,24 +5,21 @@ with the answers that items.parquet holds of one adapter a method.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from oral_lib import images, tasks
 from oral_lib.tasks import Row, Task
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 SHOWN = {"base": "none", "trained": "none", "generated": "matched"}  # a condition a method
-SIDE = 96  # pixels
+SIDE = 144  # pixels
 FOUND = "text_to_image/"  # of matching: which picture a text finds
 
 
 def answers(
     items: pd.DataFrame, source: str, number: int = 4
-) -> "tuple[Tensor, pd.DataFrame] | None":
+) -> "tuple[np.ndarray, pd.DataFrame] | None":
     """(uint8 [n, SIDE, SIDE, 3], said) of `number` pictures a task, as `figures.pictures` shows
     them; None where no picture was shown to an adapter of each method.
 
@@ -48,8 +45,7 @@ def answers(
             said.append(_said(spec, row, told))
     if not files:
         return None
-    shown = images.decoded(files, SIDE, "bicubic").permute(0, 2, 3, 1)
-    return shown, pd.DataFrame(said)
+    return images.framed(files, SIDE), pd.DataFrame(said)
 
 
 def _first(rows: Sequence[Row], asked: set[str], place: str, number: int) -> Iterator[Row]:

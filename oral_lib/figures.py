@@ -15,7 +15,9 @@ from matplotlib.lines import Line2D
 from oral_lib import tasks
 from oral_lib.contrasts import silent_places
 from oral_lib.grid import impossible, ordered
+from oral_lib.splits import NOUNS
 from oral_lib.style import BLUE, FAINT, GREY, INK, ORANGE, SKY, VERMILION, closed, note, styled
+from oral_lib.tasks import Task
 
 METHODS = {  # from the top down: (method, label, colour)
     "generated": ("generated", VERMILION),
@@ -167,7 +169,7 @@ def _title(row: dict[str, str]) -> str:
     """What stands above a picture: its text, cut short and broken into lines, and the truth."""
     told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
     told = row["title"].splitlines() if "title" in row else told
-    short = [textwrap.shorten(text, 76, placeholder=" ...") for text in told]
+    short = [textwrap.shorten(text, 150, placeholder=" ...") for text in told]
     lines = [line for text in short for line in textwrap.wrap(text, 40)]
     return "\n".join(lines).replace("\n.", " .")  # a full stop is no line
 
@@ -282,40 +284,60 @@ UNSEEN = {  # (method, condition): label, marker, colour, hollow
 
 
 def unseen(samples: pd.DataFrame) -> Figure:
-    """Held-out tasks of yes and no, a row each: trained beside what never saw the task.
+    """Held-out tasks of yes and no, a row each: which classes mean yes, and trained beside what
+    never saw the task.
 
     samples: `tables.per_sample` of one experiment and source, in balanced accuracy. The line is
-    chance.
+    chance. What lies further below it than a little is drawn at the edge as an arrow head.
     """
     groups = samples.groupby(["base", "task", "method", "condition"], observed=True).value
     found, every = groups.mean(), {key: list(values) for key, values in groups}
+    low = 46
 
     def draw(axis, base: str, task: str, place: int) -> bool:
         for way, (_, mark, colour, hollow) in UNSEEN.items():
             if (base, task, *way) not in found:
                 continue
+            high = place + {"trained": -0.2, "generated": 0.2}.get(way[0], 0)
             if way[0] == "generated":
                 ticks = [100 * value for value in every[base, task, *way]]
-                marks = [place] * len(ticks)
-                axis.plot(ticks, marks, "|", ms=11, mew=1.1, color=colour, alpha=0.6)
-            look = {"ms": 7, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.4}
-            axis.plot(100 * found[base, task, *way], place, mark, **look)
+                marks = [high] * len(ticks)
+                axis.plot(ticks, marks, "|", ms=9, mew=1.1, color=colour, alpha=0.6)
+            look = {"ms": 6.5, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.4}
+            value = 100 * found[base, task, *way]
+            if value < low:
+                value, mark, look["clip_on"] = low, "<", False
+            axis.plot(value, high, mark, **look)
         return any(key[:2] == (base, task) for key in every)
 
     handles = [
         _mark(mark, colour, label, hollow) for label, mark, colour, hollow in UNSEEN.values()
     ]
-    low = np.floor(10 * samples.value.min()) * 10 - 2
-    figure = _grid(
-        samples, draw, handles, "balanced accuracy in percent (line: chance)", (low, 102)
-    )
+    about = "balanced accuracy in percent (line: chance; marks at the edge lie beyond it)"
+    figure = _grid(samples, draw, handles, about, (low, 101))
+    figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
     for axis in figure.axes:
         axis.axvline(50, color=GREY, lw=1.2, zorder=0.5)
-    names = ordered(samples, "task")
-    told = [tasks.load(name).description.removeprefix("Say yes to ") for name in names]
-    figure.axes[0].set_yticks(range(len(names)), told)
-    figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
+    _classes(figure.axes[0], [tasks.load(name) for name in ordered(samples, "task")])
     return figure
+
+
+def _classes(axis, told: Sequence[Task]) -> None:
+    """Left of `axis`, in place of the tasks' names: a dot for every class that means yes."""
+    nouns = NOUNS[told[0].of]
+    left = axis.inset_axes([-0.42, 0, 0.4, 1])
+    for place, task in enumerate(told):
+        yes = sorted(task.positive)
+        left.plot(range(len(nouns)), [place] * len(nouns), "o", ms=5, color=FAINT)
+        left.plot(yes, [place] * len(yes), "o", ms=7, color=INK)
+    left.set(xlim=(-1.2, len(nouns) - 0.3), ylim=axis.get_ylim(), yticks=[])
+    left.xaxis.tick_top()
+    left.set_xticks(range(len(nouns)), nouns, rotation=45, ha="left", fontsize=10)
+    left.tick_params(length=0)
+    left.spines[:].set_visible(False)
+    left.set_xlabel("classes that mean yes", fontsize=10.5)
+    left.xaxis.set_label_position("bottom")
+    axis.set_yticks([])
 
 
 KEPT = {  # text: label, marker, colour

@@ -6,7 +6,7 @@ training step picks by its place. Nothing here imports torch before it is asked 
 
 import colorsys
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from oral_lib.errors import PreflightError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 SIDE = 16  # of a picture that is made
@@ -59,22 +60,39 @@ def _pixmap(picture: np.ndarray) -> bytes:
 
 
 def decoded(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
-    """uint8 [n, 3, pixels, pixels] on the CPU: the whole of every picture, in colour.
+    """uint8 [n, 3, pixels, pixels] on the CPU: the whole of every picture, in colour, stretched to
+    a square.
 
     PreflightError when one cannot be read.
     """
     import torch
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     how = Image.Resampling[interpolation.upper()]
     table = torch.empty(len(files), 3, pixels, pixels, dtype=torch.uint8)
+    for place, picture in enumerate(_opened(files)):
+        square = np.asarray(picture.resize((pixels, pixels), how))
+        table[place] = torch.from_numpy(square.copy()).permute(2, 0, 1)
+    return table
+
+
+def framed(files: Sequence[bytes], pixels: int) -> np.ndarray:
+    """uint8 [n, pixels, pixels, 3]: every picture in its own proportions, white round it, to be
+    looked at. PreflightError when one cannot be read."""
+    from PIL import Image, ImageOps
+
+    size, how = (pixels, pixels), Image.Resampling.BICUBIC
+    return np.stack([ImageOps.pad(p, size, how, color="white") for p in _opened(files)])
+
+
+def _opened(files: Sequence[bytes]) -> "Iterator[Image]":
+    from PIL import Image, UnidentifiedImageError
+
     for place, file in enumerate(files):
         try:
-            picture = Image.open(io.BytesIO(file)).convert("RGB").resize((pixels, pixels), how)
+            yield Image.open(io.BytesIO(file)).convert("RGB")
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise PreflightError(
                 f"picture {place} of {len(files)} cannot be read ({type(error).__name__}): "
                 "put the data set there again."
             ) from error
-        table[place] = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-    return table

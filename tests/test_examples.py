@@ -1,11 +1,15 @@
 """The pictures with answers of the report: what was measured, beside what is so."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import oral_lib
-from oral_lib import examples, figures
+from oral_lib import examples, figures, images
+from oral_lib.errors import PreflightError
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
 
@@ -37,11 +41,8 @@ def asked():
 def test_the_first_pictures_that_every_method_was_asked_about_are_shown(asked):
     items, rows = asked
     shown, said = examples.answers(items, "made", number=3)
-    assert (
-        shown.shape == (9, examples.SIDE, examples.SIDE, 3)
-        and shown.dtype.is_floating_point is False
-    )
-    assert len(np.unique(shown.flatten(1).numpy(), axis=0)) == 9
+    assert shown.shape == (9, examples.SIDE, examples.SIDE, 3) and shown.dtype == np.uint8
+    assert len(np.unique(shown.reshape(9, -1), axis=0)) == 9
     labels = oral_lib.load_task("solar_cells").labels
     assert list(said.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]
     assert set(said.base[:3]) == {labels[1]} and set(said.trained[:3]) == {labels[0]}
@@ -76,3 +77,14 @@ def test_wrong_answers_have_another_colour(asked):
     assert len(notes) == 3 and {t.get_color() for t in notes} == {figures.VERMILION}
     right = [t for axis in figure.axes for t in axis.texts if t.get_text() == "generated: place 1"]
     assert {t.get_color() for t in right} == {figures.INK}
+
+
+def test_a_wide_picture_is_not_squashed():
+    file = io.BytesIO()
+    Image.new("RGB", (40, 10), "red").save(file, "png")
+    [shown] = images.framed([file.getvalue()], 20)
+    red = (shown == (255, 0, 0)).all(-1)
+    assert red.any(0).all() and red.any(1).sum() == 5  # as wide as can be, a quarter as high
+    assert (shown[~red] == 255).all()
+    with pytest.raises(PreflightError, match="picture 0 of 1"):
+        images.framed([b"no picture"], 20)

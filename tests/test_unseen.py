@@ -190,9 +190,12 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     gain = (value["multitask", "matched"] - 0.5) / (value["trained", "none"] - 0.5)
     assert share["multi-task LoRA"] == f"{100 * gain:.0f}%"
     drawn = figures.unseen(tables.per_sample(items, "balanced_accuracy"))
-    assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == [
-        tasks.load(name).description.removeprefix("Say yes to ")
-    ]
+    [told] = drawn.axes[0].child_axes  # a dot for every class, a dark one for those that mean yes
+    grey, dark = told.lines
+    assert set(dark.get_xdata()) == tasks.load(name).positive < set(grey.get_xdata())
+    nouns = [t.get_text() for t in told.get_xticklabels()]
+    listed = tasks.load(name).description
+    assert [noun in listed for noun in nouns] == [i in dark.get_xdata() for i in range(len(nouns))]
 
 
 # ---------------------------------------------------------------- one LoRA for all tasks
