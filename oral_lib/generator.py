@@ -50,6 +50,11 @@ class GeneratorConfig:
     any spread; temperature 1 in many steps gives that of the zoo, and of few adapters near-copies.
     With "whole" each token has a draw of its own, too, and its prototype is told what the mean of
     all the adapter's tokens is by now, so that all go the same way.
+
+    What a denoiser of single tokens has not learnt of one is noise, another in every token. Where
+    `joint` is set every x_0 on the way is therefore put back among the zoo's adapters: it becomes
+    the nearest mixture of theirs (`statistics.span`), of all tasks, with the same shares in all
+    tokens.
     """
 
     k: int = 1536
@@ -65,6 +70,7 @@ class GeneratorConfig:
     noise: str = "adapter"
     sampling_steps: int = 20
     temperature: float = 1.0
+    joint: bool = True
 
     def __post_init__(self) -> None:
         if self.width != self.recurrence.width:
@@ -116,7 +122,12 @@ class GeneratorConfig:
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
-        before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
+        before = {
+            "components": 0,
+            "turned": "none",
+            "noise": "token",
+            "joint": False,
+        }  # there was none of it
         content = before | content
         if isinstance(content["turned"], bool):
             content["turned"] = "tokens" if content["turned"] else "none"
@@ -139,6 +150,8 @@ class Known(nn.Module):
         self,
         layout: Layout,
         statistics: Statistics,
+        span: Tensor
+        | None,  # [s, l, k or r]: see `statistics.span`; None from before there was one
         structure: Tensor,
         fingerprint: Tensor,
         types: Sequence[str],
@@ -147,11 +160,15 @@ class Known(nn.Module):
         super().__init__()
         if statistics.center.shape != (layout.l, layout.k):
             raise OralError("the layout of a base model does not fit its statistics.")
+        size = layout.k if statistics.basis is None else statistics.basis.shape[1]
+        if span is not None and span.shape[1:] != (layout.l, size):
+            raise OralError("the layout of a base model does not fit the span of its zoo.")
         self.layout, self.peft_config = layout, peft_config
         for name, tensor in {
             "center": statistics.center,
             "scale": statistics.scale,
             "basis": statistics.basis,
+            "span": span,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
@@ -161,6 +178,11 @@ class Known(nn.Module):
         for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("mask", statistics.mask(layout), persistent=False)
+
+    def among_the_zoo(self, k0: Tensor) -> Tensor:
+        """Tokens [b, l, k or r] of the mixtures of zoo adapters that lie nearest to `k0`."""
+        directions = self.span.flatten(1)
+        return (k0.flatten(1) @ directions.mT @ directions).view_as(k0)
 
     @property
     def statistics(self) -> Statistics:
@@ -175,6 +197,8 @@ class Generator(nn.Module):
         known = dict(sorted(known.items()))  # as JSON will hold them: tensors go by number
         types = sorted({t for base in known.values() for t in base.layout.types})
         self.config, self.manifest, self.types = config, manifest, types
+        if config.joint and any(base.span is None for base in known.values()):
+            raise OralError("joint=True, but the generator was saved without the span of its zoo.")
         embedding = next(iter(known.values())).structure.shape[0]
         self.known = known  # by name; registered below, because module names may hold no dot
         self.bases = nn.ModuleList(known.values())
@@ -240,11 +264,13 @@ class Generator(nn.Module):
     @torch.inference_mode()
     def sample(self, base: str, c: Tensor, c_free: Tensor | None, noise: Tensor, guidance=1.0):
         """K_0 [b, l, k] from `noise` [b, l, k]; c_free [b, m] is the condition without text."""
-        mask = self.known[base].mask
+        known = self.known[base]
+        mask, project = known.mask, known.among_the_zoo if self.config.joint else None
         p = self.prototypes(base, c)
         if not self.config.diffusion:
             t = torch.zeros(len(c), dtype=torch.long, device=c.device)
-            return self.predict(torch.zeros_like(noise), t, p, c) * mask
+            k0 = self.predict(torch.zeros_like(noise), t, p, c) * mask
+            return project(k0) if project else k0
         free = self.prototypes(base, c_free) if guidance != 1.0 else None
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -254,7 +280,8 @@ class Generator(nn.Module):
                 told = untold + guidance * (told - untold)
             return told * mask
 
-        return self.schedule.sample(denoise, noise * mask, self.config.sampling_steps)
+        steps = self.config.sampling_steps
+        return self.schedule.sample(denoise, noise * mask, steps, project=project)
 
     # -- what users call --------------------------------------------------------------------------
 
@@ -315,7 +342,8 @@ class Generator(nn.Module):
             return self.predict(x, t, p, c) * known.mask
 
         n = self.config.sampling_steps
-        last = self.schedule.sample(denoise, noise * known.mask, n)
+        project = known.among_the_zoo if self.config.joint else None
+        last = self.schedule.sample(denoise, noise * known.mask, n, project=project)
         steps = [*self.schedule.timesteps(n), 0]
         return p[0].float().cpu(), torch.stack([*states, last[0]]).cpu(), steps
 
@@ -408,6 +436,7 @@ class Generator(nn.Module):
                     *(state[f"bases.{i}.{part}"] for part in ("center", "scale")),
                     state.get(f"bases.{i}.basis"),
                 ),
+                state.get(f"bases.{i}.span"),
                 state[f"bases.{i}.structure"],
                 state[f"bases.{i}.fingerprint"],
                 types,

@@ -161,7 +161,8 @@ def _trained(
 ) -> tuple[Generator, float]:
     """(trained generator, seconds it took), the default's from `folder` if it is there."""
     school = schooling(study, variant.config)
-    still = {name: getattr(study.config, name) for name in ("sampling_steps", "temperature")}
+    sampling = ("sampling_steps", "temperature", "joint")
+    still = {name: getattr(study.config, name) for name in sampling}
     if "whole" not in (variant.config.noise, study.config.noise):  # else no matter of sampling
         still["noise"] = study.config.noise
     common = replace(variant.config, **still)

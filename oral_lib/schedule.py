@@ -202,13 +202,15 @@ class Schedule:
         eta: float = 0.0,
         generator: torch.Generator | None = None,
         clip: float | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """x_0, shaped as noise [b, ...], after `steps` calls of denoise(x_t, t [b]).
 
         ddim: eta 0 draws no noise, eta 1 as much as ddpm (equation 12 of arXiv 2010.02502).
         ddpm: ancestral sampling from q(x_prev | x_t, x_0), which is ddim at eta 1.
-        clip: every x_0 on the way is cut to [-clip, clip]. The last target is abar = 1 exactly, so
-        the last step returns x_0 itself. No value is read back from the device on the way.
+        clip: every x_0 on the way is cut to [-clip, clip]; project: it is replaced by project(x_0).
+        The last target is abar = 1 exactly, so the last step returns x_0 itself. No value is read
+        back from the device on the way.
         """
         _one_of("sampler", sampler, SAMPLERS)
         if sampler == "ddpm" and eta:
@@ -229,7 +231,10 @@ class Schedule:
             x0, eps = self._x0(pred, x, a, s), self._eps(pred, x, a, s)
             if clip is not None:
                 x0 = x0.clamp(-clip, clip)
-                eps = (x - a * x0) / s  # the noise that leads from the clipped x_0 to this x
+            if project is not None:
+                x0 = project(x0)
+            if clip is not None or project is not None:
+                eps = (x - a * x0) / s  # the noise that leads from the changed x_0 to this x
             sigma = eta * math.sqrt((1 - to) / (1 - now) * (1 - now / to))
             rest = max(0.0, 1 - to - sigma**2)  # with now = 0 and eta = 1 rounding may fall below
             x = math.sqrt(to) * x0 + math.sqrt(rest) * eps

@@ -67,6 +67,7 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
         if kind == "conv":  # as RPG has it: of values, and predicting the noise
             eps = replace(base.schedule, objective="eps")
             own = replace(base, denoiser=changed, schedule=eps, components=0, noise="token")
+            own = replace(own, joint=False)
             yield Variant("denoiser", "conv, eps, k values", own)
 
 
@@ -110,6 +111,11 @@ def _noise(base: GeneratorConfig) -> Iterator[Variant]:
         yield Variant("noise", told[noise], replace(base, noise=noise))
 
 
+def _joint(base: GeneratorConfig) -> Iterator[Variant]:
+    for joint, name in ((True, "all tokens together"), (False, "each by itself")):
+        yield Variant("joint", name, replace(base, joint=joint))
+
+
 def _encoder(base: GeneratorConfig) -> Iterator[Variant]:
     made = base.text_encoder.startswith("tiny")  # made on the spot: with others made on the spot
     for name in ENCODERS:
@@ -137,6 +143,7 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
     "steps": _steps,
     "temperature": _temperature,
     "noise": _noise,
+    "joint": _joint,
     "encoder": _encoder,
     "gauge": _gauge,
     "statistics": _statistics,

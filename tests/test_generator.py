@@ -198,7 +198,7 @@ def test_what_is_said_about_padding_costs_nothing():
 
 
 def test_regression_answers_at_once_and_its_loss_is_its_error():
-    model = made(replace(SMALL, diffusion=False))
+    model = made(replace(SMALL, diffusion=False, joint=False))
     known = model.known["tiny-causal"]
     c = model.conditions("tiny-causal", text_encoder("tiny").encode([MOVIE]), torch.tensor([True]))
     noise = torch.randn(1, known.layout.l, SMALL.k)
@@ -261,8 +261,8 @@ def test_a_configuration_from_before_components_is_read_as_it_was_meant():
     now = replace(SMALL, components=64)
     content = asdict(now)
     assert GeneratorConfig.from_json(content) == now
-    del content["turned"], content["noise"]
-    before = replace(now, turned="none", noise="token")
+    del content["turned"], content["noise"], content["joint"]
+    before = replace(now, turned="none", noise="token", joint=False)
     assert GeneratorConfig.from_json(content) == before
     alike = replace(now, turned="tokens")
     assert GeneratorConfig.from_json(asdict(now) | {"turned": True}) == alike
@@ -518,3 +518,43 @@ def test_a_denoiser_starts_as_wide_as_there_are_components():
         model, _ = assemble(replace(SMALL, components=asked), members)
         size = model.denoiser.enter.weight[:, :2].square().mean() * 3 * 2  # of a draw for two: 1
         assert 0.6 < size < 1.5, asked
+
+
+@pytest.mark.parametrize("changes", [{}, {"components": 3}, {"diffusion": False}])
+def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhere(
+    changes, tmp_path
+):
+    model = made(replace(SMALL, **changes), ["tiny-encoder"])
+    known = model.known["tiny-encoder"]
+
+    def told(*these):
+        return known.statistics.normalise(tokens.encode(known.layout, these)).flatten(1)
+
+    zoo = told(*(m.tensors for m in zoo_of(bases.load("tiny-encoder"))))
+
+    def far(adapter):  # the part of it that is no mixture
+        own = told(adapter)
+        shares = torch.linalg.lstsq(zoo.mT, own.mT).solution
+        return (shares.mT @ zoo - own).norm() / own.norm()
+
+    [mixed] = model.generate(MOVIE, "tiny-encoder")
+    model.save_pretrained(tmp_path)
+    assert equal(mixed, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
+    model.config = replace(model.config, joint=False)
+    [free] = model.generate(MOVIE, "tiny-encoder")
+    assert far(mixed) < 1e-3 < 0.1 < far(free)
+
+
+def test_a_generator_from_before_its_zoo_was_kept_is_read_and_makes_what_it_made(tmp_path, refused):
+    model = made(replace(SMALL, joint=False), ["tiny-encoder"])
+    wanted = model.generate(MOVIE, "tiny-encoder")[0]
+    model.known["tiny-encoder"].span = None
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["generator"]["joint"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert equal(wanted, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
+    content["generator"]["joint"] = True
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with refused(OralError, "without the span"):
+        Generator.from_pretrained(tmp_path)

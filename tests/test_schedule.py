@@ -288,3 +288,18 @@ def test_a_way_of_sampling_that_cannot_be_meant_is_refused(how, message):
 def test_a_denoiser_that_returns_another_shape_is_refused():
     with pytest.raises(OralError, match=r"returned \(2, 1\) for \(2, 5\)"):
         chain().sample(lambda x, t: x[:, :1], tokens(2, 5), 5)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_clean_state_on_the_way_is_projected(objective):
+    schedule, seen = chain(objective=objective), []
+    flat = lambda x: x.mean(-1, keepdim=True).expand_as(x)  # noqa: E731  all values of a token alike
+
+    def project(x0):
+        seen.append(x0)
+        return flat(x0)
+
+    x0 = tokens(2, 5)
+    got = schedule.sample(oracle(schedule, x0), tokens(2, 5, seed=1), 7, project=project)
+    assert len(seen) == 7
+    torch.testing.assert_close(got, flat(x0), atol=1e-3, rtol=1e-3)
