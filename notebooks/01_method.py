@@ -99,4 +99,6 @@ pictures.denoising_picture(states[:, longest, own], k0[longest, own], steps)
 # %% [markdown]
 # ## What to take away
 # The condition reaches every token through its prototype, the denoiser treats tokens one by one,
-# and the recurrent pass is paid once a condition, not once a diffusion step.
+# and the recurrent pass is paid once a condition, not once a diffusion step. So that the tokens of a
+# sample fit together, all start from one draw of noise, and after each step what is taken for the
+# clean tokens is replaced by the nearest mixture of zoo adapters, the same for all tokens.

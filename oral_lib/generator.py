@@ -3,6 +3,7 @@
     c = condition(text, base)                      condition.py     [b, m]
     P = recurrence(positions + c)                  recurrence.py    [b, l, m]   reads no weights
     K_0 <- denoise from noise, guided by P and c   denoise.py, schedule.py      [b, l, k]
+                                   and put back among the zoo's adapters: statistics.py, `span`
     adapter = decode(denormalise(K_0))             tokens.py
 
 One generator serves all its base models and tasks; it tells them apart by c alone. Each base model
