@@ -123,12 +123,8 @@ class GeneratorConfig:
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
-        before = {
-            "components": 0,
-            "turned": "none",
-            "noise": "token",
-            "joint": False,
-        }  # there was none of it
+        before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
+        before["joint"] = False
         content = before | content
         if isinstance(content["turned"], bool):
             content["turned"] = "tokens" if content["turned"] else "none"
@@ -145,14 +141,14 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 class Known(nn.Module):
-    """What a generator stores of a base model: layout, statistics, c_model, LoRA configuration."""
+    """What a generator stores of a base model: layout, statistics, the span [s, l, k or r] of its
+    zoo (None in one from before there was any), c_model, LoRA configuration."""
 
     def __init__(
         self,
         layout: Layout,
         statistics: Statistics,
-        span: Tensor
-        | None,  # [s, l, k or r]: see `statistics.span`; None from before there was one
+        span: Tensor | None,
         structure: Tensor,
         fingerprint: Tensor,
         types: Sequence[str],
