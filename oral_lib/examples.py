@@ -13,7 +13,7 @@ from oral_lib import images, tasks
 from oral_lib.tasks import Row, Task
 
 SHOWN = {"base": "none", "trained": "none", "generated": "matched"}  # a condition a method
-SIDE = 144  # pixels
+SIDE = 96  # pixels
 FOUND = "text_to_image/"  # of matching: which picture a text finds
 
 

@@ -131,7 +131,8 @@ def span(codes: Tensor, most: int) -> Tensor:
     """float32 [s, l, r], orthonormal: the strongest directions about zero of adapters told by
     `codes` [b, l, r], all tokens together; `most` of them, or as many as there are."""
     flat = codes.flatten(1)
-    gram = sum(part.double() @ part.double().mT for part in flat.split(1 << 20, 1))
+    wide = max(1, (1 << 24) // len(flat))  # so that little stands there in float64
+    gram = sum(part.double() @ part.double().mT for part in flat.split(wide, 1))
     energy, mix = torch.linalg.eigh(gram)  # rising
     real = energy > 1e-6 * energy[-1]  # less is rounding in what follows
     mix = (mix[:, real] / energy[real].sqrt()).flip(1)[:, :most]

@@ -66,8 +66,8 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
         yield Variant("denoiser", kind, replace(base, denoiser=changed))
         if kind == "conv":  # as RPG has it: of values, and predicting the noise
             eps = replace(base.schedule, objective="eps")
-            own = replace(base, denoiser=changed, schedule=eps, components=0, noise="token")
-            own = replace(own, joint=False)
+            own = replace(base, denoiser=changed, schedule=eps, components=0)
+            own = replace(own, noise="token", joint=False)
             yield Variant("denoiser", "conv, eps, k values", own)
 
 

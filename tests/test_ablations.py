@@ -120,6 +120,16 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
         assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in soup.items())
 
 
+@pytest.mark.parametrize("components", [0, 8])
+@pytest.mark.parametrize("way", variants.STATISTICS)
+def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, way, components):
+    one = variant(study, "statistics", way)
+    one = replace(one, config=replace(one.config, components=components))
+    model, shelves, _ = jury.assemble(one, study.members, study.source)
+    told = shelves[BASE].tokens
+    torch.testing.assert_close(model.known[BASE].among_the_zoo(told), told, atol=1e-3, rtol=1e-3)
+
+
 def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
     model, shelves, _ = jury.assemble(
         variant(study, "objective", "x0"), study.members, study.source
