@@ -16,7 +16,7 @@
 # | `objective` | predict the noise, the clean tokens (also without the scaled entry), or v |
 # | `steps`, `temperature` | sampling steps; scale of the noise that sampling starts from, one draw an adapter or one a token |
 # | `noise` | one draw of noise for all tokens, one a token, one a token where each is told of the whole |
-# | `joint` | whether what is denoised is put back among mixtures of zoo adapters, all tokens together |
+# | `joint` | among which mixtures of zoo adapters what is denoised is put back, all tokens together |
 # | `encoder` | who reads the text |
 # | `gauge` | $BA = (BR)(R^{-1}A)$: shared start, factors turned at random, balanced SVD |
 # | `statistics` | shared by all tasks, or of each task: a leak, shown on purpose |

@@ -3,15 +3,16 @@
     c = condition(text, base)                      condition.py     [b, m]
     P = recurrence(positions + c)                  recurrence.py    [b, l, m]   reads no weights
     K_0 <- denoise from noise, guided by P and c   denoise.py, schedule.py      [b, l, k]
-                                   and put back among the zoo's adapters: statistics.py, `span`
+                                   and put back among the zoo's adapters: mixture.py
     adapter = decode(denormalise(K_0))             tokens.py
 
 One generator serves all its base models and tasks; it tells them apart by c alone. Each base model
 has its own layout (l differs, k is shared) and statistics (shared by all its tasks).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from oral_lib.bases import BaseModel
 from oral_lib.condition import ARMS, ENCODERS, Condition, describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
+from oral_lib.mixture import WAYS, Mixtures
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.schedule import Schedule, ScheduleConfig
 from oral_lib.statistics import Statistics
@@ -52,10 +54,12 @@ class GeneratorConfig:
     With "whole" each token has a draw of its own, too, and its prototype is told what the mean of
     all the adapter's tokens is by now, so that all go the same way.
 
-    What a denoiser of single tokens has not learnt of one is noise, another in every token. Where
-    `joint` is set every x_0 on the way is therefore put back among the zoo's adapters: it becomes
-    the nearest mixture of theirs (`statistics.span`), of all tasks, with the same shares in all
-    tokens.
+    What a denoiser of single tokens has not learnt of one is noise, another in every token. Every
+    x_0 on the way is therefore put back among the zoo's adapters: it becomes the nearest mixture of
+    theirs, of all tasks, with the same shares in all tokens (`mixture`), any on the way. With
+    `joint` "hull" those of the last one are none below 0 and add up to 1, as in what the best
+    denoiser would answer; with "span" they are any, for tasks that lie beyond those of the zoo;
+    with "none" tokens stay as they are all the way.
     """
 
     k: int = 1536
@@ -71,7 +75,7 @@ class GeneratorConfig:
     noise: str = "adapter"
     sampling_steps: int = 20
     temperature: float = 1.0
-    joint: bool = True
+    joint: str = "hull"
 
     def __post_init__(self) -> None:
         if self.width != self.recurrence.width:
@@ -96,6 +100,9 @@ class GeneratorConfig:
         if self.turned not in TURNS:
             near = closest(str(self.turned), TURNS)
             raise UsageError(f"turned={self.turned!r}: use one of {TURNS}.{near}")
+        if self.joint not in WAYS:
+            near = closest(str(self.joint), WAYS)
+            raise UsageError(f"joint={self.joint!r}: use one of {WAYS}.{near}")
         if not 0 <= self.temperature <= 1:
             raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
         if not 1 <= self.sampling_steps <= self.schedule.steps:
@@ -124,8 +131,10 @@ class GeneratorConfig:
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
         parts["schedule"] = ScheduleConfig
         before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
-        before["joint"] = False
+        before["joint"] = "none"
         content = before | content
+        if isinstance(content["joint"], bool):
+            content["joint"] = "span" if content["joint"] else "none"
         if isinstance(content["turned"], bool):
             content["turned"] = "tokens" if content["turned"] else "none"
         return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
@@ -141,14 +150,14 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 class Known(nn.Module):
-    """What a generator stores of a base model: layout, statistics, the span [s, l, k or r] of its
-    zoo (None in one from before there was any), c_model, LoRA configuration."""
+    """What a generator stores of a base model: layout, statistics, the mixtures of its zoo (None in
+    one from before there were any), c_model, LoRA configuration."""
 
     def __init__(
         self,
         layout: Layout,
         statistics: Statistics,
-        span: Tensor | None,
+        mixtures: Mixtures | None,
         structure: Tensor,
         fingerprint: Tensor,
         types: Sequence[str],
@@ -158,14 +167,15 @@ class Known(nn.Module):
         if statistics.center.shape != (layout.l, layout.k):
             raise OralError("the layout of a base model does not fit its statistics.")
         size = layout.k if statistics.basis is None else statistics.basis.shape[1]
-        if span is not None and span.shape[1:] != (layout.l, size):
-            raise OralError("the layout of a base model does not fit the span of its zoo.")
+        if mixtures is not None and mixtures.directions.shape[1:] != (layout.l, size):
+            raise OralError("the layout of a base model does not fit the mixtures of its zoo.")
         self.layout, self.peft_config = layout, peft_config
         for name, tensor in {
             "center": statistics.center,
             "scale": statistics.scale,
             "basis": statistics.basis,
-            "span": span,
+            "directions": mixtures and mixtures.directions,
+            "places": mixtures and mixtures.places,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
@@ -176,14 +186,13 @@ class Known(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("mask", statistics.mask(layout), persistent=False)
 
-    def among_the_zoo(self, k0: Tensor) -> Tensor:
-        """Tokens [b, l, k or r] of the mixtures of zoo adapters that lie nearest to `k0`."""
-        directions = self.span.flatten(1)
-        return (k0.flatten(1) @ directions.mT @ directions).view_as(k0)
-
     @property
     def statistics(self) -> Statistics:
         return Statistics(self.center, self.scale, self.basis)
+
+    @property
+    def mixtures(self) -> Mixtures | None:
+        return None if self.places is None else Mixtures(self.directions, self.places)
 
 
 class Generator(nn.Module):
@@ -194,8 +203,8 @@ class Generator(nn.Module):
         known = dict(sorted(known.items()))  # as JSON will hold them: tensors go by number
         types = sorted({t for base in known.values() for t in base.layout.types})
         self.config, self.manifest, self.types = config, manifest, types
-        if config.joint and any(base.span is None for base in known.values()):
-            raise OralError("joint=True, but the generator was saved without the span of its zoo.")
+        if config.joint != "none" and any(base.mixtures is None for base in known.values()):
+            raise OralError(f"joint={config.joint!r}, but the generator was saved without its zoo.")
         embedding = next(iter(known.values())).structure.shape[0]
         self.known = known  # by name; registered below, because module names may hold no dot
         self.bases = nn.ModuleList(known.values())
@@ -258,16 +267,26 @@ class Generator(nn.Module):
         error = (self.predict(x, t, p, c) - target).square() * mask
         return (error.sum((1, 2)) * weight).mean() / mask.sum()
 
+    def _denoised(self, base: str, denoise: Callable, noise: Tensor) -> Tensor:
+        """K_0 [b, l, k] from `noise`, put back among the zoo on the way and at its end."""
+        known, way = self.known[base], self.config.joint
+        spanned = None if way == "none" else partial(known.mixtures.nearest, way="span")
+        steps = self.config.sampling_steps
+        k0 = self.schedule.sample(denoise, noise * known.mask, steps, project=spanned)
+        return self._among_the_zoo(base, k0)
+
+    def _among_the_zoo(self, base: str, k0: Tensor) -> Tensor:
+        way = self.config.joint
+        return k0 if way == "none" else self.known[base].mixtures.nearest(k0, way)
+
     @torch.inference_mode()
     def sample(self, base: str, c: Tensor, c_free: Tensor | None, noise: Tensor, guidance=1.0):
         """K_0 [b, l, k] from `noise` [b, l, k]; c_free [b, m] is the condition without text."""
-        known = self.known[base]
-        mask, project = known.mask, known.among_the_zoo if self.config.joint else None
+        mask = self.known[base].mask
         p = self.prototypes(base, c)
         if not self.config.diffusion:
             t = torch.zeros(len(c), dtype=torch.long, device=c.device)
-            k0 = self.predict(torch.zeros_like(noise), t, p, c) * mask
-            return project(k0) if project else k0
+            return self._among_the_zoo(base, self.predict(torch.zeros_like(noise), t, p, c) * mask)
         free = self.prototypes(base, c_free) if guidance != 1.0 else None
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -277,8 +296,7 @@ class Generator(nn.Module):
                 told = untold + guidance * (told - untold)
             return told * mask
 
-        steps = self.config.sampling_steps
-        return self.schedule.sample(denoise, noise * mask, steps, project=project)
+        return self._denoised(base, denoise, noise)
 
     # -- what users call --------------------------------------------------------------------------
 
@@ -338,10 +356,8 @@ class Generator(nn.Module):
             states.append(x[0])
             return self.predict(x, t, p, c) * known.mask
 
-        n = self.config.sampling_steps
-        project = known.among_the_zoo if self.config.joint else None
-        last = self.schedule.sample(denoise, noise * known.mask, n, project=project)
-        steps = [*self.schedule.timesteps(n), 0]
+        last = self._denoised(name, denoise, noise)
+        steps = [*self.schedule.timesteps(self.config.sampling_steps), 0]
         return p[0].float().cpu(), torch.stack([*states, last[0]]).cpu(), steps
 
     def _asked(self, text: str, base: str | BaseModel, source: str) -> tuple[str, Tensor, Tensor]:
@@ -433,7 +449,9 @@ class Generator(nn.Module):
                     *(state[f"bases.{i}.{part}"] for part in ("center", "scale")),
                     state.get(f"bases.{i}.basis"),
                 ),
-                state.get(f"bases.{i}.span"),
+                Mixtures(*(state[f"bases.{i}.{part}"] for part in ("directions", "places")))
+                if f"bases.{i}.places" in state
+                else None,
                 state[f"bases.{i}.structure"],
                 state[f"bases.{i}.fingerprint"],
                 types,

@@ -20,9 +20,10 @@ from oral_lib import baselines, bases, gauge, seeds, stats, tasks, tokens, train
 from oral_lib.bases import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
-from oral_lib.shelf import SPAN, Shelf
+from oral_lib.mixture import Mixtures
+from oral_lib.shelf import MOST, Shelf
 from oral_lib.shelf import assemble as shelve
-from oral_lib.statistics import Statistics, span
+from oral_lib.statistics import Statistics
 from oral_lib.tasks import Row
 from oral_lib.training import TrainingConfig
 from oral_lib.variants import Variant
@@ -101,7 +102,8 @@ def assemble(
             else:
                 fitted = copy.deepcopy(known.statistics)
             used[name, task] = fitted
-        known.span = span(normalised, SPAN)
+        mixtures = Mixtures.of(normalised, MOST)
+        known.directions, known.places = mixtures.directions, mixtures.places
         shelves[name] = replace(shelf, tokens=normalised)
     return model, shelves, used
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from oral_lib import bases, seeds, tasks, tokens
 from oral_lib.condition import describe_base, text_encoder
 from oral_lib.generator import Generator, GeneratorConfig, Known
-from oral_lib.statistics import likeness, span
+from oral_lib.mixture import Mixtures
+from oral_lib.statistics import likeness
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
-SPAN = 1024  # directions of a base model's zoo that a generator keeps, at most
+MOST = 1024  # directions of a base model's zoo that a generator keeps, at most
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def assemble(
             turn = _turn(told, mine, codes)
             statistics, told = statistics.rotated(turn), told @ turn
         known[name] = Known(
-            layout, statistics, span(told, SPAN), *c_model, types, _plain(peft_config)
+            layout, statistics, Mixtures.of(told, MOST), *c_model, types, _plain(peft_config)
         )
         shelves[name] = _shelf(told, mine, encoder)
     shelves = dict(sorted(shelves.items()))

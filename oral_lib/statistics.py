@@ -127,18 +127,6 @@ class Statistics:
         return Statistics(self.center.to(device), self.scale.to(device), basis)
 
 
-def span(codes: Tensor, most: int) -> Tensor:
-    """float32 [s, l, r], orthonormal: the strongest directions about zero of adapters told by
-    `codes` [b, l, r], all tokens together; `most` of them, or as many as there are."""
-    flat = codes.flatten(1)
-    wide = max(1, (1 << 24) // len(flat))  # so that little stands there in float64
-    gram = sum(part.double() @ part.double().mT for part in flat.split(wide, 1))
-    energy, mix = torch.linalg.eigh(gram)  # rising
-    real = energy > 1e-6 * energy[-1]  # less is rounding in what follows
-    mix = (mix[:, real] / energy[real].sqrt()).flip(1)[:, :most]
-    return (mix.mT.to(flat.dtype) @ flat).view(-1, *codes.shape[1:]).float()
-
-
 def likeness(codes: Tensor, others: Tensor) -> Tensor:
     """The turn [r, r] that brings `codes` [t, r] as near as can be to `others` [t, r], and moves
     nothing further than it must (orthogonal Procrustes), in the dtype of `codes`. Components that

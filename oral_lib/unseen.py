@@ -36,8 +36,10 @@ SIZES = {"smoke": Size(100, 50, 3, 1), "lab": Size(1500, 500, 10, 5)}
 
 def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
     """The configurations of `training.preset` with the steps that a thousand tasks want, and a
-    smaller blur of the sentence: it differs from the next task's in a word."""
+    smaller blur of the sentence: it differs from the next task's in a word. An adapter that the
+    zoo lacks need not lie between those it has."""
     config, trained = training.preset(scale, kind)
+    config = replace(config, joint="span")
     if scale == "smoke":
         return config, replace(trained, steps=200, conditions=8, draws=1)
     return config, replace(trained, steps=6000, conditions=32, tokens=6400, text_noise=0.5)

@@ -10,6 +10,7 @@ from oral_lib.condition import ENCODERS
 from oral_lib.denoise import KINDS as DENOISERS
 from oral_lib.errors import UsageError, closest
 from oral_lib.generator import NOISES, GeneratorConfig
+from oral_lib.mixture import WAYS
 from oral_lib.recurrence import KINDS as RECURRENCES
 from oral_lib.schedule import OBJECTIVES
 
@@ -67,7 +68,7 @@ def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
         if kind == "conv":  # as RPG has it: of values, and predicting the noise
             eps = replace(base.schedule, objective="eps")
             own = replace(base, denoiser=changed, schedule=eps, components=0)
-            own = replace(own, noise="token", joint=False)
+            own = replace(own, noise="token", joint="none")
             yield Variant("denoiser", "conv, eps, k values", own)
 
 
@@ -112,8 +113,9 @@ def _noise(base: GeneratorConfig) -> Iterator[Variant]:
 
 
 def _joint(base: GeneratorConfig) -> Iterator[Variant]:
-    for joint, name in ((True, "all tokens together"), (False, "each by itself")):
-        yield Variant("joint", name, replace(base, joint=joint))
+    told = {"hull": "shares of the zoo", "span": "any shares", "none": "each token by itself"}
+    for way in WAYS:
+        yield Variant("joint", told[way], replace(base, joint=way))
 
 
 def _encoder(base: GeneratorConfig) -> Iterator[Variant]:

@@ -198,7 +198,7 @@ def test_what_is_said_about_padding_costs_nothing():
 
 
 def test_regression_answers_at_once_and_its_loss_is_its_error():
-    model = made(replace(SMALL, diffusion=False, joint=False))
+    model = made(replace(SMALL, diffusion=False, joint="none"))
     known = model.known["tiny-causal"]
     c = model.conditions("tiny-causal", text_encoder("tiny").encode([MOVIE]), torch.tensor([True]))
     noise = torch.randn(1, known.layout.l, SMALL.k)
@@ -262,7 +262,7 @@ def test_a_configuration_from_before_components_is_read_as_it_was_meant():
     content = asdict(now)
     assert GeneratorConfig.from_json(content) == now
     del content["turned"], content["noise"], content["joint"]
-    before = replace(now, turned="none", noise="token", joint=False)
+    before = replace(now, turned="none", noise="token", joint="none")
     assert GeneratorConfig.from_json(content) == before
     alike = replace(now, turned="tokens")
     assert GeneratorConfig.from_json(asdict(now) | {"turned": True}) == alike
@@ -326,7 +326,8 @@ def test_regression_has_no_way_to_look_at(smoke, refused):
         smoke.generator("regression").look(MOVIE, "tiny-causal")
 
 
-def test_a_known_base_may_be_given_as_a_model(fresh):
+def test_a_known_base_may_be_given_as_a_model():
+    fresh = made(replace(SMALL, joint="none"))  # which would take small differences away
     [named] = fresh.generate(MOVIE, "tiny-causal")
     [given] = fresh.generate(MOVIE, bases.load("tiny-causal"))
     [later] = fresh.generate(MOVIE, grown("tiny-causal"))
@@ -520,11 +521,12 @@ def test_a_denoiser_starts_as_wide_as_there_are_components():
         assert 0.6 < size < 1.5, asked
 
 
+@pytest.mark.parametrize("joint", ["hull", "span"])
 @pytest.mark.parametrize("changes", [{}, {"components": 3}, {"diffusion": False}])
 def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhere(
-    changes, tmp_path
+    changes, joint, tmp_path
 ):
-    model = made(replace(SMALL, **changes), ["tiny-encoder"])
+    model = made(replace(SMALL, joint=joint, **changes), ["tiny-encoder"])
     known = model.known["tiny-encoder"]
 
     def told(*these):
@@ -532,29 +534,33 @@ def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhe
 
     zoo = told(*(m.tensors for m in zoo_of(bases.load("tiny-encoder"))))
 
-    def far(adapter):  # the part of it that is no mixture
+    def far(adapter):  # the part of it that is no mixture, and the shares of the rest
         own = told(adapter)
         shares = torch.linalg.lstsq(zoo.mT, own.mT).solution
-        return (shares.mT @ zoo - own).norm() / own.norm()
+        return (shares.mT @ zoo - own).norm() / own.norm(), shares
 
     [mixed] = model.generate(MOVIE, "tiny-encoder")
     model.save_pretrained(tmp_path)
     assert equal(mixed, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
-    model.config = replace(model.config, joint=False)
+    rest, shares = far(mixed)
+    model.config = replace(model.config, joint="none")
     [free] = model.generate(MOVIE, "tiny-encoder")
-    assert far(mixed) < 1e-3 < 0.1 < far(free)
+    assert rest < 1e-3 < 0.1 < far(free)[0]
+    between = shares.min() > -1e-3 and abs(shares.sum() - 1) < 1e-3
+    assert between == (joint == "hull")
 
 
 def test_a_generator_from_before_its_zoo_was_kept_is_read_and_makes_what_it_made(tmp_path, refused):
-    model = made(replace(SMALL, joint=False), ["tiny-encoder"])
+    model = made(replace(SMALL, joint="none"), ["tiny-encoder"])
     wanted = model.generate(MOVIE, "tiny-encoder")[0]
-    model.known["tiny-encoder"].span = None
+    model.known["tiny-encoder"].directions = model.known["tiny-encoder"].places = None
     model.save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     del content["generator"]["joint"]
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert equal(wanted, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
-    content["generator"]["joint"] = True
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with refused(OralError, "without the span"):
-        Generator.from_pretrained(tmp_path)
+    for joint in (True, "span", "hull"):  # True in one that was saved before there were two ways
+        content["generator"]["joint"] = joint
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with refused(OralError, "without its zoo"):
+            Generator.from_pretrained(tmp_path)

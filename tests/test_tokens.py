@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib.errors import OralError, UsageError
-from oral_lib.statistics import Statistics, likeness, span
+from oral_lib.statistics import Statistics, likeness
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -528,22 +528,3 @@ def test_a_peft_model_gives_the_same_logits_after_the_round_trip(case, dtype):
 def run(model, ids):
     out = model(input_ids=ids)
     return getattr(out, "logits", out)
-
-
-def test_the_span_of_a_zoo_holds_its_adapters_strongest_directions_first():
-    draw = torch.Generator().manual_seed(0)
-    directions = torch.randn(3, 4, 5, generator=draw)
-    shares = torch.randn(7, 3, generator=draw) * torch.tensor([10.0, 3.0, 1.0])
-    codes = torch.einsum("bs,slr->blr", shares, directions)
-    found = span(codes, 1024)
-    assert (
-        found.shape == (3, 4, 5) and found.dtype == torch.float32
-    )  # seven adapters, three of them
-    flat = found.flatten(1)
-    torch.testing.assert_close(flat @ flat.mT, torch.eye(3), atol=1e-5, rtol=0)
-    own = codes.flatten(1) @ flat.mT
-    torch.testing.assert_close(own @ flat, codes.flatten(1), atol=1e-4, rtol=1e-4)
-    energy = own.square().sum(0)
-    assert energy[0] > energy[1] > energy[2]
-    torch.testing.assert_close(span(codes, 2), found[:2])
-    assert span(torch.zeros(2, 4, 5), 8).shape == (0, 4, 5)
