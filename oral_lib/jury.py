@@ -21,7 +21,7 @@ from oral_lib.bases import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.mixture import Mixtures
-from oral_lib.shelf import MOST, Shelf
+from oral_lib.shelf import Shelf
 from oral_lib.shelf import assemble as shelve
 from oral_lib.statistics import Statistics
 from oral_lib.tasks import Row
@@ -102,7 +102,7 @@ def assemble(
             else:
                 fitted = copy.deepcopy(known.statistics)
             used[name, task] = fitted
-        mixtures = Mixtures.of(normalised, MOST)
+        mixtures = Mixtures.of(normalised)
         known.directions, known.places = mixtures.directions, mixtures.places
         shelves[name] = replace(shelf, tokens=normalised)
     return model, shelves, used

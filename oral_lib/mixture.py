@@ -17,6 +17,7 @@ from torch import Tensor
 from oral_lib.errors import OralError
 
 WAYS = ("hull", "span", "none")
+MOST = 1024  # directions of a base model's zoo that a generator keeps, at most
 ROUNDS = 150  # of `shares`: leave it some 1e-3 of an adapter's size off, always in the hull
 
 
@@ -33,9 +34,8 @@ class Mixtures:
             raise OralError(f"Mixtures want directions [s, l, r], places [n, s]: got {shapes}.")
 
     @classmethod
-    def of(cls, codes: Tensor, most: int) -> "Mixtures":
-        """Those of adapters told by `codes` [n, l, r], in `most` directions or as many as there
-        are."""
+    def of(cls, codes: Tensor, most: int = MOST) -> "Mixtures":
+        """Those of adapters told by `codes` [n, l, r]: `most` directions, or all there are."""
         directions = span(codes, most)
         return cls(directions, codes.flatten(1).float() @ directions.flatten(1).mT)
 
@@ -65,7 +65,7 @@ def shares(points: Tensor, targets: Tensor, rounds: int = ROUNDS) -> Tensor:
     nearest to `targets` [b, s].
 
     Accelerated projected gradient (FISTA, Beck and Teboulle 2009). A fixed number of rounds of ten
-    small kernels each: nothing is read back from the device.
+    small kernels each: the device is not asked when to stop.
     """
     middle = points.mean(0)  # shares add up to 1, so both may be moved alike
     points, targets = points - middle, targets - middle

@@ -15,8 +15,6 @@ from oral_lib.statistics import likeness
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
-MOST = 1024  # directions of a base model's zoo that a generator keeps, at most
-
 
 @dataclass(frozen=True)
 class Shelf:
@@ -66,7 +64,7 @@ def assemble(
             turn = _turn(told, mine, codes)
             statistics, told = statistics.rotated(turn), told @ turn
         known[name] = Known(
-            layout, statistics, Mixtures.of(told, MOST), *c_model, types, _plain(peft_config)
+            layout, statistics, Mixtures.of(told), *c_model, types, _plain(peft_config)
         )
         shelves[name] = _shelf(told, mine, encoder)
     shelves = dict(sorted(shelves.items()))

@@ -19,7 +19,7 @@ ORDER = [
     *["bases", "alignment", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
-    *["tokens", "statistics", "gauge"],
+    *["tokens", "statistics", "mixture", "gauge"],
     *["condition", "recurrence", "denoise", "schedule"],
     *["generator", "shelf", "training"],
     "adapters",

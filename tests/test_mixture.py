@@ -75,7 +75,7 @@ def test_the_simplex_is_reached_by_the_shortest_way():
 def test_the_answer_of_the_best_denoiser_is_left_as_it_is():
     """E[x_0 | x_t] over a zoo of equally likely adapters is a mixture by their likelihoods."""
     zoo = drawn(6, 4, 3)
-    mixtures = Mixtures.of(zoo, 1024)
+    mixtures = Mixtures.of(zoo)
     for level in (0.9, 0.5, 0.1):  # how much of the signal is left
         noised = level**0.5 * zoo[[2]] + (1 - level) ** 0.5 * drawn(1, 4, 3, seed=5)
         distance = (noised - level**0.5 * zoo).flatten(1).square().sum(1)
@@ -87,7 +87,7 @@ def test_the_answer_of_the_best_denoiser_is_left_as_it_is():
 
 def test_nothing_is_nearer_than_the_nearest_mixture_and_with_any_shares_it_is_nearer():
     zoo, asked = drawn(6, 8, 3), 2 * drawn(5, 8, 3, seed=1)
-    mixtures = Mixtures.of(zoo, 1024)
+    mixtures = Mixtures.of(zoo)
     ways = ("hull", "span")
     far = [(mixtures.nearest(asked, way) - asked).flatten(1).norm(dim=1) for way in ways]
     assert (far[0] > far[1]).all()
