@@ -10,7 +10,7 @@ One generator serves all its base models and tasks; it tells them apart by c alo
 has its own layout (l differs, k is shared) and statistics (shared by all its tasks).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from oral_lib.bases import BaseModel
 from oral_lib.condition import ARMS, ENCODERS, Condition, describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.mixture import WAYS, Mixtures
+from oral_lib.known import Known
+from oral_lib.mixture import WAYS
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.schedule import Schedule, ScheduleConfig
 from oral_lib.statistics import Statistics
@@ -147,52 +148,6 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
     )
     angle = position[..., None].float() * rate
     return torch.cat([angle.sin(), angle.cos()], -1)
-
-
-class Known(nn.Module):
-    """What a generator stores of a base model: layout, statistics, the mixtures of its zoo (None in
-    one from before there were any), c_model, LoRA configuration."""
-
-    def __init__(
-        self,
-        layout: Layout,
-        statistics: Statistics,
-        mixtures: Mixtures | None,
-        structure: Tensor,
-        fingerprint: Tensor,
-        types: Sequence[str],
-        peft_config: dict,
-    ):
-        super().__init__()
-        if statistics.center.shape != (layout.l, layout.k):
-            raise OralError("the layout of a base model does not fit its statistics.")
-        size = layout.k if statistics.basis is None else statistics.basis.shape[1]
-        if mixtures is not None and mixtures.directions.shape[1:] != (layout.l, size):
-            raise OralError("the layout of a base model does not fit the mixtures of its zoo.")
-        self.layout, self.peft_config = layout, peft_config
-        for name, tensor in {
-            "center": statistics.center,
-            "scale": statistics.scale,
-            "basis": statistics.basis,
-            "directions": mixtures and mixtures.directions,
-            "places": mixtures and mixtures.places,
-            "structure": structure,
-            "fingerprint": fingerprint,
-        }.items():
-            self.register_buffer(name, tensor)
-        layer, index, kind = layout.positions.unbind(-1)
-        kinds = torch.tensor([types.index(t) for t in layout.types])
-        for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
-            self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("mask", statistics.mask(layout), persistent=False)
-
-    @property
-    def statistics(self) -> Statistics:
-        return Statistics(self.center, self.scale, self.basis)
-
-    @property
-    def mixtures(self) -> Mixtures | None:
-        return None if self.places is None else Mixtures(self.directions, self.places)
 
 
 class Generator(nn.Module):
@@ -443,19 +398,8 @@ class Generator(nn.Module):
         layouts = {n: Layout.from_json(b["layout"]) for n, b in content["bases"].items()}
         types = sorted({t for layout in layouts.values() for t in layout.types})
         known = {
-            name: Known(
-                layout,
-                Statistics(
-                    *(state[f"bases.{i}.{part}"] for part in ("center", "scale")),
-                    state.get(f"bases.{i}.basis"),
-                ),
-                Mixtures(*(state[f"bases.{i}.{part}"] for part in ("directions", "places")))
-                if f"bases.{i}.places" in state
-                else None,
-                state[f"bases.{i}.structure"],
-                state[f"bases.{i}.fingerprint"],
-                types,
-                content["bases"][name]["peft_config"],
+            name: Known.restored(
+                layout, state, f"bases.{i}", types, content["bases"][name]["peft_config"]
             )
             for i, (name, layout) in enumerate(layouts.items())
         }

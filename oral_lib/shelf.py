@@ -9,7 +9,8 @@ from torch import Tensor
 
 from oral_lib import bases, seeds, tasks, tokens
 from oral_lib.condition import describe_base, text_encoder
-from oral_lib.generator import Generator, GeneratorConfig, Known
+from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.known import Known
 from oral_lib.mixture import Mixtures
 from oral_lib.statistics import likeness
 from oral_lib.tokens import Layout

@@ -19,7 +19,7 @@ ORDER = [
     *["bases", "alignment", "evolve", "scoring"],
     *["stacked", "evaluate"],
     *["feed", "recipes", "zoo", "tuning"],
-    *["tokens", "statistics", "mixture", "gauge"],
+    *["tokens", "statistics", "mixture", "known", "gauge"],
     *["condition", "recurrence", "denoise", "schedule"],
     *["generator", "shelf", "training"],
     "adapters",
