@@ -56,7 +56,8 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
 
 def silent_places(compared: pd.DataFrame) -> set[tuple[str, ...]]:
     """`without_signal`, from what `contrasts` found already."""
-    rows = compared[(compared.what == "trained") & (compared.ci_low <= 0)]
+    gains = compared[(compared.what == "trained") & compared.against.isin(FLOORS)]
+    rows = gains[gains.ci_low <= 0]
     return set(rows[PLACE].itertuples(index=False, name=None))
 
 

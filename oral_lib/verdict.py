@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pandas as pd
 
 from oral_lib.contract import PLACE
-from oral_lib.contrasts import CONTROLS, RIVALS
+from oral_lib.contrasts import CONTROLS, FLOORS, RIVALS
 
 CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
 KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain
@@ -66,7 +66,8 @@ class _Cell:
         found = {
             (row.what, row.against): row for row in rows.dropna(subset="difference").itertuples()
         }
-        self.gain = next((row for (what, _), row in found.items() if what == "trained"), None)
+        gains = (found.get(("trained", floor)) for floor in FLOORS)
+        self.gain = next((row for row in gains if row is not None), None)
         self.gap = found.get(("generated", "trained"))
         judged = self.gain is not None and self.gap is not None
         self.signal = bool(self.gain.ci_low > 0) if judged else None

@@ -7,7 +7,7 @@ import pytest
 from made_results import PROFILE, cell, made, made_items
 
 from oral_lib import figures, ledgers, markup, pictures, report, results, studies, style, tables
-from oral_lib.contrasts import contrasts, without_signal
+from oral_lib.contrasts import contrasts, silent_places, without_signal
 from oral_lib.errors import OralError
 from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
@@ -561,6 +561,18 @@ def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
     drawn = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
     lost = compared[(compared.task == "movie") & compared.what.str.startswith("lost")].difference
     assert len(lost) == 4 and drawn == pytest.approx(100 * (1 - lost.to_numpy()))
+
+
+def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
+    places = [cell("digits", "efficientnet-lite0", experiment="vision"), cell("movie")]
+    useless = {key: (0.5, samples) for key, (_, samples) in PROFILE.items()}
+    probe = {("linear_probe", "none"): PROFILE["trained", "none"]}
+    items = pd.concat([made_items(places[0], PROFILE | probe), made_items(places[1], useless)])
+    compared = contrasts(items)
+    [row] = compared[compared.against.eq("linear_probe") & compared.what.eq("trained")].itertuples()
+    assert row.ci_low <= 0 <= row.ci_high
+    silent = {("language", "packages", "minilm-l6", "movie")}
+    assert silent_places(compared) == without_signal(items) == silent
 
 
 def test_ablations_mark_the_default_and_draw_the_reference():
