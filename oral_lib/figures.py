@@ -358,8 +358,7 @@ def controls(compared: pd.DataFrame) -> Figure:
     left, right = -75.0, 150.0
     rows = compared[compared.what.str.startswith("lost with ")]
     found = {(r.base, r.task, r.what.split()[-1]): r for r in rows.itertuples()}
-    gains = compared[compared.what == "trained"]
-    silent = {(r.base, r.task) for r in gains.itertuples() if r.ci_low <= 0}
+    silent = {place[2:] for place in silent_places(compared)}
 
     def draw(axis, base: str, task: str, place: int) -> bool:
         own = {text: found[base, task, text] for text in KEPT if (base, task, text) in found}

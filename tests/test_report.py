@@ -573,6 +573,8 @@ def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
     assert row.ci_low <= 0 <= row.ci_high
     silent = {("language", "packages", "minilm-l6", "movie")}
     assert silent_places(compared) == without_signal(items) == silent
+    [axis] = figures.controls(compared[compared.experiment == "vision"]).axes
+    assert "no signal" not in {text.get_text() for text in axis.texts}
 
 
 def test_ablations_mark_the_default_and_draw_the_reference():
