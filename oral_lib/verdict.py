@@ -11,6 +11,7 @@ import pandas as pd
 
 from oral_lib.contract import PLACE
 from oral_lib.contrasts import CONTROLS, FLOORS, RIVALS
+from oral_lib.markup import ABSENT
 
 CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
 KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain
@@ -51,6 +52,27 @@ def verdict(compared: pd.DataFrame) -> tuple[list[str], list[str]]:
     if unknown:
         summary.append(f"Not judged, for want of base, trained or generated: {listed(unknown)}.")
     return summary, [" ".join(cell.words()) for cell in cells]
+
+
+def overview(compared: pd.DataFrame) -> pd.DataFrame:
+    """In how many cells with signal each target is reached: one row an experiment and source."""
+    table = []
+    for (experiment, source), rows in compared.groupby(PLACE[:2], sort=False):
+        cells = [_Cell(*place[2:], own) for place, own in rows.groupby(PLACE, sort=False)]
+        told = [cell for cell in cells if cell.signal]
+        judged = {
+            "reach trained": [cell.close for cell in told],
+            "keep 95%, unseen wording": [c.enough_kept for c in told if "paraphrase" in c.ran],
+            "lose 80%, other text": [c.enough_lost for c in told if "mismatched" in c.ran],
+            "beat soup, retrieval and regression": [not c.as_good for c in told if c.rivals],
+        }
+        counts = {
+            name: f"{sum(reached)} of {len(reached)}" if reached else ABSENT
+            for name, reached in judged.items()
+        }
+        line = {"experiment": experiment, "source": source, "cells": len(cells)}
+        table.append(line | {"with signal": len(told)} | counts)
+    return pd.DataFrame(table)
 
 
 def listed(words: list[str]) -> str:

@@ -13,6 +13,7 @@ from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
 from oral_lib.style import BLUE, VERMILION
+from oral_lib.verdict import overview
 
 BASELINES = [
     "majority", "base", "trained", "per-task soup", "all-task soup", "retrieval", "regression",
@@ -401,6 +402,17 @@ def test_words_when_near_is_surely_below_but_near():
     assert "Generated is **within half a point of trained**" in paragraph
     assert "Of the 1, 1 are near or above" in summary[0]
     assert "and 0 lie surely below trained by more than that" in summary[0]
+
+
+def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
+    useless = {key: (0.5, samples) for key, (_, samples) in PROFILE.items()}
+    behind = PROFILE | {("generated", "matched"): (0.7, 5), ("generated", "paraphrase"): (0.55, 2)}
+    cells = [(cell("movie"), PROFILE), (cell("sarcasm"), behind), (cell("rte"), useless)]
+    cells.append((cell("digits", experiment="vision"), PROFILE))
+    items = pd.concat([made_items(place, profile, 500, 500, 0.2) for place, profile in cells])
+    table = overview(contrasts(items)).set_index("experiment").drop(columns="source")
+    assert list(table.loc["language"]) == [3, 2, "1 of 2", "1 of 2", "2 of 2", "0 of 2"]
+    assert list(table.loc["vision"]) == [1, 1, "1 of 1", "1 of 1", "1 of 1", "0 of 1"]
 
 
 def test_words_when_something_was_not_run():
