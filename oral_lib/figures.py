@@ -188,8 +188,8 @@ def parity(
     """
     found = {(r.base, r.task, r.method, r.condition): r for r in rows.itertuples()}
     silent = {place[2:] for place in silent}
-    low = np.floor(100 * rows.ci_low.min() / 10) * 10 - 2
-    high = np.ceil(100 * rows.ci_high.max() / 10) * 10 + 2
+    low = np.floor(100 * rows.ci_low.min() / 10) * 10 - 3
+    high = np.ceil(100 * rows.ci_high.max() / 10) * 10 + 3  # a mark at 100 is seen whole
 
     def draw(axis, base: str, task: str, place: int) -> bool:
         def row(method: str, condition: str = "none"):
