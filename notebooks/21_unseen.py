@@ -27,7 +27,7 @@ print(base.describe(), *first.training_texts, sep="\n")
 # What the base model, the LoRA trained on it, and one generated from the sentence alone say.
 
 # %%
-from oral_lib import figures, tables, zoo
+from oral_lib import figures, panels, tables, zoo
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
 trained = zoo.read(run.root, cells.base, first.name, 0).tensors
@@ -50,7 +50,7 @@ items = pd.concat(frame for _, frame in measured)
 tables.unseen_table(items)
 
 # %%
-figures.unseen(tables.per_sample(items, "balanced_accuracy"))
+panels.unseen(tables.per_sample(items, "balanced_accuracy"))
 
 # %% [markdown]
 # ## In words

@@ -22,7 +22,7 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib import figures, results, tables
+from oral_lib import panels, results, tables
 from oral_lib.contrasts import contrasts, silent_places
 from oral_lib.grid import grid_legend, grid_table
 
@@ -34,13 +34,13 @@ print(grid_legend(grid))
 grid
 
 # %%
-figures.parity(tables.pooled(metrics[metrics.metric == "accuracy"]), silent)
+panels.parity(tables.pooled(metrics[metrics.metric == "accuracy"]), silent)
 
 # %% [markdown]
 # ## Does the text matter?
 
 # %%
-figures.controls(compared)
+panels.controls(compared)
 
 # %% [markdown]
 # ## Every method

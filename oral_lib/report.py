@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from oral_lib import figures, ledgers, results, studies, style
+from oral_lib import ledgers, panels, results, studies, style
 from oral_lib.contrasts import contrasts, silent_places
 from oral_lib.grid import grid_legend, grid_table
 from oral_lib.markup import latex, markdown
@@ -169,17 +170,17 @@ class _Part:
         yield "intervals", interval_table(self.metrics, self.source)
         yield "contrasts", self.compared.drop(columns=["experiment", "source"])
 
-    def figures(self) -> Iterator[tuple[str, figures.Figure]]:
+    def figures(self) -> Iterator[tuple[str, Figure]]:
         if self.has("accuracy"):
-            yield "parity", figures.parity(self.rows("accuracy"), self.silent)
+            yield "parity", panels.parity(self.rows("accuracy"), self.silent)
         if self.has("auc"):
-            yield "auc", figures.parity(self.rows("auc"), self.silent, "AUC in percent")
+            yield "auc", panels.parity(self.rows("auc"), self.silent, "AUC in percent")
         if self.has("accuracy") and not self.has("balanced_accuracy"):
-            yield "gaps", figures.gaps(self.compared)
+            yield "gaps", panels.gaps(self.compared)
         if self.has("balanced_accuracy"):
-            yield "unseen", figures.unseen(per_sample(self.items, "balanced_accuracy"))
+            yield "unseen", panels.unseen(per_sample(self.items, "balanced_accuracy"))
         if self.compared.what.str.startswith("lost").any():
-            yield "controls", figures.controls(self.compared)
+            yield "controls", panels.controls(self.compared)
 
 
 def write(results_root: str | Path, scale: str) -> Path:

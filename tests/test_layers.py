@@ -27,7 +27,7 @@ ORDER = [
     *["graph", "scales", "plan"],
     *["contract", "results", "ledgers", "protocol", "painting", "unseen", "benchmarks"],
     *["contrasts", "markup", "tables", "grid"],
-    *["verdict", "style", "figures", "studies", "pictures", "examples", "report"],
+    *["verdict", "style", "figures", "panels", "studies", "pictures", "examples", "report"],
     *["run", "variants", "jury", "ablations", "prompting"],
     *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],

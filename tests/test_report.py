@@ -6,7 +6,18 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import figures, ledgers, markup, pictures, report, results, studies, style, tables
+from oral_lib import (
+    figures,
+    ledgers,
+    markup,
+    panels,
+    pictures,
+    report,
+    results,
+    studies,
+    style,
+    tables,
+)
 from oral_lib.contrasts import contrasts, silent_places, without_signal
 from oral_lib.errors import OralError
 from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
@@ -527,10 +538,10 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
 def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     metrics, items = results.read(folder / "lab")
     rows = tables.pooled(metrics[metrics.metric == "accuracy"])
-    picture = figures.parity(rows, without_signal(items))
+    picture = panels.parity(rows, without_signal(items))
     axes = {axis.get_title(loc="left"): axis for axis in picture.axes}
     assert list(axes) == ["minilm-l6"]  # of two tasks of packages only what was run
-    whole = figures.parity(rows.assign(source="local"))
+    whole = panels.parity(rows.assign(source="local"))
     assert [axis.get_title(loc="left") for axis in whole.axes] == list(MODELS)
     axis = axes["minilm-l6"]
     labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
@@ -549,7 +560,7 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
     rows = pd.concat(parts)
     for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
-        picture = figures.parity(tables.pooled(rows[rows.metric == metric]))
+        picture = panels.parity(tables.pooled(rows[rows.metric == metric]))
         assert len(picture.axes[0].get_yticklabels()) == count
 
 
@@ -559,7 +570,7 @@ def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
     bad = compared.task == "movie"
     compared.loc[own & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
     compared.loc[own & ~bad, ["difference", "ci_low", "ci_high"]] = 0.002, -0.08, 0.01
-    [axis] = figures.gaps(compared).axes
+    [axis] = panels.gaps(compared).axes
     drawn = {tuple(np.round(line.get_xdata(), 6)): line.get_color() for line in axis.lines}
     assert drawn[-3.0, -1.0] == drawn[(-2.0,)] == VERMILION
     assert drawn[-4.0, 1.0] == drawn[(0.2,)] == BLUE  # cut at the edge of the panel
@@ -567,7 +578,7 @@ def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
     compared = contrasts(results.read(folder / "lab")[1])
-    picture = figures.controls(compared)
+    picture = panels.controls(compared)
     axis = next(a for a in picture.axes if a.get_title(loc="left") == "minilm-l6")
     assert [text.get_text() for text in axis.texts] == ["no signal"]
     drawn = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
@@ -585,7 +596,7 @@ def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
     assert row.ci_low <= 0 <= row.ci_high
     silent = {("language", "packages", "minilm-l6", "movie")}
     assert silent_places(compared) == without_signal(items) == silent
-    [axis] = figures.controls(compared[compared.experiment == "vision"]).axes
+    [axis] = panels.controls(compared[compared.experiment == "vision"]).axes
     assert "no signal" not in {text.get_text() for text in axis.texts}
 
 

@@ -12,7 +12,7 @@ import oral_lib
 from oral_lib import (
     bases,
     contract,
-    figures,
+    panels,
     plan,
     recipes,
     splits,
@@ -189,7 +189,7 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     assert share["trained"] == "100%"
     gain = (value["multitask", "matched"] - 0.5) / (value["trained", "none"] - 0.5)
     assert share["multi-task LoRA"] == f"{100 * gain:.0f}%"
-    drawn = figures.unseen(tables.per_sample(items, "balanced_accuracy"))
+    drawn = panels.unseen(tables.per_sample(items, "balanced_accuracy"))
     [told] = drawn.axes[0].child_axes  # a dot for every class, a dark one for those that mean yes
     grey, dark = told.lines
     assert set(dark.get_xdata()) == tasks.load(name).positive < set(grey.get_xdata())
