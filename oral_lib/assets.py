@@ -306,8 +306,10 @@ def seal(folder: Path, about: dict) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash of all weights in a model's folder."""
+    """One hash of all weights in a model's folder. PreflightError if there are none."""
     states = [(file, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    if not states:
+        raise PreflightError(f"{folder} holds no weights as safetensors: put them there.")
     hashes = [_sha256(file, state.st_size, state.st_mtime_ns) for file, state in states]
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 

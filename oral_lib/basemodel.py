@@ -5,8 +5,9 @@ vector computed from its weights (`fingerprint`).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -225,6 +226,38 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """Reads `what` with transformers out of `folder`, quietly. OralError in one line for missing
+    and damaged files: the errors of transformers, tokenizers and safetensors share no parent."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0][:200]
+        raise OralError(
+            f"{folder} holds no whole {what} ({type(error).__name__}: {first}): put its files "
+            "there again, weights as safetensors; pickled ones are never read."
+        ) from error
+
+
+def check_fit(
+    folder: Path,
+    found: Mapping[str, Collection],
+    new: Sequence[str] = (),
+    over: Sequence[str] = (),
+) -> None:
+    """OralError unless the weights that were `found` in `folder` (`output_loading_info`) are those
+    of the model that its config.json describes, but for names with a part of `new`, which may lack,
+    or of `over`, which it need not have: transformers would draw at random what lacks."""
+    odd = [n for n in map(str, found["missing_keys"]) if not any(part in n for part in new)]
+    odd += [n for n in map(str, found["unexpected_keys"]) if not any(part in n for part in over)]
+    if odd := sorted([*odd, *map(str, found["mismatched_keys"])]):
+        raise OralError(
+            f"{folder} holds another model than config.json says: {odd[0]!r} does not fit."
+        )
 
 
 def attention(config: PretrainedConfig, device: str | torch.device, causal: bool = False) -> str:

@@ -26,8 +26,10 @@ from oral_lib.basemodel import (  # noqa: F401  asked for here
     FINGERPRINT,
     BaseModel,
     attention,
+    check_fit,
     put,
     quiet,
+    reading,
     take,
 )
 from oral_lib.errors import PreflightError
@@ -84,15 +86,17 @@ def load(
             how = attention(model.config, device, entry.family == "causal")
             model.set_attn_implementation(how)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        kind = (
-            AutoModelForCausalLM if entry.family == "causal" else AutoModelForSequenceClassification
-        )
-        extra = {} if entry.family == "causal" else {"num_labels": labels}
-        config, causal = AutoConfig.from_pretrained(folder), entry.family == "causal"
-        extra["attn_implementation"] = attention(config, device, causal)
-        with quiet():
-            model = kind.from_pretrained(folder, **extra)
+        causal = entry.family == "causal"
+        kind = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+        how = {"use_safetensors": True, "output_loading_info": True}
+        how |= {} if causal else {"num_labels": labels}
+        with reading(folder, entry.name):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder)
+            how["attn_implementation"] = attention(config, device, causal)
+            model, found = kind.from_pretrained(folder, **how)
+        heads = () if causal else ("classifier.", "cls.")  # its own is new, others go
+        check_fit(folder, found, new=heads[:1], over=heads)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if entry.family == "causal" else "right"
     if tokenizer.pad_token is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from oral_lib import assets, seeds
-from oral_lib.bases import FINGERPRINT, BaseModel, quiet, word_tokenizer
+from oral_lib.bases import FINGERPRINT, BaseModel, check_fit, reading, word_tokenizer
 from oral_lib.errors import UsageError, closest
 
 ENCODERS = {  # name -> width e
@@ -53,9 +53,13 @@ class TextEncoder:
                 self.model = BertModel(config, add_pooling_layer=False)
         else:
             folder = assets.model_dir(name.removesuffix("-words"), source=source)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            with quiet():
-                self.model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+            how = {"use_safetensors": True, "output_loading_info": True}
+            with reading(folder, f"text encoder {name}"):
+                self.tokenizer = AutoTokenizer.from_pretrained(folder)
+                self.model, found = AutoModel.from_pretrained(
+                    folder, add_pooling_layer=False, **how
+                )
+            check_fit(folder, found, over=("pooler.", "cls.", "classifier."))
         self.model = self.model.float().requires_grad_(False).eval()
 
     @torch.no_grad()

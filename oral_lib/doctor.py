@@ -56,6 +56,18 @@ def gpus() -> list[str]:
     return done.stdout.splitlines() if done.returncode == 0 else []
 
 
+def cards() -> list[str]:
+    """The UUIDs of the GPUs, the one with the most free memory first; empty without any."""
+    asked = ["nvidia-smi", "--query-gpu=memory.free,uuid", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    free = {uuid: int(megabytes) for megabytes, uuid in rows if megabytes.isdecimal()}
+    return sorted(free, key=free.get, reverse=True)
+
+
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -93,11 +93,12 @@ def command(folder: Path, jobs: int) -> list[str]:
     """The Snakemake command for the plan written in `folder`."""
     memory = max(1, int(0.9 * doctor.memory_mb()[0]))
     threads = max(1, doctor.cores() // jobs)  # Snakemake tells every node, by OMP_NUM_THREADS
+    cards = len(doctor.gpus())  # several nodes may share one
     return [
         *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),
         *("--config", f"threads={threads}"),
-        *("--resources", f"mem_mb={memory}", f"gpu={len(doctor.gpus())}"),
+        *("--resources", f"mem_mb={memory}", f"gpu={max(jobs, cards) if cards else 0}"),
         # a node's own outputs are whole or absent, so a failed node need not lose the whole ones
         *("--keep-going", "--keep-incomplete", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "input"),

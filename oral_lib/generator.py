@@ -134,6 +134,7 @@ class GeneratorConfig:
         before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
         before["joint"] = "none"
         content = before | content
+        content["schedule"] = {"matched": False} | content["schedule"]
         if isinstance(content["joint"], bool):
             content["joint"] = "span" if content["joint"] else "none"
         if isinstance(content["turned"], bool):
@@ -377,19 +378,20 @@ class Generator(nn.Module):
             )
         manifest = storage.read_json(folder / "manifest.json")
         content = storage.read_json(folder / "config.json")
-        if content.get("format") != FORMAT:
-            raise OralError(
-                f"{folder} has format {content.get('format')!r}, this code reads {FORMAT}."
-            )
         file = folder / "generator.safetensors"
-        if storage.sha256(file) != manifest["sha256"]:
-            raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
         try:
+            if content.get("format") != FORMAT:
+                raise OralError(
+                    f"{folder} has format {content.get('format')!r}, this code reads {FORMAT}."
+                )
+            if storage.sha256(file) != manifest["sha256"]:
+                raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
             model = cls._restored(content, manifest, storage.read_tensors(file))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise OralError(
-                f"config.json in {folder} does not describe its generator.safetensors "
-                f"({type(error).__name__}): train or download the generator again."
+                f"config.json and manifest.json in {folder} do not describe its "
+                f"generator.safetensors ({type(error).__name__}): train or download the generator "
+                "again."
             ) from error
         return model.to(device).eval()
 

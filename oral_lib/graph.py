@@ -3,13 +3,13 @@
 Nothing here knows what the nodes do; `plan` names them. Imports with the standard library alone.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from oral_lib.errors import UsageError, closest
+from oral_lib import storage
+from oral_lib.errors import OralError, PreflightError, UsageError, closest
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def lacking(plan: Sequence[Node]) -> list[str]:
 def _age(path: str) -> float:
     try:
         return Path(path).stat().st_mtime
-    except FileNotFoundError:
+    except OSError:  # not there, or below what is no folder
         return 0.0
 
 
@@ -128,24 +128,28 @@ def minutes_left(
 
 def write(path: Path, plan: Sequence[Node], source: str) -> None:
     """Writes the nodes for the Snakefile, and the source they belong to."""
-    content = {"source": source, "nodes": [asdict(node) for node in plan]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    storage.write_json(path, {"source": source, "nodes": [asdict(node) for node in plan]})
 
 
 def read(path: str | Path) -> list[Node]:
     """The nodes written by `write`."""
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
     return [
         Node(**{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()})
-        for node in content["nodes"]
+        for node in storage.read_json(path)["nodes"]
     ]
 
 
 def same_source(path: Path, source: str) -> None:
-    """`UsageError` if the plan at `path` belongs to another source: results must never mix."""
+    """`UsageError` if what is noted at `path` belongs to another source: results must never mix.
+    `PreflightError` if that cannot be read."""
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["source"]
+        try:
+            before = storage.read_json(path)["source"]
+        except (OralError, KeyError, TypeError) as error:
+            raise PreflightError(
+                f"{path} is damaged, so whose run this is cannot be told: remove it if the run is "
+                f"of --source {source}, or start --from-scratch."
+            ) from error
         if before != source:
             raise UsageError(
                 f"{path.parent} holds a run of --source {before}, not {source}: name another "

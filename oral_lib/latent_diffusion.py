@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
 from oral_lib import images, seeds
-from oral_lib.basemodel import BaseModel, quiet
+from oral_lib.basemodel import BaseModel, reading
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.registry import BaseSpec
 from oral_lib.tasks import Row
@@ -191,21 +191,14 @@ def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     how = {"local_files_only": True, "use_safetensors": True}
-    try:
-        with quiet():
-            unet = UNet2DConditionModel.from_pretrained(
-                folder, subfolder="unet", torch_dtype=dtype, **how
-            )
-            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **how)
-            scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-            encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **how)
-            tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    except Exception as error:  # diffusers, transformers and safetensors have errors of their own
-        fault = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-        raise OralError(
-            f"{folder} holds no whole pipeline of diffusers ({fault}): put "
-            "unet, vae, text_encoder, tokenizer and scheduler there again."
-        ) from error
+    with reading(folder, "pipeline of diffusers"):
+        unet = UNet2DConditionModel.from_pretrained(
+            folder, subfolder="unet", torch_dtype=dtype, **how
+        )
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **how)
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", **how)
+        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
     unet, vae = unet.to(device), vae.to(device)  # in half precision the latter would overflow
     unet.name_or_path = spec.hub  # what PEFT writes into adapters
     states = [told(encoder, tokenizer, text).to(device, dtype) for text in (PROMPT, "")]

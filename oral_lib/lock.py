@@ -54,9 +54,14 @@ def held(folder: Path) -> Iterator[int]:
     `PreflightError` names the process that holds it. When that one was killed and only its
     children are still ending, waits for them instead.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".oral.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise PreflightError(
+            f"{folder} cannot be written ({error.strerror}): name another folder with --out."
+        ) from error
     try:
         until = time.monotonic() + PATIENCE
         waited = False

@@ -88,8 +88,8 @@ def _known_groups(value: str) -> None:
 
 
 def _from_zero(value: int) -> None:
-    if value < 0:
-        raise UsageError(f"parameter seed must be 0 or more, got {value}.")
+    if not 0 <= value < 2**31:
+        raise UsageError(f"parameter seed must be 0 or more and below 2**31, got {value}.")
 
 
 CHECKS: dict[str, Callable[[Any], object]] = {

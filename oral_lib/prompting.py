@@ -76,12 +76,14 @@ def prompt(
 
 
 def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """The adapters of `base` that the generator was trained on, where their zoo lies beside it."""
-    listed = [entry for entry in model.manifest["zoo"] if entry["base"] == base]
+    """The adapters of `base` that the generator was trained on, those of them that lie beside it
+    as they were then."""
     members = []
-    for entry in listed:
-        where = zoo.folder(folder.parent, base, entry["task"], entry["seed"])
-        if (where / "adapter_model.safetensors").exists():
-            member = storage.read_tensors(where / "adapter_model.safetensors")
-            members.append((f"{entry['task']}, seed {entry['seed']}", member))
+    for entry in model.manifest.get("zoo", ()):
+        if entry["base"] != base:
+            continue
+        task, seed = storage.safe_name(entry["task"]), int(entry["seed"])
+        file = zoo.folder(folder.parent, base, task, seed) / "adapter_model.safetensors"
+        if file.is_file() and storage.sha256(file) == entry["sha256"]:
+            members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
     return members

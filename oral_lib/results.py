@@ -180,7 +180,8 @@ def matrix(
 def _wide_frame(part: pd.DataFrame, column: str) -> pd.DataFrame:
     """`column` as [samples of all seeds, items], NaN where a sample lacks an item."""
     item = part["item"].astype("category").cat
-    runs, row = np.unique(part.seed.to_numpy() * 2**16 + part["sample"], return_inverse=True)
+    run = part.seed.to_numpy(np.int64) * 2**16 + part["sample"]
+    runs, row = np.unique(run, return_inverse=True)
     there, place = np.unique(item.codes, return_inverse=True)
     wide = np.full((len(runs), len(there)), np.nan)
     wide[row, place] = part[column]

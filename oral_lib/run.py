@@ -16,6 +16,7 @@ from oral_lib import (
     evolve,
     examples,
     figures,
+    graph,
     ledgers,
     plan,
     protocol,
@@ -32,7 +33,7 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.bases import BaseModel
-from oral_lib.errors import PreflightError
+from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
 from oral_lib.zoo import Member
 
@@ -52,7 +53,16 @@ class Run:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
-        plan.cells_of(self.scale, self.source, self.experiment)
+        kind, _, folder = self.source.partition(":")
+        if kind == "local" and folder:  # the same folder has one name
+            own = Path(folder).expanduser().absolute()
+            object.__setattr__(self, "source", f"local:{own}")
+        if not plan.cells_of(self.scale, self.source, self.experiment):
+            there = ", ".join(plan.experiments(self.scale, self.source))
+            raise UsageError(
+                f"scale {self.scale!r} has no experiment {self.experiment!r} from source "
+                f"{self.source!r}; it has {there}."
+            )
         object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
 
     @property
@@ -91,12 +101,20 @@ class Run:
                 self.train_generator(kind)
         return self
 
+    def _claim(self) -> None:
+        """Notes whose rows the run folder is of; UsageError if they are another folder's."""
+        if self.source.startswith("local:"):
+            path = self.root / "source.json"
+            graph.same_source(path, self.source)
+            storage.write_json(path, {"source": self.source})
+
     def check(self, task: str, base: str) -> None:
         """UsageError with the nearest name unless (task, base) is a cell of this run."""
         plan.check_cell(self.scale, self.source, base, task)
 
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
+        self._claim()
         where = {"source": self.source, "root": self.root, "device": self.device}
         if self.experiment == "unseen":  # many tasks, one seed
             return zoo.train_tasks(base, names, **where)
@@ -105,6 +123,7 @@ class Run:
 
     def tune(self, base: str, names: Sequence[str]) -> list[Path]:
         """Chooses the recipes of `base` that are missing; the files of all."""
+        self._claim()
         return tuning.tune(base, names, source=self.source, root=self.root, device=self.device)
 
     def evolve(self, base: str) -> Path:
@@ -124,7 +143,13 @@ class Run:
         return path
 
     def train_generator(self, kind: str) -> Path:
-        """Trains one of `plan.generators` if it is missing; its folder."""
+        """Trains one of `plan.generators` if it is missing; its folder. UsageError for another."""
+        known = plan.generators(self.scale, self.experiment)
+        if kind not in known:
+            raise UsageError(
+                f"experiment {self.experiment!r} at scale {self.scale!r} trains no {kind!r}."
+                f"{closest(kind, known)} It trains {', '.join(known)}."
+            )
         where = {"root": self.root, "scale": self.scale, "source": self.source}
         where["device"] = self.device
         if kind == "multitask":
@@ -152,6 +177,7 @@ class Run:
         """(metrics, items) of one cell: measured once, then read from where it was kept."""
         folder = self._cell(base, task, seed)
         self.root.mkdir(parents=True, exist_ok=True)
+        self._claim()
         with FileLock(self.root / f".{folder.name}.lock"):
             if not (folder / "metrics.csv").exists():
                 measure = unseen.run_cell if self.experiment == "unseen" else protocol.run_cell
@@ -173,13 +199,15 @@ class Run:
         """Measures the cells of `base` on the tasks `names`, one after the other in this process,
         which is much faster than a notebook each; a list of their folders, as a file.
 
-        Cells that are older than their generator are measured again.
+        Cells that are older than their generator, or than another network that is measured with
+        them, are measured again. UsageError for what is no cell of this run.
         """
+        for task in names:
+            self.check(task, base)
         seeds = range(plan.base_of(self.scale, base, self.source).seeds)
         for task in names:
             for seed in seeds:
-                kind = plan.generator_of(self.scale, seed)
-                made = self._trained(kind)
+                made = max(map(self._trained, self._asked(seed)))
                 kept = self._cell(base, task, seed) / "metrics.csv"
                 if kept.exists() and kept.stat().st_mtime < made:
                     kept.unlink()
@@ -213,6 +241,12 @@ class Run:
                     found += [folder] * (metrics.stat().st_mtime >= trained)
         return found
 
+    def _asked(self, seed: int) -> list[str]:
+        """The networks whose answers a cell of `seed` holds: the baselines' stand in the first."""
+        kinds = plan.generators(self.scale, self.experiment) if seed == 0 else ()
+        baselines = [kind for kind in kinds if not kind.startswith("generator")]
+        return [plan.generator_of(self.scale, seed), *baselines]
+
     def _trained(self, kind: str) -> float:
         """When the generator `kind` was finished, in seconds; PreflightError if there is none."""
         manifest = self.root / kind / "manifest.json"
@@ -230,10 +264,17 @@ class Run:
         """Times the hot paths on every base model into benchmarks.csv; returns the new report."""
         path = self.results / "benchmarks.csv"
         for cells in self.planned:
-            rows = benchmarks.zoo_rows(*self._bench_case(cells))
-            ledgers.append_benchmarks(path, rows)
-            ledgers.append_benchmarks(path, benchmarks.rows(self.generator(), cells.base))
+            for measure in (self._bench_zoo, self._bench_generator):
+                rows = measure(cells)
+                with self._writing():
+                    ledgers.append_benchmarks(path, rows)
         return self.publish()
+
+    def _bench_zoo(self, cells: plan.Cells) -> list[dict]:
+        return benchmarks.zoo_rows(*self._bench_case(cells))
+
+    def _bench_generator(self, cells: plan.Cells) -> list[dict]:
+        return benchmarks.rows(self.generator(), cells.base)
 
     def profile(self, name: str) -> Path:
         """Where a training step of 32 adapters of the base model `name` goes, kernel by kernel; on
@@ -254,9 +295,20 @@ class Run:
     def publish(self) -> Path:
         """Collects all cells into results/<scale>, writes curves, manifest, tables and figures.
 
-        Returns results/README.md.
+        Returns results/README.md. Waits while another run writes there.
         """
-        results.collect(self.cells(), self.results)
+        cells = self.cells()
+        with self._writing():
+            return self._publish(cells)
+
+    def _writing(self) -> FileLock:
+        """What experiments write together, one after the other: each reads what is there, adds its
+        own and writes all."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.out / ".report.lock")
+
+    def _publish(self, cells: Sequence[Path]) -> Path:
+        results.collect(cells, self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
             ledgers.append_novelty(self.results / "novelty.csv", rows)
         source = plan.slug(self.source)

@@ -99,6 +99,11 @@ def way(base: BaseModel, task: Task) -> str:
             )
         return "label"
     if base.family in READS:
+        if task.scoring == "image" and len(task.labels) > base.spec.classes > 0:
+            raise UsageError(
+                f"task {task.name!r} has {len(task.labels)} labels, and the head of {base.name!r} "
+                f"{base.spec.classes} classes: choose another base model."
+            )
         return task.scoring
     if base.family == "causal":
         return task.scoring

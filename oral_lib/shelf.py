@@ -74,6 +74,7 @@ def assemble(
             {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
             for m in members
         ],
+        "told": tasks.told(sorted({m.task for m in members})),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "generator-init"))

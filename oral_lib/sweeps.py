@@ -110,6 +110,9 @@ def _content(path: Path) -> dict[str, Any]:
     for part, form in forms.items():
         if not isinstance(content[part], form):
             raise UsageError(f"`{part}` must be a {'list' if form is list else 'map of names'}.")
+    maps = [content["parameters"], content["grid"], *content["cells"]]
+    if odd := [k for one in maps if isinstance(one, dict) for k in one if not isinstance(k, str)]:
+        raise UsageError(f"the name of a parameter must be a text, got {odd[0]!r}.")
     for name, values in content["grid"].items():
         if not isinstance(values, list) or not values:
             raise UsageError(f"`grid` wants a list of values for {name!r}, got {values!r}.")

@@ -14,8 +14,10 @@ are to be painted and have no labels, and those about pictures and texts: a
 belong together; a list of texts makes a row of each. `part` is a column that parts the rows.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib import resources
@@ -101,6 +103,12 @@ def names(family: str = "") -> list[str]:
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
     return [name for name in found if load(name).family == family] if family else found
+
+
+def told(known: Iterable[str]) -> str:
+    """A hash of the wordings that a training on the tasks called `known` reads."""
+    text = json.dumps([[name, load(name).training_texts] for name in known])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import bases, seeds, storage, zoo
+from oral_lib import bases, seeds, storage, tasks, zoo
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
@@ -294,7 +294,7 @@ def train_from_zoo(
     that is given.
 
     Returns its folder under `root`, which counts only once its manifest is there. One that was
-    trained on another zoo or with another configuration is trained again.
+    trained on another zoo, on other wordings or with another configuration is trained again.
     """
     folder = root / kind
     config, training = configured or preset(scale, kind)
@@ -322,17 +322,19 @@ def train_from_zoo(
 def _is_current(
     folder: Path, config: GeneratorConfig, training: TrainingConfig, members: Sequence[Member]
 ) -> bool:
-    """Whether `folder` holds a generator of just this configuration and zoo."""
+    """Whether `folder` holds a generator of just this configuration, zoo and wordings."""
     if not (folder / "manifest.json").exists():
         return False
     manifest = storage.read_json(folder / "manifest.json")
     held = storage.read_json(folder / "config.json")["generator"]
     hashes = {entry["sha256"] for entry in manifest["zoo"]}
+    told = tasks.told(sorted({member.task for member in members}))
     same = {"save_every": None}  # decides nothing that is learned
     return (
         manifest["training"] | same == asdict(training) | same
         and held == json.loads(json.dumps(asdict(config)))
         and hashes == {member.info["sha256"] for member in members}
+        and manifest.get("told") == told
     )
 
 

@@ -6,8 +6,6 @@ does all that could stand in for it: retrieval, a soup, and one LoRA for all tas
 the sentence. Balanced accuracy, since most splits are uneven.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -79,9 +77,8 @@ def train_multitask(
     """
     folder, config = root / "multitask", MULTITASK[scale]
     known = [tasks.load(name) for name in names]
-    told = json.dumps([[task.name, task.training_texts] for task in known])
     about = {"base": base, "tasks": len(known), "training": asdict(config)}
-    about["told"] = hashlib.sha256(told.encode()).hexdigest()
+    about["told"] = tasks.told(names)
     manifest = folder / "manifest.json"
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder

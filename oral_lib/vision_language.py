@@ -30,7 +30,7 @@ from transformers import (
 from transformers.vision_utils import get_vision_position_ids
 
 from oral_lib import seeds, storage
-from oral_lib.basemodel import attention, quiet
+from oral_lib.basemodel import attention, check_fit, reading
 from oral_lib.errors import OralError
 from oral_lib.registry import BaseSpec
 from oral_lib.vision import Backbone
@@ -235,29 +235,17 @@ def _restored(spec: BaseSpec, folder: Path, dtype: torch.dtype):
     if not isinstance(told, dict) or told.get("model_type") != "qwen2_vl":
         kind = told.get("model_type") if isinstance(told, dict) else told
         raise OralError(f"{folder} holds no Qwen2-VL: config.json says model_type {kind!r}.")
-    try:
-        with quiet():
-            model, found = Qwen2VLForConditionalGeneration.from_pretrained(
-                folder,
-                config=Qwen2VLConfig.from_pretrained(folder),
-                dtype=dtype,
-                use_safetensors=True,  # never a pickle
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            processor = Qwen2VLImageProcessor.from_pretrained(folder)
-    except Exception as error:  # its many errors of damaged and missing files share no parent
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise OralError(
-            f"{folder} holds no whole {spec.name} ({type(error).__name__}: {first}): put the files "
-            f"of {spec.hub} there again."
-        ) from error
-    odd = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
-    if odd:
-        raise OralError(
-            f"{folder} holds another model than config.json says: {sorted(map(str, odd))[0]!r} "
-            "does not fit."
+    with reading(folder, spec.name):
+        model, found = Qwen2VLForConditionalGeneration.from_pretrained(
+            folder,
+            config=Qwen2VLConfig.from_pretrained(folder),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        processor = Qwen2VLImageProcessor.from_pretrained(folder)
+    check_fit(folder, found)
     return model, tokenizer, processor
 
 

@@ -7,6 +7,7 @@ is a pipe from `reproduce`: when that closes, whoever wanted the node has gone, 
 kill -9, and the node must not live on. Imports with the standard library alone.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -14,8 +15,11 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from oral_lib import doctor
 
 EVENTS = "ORAL_EVENTS"
 MARK = "\x1e"  # a line that begins so is an event, not output
@@ -55,6 +59,27 @@ def _stop_with_parent(job: subprocess.Popen) -> None:
     stop(job)
 
 
+@contextmanager
+def card() -> Iterator[dict[str, str]]:
+    """What lets a node see one GPU of several: one that no other node of this folder has, or where
+    each has one that with the most free memory. Nothing where the user chose, or there is one."""
+    known = [] if "CUDA_VISIBLE_DEVICES" in os.environ else doctor.cards()
+    if len(known) < 2:
+        yield {}
+        return
+    with ExitStack() as files:  # a lock is held until its file is closed, however that comes
+        for uuid in known:
+            file = files.enter_context(Path(f".{uuid}.lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            break
+        else:
+            uuid = known[0]
+        yield {"CUDA_VISIBLE_DEVICES": uuid}
+
+
 def run(node: str, log: Path, command: list[str]) -> int:
     """The exit code of `python *command`, whose output goes to `log` and to standard output."""
     began = time.monotonic()
@@ -62,8 +87,10 @@ def run(node: str, log: Path, command: list[str]) -> int:
     say(event="start", node=node)
     with (
         log.open("w", encoding="utf-8") as kept,
+        card() as chosen,
         subprocess.Popen(
             [sys.executable, *command],
+            env=os.environ | chosen,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -147,8 +148,7 @@ class Workshop:
             for group in alike.values():
                 for first in range(0, len(group), most):
                     stack = group[first : first + most]
-                    named = (f"{r.task.name} {r.seed} {r.recipe}" for r in stack)
-                    key = seeds.integer(0, base.name, *named)
+                    key = _key(base, stack, data) if state else 0
                     file = state / f"stack-{key:016x}.safetensors" if state else None
                     made = self._stack(stack, data, file)
                     for done in made:
@@ -216,6 +216,18 @@ class Workshop:
 def train(base: BaseModel, runs: Sequence[Run], data: dict[str, Split], **how) -> Iterator[Trained]:
     """`Workshop.train` in a workshop of its own."""
     yield from Workshop(base).train(runs, data, **how)
+
+
+def _key(base: BaseModel, runs: Sequence[Run], data: dict[str, Split]) -> int:
+    """A number for all that decides what a stack of `runs` learns."""
+    taught = {
+        run.task.name: crc32(repr([(r.key, r.label) for r in data[run.task.name].train]).encode())
+        for run in runs
+    }
+    named = (
+        f"{r.task.name} {r.task.version} {taught[r.task.name]} {r.seed} {r.recipe}" for r in runs
+    )
+    return seeds.integer(0, base.name, *named)
 
 
 def _named(runs: Sequence[Run]) -> str:

@@ -6,10 +6,12 @@ The real models are small enough to keep the same promises here.
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import assets, bases, packages, tasks
+from oral_lib import assets, bases, packages, scoring, tasks
 from oral_lib.bases import BaseModel
+from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.stacked import Stack, attached
 
@@ -396,3 +398,57 @@ def test_frequencies_of_positions_are_not_rounded():
     assert wanted
     for name, value in wanted.items():
         assert torch.equal(half.get_buffer(name), value)
+
+
+# ---------------------------------------------------------------- a user's own files
+@pytest.fixture
+def own(tmp_path):
+    """(source, folder) of a small language model that the user put there himself."""
+    base, folder = bases.load("tiny-causal"), tmp_path / "models" / "smollm2-135m"
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return f"local:{tmp_path}", folder
+
+
+def test_a_users_own_model_is_read_and_its_head_must_be_there(own):
+    source, _ = own
+    base = bases.load("smollm2-135m", source=source)
+    assert equal(bits(base.model), bits(bases.load("tiny-causal").model))
+
+
+def test_weights_of_another_model_are_never_replaced_by_random_ones(own, refused):
+    source, folder = own
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"module.{n}": v for n, v in weights.items()}, folder / "model.safetensors")
+    with refused(OralError, str(folder), "does not fit"):
+        bases.load("smollm2-135m", source=source)
+    (folder / "model.safetensors").write_bytes(b"half")
+    with refused(OralError, str(folder), "holds no whole smollm2-135m"):
+        bases.load("smollm2-135m", source=source)
+
+
+def test_pickled_weights_are_never_read(own, refused):
+    source, folder = own
+    (folder / "model.safetensors").unlink()
+    torch.save(bits(bases.load("tiny-causal").model), folder / "pytorch_model.bin")
+    with refused(OralError, str(folder), "pickled ones are never read"):
+        bases.load("smollm2-135m", source=source)
+    with refused(PreflightError, str(folder), "no weights as safetensors"):
+        assets.weights_hash(folder)
+
+
+def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
+    base, folder = bases.load("tiny-encoder"), tmp_path / "models" / "minilm-l6"
+    base.model.bert.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    TextEncoder("minilm-l6", source=f"local:{tmp_path}")
+    less = {n: v for n, v in weights.items() if not n.startswith("encoder.layer.1.")}
+    save_file(less, folder / "model.safetensors", {"format": "pt"})
+    with refused(OralError, str(folder), "encoder.layer.1.", "does not fit"):
+        TextEncoder("minilm-l6", source=f"local:{tmp_path}")
+
+
+def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
+    with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
+        scoring.way(bases.load("tiny-convnet"), tasks.load("gtsrb"))

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import adapters, bases, scoring, tasks, tokens
+from oral_lib import adapters, bases, scoring, storage, tasks, tokens
 from oral_lib.bases import BaseModel
 from oral_lib.condition import describe_base, text_encoder
 from oral_lib.denoise import DenoiserConfig
@@ -268,6 +268,8 @@ def test_a_configuration_from_before_components_is_read_as_it_was_meant():
     assert GeneratorConfig.from_json(asdict(now) | {"turned": True}) == alike
     del content["components"]
     assert GeneratorConfig.from_json(content) == replace(before, components=0)
+    content["schedule"] = {k: v for k, v in content["schedule"].items() if k != "matched"}
+    assert not GeneratorConfig.from_json(content).schedule.matched  # it read x_t itself
 
 
 def test_not_turned_each_token_keeps_its_own_components():
@@ -410,6 +412,13 @@ def test_a_flipped_byte_is_found(folder, refused):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with refused(OralError, str(file), "damaged"):
+        Generator.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [{}, [], {"sha256": 3}])
+def test_a_manifest_that_says_nothing_is_refused(folder, content, refused):
+    storage.write_json(folder / "manifest.json", content)
+    with refused(OralError, str(folder)):
         Generator.from_pretrained(folder)
 
 

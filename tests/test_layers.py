@@ -29,7 +29,7 @@ ORDER = [
     *["contrasts", "markup", "tables", "grid"],
     *["verdict", "style", "figures", "panels", "studies", "pictures", "examples", "report"],
     *["run", "variants", "jury", "ablations", "prompting"],
-    *["worker", "lock", "doctor", "environment", "engine", "checks", "twins", "notebooks"],
+    *["lock", "doctor", "worker", "environment", "engine", "checks", "twins", "notebooks"],
     *["reproduce", "sweeps", "cli"],
 ]
 STANDARD_LIBRARY_ALONE = ["reproduce", "cli", "worker", "plan", "environment"]

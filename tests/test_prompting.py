@@ -1,5 +1,6 @@
 """Prompting: one sentence in, a folder out that PEFT loads alone and that changes the model."""
 
+import shutil
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import adapters, bases, plan, storage
+from oral_lib import adapters, bases, plan, storage, zoo
 from oral_lib.errors import PreflightError, UsageError
 
 torch.set_num_threads(1)
@@ -85,6 +86,17 @@ def test_the_card_names_the_nearest_adapter_of_the_zoo(prompted, smoke):
     }
     assert len(near) == 4 and lora.card.nearest == min(near, key=near.get)
     assert lora.card.distance == pytest.approx(min(near.values()))
+
+
+def test_an_adapter_that_was_trained_again_since_is_not_named(prompted, smoke, tmp_path):
+    shutil.copytree(smoke.root, tmp_path / "run")
+    [lora] = prompted(generator=tmp_path / "run" / "generator")
+    task, seed = lora.card.nearest.split(", seed ")
+    where = zoo.folder(tmp_path / "run", "tiny-causal", task, int(seed))
+    (where / "adapter_model.safetensors").write_bytes(b"another")
+    [again] = prompted(generator=tmp_path / "run" / "generator")
+    assert again.card.nearest not in ("", lora.card.nearest)
+    assert again.card.distance >= lora.card.distance
 
 
 def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_path):

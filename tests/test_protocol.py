@@ -5,12 +5,14 @@ Baselines and evaluation keep their promises here too.
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from oral_lib import (
     baselines,
@@ -26,7 +28,7 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.condition import text_encoder
-from oral_lib.errors import OralError, PreflightError
+from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluate import Outcome, accuracy_of
 from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
@@ -513,3 +515,52 @@ def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_genera
     os.utime(run.root / "generator" / "manifest.json", (later - 50,) * 2)  # trained in between
     run.measure("tiny-encoder", ["movie", "sarcasm"])
     assert seen[2:] == ["movie"]
+    os.utime(run.root / "regression" / "manifest.json", (time.time() + 50,) * 2)
+    run.measure("tiny-encoder", ["sarcasm"])
+    assert seen[3:] == ["sarcasm"]
+
+
+def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_starts(
+    smoke, tmp_path, refused
+):
+    with refused(UsageError, "has no task 'review_topic' on 'tiny-encoder'"):
+        smoke.measure("tiny-encoder", ["review_topic"])
+    with refused(UsageError, "trains no 'multitask'", "generator, regression"):
+        smoke.train_generator("multitask")
+    with refused(UsageError, "scale 'desk' has no experiment 'vision'", "it has language"):
+        Run("desk", out=tmp_path, experiment="vision")
+    for scale in ("desk", "lab"):  # the smoke scale makes its rows
+        assert not (tmp_path / "runs" / scale).exists()
+
+
+def test_two_local_folders_never_share_what_was_trained(tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(protocol.plan, "check_cell", lambda *cell: None)
+    monkeypatch.setattr("oral_lib.tuning.tune", lambda *names, **how: [])
+    one, two = (Run("lab", f"local:{tmp_path / name}", tmp_path) for name in ("one", "two"))
+    one.tune("minilm-l6", ["sst2"])
+    one.tune("minilm-l6", ["sst2"])
+    with refused(UsageError, "another folder with --out", str(tmp_path / "one")):
+        two.tune("minilm-l6", ["sst2"])
+    monkeypatch.chdir(tmp_path)
+    assert Run("lab", "local:one", tmp_path) == one
+
+
+def test_what_experiments_publish_together_is_written_by_one_of_them_at_a_time(
+    smoke, tmp_path, monkeypatch
+):
+    run = replace(smoke, out=tmp_path)
+    monkeypatch.setattr(Run, "cells", lambda self: [])
+    held = []
+
+    def collect(cells, folder):
+        with pytest.raises(Timeout), FileLock(tmp_path / ".report.lock", timeout=0):
+            pass
+        held.append(folder)
+        raise OralError("enough")
+
+    monkeypatch.setattr("oral_lib.results.collect", collect)
+    with pytest.raises(OralError, match="enough"):
+        run.publish()
+    assert held == [run.results]
+    with FileLock(tmp_path / ".report.lock", timeout=0):  # free again
+        pass

@@ -165,6 +165,26 @@ def test_the_cores_are_shared_among_the_nodes_that_run_at_a_time(out, monkeypatc
     assert (out / "ran").read_text().split()[2] == threads
 
 
+@pytest.mark.parametrize(("jobs", "cards", "gpu"), [(1, 0, 0), (3, 1, 3), (1, 2, 2), (3, 2, 3)])
+def test_nodes_share_a_gpu_where_more_run_at_a_time(tmp_path, monkeypatch, jobs, cards, gpu):
+    monkeypatch.setattr(doctor, "gpus", lambda: ["a GPU"] * cards)
+    assert f"gpu={gpu}" in engine.command(tmp_path, jobs)
+
+
+def test_each_node_sees_a_gpu_of_its_own_as_long_as_there_are_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(doctor, "cards", lambda: ["GPU-a", "GPU-b"])
+    with worker.card() as one, worker.card() as two, worker.card() as three:
+        seen = [chosen["CUDA_VISIBLE_DEVICES"] for chosen in (one, two, three)]
+    assert seen == ["GPU-a", "GPU-b", "GPU-a"]
+    with worker.card() as again:
+        assert again["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    with worker.card() as chosen:
+        assert chosen == {}  # the user's own choice stands
+
+
 def test_with_nothing_to_do_it_says_so_at_once_without_snakemake(finished, capfd, monkeypatch):
     done, _ = finished
     monkeypatch.setattr(engine, "run", None)
@@ -354,6 +374,18 @@ def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
     assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2
     assert "name another folder with --out" in capsys.readouterr().err
     assert reproduce.main([*words, "local:/no/such/folder"], planner=planner) == 3
+    (folder / "plan.json").write_text('{"source": "lo')
+    assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 3
+    assert "plan.json is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_gives_3(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = ["--out", str(tmp_path / "file"), "--only", "a"]
+    assert reproduce.main([*words, "--dry-run"], planner=planner) == 0
+    capsys.readouterr()
+    assert reproduce.main(words, planner=planner) == 3
+    assert "name another folder with --out" in capsys.readouterr().err
 
 
 # --- the shell script, set-up, test, doctor -------------------------------------------------

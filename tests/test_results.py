@@ -226,6 +226,15 @@ def test_collecting_replaces_a_cell_and_keeps_the_others(sound, tmp_path):
     assert len(items[items.seed == 0]) == 30
 
 
+def test_samples_of_far_seeds_are_never_taken_for_one_another(tmp_path):
+    many = {("generated", "matched"): (0.7, 5)}
+    cells = [made(cell(seed=seed), profile=many, n=30) for seed in (0, 2**16)]
+    folders = [results.write_cell(tmp_path / str(i), *one) for i, one in enumerate(cells)]
+    results.collect(folders, tmp_path / "results")
+    _, items = results.read(tmp_path / "results")
+    assert results.matrix(items, "generated", "matched").shape == (10, 30)
+
+
 def test_methods_are_stored_in_the_order_of_the_tables(tmp_path):
     folder = results.write_cell(tmp_path / "cell", *made(n=20, n_control=20))
     methods = results.read(folder)[0].method.drop_duplicates().tolist()

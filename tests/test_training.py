@@ -308,6 +308,22 @@ def test_one_that_is_never_told_a_text_gives_the_same_adapter_whatever_it_is_tol
     assert not equal(told, untold)
 
 
+def test_a_generator_of_other_wordings_is_trained_again(trained_as, tmp_path, monkeypatch):
+    first = trained_as("generator")
+    made = (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
+    trained_as("generator")
+    assert (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns == made
+    task = training.tasks.load("movie")
+    more = task.paraphrases | {"train": ["Is it a good film?", *task.paraphrases["train"]]}
+    load, other = training.tasks.load, replace(task, paraphrases=more)
+    monkeypatch.setattr(
+        training.tasks, "load", lambda name: other if name == "movie" else load(name)
+    )
+    again = trained_as("generator")
+    assert again.manifest["told"] != first.manifest["told"]
+    assert not equal(again.state_dict(), first.state_dict())
+
+
 def test_generators_of_other_seeds_are_other_generators(trained_as):
     first, second = trained_as("generator"), trained_as("generator-1")
     assert second.manifest["training"] == first.manifest["training"] | {"seed": 1}

@@ -115,6 +115,18 @@ def test_a_recipe_of_an_earlier_version_is_read_as_it_was_meant(refused):
 
 
 # ---------------------------------------------------------------- on disk
+def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
+    base = bases.load("tiny-causal")
+
+    def key(task="movie", rows=None, **more):
+        spec = replace(tasks.load(task), **more)
+        return zoo._key(base, [zoo.Run(spec, 0, SHORT)], {task: rows or data[task]})
+
+    fewer = replace(data["movie"], train=data["movie"].train[1:])
+    others = [key("sarcasm"), key(version=99), key(rows=fewer)]
+    assert key() == key() and len({key(), *others}) == 4
+
+
 @pytest.fixture
 def cell(tmp_path, monkeypatch):
     """A zoo of two short runs, and the seeds that are written from now on."""
