@@ -252,6 +252,7 @@ def check_fit(
     """OralError unless the weights that were `found` in `folder` (`output_loading_info`) are those
     of the model that its config.json describes, but for names with a part of `new`, which may lack,
     or of `over`, which it need not have: transformers would draw at random what lacks."""
+    over = (*over, "position_ids", "inv_freq")  # tables that older files hold, made anew since
     odd = [n for n in map(str, found["missing_keys"]) if not any(part in n for part in new)]
     odd += [n for n in map(str, found["unexpected_keys"]) if not any(part in n for part in over)]
     if odd := sorted([*odd, *map(str, found["mismatched_keys"])]):

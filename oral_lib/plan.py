@@ -108,6 +108,16 @@ def cells_of(
     return SCALES[scale]("packages" if kind == "made" else kind)
 
 
+def not_planned(scale: str, source: str, experiment: str) -> str:
+    """What to say of an experiment that is not planned."""
+    there = ", ".join(experiments(scale, source)) or "none"
+    extra = " It wants diffusers: pip install '.[diffusion]'." * (experiment == "style")
+    return (
+        f"scale {scale!r} has no experiment {experiment!r} from source {source!r}; it has {there}."
+        f"{extra}"
+    )
+
+
 def experiments(scale: str, source: str = "packages") -> list[str]:
     """The experiments that a scale has; the smoke scale has styles where diffusers is installed."""
     left_out = "style" if scale == "smoke" and find_spec("diffusers") is None else ""

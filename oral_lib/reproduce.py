@@ -162,11 +162,8 @@ def _check_experiments(args: argparse.Namespace) -> None:
     for pattern in args.only or ():
         name, there = re.match(r"\w*", pattern)[0], plan.experiments(args.scale, args.source)
         if name in plan.EXPERIMENTS and name not in there:
-            extra = " It wants diffusers: pip install '.[diffusion]'." * (name == "style")
-            raise UsageError(
-                f"--only {pattern!r}: scale {args.scale!r} has no experiment {name!r} from source "
-                f"{args.source!r}; it has {', '.join(there) or 'none'}.{extra}"
-            )
+            missing = plan.not_planned(args.scale, args.source, name)
+            raise UsageError(f"--only {pattern!r}: {missing}")
 
 
 def _list(nodes: Sequence[Node]) -> int:

@@ -58,11 +58,7 @@ class Run:
             own = Path(folder).expanduser().absolute()
             object.__setattr__(self, "source", f"local:{own}")
         if not plan.cells_of(self.scale, self.source, self.experiment):
-            there = ", ".join(plan.experiments(self.scale, self.source))
-            raise UsageError(
-                f"scale {self.scale!r} has no experiment {self.experiment!r} from source "
-                f"{self.source!r}; it has {there}."
-            )
+            raise UsageError(plan.not_planned(self.scale, self.source, self.experiment))
         object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
 
     @property
@@ -106,7 +102,8 @@ class Run:
         if self.source.startswith("local:"):
             path = self.root / "source.json"
             graph.same_source(path, self.source)
-            storage.write_json(path, {"source": self.source})
+            if not path.exists():
+                storage.write_json(path, {"source": self.source})
 
     def check(self, task: str, base: str) -> None:
         """UsageError with the nearest name unless (task, base) is a cell of this run."""

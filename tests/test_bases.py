@@ -410,7 +410,7 @@ def own(tmp_path):
     return f"local:{tmp_path}", folder
 
 
-def test_a_users_own_model_is_read_and_its_head_must_be_there(own):
+def test_a_users_own_model_is_read(own):
     source, _ = own
     base = bases.load("smollm2-135m", source=source)
     assert equal(bits(base.model), bits(bases.load("tiny-causal").model))
