@@ -17,7 +17,9 @@ out = ""
 import oral_lib
 
 run = oral_lib.Run(scale, source, out).ready()
-base = run.base("tiny-causal" if scale == "smoke" else "smollm2-135m")
+planned = {cells.base: cells.tasks for cells in run.planned}
+name = next((n for n in ("tiny-causal", "smollm2-135m") if n in planned), next(iter(planned)))
+base = run.base(name)
 print(base.describe())
 
 # %% [markdown]
@@ -54,7 +56,7 @@ print(type(model).__name__, "with", len(lora.tensors), "generated tensors")
 # The same held-out sentences, answered by the base model and with the generated adapter.
 
 # %%
-task = oral_lib.load_task("movie")
+task = oral_lib.load_task(next(t for t in ("movie", "sst2") if t in planned[name]))
 rows = oral_lib.task_rows(task, run.source).test[:100]
 start = base.lora_init()  # an adapter that changes nothing: the base model
 adapters = {"base model": start, "generated": lora.tensors}

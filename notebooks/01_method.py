@@ -20,7 +20,8 @@ import oral_lib
 
 run = oral_lib.Run(scale, source, out).ready()
 generator = run.generator()
-name = "tiny-encoder" if scale == "smoke" else "minilm-l6"
+planned = [cells.base for cells in run.planned]
+name = next((n for n in ("tiny-encoder", "minilm-l6") if n in planned), planned[0])
 member = run.members(name)[0]
 print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors,",
       f"{sum(t.numel() for t in member.tensors.values()):,} values")  # fmt: skip

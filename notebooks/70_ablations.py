@@ -35,7 +35,8 @@ source = "packages"
 out = ""
 
 # %% [markdown]
-# `groups` and `bases` may name several, with spaces between; several bases share one generator.
+# `groups` and `bases` may name several, with spaces between (`groups = "all"`: every one); several
+# bases share one generator.
 # `steps = 0` trains each generator for as long as the scale does.
 
 # %%

@@ -22,14 +22,15 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib import panels, results, tables
+from oral_lib import panels, tables
 from oral_lib.contrasts import contrasts, silent_places
 from oral_lib.grid import grid_legend, grid_table
 
-metrics, items = results.read(run.results)
+known = run.source.partition(":")[0]
+metrics, items = (frame[frame.source == known] for frame in run.published())
 compared = contrasts(items)
 silent = silent_places(compared)
-grid = grid_table(metrics, run.source.partition(":")[0], items, silent=silent)
+grid = grid_table(metrics, known, items, silent=silent)
 print(grid_legend(grid))
 grid
 
@@ -46,7 +47,7 @@ panels.controls(compared)
 # ## Every method
 
 # %%
-tables.main_table(metrics, run.source.partition(":")[0], items, silent=silent)
+tables.main_table(metrics, known, items, silent=silent)
 
 # %% [markdown]
 # ## In words

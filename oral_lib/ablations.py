@@ -85,8 +85,8 @@ def prepare(
         if value < 1:
             raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
     planned = {cells.base: cells for cells in plan.cells_of(run.scale, run.source)}
-    chosen = tuple(bases) or tuple(planned)[:1]
-    known = {name: plan.base_of(run.scale, name, run.source).tasks for name in chosen}
+    chosen = tuple(dict.fromkeys(bases)) or tuple(planned)[:1]
+    known = {name: plan.base_of(run.scale, name, run.source, "language").tasks for name in chosen}
     for task in tasks:
         if not any(task in names for names in known.values()):
             some = sorted({t for names in known.values() for t in names})

@@ -241,7 +241,7 @@ def _known(name: str, names: list[str]) -> None:
 
 def _wanted(source: str, experiment: str) -> list[str]:
     """The cached assets that runs from `source` read; the hub keeps its own cache."""
-    kind, folder = parse_source(source)
+    kind, _ = parse_source(source)
     if kind == "made":
         return []
     free = _free(experiment)
@@ -249,7 +249,7 @@ def _wanted(source: str, experiment: str) -> list[str]:
         return free
     if kind == "hub":
         return [n for n in free if ASSETS[n].is_model and n not in HUB]
-    own = [n for n in free if (folder / "models" / n).is_dir()]
+    own = [n for n in free if local_model(n, source)]
     return [n for n in free if ASSETS[n].alone or (ASSETS[n].is_model and n not in own)]
 
 

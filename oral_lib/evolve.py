@@ -64,6 +64,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
     for entry in versions:
         folder = bases.version_dir(entry.name, source)
         if not assets.fault(folder):
+            before = None  # that of this version is not at hand
             continue
         if start is None:
             first = bases.load(versions[0].parent, source=source, dtype=torch.float32)
@@ -121,8 +122,10 @@ def evolve(
 
 
 def history(name: str, source: str = "packages") -> list[dict]:
-    """What the manifests say of the versions that lead to `name`, oldest first; PreflightError
-    unless all are made."""
+    """What the manifests say of the versions that lead to `name`, oldest first, and nothing of a
+    user's own; PreflightError unless all are made."""
+    if assets.local_model(name, source):
+        return []
     made = [bases.made_dir(entry.name, source) for entry in lineage(name)[1:]]
     return [storage.read_json(folder / assets.MANIFEST) for folder in made]
 

@@ -103,7 +103,8 @@ class Inception(Features):
 
         state = torch.load(file, map_location="cpu", weights_only=True)
         with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-            self.model = inception.InceptionV3([3]).to(device)  # it would download them
+            model = inception.InceptionV3([3])  # it would download them
+        self.model = model.to(device).eval()  # by the statistics it was trained with
 
     def _read(self, pictures: Tensor) -> Tensor:
         return self.model(pictures / 255)[0].flatten(1)

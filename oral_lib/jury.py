@@ -50,8 +50,9 @@ class Study:
         """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
         told = {t: tasks.load(t) for names in self.tasks.values() for t in names}
-        judged = {t: (spec.version, spec.paraphrases) for t, spec in told.items()}
-        content = [FORMAT, self.source, self.tasks, judged, self.rows, self.samples, zoo]
+        judged = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in told.items()}
+        read = tasks.told(sorted({m.task for m in self.members}))
+        content = [FORMAT, self.source, self.tasks, judged, read, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

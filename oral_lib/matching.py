@@ -73,4 +73,8 @@ class Gallery:
             pictures.setdefault(row.image, place)
         own = torch.tensor([row.label for row in rows])
         first, shown = list(texts.values()), list(pictures.values())
-        return cls(first, shown, own[first][:, None] == own[shown], own[shown])
+        kinds, kind = own.unique(return_inverse=True)
+        place = {text: n for n, text in enumerate(texts)}
+        said = torch.zeros(len(texts), len(kinds), dtype=torch.bool)  # a text may belong to several
+        said[[place[row.text] for row in rows], kind] = True
+        return cls(first, shown, said[:, kind[shown]], own[shown])

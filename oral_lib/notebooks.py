@@ -124,11 +124,12 @@ def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) 
     chosen = {**known, **values}
     if {"scale", "source"} <= chosen.keys():
         source = "made" if chosen["scale"] == "smoke" else chosen["source"]
-        base = next((chosen[n] for n in ("base", "backbone", "towers") if n in chosen), None)
-        if base and "task" in chosen:
-            plan.check_cell(chosen["scale"], source, base, chosen["task"])
+        for experiment, (stem, called) in plan.CELL_NOTEBOOKS.items():
+            if stem == notebook.stem and called:
+                where = chosen["scale"], source, chosen[called], chosen["task"]
+                plan.check_cell(*where, experiment)
         for base in chosen.get("bases", "").split():
-            plan.base_of(chosen["scale"], base, source)
+            plan.base_of(chosen["scale"], base, source, "language")
     return values
 
 

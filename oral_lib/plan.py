@@ -124,9 +124,10 @@ def experiments(scale: str, source: str = "packages") -> list[str]:
     return [n for n in EXPERIMENTS if n != left_out and cells_of(scale, source, n)]
 
 
-def base_of(scale: str, base: str, source: str = "packages") -> Cells:
-    """The entry of `base` in a scale; `UsageError` with the nearest name if it has none."""
-    known = _bases(scale, source)
+def base_of(scale: str, base: str, source: str = "packages", experiment: str = "") -> Cells:
+    """The entry of `base` in a scale, or in one experiment of it; `UsageError` with the nearest
+    name if it has none."""
+    known = _bases(scale, source, (experiment,) if experiment else EXPERIMENTS)
     if base not in known and base in TERMS and scale == "lab":
         raise UsageError(
             f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
@@ -140,13 +141,14 @@ def base_of(scale: str, base: str, source: str = "packages") -> Cells:
     return known[base]
 
 
-def _bases(scale: str, source: str) -> dict[str, Cells]:
-    return {c.base: c for name in EXPERIMENTS for c in cells_of(scale, source, name)}
+def _bases(scale: str, source: str, some: Iterable[str] = EXPERIMENTS) -> dict[str, Cells]:
+    return {c.base: c for name in some for c in cells_of(scale, source, name)}
 
 
-def check_cell(scale: str, source: str, base: str, task: str) -> None:
-    """`UsageError` with the nearest name unless (base, task) is a cell of the scale."""
-    known = base_of(scale, base, source).measured
+def check_cell(scale: str, source: str, base: str, task: str, experiment: str = "") -> None:
+    """`UsageError` with the nearest name unless (base, task) is a cell of the scale, or of one
+    experiment of it."""
+    known = base_of(scale, base, source, experiment).measured
     if task not in known:
         raise UsageError(
             f"scale {scale!r} from source {slug(source)!r} has no task {task!r} on {base!r}."
@@ -401,9 +403,10 @@ def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
 def _notebooks(draft: _Draft, zoo: tuple[str, ...], made: tuple[str, ...]) -> None:
     """Adds the notebooks that are no cells."""
     if draft.gpu:
-        about = {"bases": draft.models[0].base}
+        about = {"bases": draft.models[0].base, "groups": "all"}
+        about |= {"rows": 300, "samples": 10, "steps": 0}
         draft.notebook(
-            "ablations", "70_ablations", inputs=zoo, parameters=about, minutes=15.0, gpu=draft.gpu
+            "ablations", "70_ablations", inputs=zoo, parameters=about, minutes=90.0, gpu=draft.gpu
         )
     for name, stem in NOTEBOOKS.items():
         draft.notebook(name, stem, inputs=made, memory_mb=draft.largest, minutes=0.5, gpu=draft.gpu)

@@ -107,7 +107,7 @@ class Run:
 
     def check(self, task: str, base: str) -> None:
         """UsageError with the nearest name unless (task, base) is a cell of this run."""
-        plan.check_cell(self.scale, self.source, base, task)
+        plan.check_cell(self.scale, self.source, base, task, self.experiment)
 
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
@@ -136,7 +136,8 @@ class Run:
 
         folder = alignment.ensure(base, self.source, self.device)
         path = self.root / "aligned" / f"{base}.json"
-        storage.write_json(path, storage.read_json(folder / assets.MANIFEST))
+        told = folder / assets.MANIFEST  # a user's own towers need none
+        storage.write_json(path, storage.read_json(told) if told.exists() else {})
         return path
 
     def train_generator(self, kind: str) -> Path:

@@ -194,10 +194,12 @@ def rows(task: Task, source: str) -> Split:
         else:
             frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
         if task.scoring == "match":  # a picture and all of its texts belong together
+            _check_columns(task, frame, [spec["text"]])
             frame = frame.assign(label=range(len(frame))).explode(spec["text"], ignore_index=True)
         return frame
 
     train, test = frame_of("train"), frame_of("test")
+    _check_columns(task, train, [spec["group"]] if "group" in spec else [])
     group = train[spec["group"]].tolist() if "group" in spec else None
     parts = [_read(task, train, spec, "train"), _read(task, test, spec, "test")]
     return cut(kind, sizes, task.split["seed"], *parts, group=group)
@@ -235,16 +237,23 @@ def _read(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[Row]:
         try:
             found.append(Row(f"{task.name}-{part}-{i}", **shown(row), **_truth(task, row, spec)))
         except KeyError as error:
-            raise PreflightError(
-                f"task {task.name!r}: the data set has no column {error.args[0]!r}; it has "
-                f"{', '.join(map(str, frame.columns))}."
-            ) from error
+            _check_columns(task, frame, error.args)
+            raise
         except (AttributeError, TypeError, ValueError) as error:
             raise PreflightError(
                 f"task {task.name!r}: row {i} of {part} cannot be read ({error}). It holds "
                 f"{_short(row)}. Check the data set."
             ) from error
     return found
+
+
+def _check_columns(task: Task, frame: pd.DataFrame, wanted: Iterable[str]) -> None:
+    """PreflightError for a column that is not there."""
+    if lacking := [name for name in wanted if name not in frame.columns]:
+        raise PreflightError(
+            f"task {task.name!r}: the data set has no column {lacking[0]!r}; it has "
+            f"{', '.join(map(str, frame.columns))}."
+        )
 
 
 def _short(row: dict, most: int = 60) -> str:

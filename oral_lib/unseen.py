@@ -124,6 +124,7 @@ def train_multitask(
     [lora] = stack.adapters()
     folder.mkdir(parents=True, exist_ok=True)
     own = {"head.weight": head.weight, "head.bias": head.bias}
+    manifest.unlink(missing_ok=True)  # written last: without it nothing counts
     storage.write_tensors(folder / "multitask.safetensors", lora | own)
     curve = [round(x, 5) for x in torch.stack(losses).tolist()]
     digest = storage.sha256(folder / "multitask.safetensors")

@@ -153,7 +153,9 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
 
 
 def check_groups(names: Sequence[str]) -> list[str]:
-    """`names` themselves; `UsageError` with the nearest for one that is no group of variants."""
+    """`names` themselves, for "all" alone every group; `UsageError` with the nearest for one that
+    is no group of variants."""
+    names = list(GROUPS) if list(names) == ["all"] else names
     for name in names:
         if name not in GROUPS:
             known = ", ".join(GROUPS)

@@ -42,6 +42,22 @@ def variant(study, group: str, name: str) -> variants.Variant:
 # --- what is compared -----------------------------------------------------------------------
 
 
+def test_a_study_is_another_once_a_text_is_that_it_reads(study, monkeypatch):
+    before, load = study.key(), tasks.load
+    assert study.key() == before
+
+    def other(name):
+        told = {"description": "Another text."} if name == "movie" else {}
+        return replace(load(name), **told)
+
+    monkeypatch.setattr(tasks, "load", other)
+    assert study.key() != before
+
+
+def test_all_groups_have_one_name():
+    assert variants.check_groups(["all"]) == list(variants.GROUPS)
+
+
 @pytest.mark.parametrize("scale", ["smoke", "lab"])
 def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
     config, _ = training.preset(scale, "generator")

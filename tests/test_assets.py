@@ -303,6 +303,15 @@ def test_an_own_copy_of_a_model_under_terms_needs_no_word(monkeypatch, tmp_path)
     assert assets.model_dir("gemma-3-270m", source=f"local:{tmp_path}") == own
 
 
+def test_a_folder_without_a_model_in_it_is_no_own_model(tmp_path):
+    own = tmp_path / "models" / "minilm-l6"
+    own.mkdir(parents=True)
+    source = f"local:{tmp_path}"
+    assert "minilm-l6" in assets._wanted(source, "language")
+    (own / "config.json").write_text("{}")
+    assert "minilm-l6" not in assets._wanted(source, "language")
+
+
 def test_a_model_that_no_package_ships_says_who_has_it(tmp_path):
     for source in ("packages", f"local:{tmp_path}"):
         assert not assets.offers("qwen2.5-0.5b", source)

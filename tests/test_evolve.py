@@ -117,6 +117,7 @@ def test_an_own_copy_of_a_version_is_taken_as_it_is(cache, tmp_path, monkeypatch
     monkeypatch.setattr(evolve, "train", lambda *_, **__: pytest.fail("it trains"))
     assert evolve.ensure("smollm2-135m-t4", source) == own
     assert bases.load("smollm2-135m-t4", source=source).spec.version == "t4"
+    assert evolve.history("smollm2-135m-t4", source) == []  # how it was made is not known
 
 
 def test_the_command_names_the_source_where_it_matters(cache, tmp_path, refused, monkeypatch):

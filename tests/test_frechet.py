@@ -90,9 +90,10 @@ def test_fid_is_that_of_pytorch_fid_once_its_weights_are_in_the_folder(
     pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     monkeypatch.setattr(made, "load_state_dict_from_url", lambda *_, **__: whole.state_dict())
     with torch.inference_mode():
-        [wanted] = made.InceptionV3([3])(pictures / 255)
+        [wanted] = made.InceptionV3([3]).eval()(pictures / 255)
     assert wanted.shape == (2, 2048, 1, 1)
     torch.testing.assert_close(network(pictures), wanted.flatten(1))
+    torch.testing.assert_close(network(pictures[:1]), wanted[:1].flatten(1))  # whatever is beside
     with file.open("ab") as stream:
         stream.write(b"more")
     with refused(PreflightError, name, "is damaged"):

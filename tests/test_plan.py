@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -251,6 +252,44 @@ def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
                 folder = plan.cell_folder(root, name, cells.base, task, seed)
                 assert str(folder / "metrics.csv") in chosen[-1].inputs
     assert len(chosen[-1].inputs) == 2 * sum(len(c.tasks) * c.seeds for c in models)
+
+
+def test_the_ablations_of_a_run_are_the_whole_study(tmp_path):
+    from oral_lib import notebooks
+
+    [node] = [n for n in plan.nodes("lab", "packages", tmp_path) if n.name == "ablations"]
+    given = dict(pair for pair in pairwise(node.command) if pair[0].islower())
+    assert (given["groups"], given["steps"], given["rows"]) == ("all", "0", "300")
+    known = {n: given[n] for n in ("groups", "steps", "rows", "samples", "bases", "scale")}
+    notebooks.check(notebooks.find("70_ablations"), known | {"source": "packages"})
+
+
+@pytest.mark.parametrize(
+    ("scale", "source"),
+    [("smoke", "made"), ("desk", "packages"), ("lab", "packages"), ("lab", "local:x"),
+     ("lab", "hub"), ("paper", "hub"), ("paper", "local:x")],
+)  # fmt: skip
+def test_the_notebooks_for_a_first_look_find_a_task_at_every_scale(scale, source):
+    planned = {cells.base: cells.tasks for cells in plan.cells_of(scale, source)}
+    first = {"tiny-causal", "smollm2-135m"} & set(planned) or {next(iter(planned))}
+    for name in first:  # as 00_quickstart has it
+        assert {"movie", "sst2"} & set(planned[name])
+
+
+@pytest.mark.parametrize(
+    ("stem", "given"),
+    [
+        ("22_style", {"task": "movie", "base": "tiny-encoder"}),
+        ("10_language", {"task": "digits", "base": "tiny-convnet"}),
+        ("70_ablations", {"bases": "tiny-convnet"}),
+    ],
+)
+def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refused):
+    from oral_lib import notebooks
+
+    base = given.get("bases") or given["base"]
+    with refused(UsageError, f"scale 'smoke' has no base {base!r}"):
+        notebooks.check(notebooks.find(stem), given)
 
 
 def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():

@@ -118,6 +118,7 @@ def test_no_premise_schema_or_template_is_in_two_parts(splits):
     whole = {
         "corr2cause": lambda text: text.split("\nClaim:")[0],
         "winograd_schemas": lambda text: text[:25],
+        "pararule": lambda text: text.split("\nQuestion:")[0],
     }
     for name, key in whole.items():
         train, validation, test = grouped(name, key)
@@ -335,6 +336,8 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
         ("sst2", {"sentence": 7, "label": 1}, ("no text", "sentence: 7")),
         ("mrpc", {"sentence1": "a", "sentence2": None, "label": 1}, ("'sentence2' is empty",)),
         ("gsm8k", {"question": "How much?", "answer": 12}, ("answer is no text", "answer: 12")),
+        ("nlvr", {"image": None, "label": 1}, ("no column 'sentence'", "image, label")),
+        ("flickr8k", {"image": None, "label": 1}, ("no column 'captions'", "image, label")),
         ("cifar10", {"image": None, "label": 1}, ("'cifar10'", "no bytes")),
         ("cifar10", {"image": {"bytes": None, "path": "/etc/passwd"}, "label": 1}, ("no bytes",)),
     ],

@@ -100,6 +100,12 @@ def test_recall_is_counted_both_ways_and_a_tie_finds_nothing():
     assert blind["text_to_image"].tolist() == [2, 2, 1]
 
 
+def test_a_text_that_two_pictures_share_is_right_for_both():
+    told = [("a dog", 0, b"a"), ("a dog runs", 0, b"a"), ("a dog", 7, b"b")]
+    rows = [Row(str(i), text, label, image=image) for i, (text, label, image) in enumerate(told)]
+    assert Gallery.of(rows).belongs.tolist() == [[True, True], [True, False]]
+
+
 # ---------------------------------------------------------------- alignment
 def test_alignment_brings_pictures_and_their_texts_together(cache):
     told = storage.read_json(cache / assets.MANIFEST)
