@@ -74,7 +74,7 @@ class Gallery:
         own = torch.tensor([row.label for row in rows])
         first, shown = list(texts.values()), list(pictures.values())
         kinds, kind = own.unique(return_inverse=True)
-        place = {text: n for n, text in enumerate(texts)}
+        number = {text: n for n, text in enumerate(texts)}
         said = torch.zeros(len(texts), len(kinds), dtype=torch.bool)  # a text may belong to several
-        said[[place[row.text] for row in rows], kind] = True
+        said[[number[row.text] for row in rows], kind] = True
         return cls(first, shown, said[:, kind[shown]], own[shown])

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from oral_lib import adapters, bases, plan, storage, zoo
-from oral_lib.errors import UsageError
+from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
 
 
@@ -77,13 +77,21 @@ def prompt(
 
 def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
     """The adapters of `base` that the generator was trained on, those of them that lie beside it
-    as they were then."""
+    as they were then. OralError for a manifest that does not say which."""
+    try:
+        listed = [
+            (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
+            for entry in model.manifest.get("zoo", ())
+            if entry["base"] == base
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise OralError(
+            f"manifest.json in {folder} does not say what the generator was trained on "
+            f"({type(error).__name__}: {error}): train or download it again."
+        ) from error
     members = []
-    for entry in model.manifest.get("zoo", ()):
-        if entry["base"] != base:
-            continue
-        task, seed = storage.safe_name(entry["task"]), int(entry["seed"])
+    for task, seed, sha256 in listed:
         file = zoo.folder(folder.parent, base, task, seed) / "adapter_model.safetensors"
-        if file.is_file() and storage.sha256(file) == entry["sha256"]:
+        if file.is_file() and storage.sha256(file) == sha256:
             members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
     return members

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 import oral_lib
 from oral_lib import adapters, bases, plan, storage, zoo
-from oral_lib.errors import PreflightError, UsageError
+from oral_lib.errors import OralError, PreflightError, UsageError
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -97,6 +97,18 @@ def test_an_adapter_that_was_trained_again_since_is_not_named(prompted, smoke, t
     [again] = prompted(generator=tmp_path / "run" / "generator")
     assert again.card.nearest not in ("", lora.card.nearest)
     assert again.card.distance >= lora.card.distance
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"task": "../../x"}, "looks like a path"), ({"seed": "one"}, "does not say what")],
+)
+def test_a_manifest_that_names_no_adapter_is_refused(prompted, smoke, tmp_path, change, words):
+    model = smoke.generator()
+    model.manifest["zoo"] = [entry | change for entry in model.manifest["zoo"]]
+    model.save_pretrained(tmp_path / "odd")
+    with pytest.raises(OralError, match=words):
+        prompted(generator=tmp_path / "odd")
 
 
 def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_path):
