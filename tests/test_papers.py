@@ -29,11 +29,19 @@ def test_every_file_that_the_readme_links_is_there():
 
 def test_every_choice_has_an_id_of_its_own():
     text = (ROOT / "DEVIATIONS.md").read_text(encoding="utf-8")
-    named = re.findall(r"^\| (D-[A-Z]{3}-\d+) ", text, flags=re.MULTILINE)
+    named = re.findall(r"^\| \[?(D-[A-Z]{3}-\d+)\b", text, flags=re.MULTILINE)
     assert len(named) > 30 and len(set(named)) == len(named)
     assert set(re.findall(r"D-[A-Z]{3}-\d+", text)) == set(
         named
     )  # no id is cited that is not there
+
+
+def test_every_choice_that_is_linked_has_a_file_under_its_id():
+    text = (ROOT / "DEVIATIONS.md").read_text(encoding="utf-8")
+    links = re.findall(r"^\| \[([^]]+)\]\(([^)]+)\)", text, flags=re.MULTILINE)
+    for choice, path in links:
+        assert path == f"docs/decisions/{choice}.md"
+        assert (ROOT / path).read_text(encoding="utf-8").startswith(f"# {choice}: ")
 
 
 def test_version_and_licence_are_the_same_everywhere():
