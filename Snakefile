@@ -9,14 +9,14 @@ import re
 import shlex
 import sys
 
-from oral_lib import graph, plan
+from oral_lib import graph, paths, plan, scales
 
 if "ORAL_PLAN" in os.environ:
     NODES = graph.read(os.environ["ORAL_PLAN"])
 else:
-    scale = config.get("scale", plan.default_scale())
+    scale = config.get("scale", scales.default_scale())
     source = "made" if scale == "smoke" else config.get("source", "packages")
-    NODES = plan.nodes(scale, source, os.path.abspath(config.get("out", plan.ROOT)))
+    NODES = plan.nodes(scale, source, os.path.abspath(config.get("out", paths.ROOT)))
 
 
 def here(paths):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from oral_lib.plan import CELL_NOTEBOOKS
+from oral_lib.scales import CELL_NOTEBOOKS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,6 +61,8 @@ accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_sam
 
 # %%
 from oral_lib import figures, tables
+from oral_lib.contrasts import contrasts
+from oral_lib.verdict import verdict
 
 figures.methods(tables.pooled(accuracy), tables.per_sample(items))
 
@@ -77,8 +79,7 @@ figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
 # ## In words
 
 # %%
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+
 
 summary, cells = verdict(contrasts(items))
 print(*summary, *cells, sep="\n\n")

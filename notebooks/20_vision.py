@@ -53,6 +53,8 @@ held.groupby(["task", "lr", "steps"]).agg(
 
 # %%
 from oral_lib import figures, tables
+from oral_lib.contrasts import contrasts
+from oral_lib.verdict import verdict
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
@@ -86,8 +88,7 @@ figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
 # ## In words
 
 # %%
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+
 
 summary, cells = verdict(contrasts(items))
 print(*summary, *cells, sep="\n\n")

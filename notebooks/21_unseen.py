@@ -28,6 +28,8 @@ print(base.describe(), *first.training_texts, sep="\n")
 
 # %%
 from oral_lib import figures, panels, tables, zoo
+from oral_lib.contrasts import contrasts
+from oral_lib.verdict import verdict
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
 trained = zoo.read(run.root, cells.base, first.name, 0).tensors
@@ -56,8 +58,7 @@ panels.unseen(tables.per_sample(items, "balanced_accuracy"))
 # ## In words
 
 # %%
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+
 
 summary, _ = verdict(contrasts(items))
 print(*summary, sep="\n\n")

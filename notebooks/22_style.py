@@ -18,7 +18,7 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import latent_diffusion
+from oral_lib import images, latent_diffusion, painting, pictures, scales, tables
 
 latent_diffusion.need_diffusers()
 run = oral_lib.Run(scale, source, out, "style")
@@ -57,9 +57,9 @@ held.groupby(["task", "lr", "steps"]).agg(
 # doing. The real ones have nothing to do with the noise below them.
 
 # %%
-from oral_lib import images, painting, pictures, plan
 
-canvas, generator = painting.CANVASES[scale], plan.generator_of(scale, seed)
+
+canvas, generator = painting.CANVASES[scale], scales.generator_of(scale, seed)
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator(generator).generate(spec.description, base, 1, seed, source=run.source)
@@ -78,7 +78,7 @@ pictures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)
 # sentence would do nothing. What does not depend on the generator is measured with seed 0 alone.
 
 # %%
-from oral_lib import tables
+
 
 metrics, _ = run.cell(task, base, seed)
 print(

@@ -35,7 +35,9 @@ print(f"{spec.description}\nsource {run.source}\n{base.describe()}")
 # %%
 import pandas as pd
 
-from oral_lib import storage
+from oral_lib import figures, storage, tables
+from oral_lib.contrasts import contrasts
+from oral_lib.verdict import verdict
 
 recall = {}
 if base.spec.alignment:
@@ -68,7 +70,7 @@ held.groupby(["task", "lr", "steps"]).agg(
 # of the eight texts each finds closest to the picture. Of questions: the answer.
 
 # %%
-from oral_lib import figures, tables
+
 
 rows = list({row.image: row for row in oral_lib.task_rows(spec, run.source).test[:60]}.values())[:8]
 trained = next(m.tensors for m in members if m.task == task)
@@ -110,8 +112,7 @@ figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
 # ## In words
 
 # %%
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+
 
 summary, cells = verdict(contrasts(items))
 print(*summary, *cells, sep="\n\n")

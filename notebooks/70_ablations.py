@@ -41,7 +41,7 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import ablations
+from oral_lib import ablations, studies
 
 run = oral_lib.Run(scale, source, out)
 frame = ablations.run(
@@ -66,7 +66,7 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 ablations.table(frame).round(3)
 
 # %%
-from oral_lib import studies
+
 
 studies.ablations(ablations.means(frame))
 

@@ -25,6 +25,7 @@ print(readme)
 from oral_lib import panels, tables
 from oral_lib.contrasts import contrasts, silent_places
 from oral_lib.grid import grid_legend, grid_table
+from oral_lib.verdict import verdict
 
 known = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == known] for frame in run.published())
@@ -53,7 +54,7 @@ tables.main_table(metrics, known, items, silent=silent)
 # ## In words
 
 # %%
-from oral_lib.verdict import verdict
+
 
 summary, cells = verdict(compared)
 print(*summary, *cells, sep="\n\n")

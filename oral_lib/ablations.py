@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from oral_lib import plan, storage, tables, tasks, training
+from oral_lib import scales, storage, tables, tasks, training
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.jury import Jury, Study, measure
 from oral_lib.provenance import code_commit
@@ -84,9 +84,9 @@ def prepare(
     for name, value in {"rows": rows, "samples": samples, "steps": steps or 1}.items():
         if value < 1:
             raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
-    planned = {cells.base: cells for cells in plan.cells_of(run.scale, run.source)}
+    planned = {cells.base: cells for cells in scales.cells_of(run.scale, run.source)}
     chosen = tuple(dict.fromkeys(bases)) or tuple(planned)[:1]
-    known = {name: plan.base_of(run.scale, name, run.source, "language").tasks for name in chosen}
+    known = {name: scales.base_of(run.scale, name, run.source, "language").tasks for name in chosen}
     for task in tasks:
         if not any(task in names for names in known.values()):
             some = sorted({t for names in known.values() for t in names})

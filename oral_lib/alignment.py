@@ -22,9 +22,9 @@ from torch import Tensor
 from oral_lib import assets, bases, matching, registry, seeds, storage, towers
 from oral_lib.errors import OralError, UsageError
 from oral_lib.matching import Gallery
+from oral_lib.partition import Row, Split
 from oral_lib.progress import bar
 from oral_lib.registry import Alignment, BaseSpec
-from oral_lib.tasks import Row, Split
 from oral_lib.towers import Towers
 
 SAVE_EVERY = 100  # steps between states that an interrupted alignment goes on from

@@ -15,7 +15,7 @@ from oral_lib import seeds, tasks
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome
-from oral_lib.tasks import Row
+from oral_lib.partition import Row
 from oral_lib.zoo import Member
 
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor

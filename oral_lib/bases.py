@@ -22,26 +22,10 @@ from transformers import (
 )
 
 from oral_lib import assets, seeds, tasks
-from oral_lib.basemodel import (  # noqa: F401  asked for here
-    FINGERPRINT,
-    BaseModel,
-    attention,
-    check_fit,
-    put,
-    quiet,
-    reading,
-    take,
-)
+from oral_lib.basemodel import BaseModel, attention, check_fit, reading
+from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
-from oral_lib.registry import (  # noqa: F401  asked for here by all who use a base model
-    REGISTRY,
-    BaseSpec,
-    in_reach,
-    lineage,
-    names,
-    root,
-    spec,
-)
+from oral_lib.registry import BaseSpec, lineage, spec
 
 
 def load(
@@ -63,7 +47,10 @@ def load(
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
     if entry.family == "diffusion":
-        from oral_lib import latent_diffusion, tiny_diffusion  # need diffusers
+        from oral_lib import (
+            latent_diffusion,
+            tiny_diffusion,  # need diffusers
+        )
 
         folder = folder or tiny_diffusion.ensure(entry)
         return latent_diffusion.load(entry, folder, device, dtype)
@@ -150,15 +137,6 @@ def _origin(entry: BaseSpec, source: str, words: str = "language") -> str:
     if entry.asset is None:
         return " ".join(sorted(word_tokenizer(words).get_vocab()))
     return assets.weights_hash(assets.model_dir(entry.asset, source=source))
-
-
-def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it natively, else float32."""
-    if torch.device(device).type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def _tiny(entry: BaseSpec, labels: int, words: str) -> tuple[nn.Module, PreTrainedTokenizerFast]:

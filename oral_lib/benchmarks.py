@@ -19,15 +19,16 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import bases, registry, scoring, stacked, tokens, training, zoo
-from oral_lib.bases import BaseModel
+from oral_lib import basemodel, registry, scoring, stacked, tokens, training, zoo
+from oral_lib.basemodel import BaseModel
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
+from oral_lib.partition import Split
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
 from oral_lib.recurrence import ssd, ssd_ref
 from oral_lib.shelf import Shelf
-from oral_lib.tasks import Split, Task
+from oral_lib.tasks import Task
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Run
 
@@ -95,7 +96,7 @@ def train_plain(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        return bases.take(model), torch.stack(losses).tolist()
+        return basemodel.take(model), torch.stack(losses).tolist()
 
 
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from oral_lib.plan import ROOT
+from oral_lib.paths import ROOT
 
 CELL_SECONDS = 300
 

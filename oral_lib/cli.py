@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import doctor, notebooks, plan, reproduce, twins, worker
+from oral_lib import doctor, notebooks, paths, plan, reproduce, scales, twins, worker
 from oral_lib.errors import OralError, UsageError
 
 CODES = "exit codes: 0 done, 1 failed, 2 usage or parameters, 3 preflight, 130 interrupted"
@@ -32,15 +32,17 @@ def parser() -> argparse.ArgumentParser:
         )
         made.set_defaults(call=call)
         if run:
-            made.add_argument("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
+            made.add_argument(
+                "--scale", choices=tuple(scales.SCALES), default=scales.default_scale()
+            )
             made.add_argument("--source", default="packages", help="packages, local:DIR or hub")
             made.add_argument(
-                "--out", type=Path, default=plan.ROOT, help="holds runs/ and results/"
+                "--out", type=Path, default=paths.ROOT, help="holds runs/ and results/"
             )
         return made
 
     def experiment(made: argparse.ArgumentParser) -> None:
-        made.add_argument("--experiment", choices=plan.EXPERIMENTS, default="language")
+        made.add_argument("--experiment", choices=scales.EXPERIMENTS, default="language")
 
     one = command("assets", _assets, "fetch and convert the models and data that a source needs")
     one.add_argument("names", nargs="*", help="some of them instead of all")
@@ -64,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seeds", type=int, nargs="+", help="instead of the scale's")
 
     one = command("train", _train, "train the generator, or a baseline of it, on the zoo")
-    one.add_argument("kind", choices=(*plan.generators("lab"), "multitask"))
+    one.add_argument("kind", choices=(*scales.generators("lab"), "multitask"))
     experiment(one)
 
     one = command("cells", _cells, "measure the cells of one base model in one process")
@@ -78,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--generator", type=Path, help="its folder; else the one of --scale, --source")
     one.add_argument("--n", type=int, default=1, help="how many")
     one.add_argument("--seed", type=int, default=0)
-    one.add_argument("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
+    one.add_argument("--scale", choices=tuple(scales.SCALES), default=scales.default_scale())
     one.add_argument("--source", default="packages")
 
     one = command("notebook", _notebook, "run one notebook with checked parameters", run=False)
@@ -96,16 +98,16 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("sweep", _sweep, "run the cells of a sweep file that were not run yet", run=False)
     one.add_argument("file", type=Path, help="such as notebooks/sweeps/language.yaml")
-    one.add_argument("--scale", choices=tuple(plan.SCALES), help="instead of the file's")
+    one.add_argument("--scale", choices=tuple(scales.SCALES), help="instead of the file's")
     one.add_argument("--source", help="instead of the file's")
-    one.add_argument("--out", type=Path, default=plan.ROOT, help="holds runs/ and results/")
+    one.add_argument("--out", type=Path, default=paths.ROOT, help="holds runs/ and results/")
     one.add_argument("--jobs", type=reproduce.jobs, default=1, metavar="N", help="at a time (1)")
     one.add_argument("--dry-run", action="store_true", help="say what would run, and why")
     one.add_argument("--offline", action="store_true", help="fail instead of fetching")
 
     one = command("twins", _twins, "make notebooks/*.ipynb from notebooks/*.py", run=False)
     one.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
-    one.add_argument("--folder", type=Path, default=plan.ROOT / "notebooks")
+    one.add_argument("--folder", type=Path, default=paths.ROOT / "notebooks")
 
     command("doctor", _doctor, "say what this machine has and lacks")
     experiment(command("bench", _bench, "time the hot paths beside the plain way, report again"))
@@ -150,7 +152,7 @@ def _keep_traceback() -> str:
 def _source(args: argparse.Namespace) -> str:
     """The source to read: what the smoke scale needs is made on the spot."""
     source = "made" if args.scale == "smoke" else args.source
-    plan.slug(source)
+    paths.slug(source)
     return source
 
 
@@ -162,7 +164,7 @@ def _assets(args: argparse.Namespace) -> None:
         from oral_lib import latent_diffusion
 
         latent_diffusion.need_diffusers()
-    for experiment in plan.EXPERIMENTS if args.tests else [args.experiment]:
+    for experiment in scales.EXPERIMENTS if args.tests else [args.experiment]:
         how = {"source": source, "experiment": experiment, "offline": args.offline}
         assets.prepare(args.names or None, **how)
     if args.tests:
@@ -170,7 +172,7 @@ def _assets(args: argparse.Namespace) -> None:
     if not args.names:
         done = {"source": source, "cache": str(assets.cache_dir())}
         out = args.out.absolute()
-        folder = plan.experiment_folder(args.scale, source, out, args.experiment)
+        folder = paths.experiment_folder(args.scale, source, out, args.experiment)
         storage.write_json(folder / "assets.json", done)
     print(f"models and data of source {source} are ready")
 
@@ -193,7 +195,7 @@ def _tasks(args: argparse.Namespace) -> list[str]:
         for name in args.task:
             tasks.load(name)
         return args.task
-    cells = plan.base_of(args.scale, args.base, _source(args))
+    cells = scales.base_of(args.scale, args.base, _source(args))
     return list(cells.measured if args.command == "cells" else cells.kept)
 
 
@@ -214,7 +216,7 @@ def _cells(args: argparse.Namespace) -> None:
 
 
 def _zoo(args: argparse.Namespace) -> None:
-    seeds = args.seeds or plan.zoo_seeds(args.scale, args.base, _source(args))
+    seeds = args.seeds or scales.zoo_seeds(args.scale, args.base, _source(args))
     _run(args).train_zoo(args.base, _tasks(args), seeds)
 
 
@@ -227,9 +229,9 @@ def _generate(args: argparse.Namespace) -> None:
         raise UsageError(f"--n {args.n} makes no adapter: use 1 or more.")
     if args.out.is_file() or (args.out.is_dir() and any(args.out.iterdir())):
         raise UsageError(f"{args.out} is in use: name another folder with --out.")
-    from oral_lib import prompting
+    from oral_lib import generator
 
-    made = prompting.prompt(
+    made = generator.prompt(
         args.task,
         base=args.base,
         n=args.n,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from oral_lib import assets, seeds
-from oral_lib.bases import FINGERPRINT, BaseModel, check_fit, reading, word_tokenizer
+from oral_lib.basemodel import FINGERPRINT, check_fit, reading
+from oral_lib.bases import word_tokenizer
 from oral_lib.errors import UsageError, closest
 
 ENCODERS = {  # name -> width e
@@ -83,11 +84,6 @@ class TextEncoder:
 def text_encoder(name: str, source: str = "packages") -> TextEncoder:
     """The encoder called `name`, loaded once a process."""
     return TextEncoder(name, source=source)
-
-
-def describe_base(base: BaseModel, encoder: TextEncoder) -> tuple[Tensor, Tensor]:
-    """(structure embedding [e], fingerprint [FINGERPRINT]) of a base model: its raw c_model."""
-    return encoder.encode([base.describe()])[0], base.fingerprint()
 
 
 class Condition(nn.Module):

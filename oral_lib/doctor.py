@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.graph import Node
-from oral_lib.plan import ROOT
+from oral_lib.paths import ROOT
 
 FREE_GB = 3.0
 PYTHONS = ((3, 11), (3, 12))

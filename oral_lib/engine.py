@@ -16,7 +16,7 @@ from pathlib import Path
 
 from oral_lib import doctor, graph, worker
 from oral_lib.graph import Node
-from oral_lib.plan import ROOT
+from oral_lib.paths import ROOT
 
 Say = Callable[[str], None]
 

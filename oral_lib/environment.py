@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oral_lib import doctor, lock
 from oral_lib.errors import PreflightError
-from oral_lib.plan import ROOT
+from oral_lib.paths import ROOT
 
 LOCKS = ROOT / "env"
 READY = "ORAL_ENV_READY"  # set for the Python that was chosen, so that it does not choose again

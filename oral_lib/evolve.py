@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from oral_lib import assets, bases, seeds, storage, tasks
-from oral_lib.bases import BaseModel
+from oral_lib import assets, basemodel, bases, devices, registry, seeds, storage, tasks
+from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError, UsageError
 from oral_lib.progress import bar
 from oral_lib.registry import BaseSpec, Evolution, lineage
@@ -42,7 +42,7 @@ def ensure(
     """
     first, *versions = lineage(name)
     if not versions:
-        known = [n for n, entry in bases.REGISTRY.items() if entry.parent]
+        known = [n for n, entry in registry.REGISTRY.items() if entry.parent]
         raise UsageError(f"{name!r} is a model as released; versions are {', '.join(known)}.")
     if own := assets.local_model(name, source):
         return own
@@ -78,7 +78,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
             assets.need_space(sum(w.nbytes for w in start.values()) >> 20)
             with storage.replacing(folder) as place:
                 place.mkdir()
-                with bases.quiet():
+                with basemodel.quiet():
                     base.model.save_pretrained(place)
                 base.tokenizer.save_pretrained(place)
                 assets.seal(place, about)
@@ -214,7 +214,7 @@ def _weights(base: BaseModel) -> dict[str, Tensor]:
 
 def _loss(model: nn.Module, ids: Tensor) -> Tensor:
     """The mean negative log-likelihood of each next token of `ids` [b, length]."""
-    half = bases.fast_dtype(ids.device) == torch.bfloat16
+    half = devices.fast_dtype(ids.device) == torch.bfloat16
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
@@ -222,7 +222,7 @@ def _loss(model: nn.Module, ids: Tensor) -> Tensor:
 
 def _version(base: BaseModel, version: str) -> BaseSpec:
     """The entry that follows `base`; UsageError unless it is `version`."""
-    after = {e.version: e for e in bases.REGISTRY.values() if e.parent == base.name}
+    after = {e.version: e for e in registry.REGISTRY.values() if e.parent == base.name}
     if version not in after:
         raise UsageError(
             f"{base.name} is followed by {', '.join(after) or 'no version'}, not by {version!r}."
@@ -235,4 +235,4 @@ def _version(base: BaseModel, version: str) -> BaseSpec:
 def _device(device: str | torch.device) -> str:
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return f"{name}, {bases.fast_dtype(device)}".replace("torch.", "")
+    return f"{name}, {devices.fast_dtype(device)}".replace("torch.", "")

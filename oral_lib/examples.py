@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from oral_lib import images, tasks
-from oral_lib.tasks import Row, Task
+from oral_lib.partition import Row
+from oral_lib.tasks import Task
 
 SHOWN = {"base": "none", "trained": "none", "generated": "matched"}  # a condition a method
 SIDE = 96  # pixels

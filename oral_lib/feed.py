@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from oral_lib import scoring, seeds
-from oral_lib.bases import BaseModel
+from oral_lib.basemodel import BaseModel
 from oral_lib.errors import UsageError
+from oral_lib.partition import Row, Split
 from oral_lib.scoring import Read
-from oral_lib.tasks import Row, Split, Task
+from oral_lib.tasks import Task
 
 
 def batches(

@@ -17,14 +17,14 @@ from filelock import FileLock
 from torch import Tensor
 
 from oral_lib import baselines, bases, gauge, seeds, stats, tasks, tokens, training
-from oral_lib.bases import BaseModel
+from oral_lib.basemodel import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.mixture import Mixtures
+from oral_lib.partition import Row
 from oral_lib.shelf import Shelf
 from oral_lib.shelf import assemble as shelve
 from oral_lib.statistics import Statistics
-from oral_lib.tasks import Row
 from oral_lib.training import TrainingConfig
 from oral_lib.variants import Variant
 from oral_lib.zoo import Member

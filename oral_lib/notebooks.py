@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oral_lib import plan
+from oral_lib import paths as the_paths
+from oral_lib import scales
 from oral_lib.errors import OralError, UsageError, closest
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -21,7 +22,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def find(name: str) -> Path:
     """The notebook file called `name` (with or without .ipynb), or at the path `name`."""
-    folder = plan.ROOT / "notebooks"
+    folder = the_paths.ROOT / "notebooks"
     for path in (folder / f"{name}.ipynb", Path(name)):
         if path.suffix == ".ipynb" and path.is_file():
             return path.absolute()
@@ -99,8 +100,8 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "towers": _known_base,
     "groups": _known_groups,
     "seed": _from_zero,
-    "scale": plan.cells_of,
-    "source": plan.slug,
+    "scale": scales.cells_of,
+    "source": the_paths.slug,
 }
 
 
@@ -124,12 +125,12 @@ def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) 
     chosen = {**known, **values}
     if {"scale", "source"} <= chosen.keys():
         source = "made" if chosen["scale"] == "smoke" else chosen["source"]
-        for experiment, (stem, called) in plan.CELL_NOTEBOOKS.items():
+        for experiment, (stem, called) in scales.CELL_NOTEBOOKS.items():
             if stem == notebook.stem and called:
                 where = chosen["scale"], source, chosen[called], chosen["task"]
-                plan.check_cell(*where, experiment)
+                scales.check_cell(*where, experiment)
         for base in chosen.get("bases", "").split():
-            plan.base_of(chosen["scale"], base, source, "language")
+            scales.base_of(chosen["scale"], base, source, "language")
     return values
 
 
@@ -151,7 +152,7 @@ def run(notebook: Path, output: Path, given: Mapping[str, str]) -> None:
     # a kernel called python3 in the home folder must not take the place of this environment's,
     # and it must find the same oral_lib
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    paths = [str(plan.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(the_paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     try:
         papermill.execute_notebook(

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import adapters, contract, frechet, images, plan, seeds, stacked, tasks, zoo
+from oral_lib import adapters, contract, frechet, images, scales, seeds, stacked, tasks, zoo
 from oral_lib.evaluate import GROUPS, evaluate
 from oral_lib.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
@@ -65,10 +65,10 @@ def run_cell(
     spec, canvas = tasks.load(task), CANVASES[scale]
     data, model = tasks.rows(spec, source), _base(base, source, 0, str(device))
     network = frechet.network(canvas.network, source, device)
-    models = _models(root, plan.generator_of(scale, seed), str(device))
-    known = plan.members(scale, source, "style")
+    models = _models(root, scales.generator_of(scale, seed), str(device))
+    known = scales.members(scale, source, "style")
     members = [zoo.read(root, *m) for m in known if m[0] == base]
-    known = plan.members(scale, source, "style", held_out=True)
+    known = scales.members(scale, source, "style", held_out=True)
     held_out = [zoo.read(root, *m) for m in known if m[:2] == (base, task)]
     n = min(canvas.most, len(data.test), len(data.train))
     held = data.test[:n]

@@ -15,14 +15,26 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import adapters, baselines, bases, matching, plan, results, scoring, seeds, tasks, zoo
-from oral_lib.bases import BaseModel
+from oral_lib import (
+    adapters,
+    baselines,
+    bases,
+    matching,
+    results,
+    scales,
+    scoring,
+    seeds,
+    tasks,
+    zoo,
+)
+from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder, text_encoder
 from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
+from oral_lib.partition import Row
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
-from oral_lib.tasks import Row, Task
+from oral_lib.tasks import Task
 
 RANDOM_WORDS = 8
 
@@ -248,11 +260,11 @@ def run_cell(
     spec = tasks.load(task)
     data = tasks.full_rows(spec, source, ("train", "validation", "test"))
     model = _base(base, source, len(spec.labels), str(device))
-    models = _models(root, plan.generator_of(scale, seed), str(device))
+    models = _models(root, scales.generator_of(scale, seed), str(device))
     experiment = model.spec.experiment
-    known = plan.members(scale, source, experiment)
+    known = scales.members(scale, source, experiment)
     members = [zoo.read(root, *m) for m in known if m[0] == base]
-    known = plan.members(scale, source, experiment, held_out=True)
+    known = scales.members(scale, source, experiment, held_out=True)
     held_out = [zoo.read(root, *m) for m in known if m[:2] == (base, task)]
     size = size_of(scale, model, spec)
     cell = {

@@ -26,13 +26,10 @@ from oral_lib.tables import (
     parts_table,
     per_sample,
     pooled,
-    short_table,
     targets_table,
     unseen_table,
 )
 from oral_lib.verdict import listed, overview, verdict
-
-__all__ = ["main_table", "short_table", "verdict", "write"]
 
 HEAD = """\
 # Results

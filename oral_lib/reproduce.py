@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from oral_lib import checks, doctor, engine, environment, graph, lock, plan
+from oral_lib import checks, doctor, engine, environment, graph, lock, paths, plan, scales
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.graph import Node
 from oral_lib.plan import Planner
@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run")
-    add("--scale", choices=tuple(plan.SCALES), default=plan.default_scale())
+    add("--scale", choices=tuple(scales.SCALES), default=scales.default_scale())
     add("--source", default="packages", help="packages (default), local:DIR or hub")
     add("--only", nargs="+", metavar="PATTERN", help="these nodes and what they need ('zoo/*')")
     add("--from-scratch", action="store_true", help="remove this scale's run folder first")
@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--jobs", type=jobs, default=1, metavar="N", help="nodes at a time (1)")
     add("--dry-run", action="store_true", help="say what would run, and why")
     add("--list", action="store_true", help="show all nodes, or those of --only")
-    add("--out", type=Path, default=plan.ROOT, metavar="DIR", help="put runs/ and results/ there")
+    add("--out", type=Path, default=paths.ROOT, metavar="DIR", help="put runs/ and results/ there")
     add("--offline", action="store_true", help="fetch nothing: fail if something is missing")
     words, extra = list(argv), []
     if "--" in words:
@@ -88,7 +88,7 @@ def jobs(text: str) -> int:
 
 def _source(source: str) -> str:
     """`source` with its folder made absolute; `UsageError` if there is no such source."""
-    kind = plan.slug(source)
+    kind = paths.slug(source)
     if kind == "made":
         raise UsageError("source 'made' belongs to --scale smoke; use packages, local:DIR or hub.")
     if kind != "local":
@@ -160,9 +160,9 @@ def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
 def _check_experiments(args: argparse.Namespace) -> None:
     """UsageError where --only asks for an experiment that is not planned here."""
     for pattern in args.only or ():
-        name, there = re.match(r"\w*", pattern)[0], plan.experiments(args.scale, args.source)
-        if name in plan.EXPERIMENTS and name not in there:
-            missing = plan.not_planned(args.scale, args.source, name)
+        name, there = re.match(r"\w*", pattern)[0], scales.experiments(args.scale, args.source)
+        if name in scales.EXPERIMENTS and name not in there:
+            missing = scales.not_planned(args.scale, args.source, name)
             raise UsageError(f"--only {pattern!r}: {missing}")
 
 
@@ -200,7 +200,7 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
     """Runs what is due under the lock; returns the failed nodes and why."""
     if args.scale == "paper":
         _models_in_reach(args.scale, args.source)
-    folder = plan.run_folder(args.scale, args.source, args.out)
+    folder = paths.run_folder(args.scale, args.source, args.out)
     with lock.held(args.out / "runs") as locked:
         if args.from_scratch and folder.exists():
             shutil.rmtree(folder)
@@ -230,7 +230,7 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     """What the nodes see: the project, and no hub unless asked for."""
-    path = os.pathsep.join(filter(None, [str(plan.ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     own = {"TOKENIZERS_PARALLELISM": "false"}
     own |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about one another
     own |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # else a kernel in the home folder could run instead
@@ -244,7 +244,7 @@ def _models_in_reach(scale: str, source: str) -> None:
     from oral_lib import registry
 
     missing = [
-        c.base for c in plan.cells_of(scale, source) if not registry.in_reach(c.base, source)
+        c.base for c in scales.cells_of(scale, source) if not registry.in_reach(c.base, source)
     ]
     if missing:
         raise PreflightError(
@@ -272,7 +272,7 @@ def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
 
 
 def _tell_failures(args: argparse.Namespace, wanted: Sequence[Node], failed: dict) -> int:
-    folder = plan.run_folder(args.scale, args.source, args.out)
+    folder = paths.run_folder(args.scale, args.source, args.out)
     for name, why in failed.items():
         log = folder / "logs" / f"{name}.log"
         print(f"FAILED {name}: it {why}. Its log: {log}")
@@ -291,10 +291,10 @@ def _tell_commits(args: argparse.Namespace) -> None:
     the age of its files, and a default that has changed since makes none of them older."""
     from oral_lib import provenance, storage
 
-    path = plan.results_folder(args.scale, args.out) / "manifest.json"
+    path = paths.results_folder(args.scale, args.out) / "manifest.json"
     now = provenance.code_commit().removesuffix("-dirty")
     entries = storage.read_json(path) if path.exists() and now != "unknown" else {}
-    mine = [one for name, one in entries.items() if name.split("-")[0] == plan.slug(args.source)]
+    mine = [one for name, one in entries.items() if name.split("-")[0] == paths.slug(args.source)]
     made = {one["commit"].removesuffix("-dirty") for one in mine}
     if others := sorted(commit[:7] for commit in made - {now}):
         print(
@@ -305,7 +305,7 @@ def _tell_commits(args: argparse.Namespace) -> None:
 
 def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     """The short table, the path of the report, and the next command to type."""
-    metrics = plan.results_folder(args.scale, args.out) / "metrics.csv"
+    metrics = paths.results_folder(args.scale, args.out) / "metrics.csv"
     if any(str(metrics) in node.published for node in wanted):
         from oral_lib import results, tables
 
@@ -316,11 +316,11 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
         return
     command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
     command += ["Decide whether a product review is positive or negative."]
-    released = [c.base for c in plan.cells_of(args.scale, args.source) if not c.parent]
+    released = [c.base for c in scales.cells_of(args.scale, args.source) if not c.parent]
     command += ["--base", released[-1], "--out", "my-lora"]
-    usual = (plan.ROOT, "packages", plan.default_scale())
+    usual = (paths.ROOT, "packages", scales.default_scale())
     if (args.out, args.source, args.scale) != usual:
-        folder = plan.run_folder(args.scale, args.source, args.out) / "generator"
+        folder = paths.run_folder(args.scale, args.source, args.out) / "generator"
         command += ["--generator", str(folder)]
     print("next:", shlex.join(command))
 

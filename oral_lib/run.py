@@ -18,12 +18,13 @@ from oral_lib import (
     figures,
     graph,
     ledgers,
-    plan,
+    paths,
     protocol,
     provenance,
     recipes,
     report,
     results,
+    scales,
     storage,
     style,
     tasks,
@@ -32,7 +33,7 @@ from oral_lib import (
     unseen,
     zoo,
 )
-from oral_lib.bases import BaseModel
+from oral_lib.basemodel import BaseModel
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
 from oral_lib.zoo import Member
@@ -48,7 +49,7 @@ class Run:
 
     scale: str = "smoke"
     source: str = "packages"
-    out: str | Path = plan.ROOT
+    out: str | Path = paths.ROOT
     experiment: str = "language"
 
     def __post_init__(self) -> None:
@@ -57,24 +58,24 @@ class Run:
         if kind == "local" and folder:  # the same folder has one name
             own = Path(folder).expanduser().absolute()
             object.__setattr__(self, "source", f"local:{own}")
-        if not plan.cells_of(self.scale, self.source, self.experiment):
-            raise UsageError(plan.not_planned(self.scale, self.source, self.experiment))
-        object.__setattr__(self, "out", Path(self.out or plan.ROOT).absolute())
+        if not scales.cells_of(self.scale, self.source, self.experiment):
+            raise UsageError(scales.not_planned(self.scale, self.source, self.experiment))
+        object.__setattr__(self, "out", Path(self.out or paths.ROOT).absolute())
 
     @property
     def root(self) -> Path:
         """The folder of this run."""
-        return plan.experiment_folder(self.scale, self.source, self.out, self.experiment)
+        return paths.experiment_folder(self.scale, self.source, self.out, self.experiment)
 
     @property
     def results(self) -> Path:
         """The folder of the published results."""
-        return plan.results_folder(self.scale, self.out)
+        return paths.results_folder(self.scale, self.out)
 
     @property
-    def planned(self) -> tuple[plan.Cells, ...]:
+    def planned(self) -> tuple[scales.Cells, ...]:
         """The base models of this run, with tasks and seeds."""
-        return plan.cells_of(self.scale, self.source, self.experiment)
+        return scales.cells_of(self.scale, self.source, self.experiment)
 
     @property
     def device(self) -> str:
@@ -91,9 +92,9 @@ class Run:
                     self.tune(cells.base, cells.tasks)
                 if cells.parent:
                     self.evolve(cells.base)
-                seeds = plan.zoo_seeds(self.scale, cells.base, self.source)
+                seeds = scales.zoo_seeds(self.scale, cells.base, self.source)
                 self.train_zoo(cells.base, cells.kept, seeds)
-            for kind in plan.generators(self.scale, self.experiment):
+            for kind in scales.generators(self.scale, self.experiment):
                 self.train_generator(kind)
         return self
 
@@ -107,7 +108,7 @@ class Run:
 
     def check(self, task: str, base: str) -> None:
         """UsageError with the nearest name unless (task, base) is a cell of this run."""
-        plan.check_cell(self.scale, self.source, base, task, self.experiment)
+        scales.check_cell(self.scale, self.source, base, task, self.experiment)
 
     def train_zoo(self, base: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
         """Trains what is missing of `base` on the tasks `names`; the folders of all adapters."""
@@ -142,7 +143,7 @@ class Run:
 
     def train_generator(self, kind: str) -> Path:
         """Trains one of `plan.generators` if it is missing; its folder. UsageError for another."""
-        known = plan.generators(self.scale, self.experiment)
+        known = scales.generators(self.scale, self.experiment)
         if kind not in known:
             raise UsageError(
                 f"experiment {self.experiment!r} at scale {self.scale!r} trains no {kind!r}."
@@ -155,12 +156,12 @@ class Run:
             return unseen.train_multitask(cells.base, cells.tasks, **where)
         if self.experiment == "unseen":
             where["configured"] = unseen.preset(self.scale, kind)
-        known = plan.members(self.scale, self.source, self.experiment)
+        known = scales.members(self.scale, self.source, self.experiment)
         return training.train_from_zoo(known, kind, **where)
 
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model that generators are trained on."""
-        known = plan.members(self.scale, self.source, self.experiment)
+        known = scales.members(self.scale, self.source, self.experiment)
         return [zoo.read(self.root, *m) for m in known if m[0] == base]
 
     def generator(self, kind: str = "generator") -> Generator:
@@ -202,7 +203,7 @@ class Run:
         """
         for task in names:
             self.check(task, base)
-        seeds = range(plan.base_of(self.scale, base, self.source).seeds)
+        seeds = range(scales.base_of(self.scale, base, self.source).seeds)
         for task in names:
             for seed in seeds:
                 made = max(map(self._trained, self._asked(seed)))
@@ -241,9 +242,9 @@ class Run:
 
     def _asked(self, seed: int) -> list[str]:
         """The networks whose answers a cell of `seed` holds: the baselines' stand in the first."""
-        kinds = plan.generators(self.scale, self.experiment) if seed == 0 else ()
+        kinds = scales.generators(self.scale, self.experiment) if seed == 0 else ()
         baselines = [kind for kind in kinds if not kind.startswith("generator")]
-        return [plan.generator_of(self.scale, seed), *baselines]
+        return [scales.generator_of(self.scale, seed), *baselines]
 
     def _trained(self, kind: str) -> float:
         """When the generator `kind` was finished, in seconds; PreflightError if there is none."""
@@ -256,7 +257,7 @@ class Run:
         return manifest.stat().st_mtime
 
     def _cell(self, base: str, task: str, seed: int) -> Path:
-        return plan.cell_folder(self.root, self.experiment, base, task, seed)
+        return paths.cell_folder(self.root, self.experiment, base, task, seed)
 
     def bench(self) -> Path:
         """Times the hot paths on every base model into benchmarks.csv; returns the new report."""
@@ -268,23 +269,23 @@ class Run:
                     ledgers.append_benchmarks(path, rows)
         return self.publish()
 
-    def _bench_zoo(self, cells: plan.Cells) -> list[dict]:
+    def _bench_zoo(self, cells: scales.Cells) -> list[dict]:
         return benchmarks.zoo_rows(*self._bench_case(cells))
 
-    def _bench_generator(self, cells: plan.Cells) -> list[dict]:
+    def _bench_generator(self, cells: scales.Cells) -> list[dict]:
         return benchmarks.rows(self.generator(), cells.base)
 
     def profile(self, name: str) -> Path:
         """Where a training step of 32 adapters of the base model `name` goes, kernel by kernel; on
         a CPU of four, operator by operator. The file is profile-<base>.csv of results/<scale>."""
-        case = self._bench_case(plan.base_of(self.scale, name, self.source))
+        case = self._bench_case(scales.base_of(self.scale, name, self.source))
         size = 32 if self.device == "cuda" else 4
         path = self.results / f"profile-{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         benchmarks.profile(*case, size).to_csv(path, index=False)
         return path
 
-    def _bench_case(self, cells: plan.Cells):
+    def _bench_case(self, cells: scales.Cells):
         """(base model, the task of its longest rows, its rows)."""
         longest = max(map(tasks.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
         labels = len(tasks.load(cells.tasks[0]).labels)
@@ -309,18 +310,20 @@ class Run:
         results.collect(cells, self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
             ledgers.append_novelty(self.results / "novelty.csv", rows)
-        source = plan.slug(self.source)
+        source = paths.slug(self.source)
         curves = self.results / f"curves-{self.experiment}-{source}.csv"
         self._curves().to_csv(curves, index=False, float_format="%.5g")
         generator = storage.read_json(self.root / "generator" / "manifest.json")
         where = self.scale, self.source, self.experiment
-        kinds = [k for k in plan.generators(self.scale, self.experiment) if k.startswith("gen")]
+        kinds = [k for k in scales.generators(self.scale, self.experiment) if k.startswith("gen")]
         provenance.manifest(
             self.results,
             source=source if self.experiment == "language" else f"{source}-{self.experiment}",
             seeds={
                 "zoo": sorted({m["seed"] for m in generator["zoo"]}),
-                "held out of training": sorted({m[2] for m in plan.members(*where, held_out=True)}),
+                "held out of training": sorted(
+                    {m[2] for m in scales.members(*where, held_out=True)}
+                ),
                 "generator": [training.preset(self.scale, kind)[1].seed for kind in kinds],
             },
             zoo=generator["zoo"],
@@ -347,14 +350,14 @@ class Run:
         """A figure of held-out pictures and answers, on the first base model; left out, with a
         word, where the pictures are gone since they were measured."""
         _, items = self.published()
-        own = (items.source == plan.slug(self.source)) & (items.base == self.planned[0].base)
+        own = (items.source == paths.slug(self.source)) & (items.base == self.planned[0].base)
         try:
             found = examples.answers(items[own & (items.seed == 0)], self.source)
         except PreflightError as error:
             print(f"no figure of pictures with answers: {error}", file=sys.stderr)
             return
         if found:
-            name = f"answers-{self.experiment}-{plan.slug(self.source)}"
+            name = f"answers-{self.experiment}-{paths.slug(self.source)}"
             style.save(figures.pictures(*found), self.results / "figures", name)
 
     def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
@@ -374,11 +377,11 @@ class Run:
 
     def _curves(self) -> pd.DataFrame:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
-        parts, members = [], plan.members(self.scale, self.source, self.experiment)
+        parts, members = [], scales.members(self.scale, self.source, self.experiment)
         for base, task, seed in members if self.experiment != "unseen" else ():  # a thousand
             info = zoo.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
-        for kind in plan.generators(self.scale, self.experiment):
+        for kind in scales.generators(self.scale, self.experiment):
             losses = storage.read_json(self.root / kind / "manifest.json")["losses"]
             parts.append((f"generator/{kind}", losses))
         frames = [

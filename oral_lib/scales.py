@@ -4,10 +4,15 @@ Imports with the standard library alone.
 """
 
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from oral_lib import splits
+from oral_lib.errors import UsageError, closest
+from oral_lib.paths import slug
 
 
 @dataclass(frozen=True)
@@ -168,3 +173,136 @@ SCALES = {
         Cells(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
     ),
 }
+
+
+EXPERIMENTS = (
+    "language",
+    "vision",
+    "unseen",
+    "multimodal",
+    "style",
+)  # each has a zoo, generators and a notebook of its own
+
+CELL_NOTEBOOKS = {  # and the parameter that names the base model
+    "language": ("10_language", "base"),
+    "vision": ("20_vision", "backbone"),
+    "unseen": ("21_unseen", ""),
+    "multimodal": ("30_multimodal", "towers"),
+    "style": ("22_style", "base"),
+}
+
+
+def default_scale() -> str:
+    """The scale that fits this machine: lab where there is a GPU, desk where there is none."""
+    return "lab" if shutil.which("nvidia-smi") else "desk"
+
+
+def generators(scale: str, experiment: str = "language") -> tuple[str, ...]:
+    """What is trained on a zoo: the generator with each of its seeds, and its baselines."""
+    if experiment == "unseen":
+        return ("generator", "regression", "multitask")
+    seeds = 3 if scale in ("lab", "paper") else 1
+    more = tuple(f"generator-{seed}" for seed in range(1, seeds))
+    rest = ("regression", "unconditional") if scale in ("lab", "paper") else ("regression",)
+    return ("generator", *more, *rest)
+
+
+def generator_of(scale: str, seed: int) -> str:
+    """The generator that makes the adapters of a cell; a further cell draws from the first."""
+    name = f"generator-{seed}"
+    return name if name in generators(scale) else "generator"
+
+
+def cells_of(
+    scale: str, source: str = "packages", experiment: str = "language"
+) -> tuple[Cells, ...]:
+    """The base models of an experiment at a scale with the tasks that `source` has rows of; none
+    where the scale leaves the experiment out.
+
+    `UsageError` with the nearest name if there is no such scale, or where it has no such source.
+    """
+    if scale not in SCALES:
+        raise UsageError(
+            f"unknown scale {scale!r}.{closest(scale, SCALES)} Known: {', '.join(SCALES)}."
+        )
+    kind = slug(source)
+    if scale == "desk" and kind != "packages":
+        raise UsageError(f"scale 'desk' runs from source 'packages' alone, got {source!r}.")
+    if experiment not in EXPERIMENTS:
+        known = f"{closest(experiment, EXPERIMENTS)} Known: {', '.join(EXPERIMENTS)}."
+        raise UsageError(f"unknown experiment {experiment!r}.{known}")
+    if experiment != "language":
+        known = {"vision": VISION, "unseen": UNSEEN, "multimodal": MULTIMODAL, "style": STYLE}
+        known = known[experiment]
+        return known.get(scale, lambda source: ())("packages" if kind == "made" else source)
+    return SCALES[scale]("packages" if kind == "made" else kind)
+
+
+def not_planned(scale: str, source: str, experiment: str) -> str:
+    """What to say of an experiment that is not planned."""
+    there = ", ".join(experiments(scale, source)) or "none"
+    extra = " It wants diffusers: pip install '.[diffusion]'." * (experiment == "style")
+    return (
+        f"scale {scale!r} has no experiment {experiment!r} from source {source!r}; it has {there}."
+        f"{extra}"
+    )
+
+
+def experiments(scale: str, source: str = "packages") -> list[str]:
+    """The experiments that a scale has; the smoke scale has styles where diffusers is installed."""
+    left_out = "style" if scale == "smoke" and find_spec("diffusers") is None else ""
+    return [n for n in EXPERIMENTS if n != left_out and cells_of(scale, source, n)]
+
+
+def base_of(scale: str, base: str, source: str = "packages", experiment: str = "") -> Cells:
+    """The entry of `base` in a scale, or in one experiment of it; `UsageError` with the nearest
+    name if it has none."""
+    known = _bases(scale, source, (experiment,) if experiment else EXPERIMENTS)
+    if base not in known and base in TERMS and scale == "lab":
+        raise UsageError(
+            f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
+            f"if you accept them set ORAL_ACCEPT={TERMS[base]} and run the same command again."
+        )
+    if base not in known:
+        near = f"{closest(base, known)} It has {', '.join(known)}."
+        if scale == "lab" and base in _bases(scale, "hub"):
+            near = " --source hub has it."
+        raise UsageError(f"scale {scale!r} has no base {base!r} from {slug(source)!r}.{near}")
+    return known[base]
+
+
+def _bases(scale: str, source: str, some: Iterable[str] = EXPERIMENTS) -> dict[str, Cells]:
+    return {c.base: c for name in some for c in cells_of(scale, source, name)}
+
+
+def check_cell(scale: str, source: str, base: str, task: str, experiment: str = "") -> None:
+    """`UsageError` with the nearest name unless (base, task) is a cell of the scale, or of one
+    experiment of it."""
+    known = base_of(scale, base, source, experiment).measured
+    if task not in known:
+        raise UsageError(
+            f"scale {scale!r} from source {slug(source)!r} has no task {task!r} on {base!r}."
+            f"{closest(task, known)} It has {', '.join(known)}."
+        )
+
+
+def zoo_seeds(scale: str, base: str, source: str = "packages") -> list[int]:
+    """All seeds of a task that the zoo of `base` holds; the held-out ones come last."""
+    cells = base_of(scale, base, source)
+    return list(range(cells.zoo_seeds + cells.held_out))
+
+
+def members(
+    scale: str, source: str, experiment: str = "language", *, held_out: bool = False
+) -> list[tuple[str, str, int]]:
+    """(base, task, seed) of every adapter that generators are trained on, or of those held out."""
+    return [
+        (cells.base, task, seed)
+        for cells in cells_of(scale, source, experiment)
+        for task in cells.tasks
+        for seed in (
+            range(cells.zoo_seeds, cells.zoo_seeds + cells.held_out)
+            if held_out
+            else range(cells.zoo_seeds)
+        )
+    ]

@@ -25,10 +25,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from oral_lib import matching
-from oral_lib.bases import BaseModel
+from oral_lib.basemodel import BaseModel
 from oral_lib.errors import UsageError
 from oral_lib.matching import Gallery
-from oral_lib.tasks import PAIRED, Row, Task
+from oral_lib.partition import Row
+from oral_lib.tasks import PAIRED, Task
 
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from oral_lib import bases, seeds, tasks, tokens
-from oral_lib.condition import describe_base, text_encoder
-from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.condition import text_encoder
+from oral_lib.generator import Generator, GeneratorConfig, describe_base
 from oral_lib.known import Known
 from oral_lib.mixture import Mixtures
 from oral_lib.statistics import likeness

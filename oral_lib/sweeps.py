@@ -22,15 +22,15 @@ from typing import Any
 
 import yaml
 
-from oral_lib import graph, notebooks, plan, reproduce
+from oral_lib import graph, notebooks, paths, plan, reproduce, scales
 from oral_lib.errors import UsageError, closest
 from oral_lib.graph import Node
 
 PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
-OF_NOTEBOOK = {stem: experiment for experiment, (stem, _) in plan.CELL_NOTEBOOKS.items()}
+OF_NOTEBOOK = {stem: experiment for experiment, (stem, _) in scales.CELL_NOTEBOOKS.items()}
 # of two experiments that call their base model alike, the first
-CALLED = {called: name for name, (_, called) in reversed(plan.CELL_NOTEBOOKS.items())}
+CALLED = {called: name for name, (_, called) in reversed(scales.CELL_NOTEBOOKS.items())}
 PLACE = (*CALLED, "task", "seed")  # what names a cell of the plan
 # of notebooks that are not in the plan: the nodes that each word of `bases` needs (others need all
 # generators), and what it writes to results/<scale>
@@ -169,7 +169,7 @@ def nodes(sweep: Sweep, scale: str, source: str, out: Path) -> tuple[list[Node],
     for cell in sweep.cells:
         key = _key(sweep.notebook.stem, cell)
         if key not in known:
-            run = plan.run_folder(scale, source, out)
+            run = paths.run_folder(scale, source, out)
             siblings = list(known.values())
             known[key] = (_node(sweep, cell, key, run, where, siblings, planned), cell)
             added.append(known[key][0])
@@ -204,7 +204,7 @@ def _node(
     like = {"memory_mb": max(node.memory_mb for node in planned), "minutes": 1.0}
     like |= {"gpu": max(node.gpu for node in planned)}
     if stem in PUBLISHED:
-        results = plan.results_folder(where["scale"], where["out"])
+        results = paths.results_folder(where["scale"], where["out"])
         like |= {"published": (str(results / PUBLISHED[stem]),)}
     inputs = _made(planned, stem, cell)
     name, outputs = f"sweep/{stem}/{_readable(cell, sweep.defaults)}{key}", ()
@@ -216,8 +216,8 @@ def _node(
         inputs = node.inputs[1:]  # the notebook is the first
         experiment = node.name.split("/")[0]
         name = "{}/{}/{}/seed-{}".format(experiment, *place)
-        root = plan.experiment_folder(where["scale"], where["source"], where["out"], experiment)
-        folder = plan.cell_folder(root, experiment, *place)
+        root = paths.experiment_folder(where["scale"], where["source"], where["out"], experiment)
+        folder = paths.cell_folder(root, experiment, *place)
         outputs = [folder / Path(path).name for path in node.outputs[:-1]]
     return plan.notebook_node(name, stem, run, {**cell, **where}, outputs, inputs, **like)
 
@@ -260,7 +260,7 @@ def run(
     *,
     scale: str | None = None,
     source: str | None = None,
-    out: Path = plan.ROOT,
+    out: Path = paths.ROOT,
     jobs: int = 1,
     dry_run: bool = False,
     offline: bool = False,

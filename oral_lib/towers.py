@@ -27,8 +27,8 @@ from transformers import AutoTokenizer
 from oral_lib import assets, seeds, storage, tasks
 from oral_lib.basemodel import BaseModel, attention, quiet
 from oral_lib.errors import OralError, UsageError
+from oral_lib.partition import Row, Split
 from oral_lib.registry import Alignment, BaseSpec
-from oral_lib.tasks import Row, Split
 from oral_lib.vision import Backbone
 
 CONFIG = "open_clip_config.json"  # as open_clip calls them

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import bases, seeds, storage, tasks, zoo
+from oral_lib import devices, seeds, storage, tasks, zoo
 from oral_lib.denoise import DenoiserConfig
+from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.progress import bar
 from oral_lib.recurrence import RecurrenceConfig
-from oral_lib.replay import Replay
 from oral_lib.shelf import Shelf, assemble
 from oral_lib.zoo import Member
 
@@ -171,7 +171,7 @@ class Trainer:
             fused=True,
             capturable=device.type == "cuda",
         )
-        self.half = bases.fast_dtype(device) == torch.bfloat16
+        self.half = devices.fast_dtype(device) == torch.bfloat16
         self.draws = {n: Draw.of(self.model, n, s, config, 0) for n, s in self.shelves.items()}
         self.loss, self.share = (torch.zeros((), device=device) for _ in range(2))
         self.kept, self.now = list(self.averaged.parameters()), list(self.model.parameters())

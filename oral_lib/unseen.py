@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, plan, seeds, stacked, storage, tasks, training, zoo
-from oral_lib.bases import BaseModel
+from oral_lib import baselines, scales, seeds, stacked, storage, tasks, training, zoo
+from oral_lib.basemodel import BaseModel
 from oral_lib.bases import load as load_base
 from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError
@@ -178,7 +178,7 @@ def run_cell(
 ) -> tuple[pd.DataFrame, pd.DataFrame, None]:
     """(metrics, items, None) of one unseen task under the result contract."""
     spec, size = tasks.load(task), SIZES[scale]
-    names = plan.base_of(scale, base, source).tasks
+    names = scales.base_of(scale, base, source).tasks
     model, generator, regression, soup = _ready(root, base, names, source, str(device))
     encoder = text_encoder(generator.config.text_encoder, source)
     data = tasks.rows(spec, source)

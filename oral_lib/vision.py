@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from oral_lib import images, seeds, storage
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError
+from oral_lib.partition import Row
 from oral_lib.registry import YES_NO, BaseSpec
-from oral_lib.tasks import Row
 
 TINY = {"tiny-convnet": "test_efficientnet", "tiny-vit": "test_vit"}  # of timm, made on the spot
 KEPT = 4  # sets of pictures that stay on the device

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import ablations, baselines, gauge, jury, plan, tasks, tokens, training, variants
+from oral_lib import (
+    ablations,
+    baselines,
+    gauge,
+    jury,
+    recurrence,
+    scales,
+    tasks,
+    tokens,
+    training,
+    variants,
+)
 from oral_lib.errors import OralError, UsageError
 
 BASE = "tiny-encoder"
@@ -229,7 +240,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch,
     assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
     monkeypatch.setattr(training, "train", whole)
     found = ablations.run(own, ["recurrence"], "cpu", **SMALL)
-    assert set(found[found.group == "recurrence"].variant) == set(variants.RECURRENCES)
+    assert set(found[found.group == "recurrence"].variant) == set(recurrence.KINDS)
 
 
 def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
@@ -292,5 +303,5 @@ def test_the_mean_over_tasks_is_surer_than_each_of_them():
 
 
 def test_the_zoo_that_is_ablated_is_that_of_the_plan(study):
-    planned = [m for m in plan.members("smoke", "made") if m[0] == BASE]
+    planned = [m for m in scales.members("smoke", "made") if m[0] == BASE]
     assert [(m.base, m.task, m.seed) for m in study.members] == planned

@@ -9,8 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import assets, bases, packages, scoring, tasks
-from oral_lib.bases import BaseModel
+from oral_lib import assets, basemodel, bases, packages, registry, scoring, tasks
+from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.stacked import Stack, attached
@@ -20,7 +20,7 @@ TINY = ("tiny-encoder", "tiny-causal")
 TEXTS = ["a superb film", "dull and far too long but funny in this scene"]
 
 
-@pytest.fixture(scope="module", params=bases.names(experiment="language"))
+@pytest.fixture(scope="module", params=registry.names(experiment="language"))
 def base(request):
     if request.param == "smollm2-135m":
         return request.getfixturevalue("smollm2")
@@ -83,18 +83,18 @@ def test_an_adapter_that_does_not_fit_is_refused(name, refused):
     with base.attach() as model:
         before = bits(model)
         with refused(OralError, first):
-            bases.put(model, lacking)
+            basemodel.put(model, lacking)
         with refused(OralError, "base_model.model.alien"):
-            bases.put(model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)})
+            basemodel.put(model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)})
         with refused(OralError):
-            bases.put(model, {})
+            basemodel.put(model, {})
         assert equal(bits(model), before)
 
 
 def test_what_is_taken_is_what_was_put_in_full_precision(base):
     tensors = shaken(base.lora_init())
     with base.attach(tensors) as model:
-        assert equal(bases.take(model), tensors)
+        assert equal(basemodel.take(model), tensors)
 
 
 # ---------------------------------------------------------------- the shared start
@@ -132,7 +132,7 @@ def test_bases_do_not_share_a_start():
 # ---------------------------------------------------------------- fingerprint and description
 def test_a_fingerprint_is_deterministic(base):
     seen = base.fingerprint()
-    assert seen.shape == (bases.FINGERPRINT,) and seen.dtype == torch.float32
+    assert seen.shape == (basemodel.FINGERPRINT,) and seen.dtype == torch.float32
     assert seen.isfinite().all() and seen.std() > 0
     torch.manual_seed(5)
     assert torch.equal(base.fingerprint(), seen)
@@ -238,10 +238,10 @@ def test_an_unknown_base_suggests_the_nearest(refused):
 
 
 def test_a_new_base_is_one_entry(monkeypatch):
-    entry = bases.BaseSpec("tiny-v1.5", "causal", None, "tiny-v1.5", ("q_proj",), rank=2)
-    monkeypatch.setitem(bases.REGISTRY, entry.name, entry)
+    entry = registry.BaseSpec("tiny-v1.5", "causal", None, "tiny-v1.5", ("q_proj",), rank=2)
+    monkeypatch.setitem(registry.REGISTRY, entry.name, entry)
     base = bases.load("tiny-v1.5")
-    assert isinstance(base, BaseModel) and "tiny-v1.5" in bases.names()
+    assert isinstance(base, BaseModel) and "tiny-v1.5" in registry.names()
     assert {t.shape[0] for n, t in base.lora_init().items() if "lora_A" in n} == {2}
 
 
@@ -251,18 +251,18 @@ PAPER = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
 
 def test_the_packages_offer_the_models_that_need_no_terms(monkeypatch):
     monkeypatch.delenv("ORAL_ACCEPT", raising=False)
-    assert set(bases.names(experiment="language")) == {
+    assert set(registry.names(experiment="language")) == {
         "minilm-l6",
         "minilm-l3",
         "smollm2-135m",
         *TINY,
     }
     lites = {f"efficientnet-lite{n}" for n in range(3)}
-    assert set(bases.names(experiment="vision")) == {*lites, "tiny-convnet", "tiny-vit"}
+    assert set(registry.names(experiment="vision")) == {*lites, "tiny-convnet", "tiny-vit"}
     yes_no = {"efficientnet-lite0-yes-no", "tiny-convnet-yes-no"}
-    assert set(bases.names(experiment="unseen")) == yes_no
+    assert set(registry.names(experiment="unseen")) == yes_no
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
-    assert set(bases.names(experiment="language")) - {"gemma-3-270m"} == {
+    assert set(registry.names(experiment="language")) - {"gemma-3-270m"} == {
         "minilm-l6",
         "minilm-l3",
         "smollm2-135m",
@@ -272,23 +272,23 @@ def test_the_packages_offer_the_models_that_need_no_terms(monkeypatch):
 
 def test_the_hub_offers_more_and_a_folder_what_it_holds(monkeypatch, tmp_path):
     monkeypatch.delenv("ORAL_ACCEPT", raising=False)
-    there = set(bases.names("hub"))
+    there = set(registry.names("hub"))
     assert there >= {"qwen2.5-0.5b", "llama-3.2-1b", "mistral-7b"} and "gemma-2-9b" not in there
     (tmp_path / "models" / "qwen2.5-0.5b").mkdir(parents=True)
     (tmp_path / "models" / "qwen2.5-0.5b" / "config.json").write_text("{}")
-    assert set(bases.names(f"local:{tmp_path}")) - set(bases.names()) == {"qwen2.5-0.5b"}
+    assert set(registry.names(f"local:{tmp_path}")) - set(registry.names()) == {"qwen2.5-0.5b"}
 
 
 def test_a_version_is_in_reach_where_its_first_is():
-    assert bases.in_reach("smollm2-135m-t4") and bases.in_reach("tiny-causal-t1", "made")
-    assert not bases.in_reach("qwen2.5-0.5b")
-    told = [(entry.name, entry.version) for entry in bases.lineage("smollm2-135m-t2")]
+    assert registry.in_reach("smollm2-135m-t4") and registry.in_reach("tiny-causal-t1", "made")
+    assert not registry.in_reach("qwen2.5-0.5b")
+    told = [(entry.name, entry.version) for entry in registry.lineage("smollm2-135m-t2")]
     assert told == [("smollm2-135m", "t0"), ("smollm2-135m-t1", "t1"), ("smollm2-135m-t2", "t2")]
 
 
 def test_every_model_has_its_weights_pinned_somewhere():
-    for name in bases.REGISTRY:
-        first = bases.lineage(name)[0]
+    for name in registry.REGISTRY:
+        first = registry.lineage(name)[0]
         if first.asset and first.family not in ("vision", "diffusion"):
             repo, revision = assets.HUB[first.asset]
             assert first.hub == repo and len(revision) == 40
@@ -334,8 +334,8 @@ def large(name, **sizes):
         config.head_dim = 12
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model.name_or_path = bases.spec(name).hub
-    return BaseModel(bases.spec(name), model, tokenizer)
+    model.name_or_path = registry.spec(name).hub
+    return BaseModel(registry.spec(name), model, tokenizer)
 
 
 @pytest.fixture(params=KINDS)
@@ -344,7 +344,7 @@ def architecture(request):
 
 
 def test_the_paper_has_an_entry_for_each_of_its_models():
-    assert set(PAPER) <= set(KINDS) and set(KINDS) <= set(bases.REGISTRY)
+    assert set(PAPER) <= set(KINDS) and set(KINDS) <= set(registry.REGISTRY)
 
 
 def test_an_adapter_fits_every_architecture_and_leaves_no_trace(architecture):
@@ -352,7 +352,7 @@ def test_an_adapter_fits_every_architecture_and_leaves_no_trace(architecture):
     start = architecture.lora_init()
     assert len(start) == 2 * 2 * SMALL["num_hidden_layers"]  # A and B of two modules a layer
     with architecture.attach(shaken(start)) as model:
-        assert equal(bases.take(model), shaken(start))
+        assert equal(basemodel.take(model), shaken(start))
         assert not torch.allclose(logits(model, architecture), said, atol=1e-3)
     assert equal(bits(architecture.model), before)
 
@@ -361,16 +361,16 @@ def test_every_architecture_is_told_by_its_structure_and_its_weights(architectur
     told = architecture.describe()
     assert "48" in told and "key-value heads" in told and architecture.spec.hub not in told
     seen = architecture.fingerprint()
-    assert seen.shape == (bases.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (basemodel.FINGERPRINT,) and seen.isfinite().all()
     other = large(architecture.name, hidden_size=72)
     assert other.describe() != told and not torch.allclose(other.fingerprint(), seen, atol=0.1)
 
 
 def test_attention_is_fused_on_a_gpu_unless_a_model_caps_its_logits():
-    told = {name: bases.attention(kind(), "cuda") for name, kind in KINDS.items()}
+    told = {name: basemodel.attention(kind(), "cuda") for name, kind in KINDS.items()}
     assert {name for name, how in told.items() if how == "eager"} == {"gemma-2-9b"}
-    assert bases.attention(transformers.BertConfig(), "cuda") == "sdpa"
-    assert bases.attention(transformers.BertConfig(), "cpu") == "eager"
+    assert basemodel.attention(transformers.BertConfig(), "cuda") == "sdpa"
+    assert basemodel.attention(transformers.BertConfig(), "cpu") == "eager"
 
 
 def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(architecture):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import cli, plan, worker
+from oral_lib import cli, paths, scales, twins, worker
 from oral_lib.errors import OralError, PreflightError, UsageError
 
 
@@ -47,10 +47,10 @@ def test_zoo_trains_the_seeds_of_the_scale(calls, tmp_path):
 
 
 def test_train_trains_the_generator_or_the_baseline_of_a_run(calls):
-    for kind in plan.generators("lab"):
+    for kind in scales.generators("lab"):
         calls.clear()
         assert cli.main(["train", kind, "--scale", "lab", "--source", "hub"]) == 0
-        where = ("lab", "hub", plan.ROOT)
+        where = ("lab", "hub", paths.ROOT)
         assert calls == [("train_generator", (*where, "language"), (kind,))]
         calls.clear()
         words = ["train", kind, "--scale", "lab", "--source", "hub", "--experiment", "vision"]
@@ -61,14 +61,14 @@ def test_train_trains_the_generator_or_the_baseline_of_a_run(calls):
 def test_a_base_model_says_which_experiment_is_meant(calls):
     words = ["zoo", "--base", "tiny-vit", "--task", "solar_cells", "--scale", "smoke"]
     assert cli.main(words) == 0
-    assert calls[0][1] == ("smoke", "packages", plan.ROOT, "vision")
+    assert calls[0][1] == ("smoke", "packages", paths.ROOT, "vision")
 
 
 def test_tune_takes_the_tasks_of_the_scale_and_evolve_a_version(calls, capsys):
     where = ["--scale", "desk", "--base"]
     assert cli.main(["tune", *where, "smollm2-135m"]) == 0
     assert cli.main(["evolve", *where, "smollm2-135m-t4"]) == 0
-    desk = ("desk", "packages", plan.ROOT, "language")
+    desk = ("desk", "packages", paths.ROOT, "language")
     assert calls == [
         ("tune", desk, ("smollm2-135m", ["movie", "sarcasm"])),
         ("evolve", desk, ("smollm2-135m-t4",)),
@@ -86,13 +86,13 @@ def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path
     words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
     assert cli.main(words) == 0 and asked == ["language"]
     assert cli.main([*words, "--tests", "--offline"]) == 0
-    assert asked[1:] == [*plan.EXPERIMENTS, True]
+    assert asked[1:] == [*scales.EXPERIMENTS, True]
     assert "--tests" in checks.steps()[0].command
 
 
 @pytest.mark.parametrize("scale", ["desk", "lab"])
 def test_what_runs_by_itself_runs_at_the_scale_of_the_machine(scale, monkeypatch):
-    monkeypatch.setattr(plan, "default_scale", lambda: scale)
+    monkeypatch.setattr(scales, "default_scale", lambda: scale)
     assert cli.parser().parse_args(["report"]).scale == scale
 
 
@@ -144,7 +144,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
     def fail(folder):
         raise error
 
-    monkeypatch.setattr(cli.twins, "write", fail)
+    monkeypatch.setattr(twins, "write", fail)
     assert cli.main(["twins"]) == code
     assert capsys.readouterr().err.splitlines() == [line]
 
@@ -152,7 +152,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
 def test_a_bug_gives_1_one_line_and_a_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(worker.EVENTS, raising=False)
-    monkeypatch.setattr(cli.twins, "write", lambda folder: 1 / 0)
+    monkeypatch.setattr(twins, "write", lambda folder: 1 / 0)
     assert cli.main(["twins"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("oral: ZeroDivisionError: division by zero")
@@ -169,7 +169,7 @@ def test_twins_check_gives_1_and_changes_nothing_when_one_differs(tmp_path, caps
 
 
 def test_help_of_the_module_states_the_exit_codes_without_any_package():
-    environment = {**os.environ, "PYTHONPATH": str(plan.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     words = [sys.executable, "-S", "-m", "oral_lib", "--help"]  # -S: no site-packages
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "3 preflight" in done.stdout

@@ -5,10 +5,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from oral_lib import bases, condition
-from oral_lib.condition import Condition, TextEncoder, describe_base, text_encoder
+from oral_lib import basemodel, bases, condition
+from oral_lib.condition import Condition, TextEncoder, text_encoder
 from oral_lib.errors import UsageError
-from oral_lib.generator import GeneratorConfig
+from oral_lib.generator import GeneratorConfig, describe_base
 
 torch.set_num_threads(1)
 ENCODERS = list(condition.ENCODERS)
@@ -87,7 +87,7 @@ def test_a_base_is_told_by_its_structure_and_its_weights():
 def inputs(b=3):
     g = torch.Generator().manual_seed(0)
     text, structure = torch.randn(b, E, generator=g), torch.randn(b, E, generator=g)
-    fingerprint = torch.randn(b, bases.FINGERPRINT, generator=g)
+    fingerprint = torch.randn(b, basemodel.FINGERPRINT, generator=g)
     unit = torch.nn.functional.normalize
     return unit(text, dim=-1), torch.ones(b, dtype=torch.bool), unit(structure, dim=-1), fingerprint
 

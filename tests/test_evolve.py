@@ -102,10 +102,10 @@ def test_damage_is_named_with_the_command_that_mends_it(cache, empty, refused, m
 
 
 def test_another_recipe_or_another_start_is_another_version(cache, monkeypatch):
-    place, entry = bases.version_dir(T1), bases.spec(T1)
+    place, entry = bases.version_dir(T1), registry.spec(T1)
     slower = replace(entry, evolution=replace(entry.evolution, lr=1e-4))
     with monkeypatch.context() as patch:
-        patch.setitem(bases.REGISTRY, T1, slower)
+        patch.setitem(registry.REGISTRY, T1, slower)
         assert bases.version_dir(T1) != place
     monkeypatch.setattr(tasks, "FILLER", (*tasks.FILLER, "unheard"))
     assert bases.version_dir(T1) != place
@@ -154,7 +154,9 @@ def test_every_weight_moves(cache):
 def test_a_version_is_loaded_as_it_was_trained(empty):
     base = bases.load("tiny-causal", source="made", dtype=torch.float32)
     evolve.evolve(base, "t1")
-    assert base.spec == bases.spec(T1) and not any(p.requires_grad for p in base.model.parameters())
+    assert base.spec == registry.spec(T1) and not any(
+        p.requires_grad for p in base.model.parameters()
+    )
     evolve.ensure(T1, "made")
     for name, value in weights(T1).items():
         torch.testing.assert_close(base.model.state_dict()[name], value, atol=1e-6, rtol=1e-5)
@@ -184,9 +186,9 @@ def test_a_version_comes_after_the_one_before_and_in_full_precision(refused):
 
 
 def test_a_training_that_runs_away_is_not_kept(empty, refused, monkeypatch):
-    entry = bases.spec(T1)
+    entry = registry.spec(T1)
     wild = replace(entry, evolution=replace(entry.evolution, lr=1e30))
-    monkeypatch.setitem(bases.REGISTRY, T1, wild)
+    monkeypatch.setitem(registry.REGISTRY, T1, wild)
     with refused(OralError, T1, "perplexity", "lr"):
         evolve.ensure(T1, "made")
     assert not list(empty.rglob("*.safetensors"))
@@ -221,7 +223,7 @@ def test_all_real_versions_read_new_text():
 
 
 def test_rows_are_all_the_text_in_order(cache):
-    tokenizer, recipe = bases.load(T1).tokenizer, bases.spec(T1).evolution
+    tokenizer, recipe = bases.load(T1).tokenizer, registry.spec(T1).evolution
     rows = evolve.packed(tokenizer, recipe)
     assert rows.shape[1] == recipe.length
     first = evolve.texts(recipe)[0]
@@ -233,7 +235,7 @@ def test_rows_are_all_the_text_in_order(cache):
 def test_too_little_text_is_said(refused):
     tokenizer = bases.load("tiny-causal").tokenizer
     with refused(UsageError, "held out"):
-        evolve.packed(tokenizer, replace(bases.spec(T1).evolution, held_out=10_000))
+        evolve.packed(tokenizer, replace(registry.spec(T1).evolution, held_out=10_000))
 
 
 def test_a_recipe_that_cannot_be_is_refused(refused):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import oral_lib
-from oral_lib import examples, figures, images
+from oral_lib import examples, figures, images, style
 from oral_lib.errors import PreflightError
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
@@ -74,9 +74,9 @@ def test_wrong_answers_have_another_colour(asked):
     notes = [
         t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
     ]
-    assert len(notes) == 3 and {t.get_color() for t in notes} == {figures.VERMILION}
+    assert len(notes) == 3 and {t.get_color() for t in notes} == {style.VERMILION}
     right = [t for axis in figure.axes for t in axis.texts if t.get_text() == "generated: place 1"]
-    assert {t.get_color() for t in right} == {figures.INK}
+    assert {t.get_color() for t in right} == {style.INK}
 
 
 def test_a_wide_picture_is_not_squashed():

@@ -13,10 +13,12 @@ from oral_lib import (
     alignment,
     bases,
     benchmarks,
+    devices,
     evaluate,
     frechet,
-    plan,
     probe,
+    registry,
+    scales,
     scoring,
     splits,
     storage,
@@ -59,7 +61,7 @@ def loaded(name, dtype=torch.float32):
     """In float32 rounding hides no small faults."""
     if name == "tiny-diffusion":
         pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
-    if bases.spec(name).alignment:
+    if registry.spec(name).alignment:
         alignment.ensure(name, "made")
     return bases.load(name, source="made", dtype=dtype)
 
@@ -71,12 +73,12 @@ def rows_of(*names):
 @pytest.fixture
 def halved(monkeypatch):
     """Every base is loaded in bfloat16, as on a GPU."""
-    monkeypatch.setattr(bases, "fast_dtype", lambda device: HALF)
+    monkeypatch.setattr(devices, "fast_dtype", lambda device: HALF)
 
 
 def test_every_family_is_here():
-    assert {bases.spec(name).family for name, _ in FAMILIES} == {
-        entry.family for entry in bases.REGISTRY.values()
+    assert {registry.spec(name).family for name, _ in FAMILIES} == {
+        entry.family for entry in registry.REGISTRY.values()
     }
 
 
@@ -219,7 +221,7 @@ def test_in_bfloat16_a_probe_is_fitted(name, asked):
 
 def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_path):
     name, task = "tiny-convnet-yes-no", tasks.load(splits.held_out("cifar10")[0])
-    names = plan.base_of("smoke", name, "made").tasks
+    names = scales.base_of("smoke", name, "made").tasks
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])

@@ -7,12 +7,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import adapters, bases, scoring, storage, tasks, tokens
-from oral_lib.bases import BaseModel
-from oral_lib.condition import describe_base, text_encoder
+from oral_lib import adapters, bases, registry, scoring, storage, tasks, tokens
+from oral_lib.basemodel import BaseModel
+from oral_lib.condition import text_encoder
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.generator import NOISES, Generator, GeneratorConfig
+from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout
@@ -83,7 +83,7 @@ def close(one, other):
 
 
 # ---------------------------------------------------------------- no leak through statistics
-@pytest.mark.parametrize("name", bases.names(experiment="language"))
+@pytest.mark.parametrize("name", registry.names(experiment="language"))
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
     model, shelves = assemble(SMALL if name in TINY else REAL, zoo_of(base))
@@ -383,8 +383,8 @@ def test_bases_keep_their_statistics_whatever_their_order(fresh, tmp_path):
 
 def test_the_name_of_a_base_may_hold_a_dot(monkeypatch, tmp_path):
     for name in ("tiny-v1.5", "tiny.v2"):
-        entry = replace(bases.spec("tiny-causal"), name=name)
-        monkeypatch.setitem(bases.REGISTRY, name, entry)
+        entry = replace(registry.spec("tiny-causal"), name=name)
+        monkeypatch.setitem(registry.REGISTRY, name, entry)
     model = made(names=["tiny-v1.5", "tiny.v2"])
     model.save_pretrained(tmp_path)
     back = Generator.from_pretrained(tmp_path)

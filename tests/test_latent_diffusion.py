@@ -19,6 +19,7 @@ from oral_lib import (
     latent_diffusion,
     plan,
     recipes,
+    scales,
     scoring,
     tasks,
     training,
@@ -59,21 +60,21 @@ def test_without_diffusers_the_way_to_it_is_told_and_smoke_runs_leave_styles_out
     with refused(PreflightError, "diffusers==", "pip install"):
         bases.load(BASE)
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
-    assert "style" not in plan.experiments("smoke")
-    assert "style" in plan.experiments("paper", "local:data")
+    assert "style" not in scales.experiments("smoke")
+    assert "style" in scales.experiments("paper", "local:data")
 
 
 def test_no_module_imports_diffusers_before_it_is_asked_for():
-    for file in Path(oral_lib.__file__).parent.glob("*.py"):
+    for file in Path(oral_lib.__file__).parent.rglob("*.py"):
         first = [node for node in ast.parse(file.read_text("utf-8")).body]
         imports = [n for n in first if isinstance(n, ast.Import | ast.ImportFrom)]
         assert not any("diffusers" in ast.unparse(node).split() for node in imports), file.name
 
 
 def test_the_paper_scale_plans_its_vision_row_where_a_folder_has_the_styles():
-    [cells] = plan.cells_of("paper", "local:data", "style")
+    [cells] = scales.cells_of("paper", "local:data", "style")
     assert cells.base == "sd-2.1" and len(cells.tasks) == 3
-    assert not plan.cells_of("paper", "hub", "style")
+    assert not scales.cells_of("paper", "hub", "style")
     names = [node.name for node in plan.nodes("paper", "local:data") if "style/" in node.name]
     wanted = ["style/assets", "style/zoo/sd-2.1", "style/generator"]
     assert names[:3] == wanted and names[-1] == "style/report"

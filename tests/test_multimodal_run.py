@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import assets, contract, plan, results, storage, tables, tasks, training
+from oral_lib import assets, contract, results, scales, storage, tables, tasks, training
 
 torch.set_num_threads(1)
 BASE = "tiny-towers"
@@ -36,7 +36,7 @@ def test_the_run_says_how_its_base_was_aligned(run):
     assert told["pictures"] == 250 and told["recall_after"] != told["recall_before"]
     listed = storage.read_json(run.root / "generator" / "manifest.json")["zoo"]
     found = {(one["base"], one["task"], one["seed"]) for one in listed}
-    assert found == set(plan.members("smoke", "made", "multimodal"))
+    assert found == set(scales.members("smoke", "made", "multimodal"))
 
 
 def test_a_cell_of_matching_has_recall_both_ways_and_no_majority(run):

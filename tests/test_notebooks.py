@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import papermill
 import pytest
 
-from oral_lib import cli, notebooks, plan, twins
+from oral_lib import cli, notebooks, paths, twins
 from oral_lib.errors import UsageError
 
 SOURCE = """\
@@ -109,12 +109,12 @@ def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_the_notebook_of_styles_is_skipped_where_diffusers_is_missing(there):
-    hook = runpy.run_path(str(plan.ROOT / "conftest.py"))["pytest_collection_modifyitems"]
+    hook = runpy.run_path(str(paths.ROOT / "conftest.py"))["pytest_collection_modifyitems"]
     hook.__globals__["find_spec"] = {"diffusers": there or None}.get
     skipped = []
     items = [
         SimpleNamespace(path=path, add_marker=lambda mark, stem=path.stem: skipped.append(stem))
-        for path in (plan.ROOT / "notebooks").glob("*.ipynb")
+        for path in (paths.ROOT / "notebooks").glob("*.ipynb")
     ]
     hook(items)
     assert skipped == ([] if there else ["22_style"])

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from oral_lib import graph, plan
+from oral_lib import graph, paths, plan, scales
 from oral_lib.errors import UsageError
 from oral_lib.graph import Node
 
@@ -33,7 +33,7 @@ def test_every_node_reads_only_what_an_earlier_node_or_the_repository_holds(
     made = set()
     for node in plan.nodes(scale, source, tmp_path):
         needed = {*node.inputs, *node.after} - made
-        assert all(path.startswith(str(plan.ROOT / "notebooks")) for path in needed)
+        assert all(path.startswith(str(paths.ROOT / "notebooks")) for path in needed)
         assert not made & set(node.outputs), "two nodes leave the same file"
         made |= set(node.outputs)
     names = [node.name for node in plan.nodes(scale, source, tmp_path)]
@@ -46,16 +46,16 @@ def test_the_report_needs_every_cell_and_every_cell_the_whole_zoo(scale, source,
     report = graph.with_needs(nodes, graph.select(nodes, ["report"]))
     assert {n.name for n in nodes} - {n.name for n in report} == beside(scale)
     zoo = {path for node in nodes if node.name.startswith("zoo/") for path in node.outputs}
-    run = plan.run_folder(scale, source, tmp_path)
-    known = plan.members(scale, source) + plan.members(scale, source, held_out=True)
+    run = paths.run_folder(scale, source, tmp_path)
+    known = scales.members(scale, source) + scales.members(scale, source, held_out=True)
     assert zoo == {str(run / "zoo" / b / t / f"seed-{s}" / "run.json") for b, t, s in known}
-    for kind in plan.generators(scale):
+    for kind in scales.generators(scale):
         assert zoo == set(graph.select(nodes, [kind])[0].inputs)
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)
 def test_snakemake_may_delete_only_what_lies_in_the_run_folder(scale, source, tmp_path):
-    run = plan.run_folder(scale, source, tmp_path)
+    run = paths.run_folder(scale, source, tmp_path)
     for node in plan.nodes(scale, source, tmp_path):
         assert all(path.startswith(f"{run}{os.sep}") for path in node.outputs)
         assert all(path.startswith(str(tmp_path / "results")) for path in node.published)
@@ -63,19 +63,19 @@ def test_snakemake_may_delete_only_what_lies_in_the_run_folder(scale, source, tm
 
 def test_the_paper_is_planned_with_its_five_models_and_seven_tasks_on_gpus(tmp_path):
     zoo = graph.select(plan.nodes("paper", "hub", tmp_path), ["zoo/*"])
-    assert {node.name for node in zoo} == {f"zoo/{base}" for base in plan.PAPER_BASES}
+    assert {node.name for node in zoo} == {f"zoo/{base}" for base in scales.PAPER_BASES}
     assert all(node.gpu == 1 and len(node.outputs) == 7 * 10 for node in zoo)
-    assert len(plan.PAPER_BASES) == 5 and len(plan.PAPER_TASKS) == 7
+    assert len(scales.PAPER_BASES) == 5 and len(scales.PAPER_TASKS) == 7
 
 
 def test_the_lab_has_five_language_models_and_four_where_terms_are_not_accepted(monkeypatch):
-    names = [cells.base for cells in plan.cells_of("lab")]
+    names = [cells.base for cells in scales.cells_of("lab")]
     four = ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-t4"]
     assert names == [*four, "gemma-3-270m"]
     monkeypatch.setenv("ORAL_ACCEPT", "")
-    assert [cells.base for cells in plan.cells_of("lab")] == four
+    assert [cells.base for cells in scales.cells_of("lab")] == four
     monkeypatch.setenv("ORAL_ACCEPT", "llama, gemma")
-    assert [cells.base for cells in plan.cells_of("lab")] == names
+    assert [cells.base for cells in scales.cells_of("lab")] == names
 
 
 def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
@@ -83,7 +83,7 @@ def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
 
     monkeypatch.setenv("ORAL_ACCEPT", "")
     for source in ("packages", "local:x", "hub"):
-        assert not {c.base for c in plan.cells_of("lab", source)} & set(assets.TERMS_OF)
+        assert not {c.base for c in scales.cells_of("lab", source)} & set(assets.TERMS_OF)
 
 
 def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch, refused):
@@ -91,15 +91,15 @@ def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch
     with refused(
         UsageError, "gemma-3-270m", "https://ai.google.dev/gemma/terms", "ORAL_ACCEPT=gemma"
     ):
-        plan.base_of("lab", "gemma-3-270m")
+        scales.base_of("lab", "gemma-3-270m")
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
-    assert plan.base_of("lab", "gemma-3-270m").base == "gemma-3-270m"
+    assert scales.base_of("lab", "gemma-3-270m").base == "gemma-3-270m"
 
 
 def test_learning_rates_are_chosen_before_a_zoo_is_trained_with_them(tmp_path):
     nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
     place = {name: i for i, name in enumerate(nodes)}
-    for cells in plan.cells_of("lab"):
+    for cells in scales.cells_of("lab"):
         zoo = nodes[f"zoo/{cells.base}"]
         tune = nodes[f"tune/{cells.parent or cells.base}"]
         assert set(tune.outputs) <= set(zoo.inputs) and place[tune.name] < place[zoo.name]
@@ -122,30 +122,30 @@ def test_a_later_version_is_made_first_and_trained_with_the_recipes_of_its_model
 def test_no_encoder_is_asked_to_write(scale, source):
     from oral_lib import registry, tasks
 
-    asked = {(c.base, task) for c in plan.cells_of(scale, source) for task in c.tasks}
+    asked = {(c.base, task) for c in scales.cells_of(scale, source) for task in c.tasks}
     written = {(b, t) for b, t in asked if tasks.load(t).scoring == "answer"}
-    assert {t for t in tasks.names() if tasks.load(t).scoring == "answer"} == set(plan.WRITTEN)
+    assert {t for t in tasks.names() if tasks.load(t).scoring == "answer"} == set(scales.WRITTEN)
     assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
     assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)
 def test_held_out_seeds_are_in_the_zoo_and_no_generator_is_told_of_them(scale, source):
-    told = plan.members(scale, source)
-    kept = plan.members(scale, source, held_out=True)
+    told = scales.members(scale, source)
+    kept = scales.members(scale, source, held_out=True)
     assert not set(told) & set(kept)
     assert bool(kept) == (scale != "desk")
-    for cells in plan.cells_of(scale, source):
+    for cells in scales.cells_of(scale, source):
         for task in cells.tasks:
             seeds = [s for b, t, s in [*told, *kept] if (b, t) == (cells.base, task)]
-            assert seeds == plan.zoo_seeds(scale, cells.base, source)
+            assert seeds == scales.zoo_seeds(scale, cells.base, source)
 
 
 def test_the_scale_is_that_of_the_machine(monkeypatch):
     monkeypatch.setattr(plan.shutil, "which", lambda name: "/bin/nvidia-smi")
-    assert plan.default_scale() == "lab"
+    assert scales.default_scale() == "lab"
     monkeypatch.setattr(plan.shutil, "which", lambda name: None)
-    assert plan.default_scale() == "desk"
+    assert scales.default_scale() == "desk"
 
 
 def test_where_there_is_a_gpu_one_process_measures_all_cells_and_notebooks_show_them(tmp_path):
@@ -161,11 +161,11 @@ def test_where_there_is_a_gpu_one_process_measures_all_cells_and_notebooks_show_
 
 
 def test_every_seed_of_a_cell_has_a_generator_of_its_own_as_far_as_there_are_any():
-    assert [plan.generator_of("lab", s) for s in range(3)] == [*plan.generators("lab")[:3]]
-    for cells in plan.cells_of("lab"):
-        assert len({plan.generator_of("lab", seed) for seed in range(cells.seeds)}) == 3
-    assert plan.generator_of("lab", 3) == plan.generator_of("smoke", 1) == "generator"
-    assert {"regression", "unconditional"} < set(plan.generators("lab"))
+    assert [scales.generator_of("lab", s) for s in range(3)] == [*scales.generators("lab")[:3]]
+    for cells in scales.cells_of("lab"):
+        assert len({scales.generator_of("lab", seed) for seed in range(cells.seeds)}) == 3
+    assert scales.generator_of("lab", 3) == scales.generator_of("smoke", 1) == "generator"
+    assert {"regression", "unconditional"} < set(scales.generators("lab"))
 
 
 def test_the_desk_scale_runs_from_packages_alone():
@@ -179,37 +179,37 @@ def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
         plan.nodes("labb", "packages")
     for source in ("package", "local:", "local", "packages:x", "hub:x"):
         with pytest.raises(UsageError, match="unknown source"):
-            plan.slug(source)
+            paths.slug(source)
     with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
-        plan.zoo_seeds("lab", "minilm")
+        scales.zoo_seeds("lab", "minilm")
 
 
 def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_rows_there(tmp_path):
     from oral_lib import tasks
 
     for source in ("packages", "local:x", "hub"):
-        kind = plan.slug(source)
+        kind = paths.slug(source)
         wanted = {t for t in tasks.names("language") if kind in tasks.load(t).sources}
-        for cells in plan.cells_of("lab", source):
+        for cells in scales.cells_of("lab", source):
             planned = set(cells.tasks)
-            assert planned in (wanted, wanted - set(plan.WRITTEN))
+            assert planned in (wanted, wanted - set(scales.WRITTEN))
             assert cells.base != "smollm2-135m" or planned == wanted
         assert plan.nodes("lab", source, tmp_path)
 
 
 def test_a_base_of_another_source_is_told_from_one_that_there_is_not(refused):
     with refused(UsageError, "'qwen2.5-0.5b' from 'packages'", "--source hub has it"):
-        plan.base_of("lab", "qwen2.5-0.5b")
+        scales.base_of("lab", "qwen2.5-0.5b")
 
 
 def test_what_is_no_cell_of_the_scale_is_refused_with_the_nearest_name():
-    plan.check_cell("lab", "packages", "minilm-l6", "movie")
+    scales.check_cell("lab", "packages", "minilm-l6", "movie")
     with pytest.raises(UsageError, match=r"no base 'minilm'.*'minilm-l6'"):
-        plan.check_cell("lab", "packages", "minilm", "movie")
+        scales.check_cell("lab", "packages", "minilm", "movie")
     with pytest.raises(UsageError, match=r"no task 'sarcsm' on 'smollm2-135m'.*'sarcasm'"):
-        plan.check_cell("lab", "packages", "smollm2-135m", "sarcsm")
+        scales.check_cell("lab", "packages", "smollm2-135m", "sarcsm")
     with pytest.raises(UsageError, match="from source 'hub' has no task 'sarcasm'"):
-        plan.check_cell("lab", "hub", "minilm-l6", "sarcasm")
+        scales.check_cell("lab", "hub", "minilm-l6", "sarcasm")
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)
@@ -218,9 +218,9 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
 ):
     nodes = plan.nodes(scale, source, tmp_path)
     chosen = graph.select(nodes, ["language*"])
-    assert len(chosen) == sum(len(c.tasks) * c.seeds for c in plan.cells_of(scale, source))
+    assert len(chosen) == sum(len(c.tasks) * c.seeds for c in scales.cells_of(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    apart = tuple(f"{name}/" for name in plan.EXPERIMENTS if name != "language")
+    apart = tuple(f"{name}/" for name in scales.EXPERIMENTS if name != "language")
     others = {node.name for node in nodes if node.name.startswith(apart)}
     assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
 
@@ -244,12 +244,12 @@ def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
     nodes = plan.nodes(scale, source, tmp_path)
     chosen = graph.select(nodes, [f"{name}*"])
     assert graph.with_needs(nodes, chosen) == chosen and chosen[-1].name == f"{name}/report"
-    root = plan.experiment_folder(scale, source, tmp_path, name)
-    models = plan.cells_of(scale, source, name)
+    root = paths.experiment_folder(scale, source, tmp_path, name)
+    models = scales.cells_of(scale, source, name)
     for cells in models:
         for task in cells.tasks:
             for seed in range(cells.seeds):
-                folder = plan.cell_folder(root, name, cells.base, task, seed)
+                folder = paths.cell_folder(root, name, cells.base, task, seed)
                 assert str(folder / "metrics.csv") in chosen[-1].inputs
     assert len(chosen[-1].inputs) == 2 * sum(len(c.tasks) * c.seeds for c in models)
 
@@ -270,7 +270,7 @@ def test_the_ablations_of_a_run_are_the_whole_study(tmp_path):
      ("lab", "hub"), ("paper", "hub"), ("paper", "local:x")],
 )  # fmt: skip
 def test_the_notebooks_for_a_first_look_find_a_task_at_every_scale(scale, source):
-    planned = {cells.base: cells.tasks for cells in plan.cells_of(scale, source)}
+    planned = {cells.base: cells.tasks for cells in scales.cells_of(scale, source)}
     first = {"tiny-causal", "smollm2-135m"} & set(planned) or {next(iter(planned))}
     for name in first:  # as 00_quickstart has it
         assert {"movie", "sst2"} & set(planned[name])
@@ -295,8 +295,8 @@ def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refus
 def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():
     from oral_lib import notebooks
 
-    assert set(plan.CELL_NOTEBOOKS) == set(plan.EXPERIMENTS)
-    for stem, called in plan.CELL_NOTEBOOKS.values():
+    assert set(scales.CELL_NOTEBOOKS) == set(scales.EXPERIMENTS)
+    for stem, called in scales.CELL_NOTEBOOKS.values():
         known = notebooks.defaults(notebooks.find(stem))
         assert {"seed", "scale", "source", "out"} <= set(known)
         assert not called or {"task", called} <= set(known)
@@ -309,7 +309,7 @@ def test_every_cell_of_a_style_has_a_notebook_and_the_report_needs_them_all(
     monkeypatch.setattr(plan, "find_spec", lambda name: object())  # diffusers or not
     nodes = plan.nodes(scale, source, tmp_path)
     chosen = {node.name: node for node in graph.select(nodes, ["style*"])}
-    [cells] = plan.cells_of(scale, source, "style")
+    [cells] = scales.cells_of(scale, source, "style")
     for task in cells.tasks:
         for seed in range(cells.seeds):
             shown = chosen[f"style/{cells.base}/{task}/seed-{seed}"]
@@ -321,11 +321,11 @@ def test_every_cell_of_a_style_has_a_notebook_and_the_report_needs_them_all(
 
 
 def test_a_folders_own_backbones_take_part(tmp_path):
-    names = [c.base for c in plan.cells_of("lab", f"local:{tmp_path}", "vision")]
+    names = [c.base for c in scales.cells_of("lab", f"local:{tmp_path}", "vision")]
     assert names == [f"efficientnet-lite{n}" for n in range(3)]
     (tmp_path / "models" / "vit-tiny").mkdir(parents=True)
     (tmp_path / "models" / "vit-tiny" / "config.json").write_text("{}")
-    own = [c.base for c in plan.cells_of("lab", f"local:{tmp_path}", "vision")]
+    own = [c.base for c in scales.cells_of("lab", f"local:{tmp_path}", "vision")]
     assert own == [*names, "vit-tiny"]
 
 
@@ -333,9 +333,9 @@ def test_a_folders_own_backbones_take_part(tmp_path):
 def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
     from oral_lib import registry, tasks
 
-    kind = plan.slug(source)
+    kind = paths.slug(source)
     wanted = {t for t in tasks.names("vision") if kind in tasks.load(t).sources}
-    for cells in plan.cells_of("lab", source, "vision"):
+    for cells in scales.cells_of("lab", source, "vision"):
         assert set(cells.tasks) == wanted
         assert registry.spec(cells.base).experiment == cells.experiment == "vision"
 
@@ -423,10 +423,10 @@ def test_the_time_left_follows_the_pace_of_what_is_done():
 
 
 def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
-    words = [sys.executable, "-m", "snakemake", "-s", str(plan.ROOT / "Snakefile"), "--dry-run"]
+    words = [sys.executable, "-m", "snakemake", "-s", str(paths.ROOT / "Snakefile"), "--dry-run"]
     words += ["--directory", str(tmp_path), "--cores", "1", "--scheduler", "greedy", "--quiet"]
     words += ["rules", "--config", "scale=paper", "source=hub", f"out={tmp_path}"]
-    environment = {**os.environ, "PYTHONPATH": str(plan.ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     wanted = len(plan.nodes("paper", "hub", tmp_path)) + 1  # and the rule that asks for all
@@ -438,7 +438,7 @@ def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source
     from oral_lib import registry, tasks
 
     nodes = plan.nodes(scale, source, tmp_path)
-    [cells] = plan.cells_of(scale, source, "multimodal")
+    [cells] = scales.cells_of(scale, source, "multimodal")
     assert registry.spec(cells.base).alignment and cells.aligned
     first = [n.name for n in nodes if n.name.startswith("multimodal/")]
     align = first.index(f"multimodal/align/{cells.base}")
@@ -446,11 +446,11 @@ def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source
     zoo = next(n for n in nodes if n.name == f"multimodal/zoo/{cells.base}")
     chosen = graph.with_needs(nodes, [zoo])
     assert f"multimodal/align/{cells.base}" in [n.name for n in chosen]
-    kind = plan.slug(source)
+    kind = paths.slug(source)
     if kind != "made":
         assert all(kind in tasks.load(task).sources for task in cells.tasks)
 
 
 def test_where_no_pictures_with_texts_are_nothing_multimodal_is_planned():
-    assert "multimodal" not in plan.experiments("lab", "hub")
-    assert "multimodal" not in plan.experiments("paper", "packages")
+    assert "multimodal" not in scales.experiments("lab", "hub")
+    assert "multimodal" not in scales.experiments("paper", "packages")

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import adapters, bases, plan, storage, zoo
+from oral_lib import adapters, bases, paths, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
 
 torch.set_num_threads(1)
@@ -124,13 +124,13 @@ def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_pat
 def test_the_default_generator_is_that_of_the_run(prompted, smoke, monkeypatch):
     [wanted] = prompted()
     places = {("smoke", "made"): smoke.root}
-    monkeypatch.setattr(plan, "run_folder", lambda scale, source, _: places[scale, source])
+    monkeypatch.setattr(paths, "run_folder", lambda scale, source, _: places[scale, source])
     [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", scale="smoke")
     assert all(torch.equal(t, lora.tensors[n]) for n, t in wanted.tensors.items())
 
 
 def test_a_backbone_asks_the_generator_of_its_own_experiment(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(plan, "run_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(paths, "run_folder", lambda *_: tmp_path)
     with refused(PreflightError, str(tmp_path / "vision" / "generator")):
         oral_lib.prompt(SENTENCE, base="tiny-convnet", scale="smoke")
 

@@ -20,13 +20,17 @@ from oral_lib import (
     contract,
     evaluate,
     ledgers,
-    plan,
+    partition,
+    paths,
     protocol,
+    registry,
+    scales,
     scoring,
     storage,
     tasks,
     zoo,
 )
+from oral_lib import plan as the_plan
 from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluate import Outcome, accuracy_of
@@ -74,8 +78,8 @@ def test_the_soup_of_all_weighs_tasks_equally():
 
 
 def test_the_majority_is_that_of_the_training_rows():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
-    train = [tasks.Row("t", "text", label) for label in (0, 0, 1)]
+    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
+    train = [partition.Row("t", "text", label) for label in (0, 0, 1)]
     said = baselines.majority(train, rows, 2)
     assert said.predicted.tolist() == [0, 0, 0, 0]
     assert said.correct.tolist() == [False, False, True, False]
@@ -106,7 +110,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name):
 
 
 def test_an_outcome_knows_what_was_right():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
+    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
     outcome = Outcome(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), rows)
     assert outcome.predicted.tolist() == [0, 1, 0]
     assert outcome.correct.tolist() == [True, True, False]
@@ -145,7 +149,7 @@ def test_nothing_is_judged_where_there_is_no_adapter():
 
 
 def test_a_written_answer_is_right_only_if_it_is_the_answer():
-    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
+    rows = [partition.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
     outcome = Outcome(torch.tensor([[-1.0], [-2.0], [-6.0]]), rows, ["12", "", "55"])
     assert outcome.correct.tolist() == [True, False, False]
     assert outcome.labels.tolist() == [1, 1, 1] and outcome.predicted.tolist() == [1, 0, 0]
@@ -153,7 +157,7 @@ def test_a_written_answer_is_right_only_if_it_is_the_answer():
 
 
 def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
+    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
     likely = torch.tensor([[0.5, 0.25], [0.1, 0.3]]).log()
     outcome = Outcome(likely - 4.0, rows)  # of other words there is no talk
     wanted = (torch.tensor([0.5 / 0.75, 0.3 / 0.4]).log()).mean().item()
@@ -161,8 +165,8 @@ def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
 
 
 def test_the_majority_of_written_answers_is_the_most_frequent_one():
-    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
-    train = [tasks.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
+    rows = [partition.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
+    train = [partition.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
     assert baselines.majority(train, rows, 0).correct.tolist() == [True, False, True]
 
 
@@ -324,11 +328,11 @@ def test_a_zoo_of_one_task_has_no_mismatched_row(planned):
     assert ("generated", "mismatched") not in found and ("generated", "random") in found
 
 
-@pytest.mark.parametrize("scale", plan.SCALES)
+@pytest.mark.parametrize("scale", scales.SCALES)
 def test_every_cell_of_every_scale_has_a_size(scale):
     tiny = {family: bases.load(f"tiny-{family}") for family in ("encoder", "causal")}
-    for cells in plan.cells_of(scale, "hub" if scale == "paper" else "packages"):
-        base = tiny[bases.spec(cells.base).family]
+    for cells in scales.cells_of(scale, "hub" if scale == "paper" else "packages"):
+        base = tiny[registry.spec(cells.base).family]
         for task in map(tasks.load, cells.tasks):
             size = protocol.size_of(scale, base, task)
             assert size.control_rows <= size.rows
@@ -436,9 +440,9 @@ def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
 
 
 def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
-    whole = plan.members
+    whole = scales.members
     monkeypatch.setattr(
-        plan, "members",
+        scales, "members",
         lambda scale, source, which, *, held_out=False: (
             [] if held_out else whole(scale, source, which)
         ),
@@ -450,9 +454,9 @@ def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
 
 
 def test_no_generator_was_trained_on_an_adapter_that_its_cells_call_held_out(smoke):
-    kept = [zoo.read(smoke.root, *m) for m in plan.members("smoke", "made", held_out=True)]
+    kept = [zoo.read(smoke.root, *m) for m in scales.members("smoke", "made", held_out=True)]
     assert {m.seed for m in kept} == {2}
-    for kind in plan.generators("smoke"):
+    for kind in scales.generators("smoke"):
         read = storage.read_json(smoke.root / kind / "manifest.json")["zoo"]
         assert read and not {m.info["sha256"] for m in kept} & {m["sha256"] for m in read}
 
@@ -460,7 +464,7 @@ def test_no_generator_was_trained_on_an_adapter_that_its_cells_call_held_out(smo
 def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     """On a task that the zoo of the smoke scale does not have: its adapters stand in."""
     monkeypatch.setattr(
-        plan, "members",
+        scales, "members",
         lambda scale, source, which, *, held_out=False: [
             ("tiny-causal", task, 2 if held_out else seed)
             for task in ("arithmetic", "movie")
@@ -494,7 +498,7 @@ def test_without_a_generator_no_cell_is_measured_and_it_is_said_which(tmp_path, 
 def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_generator(
     smoke, tmp_path, monkeypatch
 ):
-    shutil.copytree(smoke.root, plan.run_folder("smoke", "made", tmp_path))
+    shutil.copytree(smoke.root, paths.run_folder("smoke", "made", tmp_path))
     run, seen = Run("smoke", out=tmp_path), []
     shutil.rmtree(run.root / "cells", ignore_errors=True)
     monkeypatch.setitem(protocol.SIZES, ("smoke", "encoder"), Size(10, 10, 1, 1))
@@ -534,7 +538,7 @@ def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_star
 
 
 def test_two_local_folders_never_share_what_was_trained(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(protocol.plan, "check_cell", lambda *cell: None)
+    monkeypatch.setattr(the_plan, "check_cell", lambda *cell: None)
     monkeypatch.setattr("oral_lib.tuning.tune", lambda *names, **how: [])
     one, two = (Run("lab", f"local:{tmp_path / name}", tmp_path) for name in ("one", "two"))
     one.tune("minilm-l6", ["sst2"])

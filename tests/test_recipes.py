@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from oral_lib import plan, recipes, registry, storage
+from oral_lib import recipes, registry, scales, storage
 from oral_lib.recipes import RECIPES, recipe_of
 from oral_lib.run import Run
 
@@ -49,9 +49,9 @@ def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
     asked = []
     where = lambda base, names, seeds, **rest: asked.append(rest["recipe"])  # noqa: E731
     monkeypatch.setattr("oral_lib.zoo.train_cells", where)
-    for cells in plan.cells_of("desk"):
+    for cells in scales.cells_of("desk"):
         Run("desk", out=tmp_path).train_zoo(cells.base, cells.tasks, [0])
-    assert asked == [recipes.DESK[cells.base] for cells in plan.cells_of("desk")]
+    assert asked == [recipes.DESK[cells.base] for cells in scales.cells_of("desk")]
     Run("desk", out=tmp_path).train_zoo("minilm-l3", ["movie"], [0])  # one that the desk lacks
     Run("smoke", out=tmp_path).train_zoo("tiny-causal", ["movie"], [0])
     assert asked[2:] == [None, None]

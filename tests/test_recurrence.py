@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oral_lib import bases, recurrence
+from oral_lib import devices, recurrence
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.recurrence import (
     KINDS,
@@ -178,7 +178,7 @@ def test_four_thousand_tokens_stay_finite_forward_and_backward(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_autocast_stays_near_float32(kind):
-    if kind == "lstm" and bases.fast_dtype("cpu") != torch.bfloat16:
+    if kind == "lstm" and devices.fast_dtype("cpu") != torch.bfloat16:
         pytest.skip("torch has no LSTM in bfloat16 for this processor, and training does not ask")
     model, u = small(kind, width=32), torch.randn(2, 20, 32)
     with torch.autocast("cpu", torch.bfloat16):

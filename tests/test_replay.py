@@ -2,7 +2,7 @@
 
 import torch
 
-from oral_lib.replay import Replay
+from oral_lib.devices import Replay
 
 CPU = torch.device("cpu")
 

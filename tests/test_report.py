@@ -16,8 +16,9 @@ from oral_lib import (
     results,
     studies,
     style,
-    tables,
+    verdict,
 )
+from oral_lib import tables as the_tables
 from oral_lib.contrasts import contrasts, silent_places, without_signal
 from oral_lib.errors import OralError
 from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
@@ -118,7 +119,7 @@ def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
 
 def test_main_table_holds_every_baseline(folder):
     metrics, items = results.read(folder / "lab")
-    table = report.main_table(metrics, "packages", items)
+    table = the_tables.main_table(metrics, "packages", items)
     assert [name for name in table if name in BASELINES] == BASELINES
     assert len(table) == 2 and (table[BASELINES] != markup.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
@@ -133,7 +134,7 @@ def test_main_table_holds_every_baseline(folder):
 
 def test_a_method_that_was_not_run_keeps_its_column():
     metrics, _ = made(profile={("base", "none"): (0.5, 1)}, n=20)
-    table = report.main_table(metrics, "packages")
+    table = the_tables.main_table(metrics, "packages")
     assert table.loc[0, "generated"] == markup.ABSENT and set(BASELINES) <= set(table)
     assert not {"Gaussian", "small noise", "unconditional"} & set(table)
 
@@ -200,7 +201,7 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
 
 def test_targets_are_those_of_the_contrasts():
     compared = contrasts(made_items(cell(), n=200, n_control=200))
-    row = tables.targets_table(compared).iloc[0]
+    row = the_tables.targets_table(compared).iloc[0]
     found = compared.set_index(["what", "against"])
     assert row["generated over trained"].startswith(
         f"{100 * found.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
@@ -212,22 +213,24 @@ def test_targets_are_those_of_the_contrasts():
 
 def test_answers_and_three_labels_leave_auc_tables_out():
     written = results.answered(cell(), "base", "none", item=["a", "b"], correct=[True, False])
-    assert tables.per_sample(written, "auc").empty
-    assert tables.per_sample(made(profile=FEW, n=20)[1], "calibrated_accuracy").value.notna().all()
+    assert the_tables.per_sample(written, "auc").empty
+    assert (
+        the_tables.per_sample(made(profile=FEW, n=20)[1], "calibrated_accuracy").value.notna().all()
+    )
 
 
 def test_novelty_is_averaged_over_seeds_and_keeps_the_smallest_ratio():
     rows = pd.DataFrame([novelty(ratio_low=0.5), novelty(seed=1, ratio=0.89, ratio_low=0.7)])
-    [line] = tables.novelty_table(rows, "packages").to_dict("records")
+    [line] = the_tables.novelty_table(rows, "packages").to_dict("records")
     assert line["ratio"] == "0.88" and line["smallest ratio"] == "0.5"
-    assert tables.novelty_table(rows, "hub").empty
+    assert the_tables.novelty_table(rows, "hub").empty
 
 
 def test_seeds_are_averaged_and_sources_never_share_a_table():
     few = {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
     places = [cell(), cell(seed=1), cell(source="hub")]
     parts = [made(place, profile=few, n=60)[0] for place in places]
-    table = report.main_table(pd.concat(parts), "packages")
+    table = the_tables.main_table(pd.concat(parts), "packages")
     trained = [
         part[(part.method == "trained") & (part.metric == "accuracy")].value for part in parts
     ]
@@ -237,10 +240,10 @@ def test_seeds_are_averaged_and_sources_never_share_a_table():
 
 def test_terminal_table_fits_and_marks_missing_signal(folder):
     metrics, items = results.read(folder / "lab")
-    text = report.short_table(metrics, items)
+    text = the_tables.short_table(metrics, items)
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "a_b †" in text and "movie †" not in text and "no signal" in text
-    assert "†" not in report.short_table(metrics)
+    assert "†" not in the_tables.short_table(metrics)
 
 
 def test_readme_says_what_where_and_how_to_make_it_again(folder):
@@ -319,7 +322,7 @@ def words(**accuracies) -> tuple[str, str]:
         profile[key] = (accuracy, profile[key][1])
     items = made_items(cell(), profile, n=500, n_control=500, shake=0.2)
     compared = contrasts(items)
-    summary, paragraphs = report.verdict(compared)
+    summary, paragraphs = verdict.verdict(compared)
     return " ".join(summary), paragraphs[0]
 
 
@@ -384,7 +387,7 @@ def test_parity_is_half_a_point_or_an_interval_that_holds_zero(found, words):
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = found
-    summary, [paragraph] = report.verdict(compared)
+    summary, [paragraph] = verdict.verdict(compared)
     assert f"Generated is **{words}**" in paragraph
     assert ("1 of 1" if words != "below trained" else "0 of 1") in summary[0]
 
@@ -400,7 +403,7 @@ def test_words_when_the_items_cannot_settle_it():
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.01, -0.09, 0.05
-    summary, [paragraph] = report.verdict(compared)
+    summary, [paragraph] = verdict.verdict(compared)
     assert "reaches below −0.5 points: these items cannot settle it" in paragraph
     assert "1 by the interval alone (these items cannot tell them apart)" in summary[0]
 
@@ -409,7 +412,7 @@ def test_words_when_near_is_surely_below_but_near():
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.003, -0.004, -0.002
-    summary, [paragraph] = report.verdict(compared)
+    summary, [paragraph] = verdict.verdict(compared)
     assert "Generated is **within half a point of trained**" in paragraph
     assert "Of the 1, 1 are near or above" in summary[0]
     assert "and 0 lie surely below trained by more than that" in summary[0]
@@ -428,7 +431,7 @@ def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
 
 def test_words_when_something_was_not_run():
     items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
-    summary, paragraphs = report.verdict(contrasts(items))
+    summary, paragraphs = verdict.verdict(contrasts(items))
     assert "Not judged" in " ".join(summary) and "were not both run" in paragraphs[0]
     assert "Target" not in " ".join(summary)
 
@@ -494,23 +497,23 @@ def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
         about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
         for (method, metric), (value, stderr) in numbers.items()
     ]
-    made = tables.painted_table(pd.DataFrame(rows))
+    made = the_tables.painted_table(pd.DataFrame(rows))
     assert list(made.columns) == ["method", "fid", "denoising error", "adapters"]
     assert made.to_numpy().tolist() == [
         ["training pictures", "9.0 ± 0.3", "–", ""],
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
-    told = tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
+    told = the_tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
     assert told[0] == "Style t on b, source made" and len(told) == 2 + 1 + len(made)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
-    assert list(tables.painted_table(without).method) == ["base", "trained"]
+    assert list(the_tables.painted_table(without).method) == ["base", "trained"]
 
 
 def test_figures_show_the_numbers_of_the_rows(folder):
     metrics, items = results.read(folder / "lab")
-    rows = tables.pooled(metrics[metrics.metric == "accuracy"])
-    picture = figures.methods(rows, tables.per_sample(items))
+    rows = the_tables.pooled(metrics[metrics.metric == "accuracy"])
+    picture = figures.methods(rows, the_tables.per_sample(items))
     shown = {text.get_text() for axis in picture.axes for text in axis.texts}
     wanted = rows[rows.condition.isin(["none", "matched"])].value
     assert {f"{100 * value:.1f}" for value in wanted} <= shown
@@ -537,7 +540,7 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
 
 def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     metrics, items = results.read(folder / "lab")
-    rows = tables.pooled(metrics[metrics.metric == "accuracy"])
+    rows = the_tables.pooled(metrics[metrics.metric == "accuracy"])
     picture = panels.parity(rows, without_signal(items))
     axes = {axis.get_title(loc="left"): axis for axis in picture.axes}
     assert list(axes) == ["minilm-l6"]  # of two tasks of packages only what was run
@@ -560,7 +563,7 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
     rows = pd.concat(parts)
     for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
-        picture = panels.parity(tables.pooled(rows[rows.metric == metric]))
+        picture = panels.parity(the_tables.pooled(rows[rows.metric == metric]))
         assert len(picture.axes[0].get_yticklabels()) == count
 
 
@@ -613,10 +616,10 @@ def test_ablations_mark_the_default_and_draw_the_reference():
 
 
 def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():
-    table = tables.ablation_table(pd.concat([ablation(), ablation().assign(value=0.8)] * 2))
+    table = the_tables.ablation_table(pd.concat([ablation(), ablation().assign(value=0.8)] * 2))
     assert table.variant.tolist() == ["256", "512", "v", "trained"]
     assert table.default.tolist() == [True, False, True, False]
-    same = tables.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
+    same = the_tables.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
     assert same.value == pytest.approx(0.7) and table.value[1] == pytest.approx(0.7)
     assert same.ci_high - same.value == pytest.approx(0.05 / 2)  # four tasks: half the error
 

@@ -25,7 +25,7 @@ from oral_lib import (
     environment,
     graph,
     lock,
-    plan,
+    paths,
     provenance,
     reproduce,
     storage,
@@ -59,7 +59,7 @@ sys.exit(reproduce.main(sys.argv[1:], planner=planner))
 
 def planner(scale: str, source: str, out: Path) -> list[Node]:
     """a -> b -> last, a -> bad -> last."""
-    run = plan.run_folder(scale, source, out)
+    run = paths.run_folder(scale, source, out)
 
     def node(name: str, *inputs: str) -> Node:
         left = run / f"{name}.txt"
@@ -97,7 +97,7 @@ def until(condition, seconds: float = 20.0) -> None:
 def holding(out):
     """A run in another process, with node b waiting; ended at the end whatever happens."""
     (out / "hold").touch()
-    path = os.pathsep.join([str(plan.ROOT), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(paths.ROOT), str(Path(__file__).parent)])
     process = subprocess.Popen(
         [sys.executable, "-c", STARTER, "--scale", "smoke", "--out", str(out), "--jobs", "2"],
         env={**os.environ, "PYTHONPATH": path},
@@ -153,7 +153,7 @@ def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finishe
     out, said = finished
     assert "node 1/4 a: started, elapsed 0:0" in said and "node 4/4 last: done in 0:0" in said
     assert "left" in said and "    words of b\n" in said
-    logs = plan.run_folder("smoke", "made", out) / "logs"
+    logs = paths.run_folder("smoke", "made", out) / "logs"
     assert (logs / "b.log").read_text() == "words of b\n"
     assert "next: ./reproduce.sh" in said.splitlines()[-1]
 
@@ -199,7 +199,7 @@ def test_with_nothing_to_do_it_tells_of_results_of_another_commit(
     finished, made_with, told, capfd, monkeypatch
 ):
     done, _ = finished
-    manifest = plan.results_folder("smoke", done) / "manifest.json"
+    manifest = paths.results_folder("smoke", done) / "manifest.json"
     storage.write_json(manifest, {"made-vision": {"commit": made_with}, "hub": {"commit": "0"}})
     monkeypatch.setattr(provenance, "code_commit", lambda: "fedcba9")
     assert run(done) == 0
@@ -234,14 +234,14 @@ def test_only_runs_what_is_selected_and_what_it_needs_and_force_runs_it_again(ou
 
 def test_from_scratch_removes_the_run_folder_and_runs_everything(finished):
     done, _ = finished
-    litter = plan.run_folder("smoke", "made", done) / "litter"
+    litter = paths.run_folder("smoke", "made", done) / "litter"
     litter.touch()
     assert run(done, "--from-scratch") == 0
     assert sorted(ran(done)) == sorted(2 * ["a", "b", "bad", "last"]) and not litter.exists()
 
 
 def test_a_node_that_does_not_leave_what_it_promised_has_failed(out, capfd):
-    lazy = Node("lazy", (str(plan.run_folder("smoke", "made", out) / "x"),), ("-c", "pass"))
+    lazy = Node("lazy", (str(paths.run_folder("smoke", "made", out) / "x"),), ("-c", "pass"))
     argv = ["--scale", "smoke", "--out", str(out)]
     # Snakemake waits for a file that is late on a shared disk; not for this test
     words = engine.command
@@ -281,7 +281,7 @@ def test_ctrl_c_gives_130_ends_the_nodes_and_leaves_no_half_result(out, holding)
     assert holding.returncode == 130
     assert "The same command goes on from here" in said
     assert gone(node)
-    run_folder = plan.run_folder("smoke", "made", out)
+    run_folder = paths.run_folder("smoke", "made", out)
     assert (run_folder / "a.txt").exists() and not (run_folder / "b.txt").exists()
 
 
@@ -369,7 +369,7 @@ def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     words = ["--scale", "lab", "--out", str(out), "--only", "a", "--source"]
-    folder = plan.run_folder("lab", "local:x", out)
+    folder = paths.run_folder("lab", "local:x", out)
     graph.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
     assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2
     assert "name another folder with --out" in capsys.readouterr().err
@@ -405,8 +405,8 @@ def script(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
 
 def test_the_script_answers_from_any_folder_in_a_path_with_spaces(tmp_path):
     root = tmp_path / "a path with spaces"
-    shutil.copytree(plan.ROOT / "oral_lib", root / "oral_lib")
-    shutil.copy(plan.ROOT / "reproduce.sh", root)
+    shutil.copytree(paths.ROOT / "oral_lib", root / "oral_lib")
+    shutil.copy(paths.ROOT / "reproduce.sh", root)
     listed = script(root, "--list", PYTHON=sys.executable)
     assert listed.returncode == 0 and "language/minilm-l6/movie" in listed.stdout
     planned = script(root, "--dry-run", "--scale", "smoke", PYTHON=sys.executable)
@@ -415,13 +415,13 @@ def test_the_script_answers_from_any_folder_in_a_path_with_spaces(tmp_path):
 
 
 def test_the_script_states_its_exit_codes_and_refuses_another_python(tmp_path):
-    told = script(plan.ROOT, "--help", PYTHON=sys.executable).stdout
+    told = script(paths.ROOT, "--help", PYTHON=sys.executable).stdout
     for words in ("0 all is done", "1 a node failed", "2 usage", "3 preflight", "130 interrupted"):
         assert words in told
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
-    refused = script(plan.ROOT, "--list", PYTHON=str(other))
+    refused = script(paths.ROOT, "--list", PYTHON=str(other))
     assert refused.returncode == 3 and f"PYTHON={other}" in refused.stderr
 
 
@@ -495,7 +495,7 @@ def test_workers_that_talk_at_once_never_mix_their_lines(tmp_path):
     talk = f"for i in range(200): print({long!r}, flush=True)"
     ends, here = os.pipe()
     worker_line = [sys.executable, "-m", "oral_lib.worker"]
-    environment = {**os.environ, "PYTHONPATH": str(plan.ROOT)} | {"PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)} | {"PYTHONUNBUFFERED": "1"}
     processes = [
         subprocess.Popen(
             [*worker_line, name, str(tmp_path / name), "-c", talk],
@@ -523,7 +523,7 @@ def test_a_worker_ends_its_node_and_all_it_started_when_its_parent_goes(tmp_path
     script += "print(p.pid, flush=True); p.wait()"
     process = subprocess.Popen(
         [sys.executable, "-m", "oral_lib.worker", "node", str(tmp_path / "log"), "-c", script],
-        env={**os.environ, "PYTHONPATH": str(plan.ROOT), worker.EVENTS: "1"},
+        env={**os.environ, "PYTHONPATH": str(paths.ROOT), worker.EVENTS: "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

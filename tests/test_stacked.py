@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import bases, benchmarks, feed, scoring, stacked, tasks, zoo
+from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, stacked, tasks, zoo
 from oral_lib.errors import OralError
 from oral_lib.recipes import Recipe
 from oral_lib.stacked import Stack
@@ -58,7 +58,7 @@ def same_as_alone(base, done, data):
         moved = (alone[name] - start[name]).norm()
         assert moved > 0
         off[name] = float((tensor - alone[name]).norm() / moved)
-    most = 1e-2 if bases.fast_dtype("cpu") == torch.bfloat16 else 5e-2  # 0.018 seen on AVX2 alone
+    most = 1e-2 if devices.fast_dtype("cpu") == torch.bfloat16 else 5e-2  # 0.018 seen on AVX2 alone
     assert max(off.values()) < most and np.median(list(off.values())) < 2e-3, off
 
 
@@ -197,7 +197,7 @@ def test_a_convolution_under_a_stack_is_that_of_peft():
             for name, value in wrapped.named_parameters():
                 if "lora_" in name:
                     value.normal_(generator=torch.Generator().manual_seed(s))
-        parts.append(bases.take(wrapped))
+        parts.append(basemodel.take(wrapped))
         plain.append(wrapped(x[s]).detach())
         net = wrapped.unload()
     stack = Stack(parts[0], 3)

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 import oral_lib
-from oral_lib import cli, engine, notebooks, plan, sweeps
+from oral_lib import cli, engine, notebooks, paths, plan, scales, sweeps
 from oral_lib.errors import UsageError
 
-SHIPPED = sorted((plan.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((paths.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
 LANGUAGE = {
     "notebook": "10_language",
     "parameters": {"scale": "smoke"},
@@ -54,7 +54,7 @@ def test_every_sweep_of_the_repository_could_run(path, tmp_path):
     available = set()
     for node in wanted:
         needed = {*node.inputs, *node.after} - available
-        assert all(name.startswith(str(plan.ROOT / "notebooks")) for name in needed)
+        assert all(name.startswith(str(paths.ROOT / "notebooks")) for name in needed)
         assert not available & set(node.outputs), "two nodes leave the same file"
         available |= set(node.outputs)
 
@@ -81,8 +81,8 @@ def test_cells_that_the_plan_has_are_the_plans_own_nodes(tmp_path):
 
 def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_path, monkeypatch):
     cells, _ = made(tmp_path, LANGUAGE)
-    more = tuple(replace(entry, seeds=2) for entry in plan.cells_of("smoke"))
-    monkeypatch.setitem(plan.SCALES, "smoke", lambda source: more)
+    more = tuple(replace(entry, seeds=2) for entry in scales.cells_of("smoke"))
+    monkeypatch.setitem(scales.SCALES, "smoke", lambda source: more)
     planned = {node.name: node for node in plan.nodes("smoke", "made", tmp_path)}
     for cell in cells:
         assert cell.outputs == planned[cell.name].outputs
@@ -119,7 +119,7 @@ def test_cells_of_other_parameters_have_files_of_their_own_below_the_run(tmp_pat
     cells, wanted = made(tmp_path, ABLATIONS)
     outputs = [path for cell in cells for path in cell.outputs]
     assert len(set(outputs)) == len(cells) == 2
-    run = plan.run_folder("smoke", "made", tmp_path)
+    run = paths.run_folder("smoke", "made", tmp_path)
     assert all(path.startswith(f"{run}{os.sep}") for path in outputs)
     needed = {node.name for node in wanted} - {cell.name for cell in cells}
     assert needed and all(name.startswith("zoo/tiny-encoder") for name in needed)
@@ -262,7 +262,7 @@ def test_the_report_takes_cells_that_a_sweep_added_but_none_of_an_older_generato
 
     put(run.root / "generator" / "manifest.json", 1000.0)
     folders = {
-        seed: plan.cell_folder(run.root, "language", "tiny-encoder", "movie", seed)
+        seed: paths.cell_folder(run.root, "language", "tiny-encoder", "movie", seed)
         for seed in (1, 2, 3)
     }
     put(folders[1] / "metrics.csv", 2000.0)
@@ -270,7 +270,7 @@ def test_the_report_takes_cells_that_a_sweep_added_but_none_of_an_older_generato
     folders[3].mkdir()
     planned = [cell for cell in run.cells() if cell not in folders.values()]
     assert run.cells() == [*planned, folders[1]]
-    assert len(planned) == sum(len(cells.tasks) for cells in plan.cells_of("smoke"))
+    assert len(planned) == sum(len(cells.tasks) for cells in scales.cells_of("smoke"))
 
 
 @pytest.mark.parametrize("way", ["-p", "-f"])

@@ -30,8 +30,8 @@ from oral_lib import (
 )
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.matching import Gallery
+from oral_lib.partition import Row
 from oral_lib.recipes import default
-from oral_lib.tasks import Row
 
 torch.set_num_threads(1)
 ASKED, MATCHED = ("nlvr", "easy_vqa"), ("flickr8k", "digit_labels")

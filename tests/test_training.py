@@ -7,6 +7,7 @@ import torch
 from made_adapters import SMALL
 
 from oral_lib import bases, seeds, storage, tasks, training
+from oral_lib import zoo as the_zoo
 from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
@@ -280,7 +281,7 @@ def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
 def trained_as(zoo_members, tmp_path, monkeypatch):
     """kind -> the generator that is trained and kept as such, on the made-up zoo."""
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(training.zoo, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(the_zoo, "read", lambda root, *name: held[name])
     preset = training.preset
 
     def short(scale, kind):
@@ -313,12 +314,10 @@ def test_a_generator_of_other_wordings_is_trained_again(trained_as, tmp_path, mo
     made = (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
     trained_as("generator")
     assert (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns == made
-    task = training.tasks.load("movie")
+    task = tasks.load("movie")
     more = task.paraphrases | {"train": ["Is it a good film?", *task.paraphrases["train"]]}
-    load, other = training.tasks.load, replace(task, paraphrases=more)
-    monkeypatch.setattr(
-        training.tasks, "load", lambda name: other if name == "movie" else load(name)
-    )
+    load, other = tasks.load, replace(task, paraphrases=more)
+    monkeypatch.setattr(tasks, "load", lambda name: other if name == "movie" else load(name))
     again = trained_as("generator")
     assert again.manifest["told"] != first.manifest["told"]
     assert not equal(again.state_dict(), first.state_dict())
@@ -374,7 +373,7 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
     zoo_members, tmp_path, monkeypatch
 ):
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(training.zoo, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(the_zoo, "read", lambda root, *name: held[name])
     monkeypatch.setattr(training, "preset", lambda scale, kind: (SMALL, how))
 
     def made():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import plan, recipes, storage, tasks, tuning, zoo
+from oral_lib import recipes, scales, storage, tasks, tuning, zoo
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome
 from oral_lib.recipes import Recipe
@@ -161,5 +161,5 @@ def test_the_seed_of_tuning_is_none_that_a_zoo_has(trained, tmp_path, monkeypatc
         ("lab", "hub"),
         ("paper", "hub"),
     ):
-        for cells in plan.cells_of(scale, source):
-            assert seed not in plan.zoo_seeds(scale, cells.base, source)
+        for cells in scales.cells_of(scale, source):
+            assert seed not in scales.zoo_seeds(scale, cells.base, source)

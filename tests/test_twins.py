@@ -7,7 +7,7 @@ import pytest
 
 from oral_lib import twins
 from oral_lib.errors import OralError
-from oral_lib.plan import ROOT
+from oral_lib.paths import ROOT
 
 SOURCE = """\
 # ---

@@ -13,8 +13,8 @@ from oral_lib import (
     bases,
     contract,
     panels,
-    plan,
     recipes,
+    scales,
     splits,
     stats,
     storage,
@@ -56,8 +56,8 @@ def cell(run):
 # ---------------------------------------------------------------- what is held out
 @pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
 def test_the_lab_trains_on_1002_tasks_and_asks_for_twenty_others(source):
-    [cells] = plan.cells_of("lab", source, "unseen")
-    told = {task for _, task, _ in plan.members("lab", source, "unseen")}
+    [cells] = scales.cells_of("lab", source, "unseen")
+    told = {task for _, task, _ in scales.members("lab", source, "unseen")}
     assert len(told) == 1002 and len(cells.unseen) == 20 and not told & set(cells.unseen)
     assert {*told, *cells.unseen} == {*cells.kept} and cells.measured == cells.unseen
     of = tasks.load(cells.unseen[0]).of

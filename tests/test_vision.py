@@ -11,6 +11,7 @@ from torch import nn
 
 from oral_lib import (
     assets,
+    basemodel,
     bases,
     feed,
     images,
@@ -111,7 +112,7 @@ def test_what_was_attached_leaves_no_trace(base):
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     tensors = shaken(base, 0)
     with base.attach(tensors) as model:
-        assert equal(bases.take(model), tensors)
+        assert equal(basemodel.take(model), tensors)
     assert equal(base.model.state_dict(), before)
     assert not any(type(m).__module__.startswith("peft") for m in base.model.modules())
 
@@ -208,7 +209,7 @@ def test_batch_statistics_keep_full_precision_beside_bfloat16():
 
 
 def test_the_hub_is_not_asked_for_a_revision_that_nobody_knows(refused):
-    assert "vit-tiny" not in bases.names("hub") and "vit-tiny" not in bases.names()
+    assert "vit-tiny" not in registry.names("hub") and "vit-tiny" not in registry.names()
     with refused(PreflightError, "timm/vit_tiny", "DIR/models/vit-tiny"):
         bases.load("vit-tiny", source="hub")
 

@@ -13,6 +13,7 @@ from transformers import Qwen2VLImageProcessor
 import oral_lib
 from oral_lib import (
     assets,
+    basemodel,
     bases,
     contract,
     evaluate,
@@ -142,7 +143,7 @@ def test_the_model_is_described_by_structure_and_weights_never_by_name(base):
     told, seen = base.describe(), base.fingerprint()
     assert "qwen2_vl architecture" in told and "image tower with 2 layers" in told
     assert base.name not in told and registry.spec(PAPER).hub not in told
-    assert seen.shape == (bases.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (basemodel.FINGERPRINT,) and seen.isfinite().all()
     before = base.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     with torch.no_grad():
         base.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
@@ -329,10 +330,10 @@ def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
 
 
 def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):
-    [cells] = plan.cells_of("paper", "local:x", "multimodal")
+    [cells] = scales.cells_of("paper", "local:x", "multimodal")
     assert cells.base == PAPER and set(cells.tasks) == set(ASKED) and not cells.aligned
     assert all("local" in tasks.load(name).sources for name in cells.tasks)
     names = [node.name for node in plan.nodes("paper", "local:x", tmp_path)]
     assert f"multimodal/zoo/{PAPER}" in names and "multimodal/report" in names
     assert not any("align" in name for name in names)
-    assert all("multimodal" not in plan.experiments("paper", s) for s in ("hub", "packages"))
+    assert all("multimodal" not in scales.experiments("paper", s) for s in ("hub", "packages"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import bases, contract, plan, probe, storage, tasks, training
+from oral_lib import bases, contract, paths, probe, scales, storage, tasks, training
 from oral_lib.evaluate import accuracy_of, evaluate
 
 torch.set_num_threads(1)
@@ -31,10 +31,10 @@ def run(tmp_path_factory):
 
 
 def test_vision_has_a_zoo_and_generators_of_its_own(run):
-    assert run.root == plan.run_folder("smoke", "made", run.out) / "vision"
+    assert run.root == paths.run_folder("smoke", "made", run.out) / "vision"
     listed = storage.read_json(run.root / "generator" / "manifest.json")["zoo"]
     told = {(one["base"], one["task"], one["seed"]) for one in listed}
-    assert told == set(plan.members("smoke", "made", "vision"))
+    assert told == set(scales.members("smoke", "made", "vision"))
     assert set(run.generator().known) == {"tiny-convnet", "tiny-vit"}  # layouts differ
 
 

@@ -28,3 +28,12 @@ class Replay:
             self.pool = graph.pool()  # never replayed at once, so all share their memory
             self.graphs[key] = graph
         self.graphs[key].replay()
+
+
+def fast_dtype(device: str | torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it natively, else float32."""
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
