@@ -19,10 +19,11 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import basemodel, registry, scoring, stacked, tokens, training, zoo
+from oral_lib import basemodel, registry, scoring, tokens, training, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
+from oral_lib.lora import stacked
 from oral_lib.partition import Split
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import matching, scoring, stacked
+from oral_lib import matching, scoring
 from oral_lib.basemodel import BaseModel
+from oral_lib.lora import stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.matching import Gallery
 from oral_lib.partition import Row
-from oral_lib.stacked import Stack
 from oral_lib.tasks import Task
 
 GROUPS = {"cpu": 1, "cuda": 16}  # adapters that read at once

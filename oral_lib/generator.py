@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oral_lib import adapters, paths, registry, scales, seeds, storage, tokens, zoo
+from oral_lib import paths, registry, scales, seeds, storage, tokens, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import ARMS, ENCODERS, Condition, TextEncoder, text_encoder
 from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.known import Known
+from oral_lib.lora import distance, peft_folder
 from oral_lib.mixture import WAYS
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.schedule import Schedule, ScheduleConfig
@@ -421,11 +422,11 @@ class PromptedLora:
 
     tensors: dict[str, Tensor]
     config: dict
-    card: adapters.Card
+    card: peft_folder.Card
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a standard PEFT folder with a model card and returns it."""
-        return adapters.save(folder, self.tensors, self.config, self.card, overwrite=overwrite)
+        return peft_folder.save(folder, self.tensors, self.config, self.card, overwrite=overwrite)
 
 
 def prompt(
@@ -461,8 +462,8 @@ def prompt(
     members = _zoo_beside(folder, model, base)
     loras = []
     for tensors in made:
-        name, far = adapters.nearest(tensors, members, config) if members else ("", None)
-        card = adapters.Card(
+        name, far = distance.nearest(tensors, members, config) if members else ("", None)
+        card = peft_folder.Card(
             text=task,
             base=config["base_model_name_or_path"],
             loader=f'oral_lib.load_base("{base}").model',

@@ -16,10 +16,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, bases, gauge, seeds, stats, tasks, tokens, training
+from oral_lib import baselines, bases, seeds, stats, tasks, tokens, training
 from oral_lib.basemodel import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.lora import gauge
 from oral_lib.mixture import Mixtures
 from oral_lib.partition import Row
 from oral_lib.shelf import Shelf

@@ -17,13 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import adapters, contract, frechet, images, scales, seeds, stacked, tasks, zoo
+from oral_lib import contract, frechet, images, scales, seeds, tasks, zoo
 from oral_lib.evaluate import GROUPS, evaluate
 from oral_lib.latent_diffusion import LatentDiffusion
+from oral_lib.lora import distance, stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, _base, _models, trials
 from oral_lib.provenance import code_commit
-from oral_lib.stacked import Stack
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def run_cell(
     own = [m.tensors for m in members if m.task == task]
     made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
     apart = [m.tensors for m in held_out]
-    new = adapters.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
+    new = distance.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
     cell = {name: about[name] for name in (*contract.CELL, "commit")}
     return metrics, nothing, cell | new._asdict() | counts | {"method": "generated"}

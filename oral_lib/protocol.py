@@ -15,22 +15,12 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import (
-    adapters,
-    baselines,
-    bases,
-    matching,
-    results,
-    scales,
-    scoring,
-    seeds,
-    tasks,
-    zoo,
-)
+from oral_lib import baselines, bases, matching, results, scales, scoring, seeds, tasks, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder, text_encoder
 from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
+from oral_lib.lora import distance
 from oral_lib.partition import Row
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
@@ -288,7 +278,7 @@ def run_cell(
     apart = [m.tensors for m in held_out]
     if not apart:
         return metrics, items, None
-    found = adapters.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
+    found = distance.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
     row = cell | found._asdict() | counts | {"method": "generated", "commit": code_commit()}
     return metrics, items, row

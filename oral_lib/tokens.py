@@ -10,7 +10,6 @@ Cost: no index is built. One concatenation (encode) or split (decode) an adapter
 10^8 of them are 0.4 GB of tokens, 0.1 GB of mask and as much again as the tokens while they move.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,9 @@ import torch
 from torch import Tensor
 
 from oral_lib.errors import OralError, UsageError
-
-Adapter = Mapping[str, Tensor]  # tensors under the names of PEFT's saved state dict
+from oral_lib.lora.adapter import Adapter, _cut, _natural, first_difference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PREFIX = "base_model.model."
-_NUMBER = re.compile(r"(?:^|(?<=\.))[0-9]{1,9}(?=\.|$)")  # a whole part of a dotted name
 
 
 class Buffers(NamedTuple):
@@ -215,38 +211,12 @@ def decode(layout: Layout, values: Tensor) -> list[dict[str, Tensor]]:
     return adapters
 
 
-def first_difference(tensors: Adapter, shapes: Mapping[str, Sequence[int]]) -> str:
-    """The first tensor, by layer and name, in which `tensors` is not as `shapes` says, in words;
-    an empty string when there is none."""
-    for name in sorted({*tensors, *shapes}, key=_natural):
-        if name not in tensors:
-            return f"tensor {name!r} of shape {tuple(shapes[name])} is missing"
-        if name not in shapes:
-            return f"tensor {name!r} of shape {tuple(tensors[name].shape)} is unexpected"
-        if tuple(tensors[name].shape) != tuple(shapes[name]):
-            found, wanted = tuple(tensors[name].shape), tuple(shapes[name])
-            return f"tensor {name!r} has the shape {found}, expected {wanted}"
-    return ""
-
-
 def _cuts(layout: Layout) -> list[tuple[int, int]]:
     """(values, padding) of each tensor in the flat tokens."""
     return [
         (size, count * layout.k - size)
         for size, count in zip(layout.sizes, layout.counts, strict=True)
     ]
-
-
-def _cut(name: str) -> tuple[str, int, str]:
-    """(name before the layer number, layer, name after it) without PEFT's prefix and suffix."""
-    name = re.sub(r"(\.lora_[AB])\.weight$", r"\1", name.removeprefix(PREFIX))
-    if not (number := _NUMBER.search(name)):
-        return "", 0, name
-    return name[: number.start()].rstrip("."), 1 + int(number[0]), name[number.end() :].lstrip(".")
-
-
-def _natural(name: str) -> tuple[int, str, str]:
-    return _cut(name)[1], re.sub("[0-9]+", lambda digits: digits[0].zfill(9), name), name
 
 
 def _known_dtype(name: str, dtype: torch.dtype) -> None:

@@ -17,15 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, scales, seeds, stacked, storage, tasks, training, zoo
+from oral_lib import baselines, scales, seeds, storage, tasks, training, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.bases import load as load_base
 from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.lora import stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, Trial, judged
-from oral_lib.stacked import Stack
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 

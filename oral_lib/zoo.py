@@ -17,16 +17,17 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from oral_lib import bases, scoring, seeds, stacked, storage, tasks
+from oral_lib import bases, scoring, seeds, storage, tasks
 from oral_lib.basemodel import BaseModel
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
+from oral_lib.lora import stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.partition import Split
 from oral_lib.progress import bar
 from oral_lib.recipes import Recipe, default, recipe_of
-from oral_lib.stacked import Stack
 from oral_lib.tasks import Task
 
 MOST = 32  # adapters of a stack

@@ -11,7 +11,6 @@ import oral_lib
 from oral_lib import (
     ablations,
     baselines,
-    gauge,
     jury,
     recurrence,
     scales,
@@ -21,6 +20,7 @@ from oral_lib import (
     variants,
 )
 from oral_lib.errors import OralError, UsageError
+from oral_lib.lora import adapter
 
 BASE = "tiny-encoder"
 SMALL = {"rows": 20, "samples": 2, "steps": 4}
@@ -125,12 +125,12 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
         statistics = used[BASE, member.task]
         values = statistics.denormalise(shelves[BASE].tokens[place : place + 1])
         [found] = tokens.decode(layout, values)
-        for a, b in gauge.factors(found).items():
+        for a, b in adapter.factors(found).items():
             wanted = member.tensors[b] @ member.tensors[a]
             assert torch.allclose(found[b] @ found[a], wanted, atol=1e-5)
     nothing = torch.zeros_like(shelves[BASE].tokens[:1])
     [zero] = tokens.decode(layout, used[BASE, "movie"].denormalise(nothing))
-    assert all(not zero[b].any() for b in gauge.factors(zero).values())
+    assert all(not zero[b].any() for b in adapter.factors(zero).values())
     assert all(torch.equal(zero[n], t) for n, t in start.items() if "lora_" not in n)
 
 

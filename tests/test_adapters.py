@@ -12,9 +12,11 @@ import torch
 import yaml
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
-from oral_lib import adapters, storage
-from oral_lib.adapters import Card
+from oral_lib import storage
 from oral_lib.errors import OralError, UsageError
+from oral_lib.lora import adapter as lora_adapter
+from oral_lib.lora import distance, peft_folder
+from oral_lib.lora.peft_folder import Card
 
 torch.set_num_threads(1)
 SIZES = {
@@ -76,7 +78,7 @@ def test_a_generated_adapter_loads_in_peft_alone_and_changes_the_logits(tmp_path
 
     make, settings = KINDS[kind]
     tensors, config = generated(make(), **settings)
-    folder = adapters.save(tmp_path / "my lora", tensors, config, CARD)
+    folder = peft_folder.save(tmp_path / "my lora", tensors, config, CARD)
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -104,25 +106,25 @@ def test_a_generated_adapter_loads_in_peft_alone_and_changes_the_logits(tmp_path
 def test_a_saved_adapter_comes_back(tmp_path, kind):
     make, settings = KINDS[kind]
     tensors, config = generated(make(), **settings)
-    folder = adapters.save(tmp_path / "a", tensors, config, CARD)
-    back, again = adapters.load(folder)
+    folder = peft_folder.save(tmp_path / "a", tensors, config, CARD)
+    back, again = peft_folder.load(folder)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
     assert (again.r, again.lora_alpha) == (config.r, config.lora_alpha)
     assert again.rank_pattern == config.rank_pattern and again.use_dora == config.use_dora
     assert again.target_modules == config.target_modules
-    settings = storage.read_json(folder / adapters.CONFIG)
+    settings = storage.read_json(folder / peft_folder.CONFIG)
     assert settings["inference_mode"] is True
     assert settings["target_modules"] == sorted(settings["target_modules"])  # PEFT: a set's order
     # the configuration as a dict does as well, and the same adapter gives the same bytes
-    other = adapters.save(tmp_path / "b" / "a", tensors, again.to_dict(), CARD)
+    other = peft_folder.save(tmp_path / "b" / "a", tensors, again.to_dict(), CARD)
     for path in folder.iterdir():
         assert path.read_bytes() == (other / path.name).read_bytes()
 
 
 def test_the_card_tells_where_the_adapter_comes_from(tmp_path):
     tensors, config = plain()
-    text = (adapters.save(tmp_path / "a", tensors, config, CARD) / "README.md").read_text()
+    text = (peft_folder.save(tmp_path / "a", tensors, config, CARD) / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == "tiny-base"
     assert yaml.safe_load(front)["library_name"] == "peft"
@@ -135,7 +137,7 @@ def test_the_card_tells_where_the_adapter_comes_from(tmp_path):
 def test_a_hostile_text_stays_inside_its_quotation(tmp_path):
     tensors, config = plain()
     card = Card("a\n---\nlibrary_name: evil\n```python\nboom()\n", "b: [x", "g", 0)
-    text = (adapters.save(tmp_path / "a", tensors, config, card) / "README.md").read_text()
+    text = (peft_folder.save(tmp_path / "a", tensors, config, card) / "README.md").read_text()
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["base_model"] == "b: [x" and front["library_name"] == "peft"
     assert "\n> ---\n> library_name: evil\n> ```python\n> boom()\n" in text
@@ -151,7 +153,7 @@ def test_the_three_lines_of_the_card_work(tmp_path, monkeypatch):
     bert().save_pretrained(tmp_path / "base model")
     tensors, config = generated(bert(), **KINDS["classifier"][1])
     config.base_model_name_or_path = str(tmp_path / "base model")
-    text = (adapters.save(tmp_path / "a b", tensors, config, CARD) / "README.md").read_text()
+    text = (peft_folder.save(tmp_path / "a b", tensors, config, CARD) / "README.md").read_text()
     lines = text.split("```python\n")[1].split("```")[0]
     assert len(lines.splitlines()) == 3
     (tmp_path / "lines.py").write_text(lines)
@@ -164,7 +166,7 @@ def test_the_three_lines_of_the_card_work(tmp_path, monkeypatch):
 def test_the_card_can_load_the_base_through_oral(tmp_path):
     tensors, config = plain()
     card = Card("t", "b", "g", 0, loader='oral_lib.load_base("tiny-causal").model')
-    text = (adapters.save(tmp_path / "a", tensors, config, card) / "README.md").read_text()
+    text = (peft_folder.save(tmp_path / "a", tensors, config, card) / "README.md").read_text()
     assert 'import oral_lib, peft\nbase = oral_lib.load_base("tiny-causal").model\n' in text
 
 
@@ -184,29 +186,29 @@ def test_a_folder_in_use_is_never_overwritten_by_accident(tmp_path):
     tensors, config = plain()
     folder = tmp_path / "a"
     folder.mkdir()
-    adapters.save(folder, tensors, config, CARD)  # empty folders are free
+    peft_folder.save(folder, tensors, config, CARD)  # empty folders are free
     with pytest.raises(UsageError, match="holds an adapter"):
-        adapters.save(folder, tensors, config, CARD)
+        peft_folder.save(folder, tensors, config, CARD)
     other, _ = plain(seed=1)
-    adapters.save(folder, other, config, CARD, overwrite=True)
+    peft_folder.save(folder, other, config, CARD, overwrite=True)
     name = "base_model.model.head.weight"
-    assert torch.equal(adapters.load(folder)[0][name], other[name])
+    assert torch.equal(peft_folder.load(folder)[0][name], other[name])
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="notes"):
-        adapters.save(folder, tensors, config, CARD, overwrite=True)
+        peft_folder.save(folder, tensors, config, CARD, overwrite=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("mine")
     with pytest.raises(UsageError, match="no adapter"):
-        adapters.save(tmp_path / "home", tensors, config, CARD, overwrite=True)
+        peft_folder.save(tmp_path / "home", tensors, config, CARD, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
-        adapters.save(folder / "notes.txt", tensors, config, CARD, overwrite=True)
+        peft_folder.save(folder / "notes.txt", tensors, config, CARD, overwrite=True)
     assert (folder / "notes.txt").exists() and (tmp_path / "home" / "thesis.tex").exists()
 
 
 def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     tensors, config = plain()
-    adapters.save(tmp_path / "old", tensors, config, CARD)
-    before = (tmp_path / "old" / adapters.WEIGHTS).read_bytes()
+    peft_folder.save(tmp_path / "old", tensors, config, CARD)
+    before = (tmp_path / "old" / peft_folder.WEIGHTS).read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -214,9 +216,9 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "write_text", full)  # the last of three files
     for folder in ("old", "new"):
         with pytest.raises(OralError, match="No space left"):
-            adapters.save(tmp_path / folder, plain(1)[0], config, CARD, overwrite=True)
+            peft_folder.save(tmp_path / folder, plain(1)[0], config, CARD, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
-    assert (tmp_path / "old" / adapters.WEIGHTS).read_bytes() == before
+    assert (tmp_path / "old" / peft_folder.WEIGHTS).read_bytes() == before
 
 
 def refused(message, function, *arguments, error=OralError, **options):
@@ -233,38 +235,38 @@ def test_a_path_in_an_adapter_name_is_refused(tmp_path, name):
     tensors, config = plain()
     home = tmp_path / "home"
     home.mkdir()
-    refused("name", adapters.save, home, tensors, config, CARD, name=name, error=UsageError)
-    refused("name", adapters.load, home, name=name, error=UsageError)
+    refused("name", peft_folder.save, home, tensors, config, CARD, name=name, error=UsageError)
+    refused("name", peft_folder.load, home, name=name, error=UsageError)
     assert [path.name for path in tmp_path.iterdir()] == ["home"] and not [*home.iterdir()]
 
 
 def test_a_plain_name_is_a_folder_inside(tmp_path):
     tensors, config = plain()
-    assert adapters.save(tmp_path, tensors, config, CARD, name="seed-1") == tmp_path / "seed-1"
-    assert adapters.load(tmp_path, name="seed-1")[0].keys() == tensors.keys()
+    assert peft_folder.save(tmp_path, tensors, config, CARD, name="seed-1") == tmp_path / "seed-1"
+    assert peft_folder.load(tmp_path, name="seed-1")[0].keys() == tensors.keys()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return adapters.save(tmp_path / "adapter", *plain(), CARD)
+    return peft_folder.save(tmp_path / "adapter", *plain(), CARD)
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path, folder):
     outside = tmp_path / "outside"
-    for name in (adapters.CONFIG, adapters.WEIGHTS):
+    for name in (peft_folder.CONFIG, peft_folder.WEIGHTS):
         held = (folder / name).read_bytes()
         outside.write_bytes(held)
         for target in (outside, Path("../outside"), folder / name):  # the last one: a loop
             (folder / name).unlink()
             (folder / name).symlink_to(target)
-            refused("leads out|No file", adapters.load, folder)
+            refused("leads out|No file", peft_folder.load, folder)
         (folder / name).unlink()
         (folder / name).write_bytes(held)
-    adapters.load(folder)
+    peft_folder.load(folder)
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo" / "linked").symlink_to(folder)
-    refused("leads out", adapters.load, tmp_path / "zoo", name="linked")
-    refused("leads out", adapters.save, tmp_path / "zoo", *plain(), CARD, name="linked")
+    refused("leads out", peft_folder.load, tmp_path / "zoo", name="linked")
+    refused("leads out", peft_folder.save, tmp_path / "zoo", *plain(), CARD, name="linked")
 
 
 class Bomb:
@@ -275,20 +277,20 @@ class Bomb:
 def test_a_pickle_under_any_name_is_refused_and_never_read(tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for content in (pickle.dumps(Bomb()), b"PK\x03\x04" + bytes(64)):
-        (folder / adapters.WEIGHTS).write_bytes(content)
-        refused("no whole safetensors", adapters.load, folder)
-    (folder / adapters.WEIGHTS).unlink()
+        (folder / peft_folder.WEIGHTS).write_bytes(content)
+        refused("no whole safetensors", peft_folder.load, folder)
+    (folder / peft_folder.WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
-    refused("only adapter_model.bin.*pickle can run code", adapters.load, folder)
+    refused("only adapter_model.bin.*pickle can run code", peft_folder.load, folder)
     assert not (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
 def test_a_truncated_file_is_refused(folder, kept):
-    for name in (adapters.WEIGHTS, adapters.CONFIG):
+    for name in (peft_folder.WEIGHTS, peft_folder.CONFIG):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole.rstrip()[:kept])
-        refused("no whole", adapters.load, folder)
+        refused("no whole", peft_folder.load, folder)
         (folder / name).write_bytes(whole)
 
 
@@ -296,9 +298,9 @@ def test_a_truncated_file_is_refused(folder, kept):
 def test_weights_that_are_not_finite_are_neither_loaded_nor_saved(tmp_path, folder, bad):
     tensors, config = plain()
     tensors["base_model.model.a.lora_B.weight"][1, 1] = bad
-    storage.write_tensors(folder / adapters.WEIGHTS, tensors)
-    refused("a.lora_B.weight", adapters.load, folder)
-    refused("a.lora_B.weight", adapters.save, tmp_path / "new", tensors, config, CARD)
+    storage.write_tensors(folder / peft_folder.WEIGHTS, tensors)
+    refused("a.lora_B.weight", peft_folder.load, folder)
+    refused("a.lora_B.weight", peft_folder.save, tmp_path / "new", tensors, config, CARD)
     assert not (tmp_path / "new").exists()
 
 
@@ -325,16 +327,16 @@ def test_tensors_that_are_no_lora_of_the_configuration_are_refused(
 ):
     tensors, config = plain()
     tensors = {name: value for name, value in {**tensors, **change}.items() if value is not None}
-    storage.write_tensors(folder / adapters.WEIGHTS, tensors)
-    refused(message, adapters.load, folder)
-    refused(message, adapters.save, tmp_path / "new", tensors, config, CARD)
+    storage.write_tensors(folder / peft_folder.WEIGHTS, tensors)
+    refused(message, peft_folder.load, folder)
+    refused(message, peft_folder.save, tmp_path / "new", tensors, config, CARD)
     assert not (tmp_path / "new").exists()
 
 
 def test_an_adapter_without_lora_is_refused(folder):
     for tensors in ({}, {"base_model.model.head.weight": torch.ones(2)}):
-        storage.write_tensors(folder / adapters.WEIGHTS, tensors)
-        refused("no LoRA factors", adapters.load, folder)
+        storage.write_tensors(folder / peft_folder.WEIGHTS, tensors)
+        refused("no LoRA factors", peft_folder.load, folder)
 
 
 @pytest.mark.parametrize(
@@ -358,31 +360,31 @@ def test_an_adapter_without_lora_is_refused(folder):
     ],
 )
 def test_a_configuration_that_is_no_lora_is_refused(folder, change, message):
-    path = folder / adapters.CONFIG
+    path = folder / peft_folder.CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    refused(message, adapters.load, folder)
+    refused(message, peft_folder.load, folder)
 
 
 def test_a_missing_adapter_is_refused(tmp_path, folder):
-    refused("no adapter folder", adapters.load, tmp_path / "gone")
-    (folder / adapters.CONFIG).write_text('{"r": 2, "lora_alpha": 6}')
-    refused("None, not 'LORA'", adapters.load, folder)
-    (folder / adapters.CONFIG).write_text("[]")
-    refused("no JSON object", adapters.load, folder)
-    (folder / adapters.CONFIG).unlink()
-    refused("No file", adapters.load, folder)
+    refused("no adapter folder", peft_folder.load, tmp_path / "gone")
+    (folder / peft_folder.CONFIG).write_text('{"r": 2, "lora_alpha": 6}')
+    refused("None, not 'LORA'", peft_folder.load, folder)
+    (folder / peft_folder.CONFIG).write_text("[]")
+    refused("no JSON object", peft_folder.load, folder)
+    (folder / peft_folder.CONFIG).unlink()
+    refused("No file", peft_folder.load, folder)
 
 
 def test_the_first_difference_to_the_base_is_told():
     reference, _ = plain()
-    adapters.check(plain(seed=3)[0], reference)
+    lora_adapter.check(plain(seed=3)[0], reference)
     for change, message in [
         ({A: torch.ones(4, 7)}, rf"'{A}' has the shape \(4, 7\), expected \(2, 7\)"),
         ({A: None, B: None}, rf"'{A}' of shape \(2, 7\) is missing"),
         ({"z": torch.ones(2)}, r"'z' of shape \(2,\) is unexpected"),
     ]:
         tensors = {n: v for n, v in {**reference, **change}.items() if v is not None}
-        refused(message, adapters.check, tensors, reference)
+        refused(message, lora_adapter.check, tensors, reference)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classifier"])
@@ -394,7 +396,7 @@ def test_delta_is_what_peft_adds_to_the_weights(kind):
     model = get_peft_model(make(), config)
     set_peft_model_state_dict(model, tensors)
     merged, base = model.merge_and_unload(), make()
-    deltas = dict(adapters.delta(tensors, config))
+    deltas = dict(distance.delta(tensors, config))
     assert len(deltas) == 4
     for module, change in deltas.items():
         moved = merged.get_submodule(module).weight - base.get_submodule(module).weight
@@ -411,19 +413,19 @@ def test_delta_of_a_convolution_is_what_the_model_computes(groups):
     model = get_peft_model(torch.nn.Sequential(torch.nn.ModuleDict(layers)), config)
     conv = model.base_model.model[0]["conv"]
     image = torch.randn(1, 4, 8, 8)
-    ((_, change),) = adapters.delta(get_peft_model_state_dict(model), config)
+    ((_, change),) = distance.delta(get_peft_model_state_dict(model), config)
     added = conv(image) - conv.base_layer(image)
     torch.testing.assert_close(torch.nn.functional.conv2d(image, change), added)
 
 
 def test_delta_makes_one_module_at_a_time():
     tensors, config = plain(modules=("a", "b"))
-    deltas = adapters.delta(tensors, config)
+    deltas = distance.delta(tensors, config)
     assert iter(deltas) is deltas and next(deltas)[0] == "a"
 
 
 def dense(one, other, config):
-    pairs = zip(adapters.delta(one, config), adapters.delta(other, config), strict=True)
+    pairs = zip(distance.delta(one, config), distance.delta(other, config), strict=True)
     lora = sum(float((a - b).double().square().sum()) for (_, a), (_, b) in pairs) ** 0.5
     rest = [n for n in one if "lora_A" not in n and "lora_B" not in n]
     return lora, sum(float((one[n] - other[n]).square().sum()) for n in rest) ** 0.5
@@ -437,11 +439,11 @@ def test_distance_is_the_dense_distance(rslora):
         wide, _ = plain(len(tensors), r=3, modules=["layers.1.up"], out=9)
         tensors |= wide
     config |= {"use_rslora": rslora, "rank_pattern": {"up": 3}, "alpha_pattern": {"q": 1.5}}
-    found = adapters.distance(one, other, config)
+    found = distance.distance(one, other, config)
     assert found == pytest.approx(dense(one, other, config), rel=1e-5)
     assert found.total == pytest.approx(hypot(*found))
-    assert adapters.distance(other, one, config) == pytest.approx(found)
-    assert adapters.distance(one, one, config) == (0, 0)
+    assert distance.distance(other, one, config) == pytest.approx(found)
+    assert distance.distance(one, one, config) == (0, 0)
 
 
 def test_distance_of_grouped_convolutions_is_the_dense_distance():
@@ -454,7 +456,7 @@ def test_distance_of_grouped_convolutions_is_the_dense_distance():
         }
         for _ in range(2)
     )
-    found = adapters.distance(one, other, config)
+    found = distance.distance(one, other, config)
     assert found == pytest.approx(dense(one, other, config), rel=1e-5)
 
 
@@ -464,24 +466,24 @@ def test_distance_is_exact_for_near_adapters_and_blind_to_the_gauge():
     near[B][0, 0] += 1e-4  # dW moves by s times 1e-4 |first row of A|
     moved = float(near[B].double()[0, 0] - one[B].double()[0, 0])
     expected = 3 * moved * float(one[A].double()[0].norm())
-    assert adapters.distance(one, near, config).lora == pytest.approx(expected, rel=1e-6)
+    assert distance.distance(one, near, config).lora == pytest.approx(expected, rel=1e-6)
     turned = {**one, A: one[A] * 3, B: one[B] / 3}  # B A = (B R)(R^-1 A)
     none = {name: torch.zeros_like(tensor) for name, tensor in one.items()}
-    size = adapters.distance(one, none, config).lora
-    assert adapters.distance(one, turned, config).lora < 1e-6 * size
+    size = distance.distance(one, none, config).lora
+    assert distance.distance(one, turned, config).lora < 1e-6 * size
 
 
 def test_distance_wants_adapters_of_one_shape():
-    refused("shape", adapters.distance, plain()[0], plain(width=8)[0], plain()[1])
+    refused("shape", distance.distance, plain()[0], plain(width=8)[0], plain()[1])
 
 
 def test_the_nearest_of_the_zoo_is_named():
     one, config = plain()
     near = {name: tensor + 0.01 for name, tensor in one.items()}
     zoo = [("far", plain(1)[0]), ("near", near), ("farther", plain(2)[0])]
-    name, found = adapters.nearest(one, iter(zoo), config)
-    assert name == "near" and found == adapters.distance(one, near, config)
-    refused("empty", adapters.nearest, one, [], config, error=UsageError)
+    name, found = distance.nearest(one, iter(zoo), config)
+    assert name == "near" and found == distance.distance(one, near, config)
+    refused("empty", distance.nearest, one, [], config, error=UsageError)
 
 
 # ---------------------------------------------------------------- novelty
@@ -506,10 +508,10 @@ def change(adapter: dict, scale: float) -> torch.Tensor:
 
 def test_distances_of_many_are_those_of_the_weight_changes():
     ones, others = loras(3, 0), loras(4, 1)
-    found = adapters.distances(ones, others, scale=0.5)
+    found = distance.distances(ones, others, scale=0.5)
     wanted = [[(change(a, 0.5) - change(b, 0.5)).norm() for b in others] for a in ones]
     assert torch.allclose(found, torch.tensor(wanted).double(), rtol=1e-5)
-    assert adapters.distances(ones, ones).diagonal().abs().max() < 1e-5
+    assert distance.distances(ones, ones).diagonal().abs().max() < 1e-5
 
 
 def test_distances_do_not_see_how_a_change_is_factored():
@@ -518,14 +520,14 @@ def test_distances_do_not_see_how_a_change_is_factored():
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3)))[0]
     turned["x.lora_A.weight"] = turn.T @ one["x.lora_A.weight"]
     turned["x.lora_B.weight"] = one["x.lora_B.weight"] @ turn
-    assert adapters.distances([one], [turned]).item() < 1e-3
+    assert distance.distances([one], [turned]).item() < 1e-3
 
 
 def test_a_copy_has_no_novelty_and_another_run_is_as_new_as_a_held_out_one():
     train, held = loras(8, 0), loras(2, 1)
-    copied = adapters.novelty([dict(train[2])], train, held, scale=2.0)
+    copied = distance.novelty([dict(train[2])], train, held, scale=2.0)
     assert copied.ratio < 1e-3 and copied.samples != copied.samples  # NaN: there is one sample
-    fresh = adapters.novelty(loras(20, 2), train, held, scale=2.0)
+    fresh = distance.novelty(loras(20, 2), train, held, scale=2.0)
     assert 0.7 < fresh.ratio < 1.4 and fresh.ratio_low <= fresh.ratio
     assert fresh.generated == pytest.approx(fresh.ratio * fresh.held_out)
 
@@ -533,13 +535,13 @@ def test_a_copy_has_no_novelty_and_another_run_is_as_new_as_a_held_out_one():
 def test_the_mean_of_all_runs_is_nearer_to_each_than_they_are_to_one_another():
     train, held = loras(8, 0, spread=0.1, about=1.0), loras(2, 1, spread=0.1, about=1.0)
     soup = {name: torch.stack([a[name] for a in train]).mean(0) for name in train[0]}
-    found = adapters.novelty([soup], train, held, scale=1.0)
+    found = distance.novelty([soup], train, held, scale=1.0)
     assert found.ratio < 1 and found.generated < found.seeds < found.norm
 
 
 def test_novelty_of_nothing_and_of_other_shapes_is_refused():
     with pytest.raises(UsageError, match="got 0, 2 and 1"):
-        adapters.novelty([], loras(2, 0), loras(1, 1), 1.0)
+        distance.novelty([], loras(2, 0), loras(1, 1), 1.0)
     strange = [{**one, "x.lora_A.weight": torch.ones(2, 7)} for one in loras(1, 0)]
     with pytest.raises(OralError, match="does not fit"):
-        adapters.novelty(strange, loras(2, 0), loras(1, 1), 1.0)
+        distance.novelty(strange, loras(2, 0), loras(1, 1), 1.0)

@@ -13,7 +13,7 @@ from oral_lib import assets, basemodel, bases, packages, registry, scoring, task
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.stacked import Stack, attached
+from oral_lib.lora.stacked import Stack, attached
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")

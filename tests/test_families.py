@@ -9,7 +9,6 @@ from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
 from oral_lib import (
-    adapters,
     alignment,
     bases,
     benchmarks,
@@ -27,6 +26,8 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.condition import text_encoder
+from oral_lib.lora import adapter as lora_adapter
+from oral_lib.lora import peft_folder
 from oral_lib.recipes import Recipe
 from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout, decode, encode
@@ -150,14 +151,14 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     members = [zoo.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
     model, _ = assemble(SMALL, members, source="made")
     [generated] = model.generate(task.description, name, 1, 0, source="made")
-    adapters.check(generated, base.lora_init())
+    lora_adapter.check(generated, base.lora_init())
     config = model.known[name].peft_config
     assert config["task_type"] == base.peft_config().task_type
     assert config["base_model_name_or_path"] == base.spec.hub
     loader = f'oral_lib.load_base("{name}").model'
     for place, tensors in enumerate((decoded[0], generated)):
-        card = adapters.Card(task.description, name, "none", 0, loader=loader)
-        where = adapters.save(tmp_path / str(place), tensors, config, card)
+        card = peft_folder.Card(task.description, name, "none", 0, loader=loader)
+        where = peft_folder.save(tmp_path / str(place), tensors, config, card)
         [outcome] = evaluate.evaluate(base, task, rows, [tensors])
         fresh = loaded(name)
         said = PeftModel.from_pretrained(fresh.model, str(where)).eval()
@@ -201,8 +202,8 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
     [bare] = scoring.score(base.model, base, task, rows)
     assert bare.isfinite().all()
     [outcome] = evaluate.evaluate(base, task, rows, [tensors])
-    card = adapters.Card("see", base.name, "none", 0)
-    where = adapters.save(tmp_path / "lora", tensors, base.peft_config(), card)
+    card = peft_folder.Card("see", base.name, "none", 0)
+    where = peft_folder.save(tmp_path / "lora", tensors, base.peft_config(), card)
     with base.attach(tensors) as model:
         [attached] = scoring.score(model, base, task, rows)
     model = PeftModel.from_pretrained(base.model, str(where)).eval()

@@ -7,12 +7,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import adapters, bases, registry, scoring, storage, tasks, tokens
+from oral_lib import bases, registry, scoring, storage, tasks, tokens
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import text_encoder
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
+from oral_lib.lora import adapter as lora_adapter
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
 from oral_lib.tokens import Layout
@@ -214,7 +215,7 @@ def test_regression_answers_at_once_and_its_loss_is_its_error():
 def test_what_is_generated_fits_its_base_and_differs_from_it(model, name):
     start = bases.load(name).lora_init()
     for adapter in model.generate(MOVIE, name, n=2):
-        adapters.check(adapter, start)
+        lora_adapter.check(adapter, start)
         assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.values())
         assert not any(torch.equal(t, start[n]) for n, t in adapter.items())
         assert not any(t.is_inference() for t in adapter.values())  # it may be trained on

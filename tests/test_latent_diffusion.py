@@ -25,8 +25,8 @@ from oral_lib import (
     training,
     zoo,
 )
-from oral_lib.adapters import Card, save
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.lora.peft_folder import Card, save
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)

@@ -9,8 +9,9 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import adapters, bases, paths, storage, zoo
+from oral_lib import bases, paths, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.lora import distance, peft_folder
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -55,7 +56,7 @@ def test_an_adapter_is_saved_over_another_only_when_told_to(prompted, tmp_path, 
         lora.save(folder)
     [other] = prompted(seed=1)
     assert other.save(folder, overwrite=True) == folder
-    tensors, _ = adapters.load(folder)
+    tensors, _ = peft_folder.load(folder)
     assert all(torch.equal(tensors[n], t) for n, t in other.tensors.items())
 
 
@@ -81,7 +82,7 @@ def test_the_card_says_what_made_the_adapter(prompted, smoke, tmp_path):
 def test_the_card_names_the_nearest_adapter_of_the_zoo(prompted, smoke):
     [lora] = prompted()
     near = {
-        f"{m.task}, seed {m.seed}": adapters.distance(lora.tensors, m.tensors, lora.config).total
+        f"{m.task}, seed {m.seed}": distance.distance(lora.tensors, m.tensors, lora.config).total
         for m in smoke.members("tiny-causal")
     }
     assert len(near) == 4 and lora.card.nearest == min(near, key=near.get)

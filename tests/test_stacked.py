@@ -10,10 +10,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, stacked, tasks, zoo
+from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, tasks, zoo
 from oral_lib.errors import OralError
+from oral_lib.lora import stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.recipes import Recipe
-from oral_lib.stacked import Stack
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")

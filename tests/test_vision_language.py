@@ -23,15 +23,15 @@ from oral_lib import (
     registry,
     scales,
     scoring,
-    stacked,
     storage,
     tasks,
     training,
     zoo,
 )
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.lora import stacked
+from oral_lib.lora.stacked import Stack
 from oral_lib.recipes import Recipe
-from oral_lib.stacked import Stack
 from oral_lib.vision_language import CHOICES
 
 torch.set_num_threads(1)

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError
+from oral_lib.lora.adapter import PREFIX
 
-PREFIX = "base_model.model."  # of PEFT's saved names
 SIBLINGS = (  # linear layers of one module that read the same x
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),

@@ -14,30 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib import seeds
-from oral_lib.errors import OralError
-from oral_lib.tokens import Adapter
-
-PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
-
-
-def factors(adapter: Adapter) -> dict[str, str]:
-    """The name of B by that of its A. OralError if a factor stands alone, or where nothing can turn
-    (grouped convolutions)."""
-    pairs = {
-        name: name.removesuffix(end) + PAIRS[end]
-        for name in adapter
-        for end in PAIRS
-        if name.endswith(end)
-    }
-    for a, b in pairs.items():
-        if b not in adapter:
-            raise OralError(f"Tensor {a!r} has no {b!r} beside it.")
-        shape = adapter[b].shape
-        if shape[1] != len(adapter[a]) or shape[2:].numel() != 1:
-            raise OralError(
-                f"{a!r} {tuple(adapter[a].shape)} and {b!r} {tuple(shape)} are no B A of matrices."
-            )
-    return pairs
+from oral_lib.lora.adapter import Adapter, factors
 
 
 def balanced(adapter: Adapter) -> dict[str, Tensor]:
