@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import assets, bases, matching, registry, seeds, storage, towers
+from oral_lib import bases, matching, registry, seeds, storage, towers
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
 from oral_lib.matching import Gallery
 from oral_lib.partition import Row, Split
@@ -46,17 +47,17 @@ def ensure(
     if spec.alignment is None:
         known = [n for n, entry in registry.REGISTRY.items() if entry.alignment]
         raise UsageError(f"{name!r} has no two towers to align; {', '.join(known)} have.")
-    if own := assets.local_model(name, source):
+    if own := sources.local_model(name, source):
         return own
     wanted = [registry.spec(n).asset for n in (spec.alignment.image, spec.alignment.text)]
-    assets.prepare([asset for asset in wanted if asset], source=source, offline=offline)
+    sources.prepare([asset for asset in wanted if asset], source=source, offline=offline)
     folder = bases.version_dir(name, source)
-    if not assets.fault(folder):
+    if not sources.fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     state = folder.with_name(f".{folder.name}.state.safetensors")
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if assets.fault(folder):  # nobody else made it meanwhile
+        if sources.fault(folder):  # nobody else made it meanwhile
             _make(spec, folder, source, device, state)
     return folder
 
@@ -68,8 +69,8 @@ def _make(
     loading = {"source": source, "device": device, "dtype": torch.float32}
     image = bases.load(recipe.image, **loading)
     text = bases.load(recipe.text, words=spec.family, **loading)
-    with assets.alone(), storage.replacing(folder) as place:
-        assets.need_space(4 * (image.weights + text.weights) >> 20)
+    with sources.alone(), storage.replacing(folder) as place:
+        sources.need_space(4 * (image.weights + text.weights) >> 20)
         place.mkdir()
         towers.write_config(place, spec, image, text)
         base = towers.joined(place, spec, image, text)
@@ -80,7 +81,7 @@ def _make(
             "source": source.split(":")[0],
             "task": dict(recipe.pairs)[data.source],
         }
-        assets.seal(place, about)
+        sources.seal(place, about)
     state.unlink(missing_ok=True)
 
 

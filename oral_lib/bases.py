@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from oral_lib import assets, seeds, tasks
+from oral_lib import seeds, tasks
+from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel, attention, check_fit, reading
 from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
@@ -99,14 +100,14 @@ def _folder(entry: BaseSpec, source: str) -> Path | None:
     """Where the weights of `entry` lie; None: they are made on the spot."""
     if entry.parent or entry.alignment:
         return made_dir(entry.name, source)
-    return entry.asset and assets.model_dir(entry.asset, source=source)
+    return entry.asset and sources.model_dir(entry.asset, source=source)
 
 
 def made_dir(name: str, source: str = "packages") -> Path:
     """`version_dir` of what is there and whole; PreflightError, with the command that makes it, of
     anything else."""
     folder, how = version_dir(name, source), "align" if spec(name).alignment else "evolve"
-    if assets.local_model(name, source) or not (fault := assets.fault(folder)):
+    if sources.local_model(name, source) or not (fault := sources.fault(folder)):
         return folder
     command = ["python", "-m", "oral_lib", how, "--base", name]
     command += ["--source", source] if source not in ("packages", "made") else []
@@ -117,7 +118,7 @@ def made_dir(name: str, source: str = "packages") -> Path:
 def version_dir(name: str, source: str = "packages") -> Path:
     """The folder of an evolved version or of two aligned towers: the user's own, or in the cache by
     all that goes into it, which is the recipe and the weights, and pairs, that it is made of."""
-    if own := assets.local_model(name, source):
+    if own := sources.local_model(name, source):
         return own
     first, entry = lineage(name)[0], spec(name)
     if recipe := entry.alignment:
@@ -129,14 +130,14 @@ def version_dir(name: str, source: str = "packages") -> Path:
     else:
         made_of = [asdict(entry.evolution), _origin(first, source)]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:10]
-    return assets.cache_dir() / "models" / f"{name}-{key}"
+    return sources.cache_dir() / "models" / f"{name}-{key}"
 
 
 def _origin(entry: BaseSpec, source: str, words: str = "language") -> str:
     """What tells the weights of a released model, or of one made on the spot, from others."""
     if entry.asset is None:
         return " ".join(sorted(word_tokenizer(words).get_vocab()))
-    return assets.weights_hash(assets.model_dir(entry.asset, source=source))
+    return sources.weights_hash(sources.model_dir(entry.asset, source=source))
 
 
 def _tiny(entry: BaseSpec, labels: int, words: str) -> tuple[nn.Module, PreTrainedTokenizerFast]:

@@ -157,7 +157,8 @@ def _source(args: argparse.Namespace) -> str:
 
 
 def _assets(args: argparse.Namespace) -> None:
-    from oral_lib import assets, storage
+    from oral_lib import storage
+    from oral_lib.assets import sources
 
     source = _source(args)
     if args.experiment == "style":
@@ -166,11 +167,11 @@ def _assets(args: argparse.Namespace) -> None:
         latent_diffusion.need_diffusers()
     for experiment in scales.EXPERIMENTS if args.tests else [args.experiment]:
         how = {"source": source, "experiment": experiment, "offline": args.offline}
-        assets.prepare(args.names or None, **how)
+        sources.prepare(args.names or None, **how)
     if args.tests:
-        assets.harness(offline=args.offline)
+        sources.harness(offline=args.offline)
     if not args.names:
-        done = {"source": source, "cache": str(assets.cache_dir())}
+        done = {"source": source, "cache": str(sources.cache_dir())}
         out = args.out.absolute()
         folder = paths.experiment_folder(args.scale, source, out, args.experiment)
         storage.write_json(folder / "assets.json", done)

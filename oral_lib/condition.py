@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from oral_lib import assets, seeds
+from oral_lib import seeds
+from oral_lib.assets import sources
 from oral_lib.basemodel import FINGERPRINT, check_fit, reading
 from oral_lib.bases import word_tokenizer
 from oral_lib.errors import UsageError, closest
@@ -53,7 +54,7 @@ class TextEncoder:
                 )
                 self.model = BertModel(config, add_pooling_layer=False)
         else:
-            folder = assets.model_dir(name.removesuffix("-words"), source=source)
+            folder = sources.model_dir(name.removesuffix("-words"), source=source)
             how = {"use_safetensors": True, "output_loading_info": True}
             with reading(folder, f"text encoder {name}"):
                 self.tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from oral_lib import assets, basemodel, bases, devices, registry, seeds, storage, tasks
+from oral_lib import basemodel, bases, devices, registry, seeds, storage, tasks
+from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError, UsageError
 from oral_lib.progress import bar
@@ -44,14 +45,14 @@ def ensure(
     if not versions:
         known = [n for n, entry in registry.REGISTRY.items() if entry.parent]
         raise UsageError(f"{name!r} is a model as released; versions are {', '.join(known)}.")
-    if own := assets.local_model(name, source):
+    if own := sources.local_model(name, source):
         return own
     recipe = versions[-1].evolution
-    assets.prepare([t for t in recipe.texts if t != "made"], offline=offline)
+    sources.prepare([t for t in recipe.texts if t != "made"], offline=offline)
     if first.asset:
-        assets.prepare([first.asset], source=source, offline=offline)
+        sources.prepare([first.asset], source=source, offline=offline)
     folder = bases.version_dir(name, source)
-    if not assets.fault(folder):
+    if not sources.fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name.replace(name, first.name, 1)}.lock"):
@@ -63,7 +64,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
     start, before = None, None
     for entry in versions:
         folder = bases.version_dir(entry.name, source)
-        if not assets.fault(folder):
+        if not sources.fault(folder):
             before = None  # that of this version is not at hand
             continue
         if start is None:
@@ -74,14 +75,14 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
         about = evolve(base, entry.version, start=start, before=before)
         before = about["perplexity_after"]
         about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
-        with assets.alone():
-            assets.need_space(sum(w.nbytes for w in start.values()) >> 20)
+        with sources.alone():
+            sources.need_space(sum(w.nbytes for w in start.values()) >> 20)
             with storage.replacing(folder) as place:
                 place.mkdir()
                 with basemodel.quiet():
                     base.model.save_pretrained(place)
                 base.tokenizer.save_pretrained(place)
-                assets.seal(place, about)
+                sources.seal(place, about)
 
 
 def evolve(
@@ -124,10 +125,10 @@ def evolve(
 def history(name: str, source: str = "packages") -> list[dict]:
     """What the manifests say of the versions that lead to `name`, oldest first, and nothing of a
     user's own; PreflightError unless all are made."""
-    if assets.local_model(name, source):
+    if sources.local_model(name, source):
         return []
     made = [bases.made_dir(entry.name, source) for entry in lineage(name)[1:]]
-    return [storage.read_json(folder / assets.MANIFEST) for folder in made]
+    return [storage.read_json(folder / sources.MANIFEST) for folder in made]
 
 
 def texts(recipe: Evolution) -> list[str]:
@@ -135,7 +136,7 @@ def texts(recipe: Evolution) -> list[str]:
     found = [
         text
         for name in recipe.texts
-        for text in (_made() if name == "made" else assets.rows(name)["text"])
+        for text in (_made() if name == "made" else sources.rows(name)["text"])
     ]
     order = torch.randperm(len(found), generator=seeds.generator(recipe.seed, "evolve", "texts"))
     return [found[i] for i in order]

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import assets, bases, storage
+from oral_lib import bases, storage
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
@@ -113,7 +114,7 @@ class Inception(Features):
 def network(backbone: str, source: str, device: str | torch.device = "cpu") -> Features:
     """Inception where `source` is a folder that has its weights in models/inception, else
     `backbone`."""
-    _, folder = assets.parse_source(source)
+    _, folder = sources.parse_source(source)
     file = folder and folder / "models" / "inception" / WEIGHTS
     if file and file.is_file():
         return Inception(file, device)

@@ -7,7 +7,7 @@ has its weights. Nothing here imports torch.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from oral_lib import assets
+from oral_lib.assets import sources
 from oral_lib.errors import UsageError, closest
 
 
@@ -102,7 +102,7 @@ def _encoder(name: str, hub: str) -> BaseSpec:
 
 
 def _causal(name: str) -> BaseSpec:
-    return BaseSpec(name, "causal", name, assets.HUB[name][0], targets=("q_proj", "v_proj"))
+    return BaseSpec(name, "causal", name, sources.HUB[name][0], targets=("q_proj", "v_proj"))
 
 
 def _backbone(name: str, hub: str, targets: tuple[str, ...], pixels: int = 0) -> BaseSpec:
@@ -139,8 +139,8 @@ _LISTED = (
     # no picture of the tasks has more than 128 pixels a side, the solar cells aside
     *(_backbone(name, name, LITE_CONVS, 128) for name in LITES),  # these weights are on no hub
     _yes_no(_backbone(LITES[0], LITES[0], LITE_CONVS, 128)),
-    _backbone("vit-tiny", assets.HUB["vit-tiny"][0], VIT_LINEARS),
-    _backbone("convnext-atto", assets.HUB["convnext-atto"][0], ("fc1", "fc2"), 128),
+    _backbone("vit-tiny", sources.HUB["vit-tiny"][0], VIT_LINEARS),
+    _backbone("convnext-atto", sources.HUB["convnext-atto"][0], ("fc1", "fc2"), 128),
     BaseSpec(
         "towers",
         "multimodal",
@@ -161,7 +161,7 @@ _LISTED = (
         "qwen2-vl-7b",
         "vision-language",
         "qwen2-vl-7b",
-        assets.HUB["qwen2-vl-7b"][0],
+        sources.HUB["qwen2-vl-7b"][0],
         LLAMA_LINEARS,
         pixels=280,  # 100 tokens of a picture
     ),
@@ -169,7 +169,7 @@ _LISTED = (
         "sd-2.1",
         "diffusion",
         "sd-2.1",
-        assets.HUB["sd-2.1"][0],
+        sources.HUB["sd-2.1"][0],
         PROJECTIONS,
     ),
     BaseSpec("tiny-diffusion", "diffusion", None, "tiny-diffusion", PROJECTIONS, rank=4, alpha=8),
@@ -238,12 +238,12 @@ def in_reach(name: str, source: str = "packages") -> bool:
     """Whether `source` can have base model `name`; a version, once it has been made from it."""
     first = lineage(name)[0]
     if made_of := first.alignment:
-        kind, _ = assets.parse_source(source)
+        kind, _ = sources.parse_source(source)
         towers = in_reach(made_of.image, source) and in_reach(made_of.text, source)
-        return bool(assets.local_model(name, source)) or (towers and kind in dict(made_of.pairs))
-    if first.asset is None or assets.local_model(name, source):
+        return bool(sources.local_model(name, source)) or (towers and kind in dict(made_of.pairs))
+    if first.asset is None or sources.local_model(name, source):
         return True
-    return assets.offers(first.asset, source)
+    return sources.offers(first.asset, source)
 
 
 def names(source: str = "packages", experiment: str = "") -> list[str]:

@@ -255,16 +255,16 @@ def _models_in_reach(scale: str, source: str) -> None:
 
 def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
     """Has missing assets fetched again although their node is done; `PreflightError` if offline."""
-    from oral_lib import assets
+    from oral_lib.assets import sources
 
     for node in wanted:
         first, _, last = node.name.rpartition("/")
         if last != "assets":
             continue
-        missing = assets.ready(source, first or "language")
+        missing = sources.ready(source, first or "language")
         if missing and offline:
             raise PreflightError(
-                f"--offline, but these are not in {assets.cache_dir()}: {', '.join(missing)}. "
+                f"--offline, but these are not in {sources.cache_dir()}: {', '.join(missing)}. "
                 "Run once without --offline."
             )
         for path in node.outputs if missing else ():

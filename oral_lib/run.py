@@ -10,7 +10,6 @@ import torch
 from filelock import FileLock
 
 from oral_lib import (
-    assets,
     bases,
     benchmarks,
     evolve,
@@ -33,6 +32,7 @@ from oral_lib import (
     unseen,
     zoo,
 )
+from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
@@ -137,7 +137,7 @@ class Run:
 
         folder = alignment.ensure(base, self.source, self.device)
         path = self.root / "aligned" / f"{base}.json"
-        told = folder / assets.MANIFEST  # a user's own towers need none
+        told = folder / sources.MANIFEST  # a user's own towers need none
         storage.write_json(path, storage.read_json(told) if told.exists() else {})
         return path
 
@@ -327,7 +327,7 @@ class Run:
                 "generator": [training.preset(self.scale, kind)[1].seed for kind in kinds],
             },
             zoo=generator["zoo"],
-            assets=assets.identities(self.source, self.experiment),
+            assets=sources.identities(self.source, self.experiment),
             training=generator["training"],
             generator=storage.read_json(self.root / "generator" / "config.json")["generator"],
             recipes=self._recipes(generator["zoo"]),

@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from oral_lib import assets, images, splits
+from oral_lib import images, splits
+from oral_lib.assets import sources as assets
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.partition import Row, Split, cut
 

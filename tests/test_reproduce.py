@@ -356,9 +356,9 @@ def test_an_experiment_that_a_source_has_not_is_told_from_a_mistyped_node(capsys
 
 
 def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
-    from oral_lib import assets
+    from oral_lib.assets import sources
 
-    monkeypatch.setattr(assets, "ready", lambda source, experiment: ["minilm-l6", "tweets"])
+    monkeypatch.setattr(sources, "ready", lambda source, experiment: ["minilm-l6", "tweets"])
     prepare = Node("assets", (str(out / "assets.json"),), ("-c", "pass"))
     words = ["--out", str(out), "--offline"]
     assert reproduce.main(words, planner=lambda *given: [prepare]) == 3

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from oral_lib import assets, tasks
 from oral_lib import splits as yes_no
+from oral_lib import tasks
+from oral_lib.assets import sources
 from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError, UsageError
 
@@ -123,7 +124,7 @@ def test_no_premise_schema_or_template_is_in_two_parts(splits):
     for name, key in whole.items():
         train, validation, test = grouped(name, key)
         assert not (train & validation or train & test or validation & test)
-    frame = assets.rows("school_maths").set_index("question")["template"]
+    frame = sources.rows("school_maths").set_index("question")["template"]
     held = {
         part: {frame[row.text] for row in getattr(splits["school_maths", "packages"], part)}
         for part in PARTS

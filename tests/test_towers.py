@@ -15,7 +15,6 @@ from PIL import Image
 
 from oral_lib import (
     alignment,
-    assets,
     bases,
     benchmarks,
     evaluate,
@@ -28,6 +27,7 @@ from oral_lib import (
     towers,
     zoo,
 )
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.matching import Gallery
 from oral_lib.partition import Row
@@ -108,7 +108,7 @@ def test_a_text_that_two_pictures_share_is_right_for_both():
 
 # ---------------------------------------------------------------- alignment
 def test_alignment_brings_pictures_and_their_texts_together(cache):
-    told = storage.read_json(cache / assets.MANIFEST)
+    told = storage.read_json(cache / sources.MANIFEST)
     before, after = told["recall_before"], told["recall_after"]
     assert all(
         after[name] > before[name] for name in ("text_to_image_recall@1", "image_to_text_recall@1")
@@ -130,7 +130,7 @@ def test_alignment_moves_the_projections_alone(cache, base):
 
 
 def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_path):
-    whole = storage.read_json(cache / assets.MANIFEST)
+    whole = storage.read_json(cache / sources.MANIFEST)
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
     monkeypatch.setattr(alignment, "SAVE_EVERY", 10)
     loss, calls = matching.contrastive, []
@@ -145,10 +145,10 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
     with pytest.raises(KeyboardInterrupt):
         alignment.ensure("tiny-towers", "made")
     folder = bases.version_dir("tiny-towers", "made")
-    assert not folder.exists() and assets.fault(folder)
+    assert not folder.exists() and sources.fault(folder)
     again = alignment.ensure("tiny-towers", "made")
     assert len(calls) == 26 + registry.spec("tiny-towers").alignment.steps - 20  # on from step 20
-    found = storage.read_json(again / assets.MANIFEST)
+    found = storage.read_json(again / sources.MANIFEST)
     assert found["losses"] == whole["losses"]
     assert found["files"][towers.WEIGHTS] == whole["files"][towers.WEIGHTS]
     assert [f.name for f in folder.parent.glob(".*state*")] == []
@@ -159,7 +159,7 @@ def test_nobody_clears_away_what_an_alignment_is_writing(monkeypatch, tmp_path):
     align, entered = alignment.align, Event()
 
     def fill():  # as another process does: it clears what it takes for litter
-        with assets.alone():
+        with sources.alone():
             entered.set()
 
     def meanwhile(*args, **kwargs):

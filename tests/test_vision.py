@@ -9,19 +9,8 @@ from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
-from oral_lib import (
-    assets,
-    basemodel,
-    bases,
-    feed,
-    images,
-    registry,
-    scoring,
-    storage,
-    tasks,
-    vision,
-    zoo,
-)
+from oral_lib import basemodel, bases, feed, images, registry, scoring, storage, tasks, vision, zoo
+from oral_lib.assets import sources as assets
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.recipes import Recipe
 

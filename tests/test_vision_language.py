@@ -12,7 +12,6 @@ from transformers import Qwen2VLImageProcessor
 
 import oral_lib
 from oral_lib import (
-    assets,
     basemodel,
     bases,
     contract,
@@ -28,6 +27,7 @@ from oral_lib import (
     training,
     zoo,
 )
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
@@ -322,7 +322,7 @@ def test_settings_of_another_model_are_refused_in_one_line(released, refused, fi
 
 def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
     spec = registry.spec(PAPER)
-    assert assets.HUB[PAPER][0] == spec.hub and len(assets.HUB[PAPER][1]) == 40
+    assert sources.HUB[PAPER][0] == spec.hub and len(sources.HUB[PAPER][1]) == 40
     assert spec.experiment == "multimodal" and registry.in_reach(PAPER, "hub")
     assert not registry.in_reach(PAPER) and spec.pixels % 28 == 0
     with refused(PreflightError, PAPER, "--source hub", f"DIR/models/{PAPER}"):

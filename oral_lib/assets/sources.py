@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from oral_lib import progress, storage
-from oral_lib.corpora import ROWS, digits
+from oral_lib.assets.datasets import ROWS, digits
+from oral_lib.assets.packages import ASSETS, Asset, accepted, archive, ask, pins
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.packages import ASSETS, Asset, accepted, archive, ask, pins
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from oral_lib import corpora, storage
+from oral_lib import storage
+from oral_lib.assets import datasets
 from oral_lib.errors import OralError, PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
@@ -284,7 +285,7 @@ _LISTED = (
         experiments=("language", "vision", "unseen", "multimodal", "style"),
     ),
     *(
-        Asset(name, "vaderSentiment", corpora.ratings(stem), 5, *_HUTTO)
+        Asset(name, "vaderSentiment", datasets.ratings(stem), 5, *_HUTTO)
         for name, stem in {
             "movie_snippets": "movieReviewSnippets",
             "tweets": "tweets",
@@ -293,26 +294,26 @@ _LISTED = (
         }.items()
     ),
     *(
-        Asset(name, "evals", corpora.evals(file, read), 50, f"MIT (package); {texts}", note)
+        Asset(name, "evals", datasets.evals(file, read), 50, f"MIT (package); {texts}", note)
         for name, file, read, texts, note in (
             (
                 "sarcasm",
                 "sarcasm/samples",
-                corpora.sarcasm,
+                datasets.sarcasm,
                 "headlines by their publishers",
                 "news headlines, label 1 = sarcastic",
             ),
             (
                 "product_matching",
                 "product-matching/fewshot/samples",
-                corpora.product_matching,
+                datasets.product_matching,
                 "titles by their shops (WDC Products)",
                 "pairs of shop titles, label 1 = one product; a product is in several pairs",
             ),
             (
                 "corr2cause",
                 "corr2cause/corr2cause",
-                corpora.corr2cause,
+                datasets.corr2cause,
                 "arXiv 2306.05836",
                 "correlations and a causal claim, label 1 = ruled out",
             ),
@@ -320,35 +321,35 @@ _LISTED = (
                 "pararule",
                 "pararule-plus-multi-step-deductive-reasoning/"
                 "pararule-plus-multi-step-deductive-reasoning",
-                corpora.pararule,
+                datasets.pararule,
                 "PARARULE-Plus",
                 "facts, rules and a statement, label 1 = true",
             ),
             (
                 "quartz",
                 "quartz/samples",
-                corpora.quartz,
+                datasets.quartz,
                 "QuaRTz, arXiv 1909.03553",
                 "questions on how one quantity moves another, with two options",
             ),
             (
                 "parables",
                 "parable-to-moral-match/parable-to-moral-match-en",
-                corpora.parables,
+                datasets.parables,
                 "tales by their authors",
                 "short tales",
             ),
             (
                 "winograd_schemas",
                 "ambiguous-sentences/samples",
-                corpora.winograd,
+                datasets.winograd,
                 "Winograd schemas by Levesque and others",
                 "ambiguous sentences with a right and a wrong answer",
             ),
         )
     ),
     *(
-        Asset(name, "reasoning-gym", corpora.made(name), 10, "Apache-2.0", note)
+        Asset(name, "reasoning-gym", datasets.made(name), 10, "Apache-2.0", note)
         for name, note in {
             "school_maths": "gsm_symbolic: up to 60 questions of each template, made once",
             "arithmetic": "chain_sum: two or three numbers below 100, made once",
@@ -400,10 +401,10 @@ _LISTED = (
         for n in range(3)
     ),
     *(
-        Asset(name, "easy-vqa", corpora.easy_vqa(answers), 6, "MIT", note, experiments=("vision",))
+        Asset(name, "easy-vqa", datasets.easy_vqa(answers), 6, "MIT", note, experiments=("vision",))
         for name, answers, note in (
-            ("easy_vqa_shapes", corpora.SHAPES, "drawings of one figure, label = its shape"),
-            ("easy_vqa_colours", corpora.COLOURS, "drawings of one figure, label = its colour"),
+            ("easy_vqa_shapes", datasets.SHAPES, "drawings of one figure, label = its shape"),
+            ("easy_vqa_colours", datasets.COLOURS, "drawings of one figure, label = its colour"),
         )
     ),
     *(
@@ -418,14 +419,14 @@ _LISTED = (
             alone=name == "easy_vqa",
         )
         for name, convert, note in (
-            ("easy_vqa", corpora.easy_vqa_questions, "questions about drawings of one figure"),
-            ("easy_vqa_labels", corpora.easy_vqa_labels, "drawings of one figure, in words"),
+            ("easy_vqa", datasets.easy_vqa_questions, "questions about drawings of one figure"),
+            ("easy_vqa_labels", datasets.easy_vqa_labels, "drawings of one figure, in words"),
         )
     ),
     Asset(
         "solar_cells",
         "elpv-dataset",
-        corpora.solar_cells,
+        datasets.solar_cells,
         150,
         "CC-BY-NC-SA-4.0 (pictures), Apache-2.0 (package)",
         "electroluminescence pictures of solar cells, label 1 = defective",
