@@ -18,7 +18,8 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import images, latent_diffusion, painting, pictures, scales, tables
+from oral_lib import latent_diffusion, painting, pictures, scales, tables
+from oral_lib.tasks import images
 
 latent_diffusion.need_diffusers()
 run = oral_lib.Run(scale, source, out, "style")

@@ -23,14 +23,14 @@ _PUBLIC = {
     "PreflightError": ("errors", "PreflightError"),
     "PromptedLora": ("generator", "PromptedLora"),
     "Run": ("run", "Run"),
-    "Task": ("tasks", "Task"),
+    "Task": ("tasks.task", "Task"),
     "UsageError": ("errors", "UsageError"),
     "compare": ("evaluate", "compare"),
     "load_base": ("bases", "load"),
-    "load_task": ("tasks", "load"),
+    "load_task": ("tasks.task", "load"),
     "prompt": ("generator", "prompt"),
-    "task_names": ("tasks", "names"),
-    "task_rows": ("tasks", "rows"),
+    "task_names": ("tasks.task", "names"),
+    "task_rows": ("tasks.rows", "rows"),
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from oral_lib import scales, storage, tables, tasks, training
+from oral_lib import scales, storage, tables, training
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.jury import Jury, Study, measure
 from oral_lib.provenance import code_commit
 from oral_lib.run import Run
+from oral_lib.tasks import task as tasks_task
 from oral_lib.variants import GROUPS, Variant, check_groups, variants
 
 REFERENCE = "reference"  # the group of trained, soup and base
@@ -114,7 +115,7 @@ def prepare(
 
 def quick(names: Sequence[str]) -> list[str]:
     """Those of the tasks `names` whose answers need not be written, word by word, to be scored."""
-    return [name for name in names if tasks.load(name).scoring != "answer"]
+    return [name for name in names if tasks_task.load(name).scoring != "answer"]
 
 
 def part_of(study: Study, variant: Variant | None) -> str:

@@ -23,9 +23,9 @@ from oral_lib import bases, matching, registry, seeds, storage, towers
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
 from oral_lib.matching import Gallery
-from oral_lib.partition import Row, Split
 from oral_lib.progress import bar
 from oral_lib.registry import Alignment, BaseSpec
+from oral_lib.tasks.rows import Row, Split
 from oral_lib.towers import Towers
 
 SAVE_EVERY = 100  # steps between states that an interrupted alignment goes on from

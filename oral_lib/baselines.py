@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from oral_lib import seeds, tasks
+from oral_lib import seeds
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome
-from oral_lib.partition import Row
+from oral_lib.tasks import task
+from oral_lib.tasks.rows import Row
 from oral_lib.zoo import Member
 
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
@@ -89,5 +90,5 @@ def soup_all(members: Sequence[Member]) -> dict[str, Tensor]:
 
 def nearest_task(text: str, known: Sequence[str], encoder: TextEncoder) -> str:
     """The task of `known` whose description is nearest to `text` (cosine of embeddings)."""
-    descriptions = encoder.encode([tasks.load(name).description for name in known])
+    descriptions = encoder.encode([task.load(name).description for name in known])
     return known[int((descriptions @ encoder.encode([text])[0]).argmax())]

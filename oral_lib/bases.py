@@ -21,12 +21,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from oral_lib import seeds, tasks
+from oral_lib import seeds
 from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel, attention, check_fit, reading
 from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
 from oral_lib.registry import BaseSpec, lineage, spec
+from oral_lib.tasks import rows
+from oral_lib.tasks import task as tasks_task
 
 
 def load(
@@ -163,8 +165,8 @@ def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
     scale."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = set(tasks.FILLER)
-    for task in map(tasks.load, tasks.names(family)):
+    words = set(rows.FILLER)
+    for task in map(tasks_task.load, tasks_task.names(family)):
         texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     cut = pre_tokenizers.Whitespace()

@@ -24,12 +24,12 @@ from oral_lib.basemodel import BaseModel
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
-from oral_lib.partition import Split
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
 from oral_lib.recurrence import ssd, ssd_ref
 from oral_lib.shelf import Shelf
-from oral_lib.tasks import Task
+from oral_lib.tasks.rows import Split
+from oral_lib.tasks.task import Task
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Run
 

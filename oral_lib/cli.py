@@ -191,10 +191,10 @@ def _run(args: argparse.Namespace):
 
 def _tasks(args: argparse.Namespace) -> list[str]:
     if args.task:
-        from oral_lib import tasks
+        from oral_lib.tasks import task
 
         for name in args.task:
-            tasks.load(name)
+            task.load(name)
         return args.task
     cells = scales.base_of(args.scale, args.base, _source(args))
     return list(cells.measured if args.command == "cells" else cells.kept)

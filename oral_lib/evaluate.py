@@ -13,8 +13,8 @@ from oral_lib.basemodel import BaseModel
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.matching import Gallery
-from oral_lib.partition import Row
-from oral_lib.tasks import Task
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
 
 GROUPS = {"cpu": 1, "cuda": 16}  # adapters that read at once
 

@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from oral_lib import basemodel, bases, devices, registry, seeds, storage, tasks
+from oral_lib import basemodel, bases, devices, registry, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError, UsageError
 from oral_lib.progress import bar
 from oral_lib.registry import BaseSpec, Evolution, lineage
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 MADE = 200  # made-up texts of each task
 
@@ -144,7 +146,7 @@ def texts(recipe: Evolution) -> list[str]:
 
 @cache
 def _made() -> tuple[str, ...]:
-    every = map(tasks.load, tasks.names())
+    every = map(tasks_task.load, tasks_task.names())
     return tuple(row.text for task in every for row in tasks.rows(task, "made").train[:MADE])
 
 

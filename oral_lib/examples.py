@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from oral_lib import images, tasks
-from oral_lib.partition import Row
-from oral_lib.tasks import Task
+from oral_lib.tasks import images
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
 
 SHOWN = {"base": "none", "trained": "none", "generated": "matched"}  # a condition a method
 SIDE = 96  # pixels
@@ -30,7 +32,7 @@ def answers(
     """
     files, said = [], []
     for task in items.task.drop_duplicates():
-        spec = tasks.load(task)
+        spec = tasks_task.load(task)
         own = items[(items.task == task) & (items["sample"] == 0)]
         heard = {
             method: own[(own.method == method) & (own.condition == condition)]

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from oral_lib import tasks
 from oral_lib.markup import ABSENT, CANNOT, NO_SIGNAL
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.tables import pooled, spreads_of
+from oral_lib.tasks import task as tasks_task
 
 FEW = 3  # tasks
 MODELS = {  # the language models of the lab scale, in the order of the grid's columns
@@ -78,7 +78,7 @@ def ordered(rows: pd.DataFrame, column: str) -> list[str]:
 
 def impossible(base: str, task: str) -> bool:
     """Whether the base model cannot do the task: an encoder writes no answers."""
-    written = task in tasks.names() and tasks.load(task).scoring == "answer"
+    written = task in tasks_task.names() and tasks_task.load(task).scoring == "answer"
     return written and MODELS.get(base) == "encoder"
 
 

@@ -16,16 +16,18 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, bases, seeds, stats, tasks, tokens, training
+from oral_lib import baselines, bases, seeds, stats, tokens, training
 from oral_lib.basemodel import BaseModel
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
 from oral_lib.mixture import Mixtures
-from oral_lib.partition import Row
 from oral_lib.shelf import Shelf
 from oral_lib.shelf import assemble as shelve
 from oral_lib.statistics import Statistics
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import Row
 from oral_lib.training import TrainingConfig
 from oral_lib.variants import Variant
 from oral_lib.zoo import Member
@@ -50,9 +52,9 @@ class Study:
     def key(self, *more: object) -> str:
         """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
-        told = {t: tasks.load(t) for names in self.tasks.values() for t in names}
+        told = {t: tasks_task.load(t) for names in self.tasks.values() for t in names}
         judged = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in told.items()}
-        read = tasks.told(sorted({m.task for m in self.members}))
+        read = tasks_task.told(sorted({m.task for m in self.members}))
         content = [FORMAT, self.source, self.tasks, judged, read, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
@@ -198,7 +200,7 @@ def ask(
 ) -> dict[str, list[dict[str, Tensor]]]:
     """The adapters to be judged, by metric: accuracy (its own text), unseen (wordings kept for
     testing), other (the descriptions of `others`) and zeros (all-zero tokens)."""
-    spec, known = tasks.load(task), model.known[base]
+    spec, known = tasks_task.load(task), model.known[base]
 
     def told(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
         seed = study.training.seed
@@ -217,7 +219,7 @@ def ask(
     return {
         "accuracy": told("matched", [spec.description], study.samples),
         "unseen": told("paraphrase", spec.paraphrases["test"], few),
-        "other": told("mismatched", [tasks.load(name).description for name in others], few),
+        "other": told("mismatched", [tasks_task.load(name).description for name in others], few),
         "zeros": tokens.decode(known.layout, zero),
     }
 
@@ -232,7 +234,7 @@ class Jury:
 
     def base(self, name: str, task: str) -> BaseModel:
         """The base model called `name` with the head that `task` wants."""
-        labels = len(tasks.load(task).labels)
+        labels = len(tasks_task.load(task).labels)
         if (name, labels) not in self._bases:
             self._bases[name, labels] = bases.load(
                 name, source=self.study.source, labels=labels, device=self.study.device
@@ -242,7 +244,7 @@ class Jury:
     def rows(self, task: str) -> Sequence[Row]:
         """The validation rows that adapters of `task` are judged on."""
         if task not in self._rows:
-            split = tasks.rows(tasks.load(task), self.study.source)
+            split = tasks.rows(tasks_task.load(task), self.study.source)
             self._rows[task] = split.validation[: self.study.rows]
         return self._rows[task]
 
@@ -251,7 +253,7 @@ class Jury:
         beside accuracy its spread, the standard deviation over samples."""
         held = self.rows(task)
         everything = [adapter for some in asked.values() for adapter in some]
-        outcomes = evaluate(self.base(base, task), tasks.load(task), held, everything)
+        outcomes = evaluate(self.base(base, task), tasks_task.load(task), held, everything)
         correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
         found, first = [], 0
         for metric, some in asked.items():

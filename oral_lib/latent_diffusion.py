@@ -24,11 +24,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
-from oral_lib import images, seeds
+from oral_lib import seeds
 from oral_lib.basemodel import BaseModel, reading
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.partition import Row
 from oral_lib.registry import BaseSpec
+from oral_lib.tasks import images
+from oral_lib.tasks.rows import Row
 
 PROMPT = "a picture"  # of every style, in training and in painting
 NOISES = 512  # different eps; with each t of the schedule a draw

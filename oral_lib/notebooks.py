@@ -71,9 +71,9 @@ def typed(name: str, text: str, default: Any) -> Any:
 
 
 def _known_task(value: str) -> None:
-    from oral_lib import tasks
+    from oral_lib.tasks import task
 
-    tasks.load(value)
+    task.load(value)
 
 
 def _known_base(value: str) -> None:

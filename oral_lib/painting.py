@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import contract, frechet, images, scales, seeds, tasks, zoo
+from oral_lib import contract, frechet, scales, seeds, zoo
 from oral_lib.evaluate import GROUPS, evaluate
 from oral_lib.latent_diffusion import LatentDiffusion
 from oral_lib.lora import distance, stacked
@@ -25,6 +25,9 @@ from oral_lib.lora.stacked import Stack
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, _base, _models, trials
 from oral_lib.provenance import code_commit
+from oral_lib.tasks import images
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
     """(metrics, no items, novelty) of one cell, from what `root` holds: as `protocol.run_cell`."""
-    spec, canvas = tasks.load(task), CANVASES[scale]
+    spec, canvas = tasks_task.load(task), CANVASES[scale]
     data, model = tasks.rows(spec, source), _base(base, source, 0, str(device))
     network = frechet.network(canvas.network, source, device)
     models = _models(root, scales.generator_of(scale, seed), str(device))

@@ -12,12 +12,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from oral_lib import tasks
 from oral_lib.contrasts import silent_places
 from oral_lib.grid import impossible, ordered
-from oral_lib.splits import NOUNS
 from oral_lib.style import BLUE, FAINT, GREY, INK, ORANGE, SKY, VERMILION, closed, note, styled
-from oral_lib.tasks import Task
+from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.binary import NOUNS
+from oral_lib.tasks.task import Task
 
 
 def parity(
@@ -163,7 +163,7 @@ def unseen(samples: pd.DataFrame) -> Figure:
     figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
     for axis in figure.axes:
         axis.axvline(50, color=GREY, lw=1.2, zorder=0.5)
-    _classes(figure.axes[0], [tasks.load(name) for name in ordered(samples, "task")])
+    _classes(figure.axes[0], [tasks_task.load(name) for name in ordered(samples, "task")])
     return figure
 
 

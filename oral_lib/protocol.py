@@ -15,16 +15,18 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, bases, matching, results, scales, scoring, seeds, tasks, zoo
+from oral_lib import baselines, bases, matching, results, scales, scoring, seeds, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder, text_encoder
 from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.lora import distance
-from oral_lib.partition import Row
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
-from oral_lib.tasks import Task
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
 
 RANDOM_WORDS = 8
 
@@ -153,7 +155,7 @@ def trials(
     if others:
         start = seeds.integer(seed, task.name) % len(others)
         chosen = [*others[start:], *others[:start]][: size.others]
-        texts = [tasks.load(name).description for name in chosen]
+        texts = [tasks_task.load(name).description for name in chosen]
         yield told("generated", "mismatched", texts, max(1, n // 2), part, generator)
     nonsense = [random_words(encoder, seeds.integer(seed, i)) for i in range(n)]
     yield told("generated", "random", nonsense, 1, part, generator)
@@ -247,7 +249,7 @@ def run_cell(
 
     Novelty is a row of `ledgers.NOVELTY_COLUMNS`, or None where no adapter was held out.
     """
-    spec = tasks.load(task)
+    spec = tasks_task.load(task)
     data = tasks.full_rows(spec, source, ("train", "validation", "test"))
     model = _base(base, source, len(spec.labels), str(device))
     models = _models(root, scales.generator_of(scale, seed), str(device))

@@ -26,7 +26,6 @@ from oral_lib import (
     scales,
     storage,
     style,
-    tasks,
     training,
     tuning,
     unseen,
@@ -36,6 +35,8 @@ from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import Member
 
 
@@ -287,8 +288,10 @@ class Run:
 
     def _bench_case(self, cells: scales.Cells):
         """(base model, the task of its longest rows, its rows)."""
-        longest = max(map(tasks.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
-        labels = len(tasks.load(cells.tasks[0]).labels)
+        longest = max(
+            map(tasks_task.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0)
+        )
+        labels = len(tasks_task.load(cells.tasks[0]).labels)
         return self.base(cells.base, labels), longest, tasks.rows(longest, self.source)
 
     def publish(self) -> Path:

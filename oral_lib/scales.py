@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from oral_lib import splits
 from oral_lib.errors import UsageError, closest
 from oral_lib.paths import slug
+from oral_lib.tasks import binary
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ VISION = {
 
 def _splits(base: str, of: str, told: int, held: int, **costs) -> Cells:
     """Tasks of yes or no: `told` to train generators, of those held out the first `held`."""
-    tasks, unseen = splits.trained(of)[:told], tuple(splits.held_out(of)[:held])
+    tasks, unseen = binary.trained(of)[:told], tuple(binary.held_out(of)[:held])
     return Cells(base, tasks, 1, experiment="unseen", unseen=unseen, **costs)
 
 
@@ -139,7 +139,7 @@ def _lab_splits(source: str) -> tuple[Cells, ...]:
     """RPG's test; of ten handwritten digits where packages are all there is."""
     of = "digits" if source == "packages" else "cifar10"
     costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
-    return (_splits("efficientnet-lite0-yes-no", of, 1002, splits.HELD_OUT, **costs),)
+    return (_splits("efficientnet-lite0-yes-no", of, 1002, binary.HELD_OUT, **costs),)
 
 
 UNSEEN = {

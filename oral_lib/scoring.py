@@ -28,8 +28,8 @@ from oral_lib import matching
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import UsageError
 from oral_lib.matching import Gallery
-from oral_lib.partition import Row
-from oral_lib.tasks import PAIRED, Task
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import PAIRED, Task
 
 PIECE = 8192  # places whose logits over the vocabulary are held at once
 BUDGET = {"cpu": 2048, "cuda": 1 << 17}  # tokens read at once

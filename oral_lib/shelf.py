@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_lib import bases, seeds, tasks, tokens
+from oral_lib import bases, seeds, tokens
 from oral_lib.condition import text_encoder
 from oral_lib.generator import Generator, GeneratorConfig, describe_base
 from oral_lib.known import Known
 from oral_lib.mixture import Mixtures
 from oral_lib.statistics import likeness
+from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
@@ -74,7 +75,7 @@ def assemble(
             {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
             for m in members
         ],
-        "told": tasks.told(sorted({m.task for m in members})),
+        "told": tasks_task.told(sorted({m.task for m in members})),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "generator-init"))
@@ -99,7 +100,7 @@ def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
         of_task.setdefault(member.task, []).append(i)
     most = math.lcm(*map(len, of_task.values()))  # repeats keep the draw uniform
     table = [chosen * (most // len(chosen)) for chosen in of_task.values()]
-    wordings = [tasks.load(name).training_texts for name in of_task]
+    wordings = [tasks_task.load(name).training_texts for name in of_task]
     fewest = min(map(len, wordings))
     texts = torch.stack([encoder.encode(w[:fewest]) for w in wordings])
     return Shelf(values, torch.tensor(table), texts)

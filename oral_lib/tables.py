@@ -6,11 +6,12 @@ All take the rows of `metrics.csv` and the items of `items.parquet`; nothing is 
 import numpy as np
 import pandas as pd
 
-from oral_lib import stats, tasks
+from oral_lib import stats
 from oral_lib.contract import PLACE, SHARES, of_parts
 from oral_lib.contrasts import without_signal
 from oral_lib.errors import OralError
 from oral_lib.markup import ABSENT, NO_SIGNAL, aligned
+from oral_lib.tasks import task as tasks_task
 
 HEADINGS = {  # (method, condition): how the main table calls it
     ("majority", "none"): "majority",
@@ -221,7 +222,7 @@ def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
     mean, best = groups.mean(), groups.max()
     table = []
     for name in dict.fromkeys(samples.task):
-        row = {"task": tasks.load(name).description}
+        row = {"task": tasks_task.load(name).description}
         row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
         row |= {"best": best.get((name, "generated", "matched"), np.nan)}
         row |= {about: mean.get((name, *key), np.nan) for key, about in UNSEEN.items()}

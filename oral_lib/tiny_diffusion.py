@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from oral_lib import images, latent_diffusion, seeds, storage
+from oral_lib import latent_diffusion, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.progress import bar
 from oral_lib.registry import BaseSpec
+from oral_lib.tasks import images
 
 PICTURES = 512
 BATCH = 24

@@ -24,12 +24,14 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from oral_lib import seeds, storage, tasks
+from oral_lib import seeds, storage
 from oral_lib.assets import sources
 from oral_lib.basemodel import BaseModel, attention, quiet
 from oral_lib.errors import OralError, UsageError
-from oral_lib.partition import Row, Split
 from oral_lib.registry import Alignment, BaseSpec
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task
+from oral_lib.tasks.rows import Row, Split
 from oral_lib.vision import Backbone
 
 CONFIG = "open_clip_config.json"  # as open_clip calls them
@@ -142,7 +144,7 @@ def pairs(recipe: Alignment, source: str) -> Split:
         raise UsageError(
             f"no pictures with texts to align towers in source {kind!r}: use {', '.join(known)}."
         )
-    split = tasks.rows(tasks.load(known[kind]), source)
+    split = tasks.rows(task.load(known[kind]), source)
     first = set(list(dict.fromkeys(row.image for row in split.train))[: recipe.pictures])
     return replace(split, train=tuple(row for row in split.train if row.image in first))
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, seeds, storage, tasks, zoo
+from oral_lib import devices, seeds, storage, zoo
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
@@ -27,6 +27,7 @@ from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.progress import bar
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import Shelf, assemble
+from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import Member
 
 
@@ -328,7 +329,7 @@ def _is_current(
     manifest = storage.read_json(folder / "manifest.json")
     held = storage.read_json(folder / "config.json")["generator"]
     hashes = {entry["sha256"] for entry in manifest["zoo"]}
-    told = tasks.told(sorted({member.task for member in members}))
+    told = tasks_task.told(sorted({member.task for member in members}))
     same = {"save_every": None}  # decides nothing that is learned
     return (
         manifest["training"] | same == asdict(training) | same

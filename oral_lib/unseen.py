@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, scales, seeds, storage, tasks, training, zoo
+from oral_lib import baselines, scales, seeds, storage, training, zoo
 from oral_lib.basemodel import BaseModel
 from oral_lib.bases import load as load_base
 from oral_lib.condition import text_encoder
@@ -27,6 +27,8 @@ from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, Trial, judged
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
@@ -77,20 +79,20 @@ def train_multitask(
     One that was trained on other tasks or wordings, or otherwise, is trained again.
     """
     folder, config = root / "multitask", MULTITASK[scale]
-    known = [tasks.load(name) for name in names]
+    known = [tasks_task.load(name) for name in names]
     about = {"base": base, "tasks": len(known), "training": asdict(config)}
-    about["told"] = tasks.told(names)
+    about["told"] = tasks_task.told(names)
     manifest = folder / "manifest.json"
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
     encoder = text_encoder(training.preset(scale, "generator")[0].text_encoder, source)
-    rows = tasks.rows(tasks.load(known[0].of), source).train
+    rows = tasks.rows(tasks_task.load(known[0].of), source).train
     pictures = model.pictures(rows)
     labels = torch.tensor([row.label for row in rows], device=model.device)
     texts = torch.stack([encoder.encode(task.training_texts) for task in known])  # [n, w, e]
     texts = texts.to(model.device)
-    classes = len(tasks.load(known[0].of).labels)
+    classes = len(tasks_task.load(known[0].of).labels)
     says_yes = torch.zeros(len(known), classes, device=model.device)
     for place, task in enumerate(known):
         says_yes[place, list(task.positive)] = 1.0
@@ -178,7 +180,7 @@ def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, None]:
     """(metrics, items, None) of one unseen task under the result contract."""
-    spec, size = tasks.load(task), SIZES[scale]
+    spec, size = tasks_task.load(task), SIZES[scale]
     names = scales.base_of(scale, base, source).tasks
     model, generator, regression, soup = _ready(root, base, names, source, str(device))
     encoder = text_encoder(generator.config.text_encoder, source)
@@ -200,7 +202,7 @@ def run_cell(
         ("regression", "matched", [spec.description], 1, full, regression),
         ("generated", "matched", [spec.description], size.samples, full, generator),
         ("generated", "paraphrase", spec.paraphrases["test"], max(1, n // 2), full, generator),
-        ("generated", "mismatched", [tasks.load(other).description], n, part, generator),
+        ("generated", "mismatched", [tasks_task.load(other).description], n, part, generator),
         ("generated", "empty", [""], n, part, generator),
     ):
         began = time.perf_counter()

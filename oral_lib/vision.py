@@ -14,11 +14,12 @@ from peft import LoraConfig
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from oral_lib import images, seeds, storage
+from oral_lib import seeds, storage
 from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError
-from oral_lib.partition import Row
 from oral_lib.registry import YES_NO, BaseSpec
+from oral_lib.tasks import images
+from oral_lib.tasks.rows import Row
 
 TINY = {"tiny-convnet": "test_efficientnet", "tiny-vit": "test_vit"}  # of timm, made on the spot
 KEPT = 4  # sets of pictures that stay on the device

@@ -17,7 +17,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from oral_lib import bases, scoring, seeds, storage, tasks
+from oral_lib import bases, scoring, seeds, storage
 from oral_lib.basemodel import BaseModel
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, PreflightError
@@ -25,10 +25,12 @@ from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.partition import Split
 from oral_lib.progress import bar
 from oral_lib.recipes import Recipe, default, recipe_of
-from oral_lib.tasks import Task
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import Split
+from oral_lib.tasks.task import Task
 
 MOST = 32  # adapters of a stack
 COMPILED = 50_000_000  # weights of a base from which on compiling, half a minute, pays
@@ -274,12 +276,15 @@ def train_cells(
         for name in names
     }  # fmt: skip
     todo = [name for name in names if missing[name]]
-    for labels in sorted({len(tasks.load(name).labels) for name in todo}):
-        alike = [name for name in todo if len(tasks.load(name).labels) == labels]
+    for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
+        alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
         model = bases.load(base, source=source, labels=labels, device=device)
-        workshop = Workshop(model, max(tasks.load(name).words for name in alike))
+        workshop = Workshop(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
-            spec, data = tasks.load(name), {name: tasks.full_rows(tasks.load(name), source)}
+            spec, data = (
+                tasks_task.load(name),
+                {name: tasks.full_rows(tasks_task.load(name), source)},
+            )
             # all seeds of a stack: a smaller one rounds differently
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
@@ -295,7 +300,7 @@ def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
         return
     info = storage.read_json(held / "run.json")
     known = Recipe.read(info["recipe"]), info["task_version"]
-    if known != (recipe, tasks.load(task).version):
+    if known != (recipe, tasks_task.load(task).version):
         raise PreflightError(
             f"{held} was trained with another recipe or version of the task: remove it, or "
             "run ./reproduce.sh --from-scratch."
@@ -319,7 +324,7 @@ def train_tasks(
         _check_recipe(held, name, recipe)
     workshop = Workshop(model)
     for first in range(0, len(names), MOST):
-        some = {name: tasks.load(name) for name in names[first : first + MOST]}
+        some = {name: tasks_task.load(name) for name in names[first : first + MOST]}
         if not missing & some.keys():
             continue
         data = {name: tasks.full_rows(task, source) for name, task in some.items()}

@@ -8,19 +8,11 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import (
-    ablations,
-    baselines,
-    jury,
-    recurrence,
-    scales,
-    tasks,
-    tokens,
-    training,
-    variants,
-)
+from oral_lib import ablations, baselines, jury, recurrence, scales, tokens, training, variants
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora import adapter
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 BASE = "tiny-encoder"
 SMALL = {"rows": 20, "samples": 2, "steps": 4}
@@ -54,14 +46,14 @@ def variant(study, group: str, name: str) -> variants.Variant:
 
 
 def test_a_study_is_another_once_a_text_is_that_it_reads(study, monkeypatch):
-    before, load = study.key(), tasks.load
+    before, load = study.key(), tasks_task.load
     assert study.key() == before
 
     def other(name):
         told = {"description": "Another text."} if name == "movie" else {}
         return replace(load(name), **told)
 
-    monkeypatch.setattr(tasks, "load", other)
+    monkeypatch.setattr(tasks_task, "load", other)
     assert study.key() != before
 
 
@@ -176,7 +168,7 @@ def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
 
 def test_variants_are_judged_on_validation_rows(study):
     for task in study.tasks[BASE]:
-        split = tasks.rows(tasks.load(task), study.source)
+        split = tasks.rows(tasks_task.load(task), study.source)
         seen = {row.key for row in jury.Jury(study).rows(task)}
         assert len(seen) == SMALL["rows"]
         assert seen <= {row.key for row in split.validation}
@@ -255,9 +247,9 @@ def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
 
 
 def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own, monkeypatch):
-    slow = replace(tasks.load("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
-    known = tasks.load
-    monkeypatch.setattr(tasks, "load", lambda name: slow if name == "sarcasm" else known(name))
+    slow = replace(tasks_task.load("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
+    known = tasks_task.load
+    monkeypatch.setattr(tasks_task, "load", lambda name: slow if name == "sarcasm" else known(name))
     assert ablations.quick(["movie", "sarcasm"]) == ["movie"]
     assert ablations.prepare(own, "cpu", **SMALL).tasks == {BASE: ("movie",)}
     named = ablations.prepare(own, "cpu", tasks=["sarcasm"], **SMALL)

@@ -9,12 +9,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import basemodel, bases, registry, scoring, tasks
+from oral_lib import basemodel, bases, registry, scoring
 from oral_lib.assets import packages, sources
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.stacked import Stack, attached
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -199,7 +200,7 @@ def test_prompts_are_padded_on_the_right(base):
 
 
 def test_too_long_a_text_keeps_what_matters(base):
-    task = tasks.load("movie")
+    task = tasks_task.load("movie")
     long = "film " * 200
     text = task.prompt(long) if base.family == "causal" else "superb " + long
     ids = base.tokens([text], 50)["input_ids"][0]
@@ -452,4 +453,4 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.way(bases.load("tiny-convnet"), tasks.load("gtsrb"))
+        scoring.way(bases.load("tiny-convnet"), tasks_task.load("gtsrb"))

@@ -4,7 +4,9 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import bases, benchmarks, cli, ledgers, tasks, tokens
+from oral_lib import bases, benchmarks, cli, ledgers, tokens
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout
 
 
@@ -56,7 +58,7 @@ def test_the_operations_of_a_picture_are_counted_layer_by_layer():
 
 
 def test_a_profile_says_what_a_training_step_is_made_of():
-    base, task = bases.load("tiny-encoder"), tasks.load("movie")
+    base, task = bases.load("tiny-encoder"), tasks_task.load("movie")
     found = benchmarks.profile(base, task, tasks.rows(task, "made"), size=2, steps=2, width=8)
     assert found.ms_a_step.is_monotonic_decreasing and (found.ms_a_step > 0).any()
     counts = found.set_index("kernel").kernels_a_step

@@ -11,10 +11,12 @@ from itertools import chain
 import pytest
 import torch
 
-from oral_lib import bases, evolve, registry, storage, tasks
+from oral_lib import bases, evolve, registry, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.registry import Evolution
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task
 
 torch.set_num_threads(1)
 T1, T2 = "tiny-causal-t1", "tiny-causal-t2"
@@ -200,10 +202,10 @@ def bare(text):
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-@pytest.mark.parametrize("name", [n for n in tasks.names() if "packages" in tasks.load(n).sources])
+@pytest.mark.parametrize("name", [n for n in task.names() if "packages" in task.load(n).sources])
 def test_the_text_holds_no_test_row_of_any_task_and_of_other_rows_short_lines_alone(name):
     read = {bare(text) for text in evolve.texts(REAL)}
-    split = tasks.rows(tasks.load(name), "packages")
+    split = tasks.rows(task.load(name), "packages")
     assert not read & {bare(row.text) for row in split.test}
     both = read & {bare(row.text) for row in (*split.validation, *split.train)}
     assert all(len(text.split()) < 6 for text in both) and len(both) < 10  # "Yes!" stands anywhere

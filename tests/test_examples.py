@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 import oral_lib
-from oral_lib import examples, figures, images, style
+from oral_lib import examples, figures, style
 from oral_lib.errors import PreflightError
+from oral_lib.tasks import images
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
 

@@ -19,9 +19,7 @@ from oral_lib import (
     registry,
     scales,
     scoring,
-    splits,
     storage,
-    tasks,
     unseen,
     zoo,
 )
@@ -30,6 +28,9 @@ from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
 from oral_lib.recipes import Recipe
 from oral_lib.shelf import assemble
+from oral_lib.tasks import binary
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -68,7 +69,7 @@ def loaded(name, dtype=torch.float32):
 
 
 def rows_of(*names):
-    return {name: tasks.rows(tasks.load(name), "made") for name in names}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in names}
 
 
 @pytest.fixture
@@ -88,13 +89,13 @@ def test_every_family_is_here():
 def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
     base, data = loaded(name), rows_of(*asked)
     jobs = [(asked[0], 0, 1e-2), (asked[1], 1, 3e-3), (asked[0], 2, 1e-2)]
-    runs = [zoo.Run(tasks.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
+    runs = [zoo.Run(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     made = list(zoo.train(base, runs, data))
     assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
     assert equal(base.model.state_dict(), before)
     assert not any(m.training for m in base.model.modules())
-    start, matched = base.lora_init(), tasks.load(asked[0]).scoring == "match"
+    start, matched = base.lora_init(), tasks_task.load(asked[0]).scoring == "match"
     for done in made:
         alone, losses = benchmarks.train_plain(base, done.run, data)
         torch.testing.assert_close(
@@ -109,7 +110,7 @@ def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
 
 @families(*SHOWN)
 def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
-    base, task = loaded(name), tasks.load(asked[1])
+    base, task = loaded(name), tasks_task.load(asked[1])
     rows = tasks.rows(task, "made").test[:30]
     made = [shaken(base, seed) for seed in range(3)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
@@ -127,7 +128,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
 def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halved):
     recipe = replace(SHORT, steps=4)
     how = {"source": "made", "root": tmp_path, "recipe": recipe}
-    base, task = loaded(name, HALF), tasks.load(asked[0])
+    base, task = loaded(name, HALF), tasks_task.load(asked[0])
     folders = zoo.train_cells(name, asked[:1], (0, 1), **how)
     told = storage.read_json(folders[0] / "run.json")
     assert told["base"] == name and told["validation_accuracy"] is not None
@@ -141,7 +142,7 @@ def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halve
 # ---------------------------------------------------------------- what others make of it
 @families(*SHOWN)
 def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path):
-    base, task = loaded(name), tasks.load(asked[0])
+    base, task = loaded(name), tasks_task.load(asked[0])
     rows = tasks.rows(task, "made").test[:20]
     own = [shaken(base, seed) for seed in range(2)]
     layout = Layout.of(own[0], 128)
@@ -176,7 +177,7 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
         return next(ticks)
 
     monkeypatch.setattr(benchmarks, "seconds", once)
-    base, task = loaded(name, HALF), tasks.load(asked[0])
+    base, task = loaded(name, HALF), tasks_task.load(asked[0])
     rows = benchmarks.zoo_rows(base, task, tasks.rows(task, "made"), sizes=(1, 2), width=8)
     assert {row["variant"] for row in rows} == {"plain", "1 at once", "2 at once"}
     assert {row["metric"] for row in rows} == {"speed over plain", "share of limit"}
@@ -186,7 +187,7 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
 @families()
 def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked):
     base, data = loaded(name, HALF), rows_of(asked[0])
-    run = zoo.Run(tasks.load(asked[0]), 0, SHORT)
+    run = zoo.Run(tasks_task.load(asked[0]), 0, SHORT)
     [done] = zoo.train(base, [run], data)
     alone, losses = benchmarks.train_plain(base, run, data)
     torch.testing.assert_close(
@@ -197,7 +198,7 @@ def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked)
 
 @families()
 def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked, tmp_path):
-    base, task = loaded(name, HALF), tasks.load(asked[0])
+    base, task = loaded(name, HALF), tasks_task.load(asked[0])
     rows, tensors = tasks.rows(task, "made").test[:12], shaken(base, 1)
     [bare] = scoring.score(base.model, base, task, rows)
     assert bare.isfinite().all()
@@ -214,14 +215,14 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
 
 @families("tiny-convnet", "tiny-vit")
 def test_in_bfloat16_a_probe_is_fitted(name, asked):
-    base, data = loaded(name, HALF), tasks.rows(tasks.load(asked[0]), "made")
+    base, data = loaded(name, HALF), tasks.rows(tasks_task.load(asked[0]), "made")
     data = replace(data, train=data.train[:100], validation=data.validation[:50])
-    made = probe.adapter(base, tasks.load(asked[0]), data)
+    made = probe.adapter(base, tasks_task.load(asked[0]), data)
     assert {t.dtype for t in made.values()} == {torch.float32}
 
 
 def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_path):
-    name, task = "tiny-convnet-yes-no", tasks.load(splits.held_out("cifar10")[0])
+    name, task = "tiny-convnet-yes-no", tasks_task.load(binary.held_out("cifar10")[0])
     names = scales.base_of("smoke", name, "made").tasks
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]

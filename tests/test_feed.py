@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from oral_lib import bases, feed, scoring, tasks
+from oral_lib import bases, feed, scoring
 from oral_lib.feed import Feed
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 BATCH, STEPS = 4, 6
@@ -24,7 +26,7 @@ def base():
 
 def fed(base, how):
     """(feed of two seeds of each task that is scored so, its runs, the rows of each task)."""
-    jobs = [(tasks.load(name), seed) for name in MIXED[how] for seed in (0, 1)]
+    jobs = [(tasks_task.load(name), seed) for name in MIXED[how] for seed in (0, 1)]
     data = {task.name: tasks.rows(task, "made") for task, _ in jobs}
     return Feed.of(base, jobs, data, steps=STEPS, batch=BATCH), jobs, data
 
@@ -83,7 +85,7 @@ def test_a_wider_tail_than_a_row_has_changes_nothing(base, how):
 
 
 def test_rows_of_a_table_may_be_wider_than_any_so_that_feeds_follow_one_another(base):
-    task = tasks.load("movie")
+    task = tasks_task.load("movie")
     jobs, data = [(task, 0)], {"movie": tasks.rows(task, "made")}
     short = Feed.of(base, jobs, data, steps=2, batch=BATCH)
     wide = Feed.of(base, jobs, data, steps=2, batch=BATCH, longest=50)

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import bases, registry, scoring, storage, tasks, tokens
+from oral_lib import bases, registry, scoring, storage, tokens
 from oral_lib.basemodel import BaseModel
 from oral_lib.condition import text_encoder
 from oral_lib.denoise import DenoiserConfig
@@ -16,6 +16,8 @@ from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
@@ -95,10 +97,10 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     assert equal(adapter, base.lora_init())
 
 
-@pytest.mark.parametrize("task", tasks.names("language"))
+@pytest.mark.parametrize("task", tasks_task.names("language"))
 @pytest.mark.parametrize("name", TINY)
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
-    task, base, known = tasks.load(task), bases.load(name), trained.known[name]
+    task, base, known = tasks_task.load(task), bases.load(name), trained.known[name]
     if task.scoring == "answer" and base.family == "encoder":
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
             scoring.way(base, task)

@@ -15,18 +15,19 @@ from oral_lib import (
     bases,
     contract,
     evaluate,
-    images,
     latent_diffusion,
     plan,
     recipes,
     scales,
     scoring,
-    tasks,
     training,
     zoo,
 )
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.peft_folder import Card, save
+from oral_lib.tasks import images
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -41,7 +42,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks.load(name), "made") for name in NAMES}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in NAMES}
 
 
 def pipeline(folder):
@@ -89,7 +90,7 @@ def test_a_folder_has_the_pictures_of_a_style_in_a_column_called_image(tmp_path,
     file.parent.mkdir()
     frame.to_parquet(file)
     sizes = {"seed": 0, "local": {"train": 7, "validation": 2, "test": 3}}
-    task, source = replace(tasks.load("pokemon"), split=sizes), f"local:{tmp_path}"
+    task, source = replace(tasks_task.load("pokemon"), split=sizes), f"local:{tmp_path}"
     split = tasks.rows(task, source)
     assert [len(part) for part in (split.train, split.validation, split.test)] == [7, 2, 3]
     rows = [*split.train, *split.validation, *split.test]
@@ -136,11 +137,11 @@ def test_adapters_hold_the_attention_projections_and_nothing_else(base):
 
 def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, data):
     recipe = replace(recipes.default(BASE), steps=40)
-    [done] = zoo.train(base, [zoo.Run(tasks.load(NAMES[0]), 0, recipe)], data)
+    [done] = zoo.train(base, [zoo.Run(tasks_task.load(NAMES[0]), 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     gain = {}
     for name in NAMES:
-        task, rows = tasks.load(name), data[name].validation
+        task, rows = tasks_task.load(name), data[name].validation
         before, after = (
             outcome.likelihood for outcome in evaluate.evaluate(base, task, rows, adapters)
         )
@@ -149,7 +150,7 @@ def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, dat
 
 
 def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
-    task, rows = tasks.load(NAMES[1]), data[NAMES[1]].test[:10]
+    task, rows = tasks_task.load(NAMES[1]), data[NAMES[1]].test[:10]
     made = [shaken(base, seed) for seed in range(2)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
     from oral_lib.painting import CANVASES, painted
@@ -227,9 +228,9 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
-        scoring.way(base, tasks.load("movie"))
+        scoring.way(base, tasks_task.load("movie"))
     with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
-        scoring.way(bases.load("tiny-vit"), tasks.load("pokemon"))
+        scoring.way(bases.load("tiny-vit"), tasks_task.load("pokemon"))
 
 
 def test_a_prediction_that_is_not_known_is_refused(base, refused):

@@ -17,9 +17,11 @@ import pytest
 import torch
 import yaml
 
-from oral_lib import bases, scoring, tasks
+from oral_lib import bases, scoring
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 FILES = {
@@ -151,7 +153,7 @@ def ours(tmp_path_factory):
     """name -> the same rows as this project reads them from a local folder, in the same order."""
     folder, found = tmp_path_factory.mktemp("data"), {}
     for name in FILES:
-        task = tasks.load(name)
+        task = tasks_task.load(name)
         (folder / name).mkdir()
         parts = {task.sources["local"]["train"], task.sources["local"]["test"]}
         for part in parts:
@@ -185,7 +187,7 @@ def request(kind, *arguments):
 
 @pytest.mark.parametrize("name", FILES)
 def test_prompts_and_answers_are_those_of_the_harness(name, theirs, ours):
-    task, their = tasks.load(name), theirs[name]
+    task, their = tasks_task.load(name), theirs[name]
     for doc, row in zip(docs(name), ours[name], strict=True):
         if task.scoring == "option":
             assert (list(row.options), row.label) == asked(their, doc)
@@ -202,7 +204,7 @@ def test_prompts_and_answers_are_those_of_the_harness(name, theirs, ours):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_hub_data_set_is_the_one_that_the_harness_reads(name, theirs):
-    spec, settings = tasks.load(name).sources["hub"], theirs[name].settings
+    spec, settings = tasks_task.load(name).sources["hub"], theirs[name].settings
     assert spec["test"] == settings.get("test_split", settings.get("validation_split"))
     if name == "boolq":  # the same rows; ours is the repository of their authors
         assert (spec["repo"], settings["dataset_path"]) == ("google/boolq", "aps/super_glue")
@@ -215,7 +217,7 @@ def test_the_hub_data_set_is_the_one_that_the_harness_reads(name, theirs):
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_log_likelihoods_and_score_are_those_of_the_harness(name, theirs, ours, base, harness):
-    task, rows = tasks.load(name), ours[name]
+    task, rows = tasks_task.load(name), ours[name]
     questions = [asked(theirs[name], doc) for doc in docs(name)]
     pairs = [pair for some, _ in questions for pair in some]
     likely = harness.loglikelihood(
@@ -230,7 +232,7 @@ def test_log_likelihoods_and_score_are_those_of_the_harness(name, theirs, ours, 
 
 
 def test_what_is_written_is_what_the_harness_writes(theirs, ours, base, harness):
-    task = replace(tasks.load("gsm8k"), new_tokens=24)
+    task = replace(tasks_task.load("gsm8k"), new_tokens=24)
     settings = theirs["gsm8k"].settings["generation_kwargs"] | {"max_gen_toks": 24}
     prompts = [task.prompt(row.text) for row in ours["gsm8k"]]
     wanted = harness.generate_until(
@@ -256,4 +258,4 @@ def test_an_answer_is_read_as_the_harness_reads_it(text, theirs):
         [[said]] = flexible.apply([[text]], [{}])
     for pattern in theirs["gsm8k"].settings["metric_list"][0]["regexes_to_ignore"]:
         said = re.sub(pattern, "", said)
-    assert tasks.load("gsm8k").extracted(text) == said.replace("[invalid]", "")
+    assert tasks_task.load("gsm8k").extracted(text) == said.replace("[invalid]", "")

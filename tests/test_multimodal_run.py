@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, results, scales, storage, tables, tasks, training
+from oral_lib import contract, results, scales, storage, tables, training
 from oral_lib.assets import sources
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 BASE = "tiny-towers"
@@ -70,7 +72,7 @@ def test_a_cell_of_questions_keeps_the_contract(run):
 
 
 def test_a_generated_adapter_spans_both_towers_and_brings_the_fusion(run):
-    task, base = tasks.load("easy_vqa"), run.base(BASE)
+    task, base = tasks_task.load("easy_vqa"), run.base(BASE)
     [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
     start = base.lora_init()
     assert made.keys() == start.keys()
@@ -80,7 +82,7 @@ def test_a_generated_adapter_spans_both_towers_and_brings_the_fusion(run):
 
 
 def test_examples_of_matching_name_a_text_for_every_picture(run):
-    task, base = tasks.load("flickr8k"), run.base(BASE)
+    task, base = tasks_task.load("flickr8k"), run.base(BASE)
     rows = list({r.image: r for r in tasks.rows(task, "made").test}.values())[:8]
     trained = next(m.tensors for m in run.members(BASE) if m.task == task.name)
     said, right = oral_lib.compare(base, task, rows, {"base": base.lora_init(), "trained": trained})
@@ -130,7 +132,7 @@ def test_questions_that_packages_ship_are_fetched_beside_a_local_folder(tmp_path
 
 @pytest.mark.parametrize("name", ["easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes"])
 def test_questions_of_a_package_have_the_kind_that_their_answer_says(name):
-    task = tasks.load(name)
+    task = tasks_task.load(name)
     split = tasks.rows(task, "packages")
     for row in split.test:
         answer = task.labels[row.label]

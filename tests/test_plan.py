@@ -120,11 +120,14 @@ def test_a_later_version_is_made_first_and_trained_with_the_recipes_of_its_model
 
 @pytest.mark.parametrize(("scale", "source"), [*SCALES, ("lab", "local:x"), ("lab", "hub")])
 def test_no_encoder_is_asked_to_write(scale, source):
-    from oral_lib import registry, tasks
+    from oral_lib import registry
+    from oral_lib.tasks import task as tasks_task
 
     asked = {(c.base, task) for c in scales.cells_of(scale, source) for task in c.tasks}
-    written = {(b, t) for b, t in asked if tasks.load(t).scoring == "answer"}
-    assert {t for t in tasks.names() if tasks.load(t).scoring == "answer"} == set(scales.WRITTEN)
+    written = {(b, t) for b, t in asked if tasks_task.load(t).scoring == "answer"}
+    assert {t for t in tasks_task.names() if tasks_task.load(t).scoring == "answer"} == set(
+        scales.WRITTEN
+    )
     assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
     assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
 
@@ -185,11 +188,11 @@ def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
 
 
 def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_rows_there(tmp_path):
-    from oral_lib import tasks
+    from oral_lib.tasks import task as tasks_task
 
     for source in ("packages", "local:x", "hub"):
         kind = paths.slug(source)
-        wanted = {t for t in tasks.names("language") if kind in tasks.load(t).sources}
+        wanted = {t for t in tasks_task.names("language") if kind in tasks_task.load(t).sources}
         for cells in scales.cells_of("lab", source):
             planned = set(cells.tasks)
             assert planned in (wanted, wanted - set(scales.WRITTEN))
@@ -331,10 +334,11 @@ def test_a_folders_own_backbones_take_part(tmp_path):
 
 @pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
 def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
-    from oral_lib import registry, tasks
+    from oral_lib import registry
+    from oral_lib.tasks import task as tasks_task
 
     kind = paths.slug(source)
-    wanted = {t for t in tasks.names("vision") if kind in tasks.load(t).sources}
+    wanted = {t for t in tasks_task.names("vision") if kind in tasks_task.load(t).sources}
     for cells in scales.cells_of("lab", source, "vision"):
         assert set(cells.tasks) == wanted
         assert registry.spec(cells.base).experiment == cells.experiment == "vision"
@@ -435,7 +439,8 @@ def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
 
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "local:x")])
 def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source, tmp_path):
-    from oral_lib import registry, tasks
+    from oral_lib import registry
+    from oral_lib.tasks import task as tasks_task
 
     nodes = plan.nodes(scale, source, tmp_path)
     [cells] = scales.cells_of(scale, source, "multimodal")
@@ -448,7 +453,7 @@ def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source
     assert f"multimodal/align/{cells.base}" in [n.name for n in chosen]
     kind = paths.slug(source)
     if kind != "made":
-        assert all(kind in tasks.load(task).sources for task in cells.tasks)
+        assert all(kind in tasks_task.load(task).sources for task in cells.tasks)
 
 
 def test_where_no_pictures_with_texts_are_nothing_multimodal_is_planned():

@@ -20,14 +20,12 @@ from oral_lib import (
     contract,
     evaluate,
     ledgers,
-    partition,
     paths,
     protocol,
     registry,
     scales,
     scoring,
     storage,
-    tasks,
     zoo,
 )
 from oral_lib import plan as the_plan
@@ -36,10 +34,12 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluate import Outcome, accuracy_of
 from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
-TASK = tasks.load("movie")
+TASK = tasks_task.load("movie")
 ROWS = tasks.rows(TASK, "made").test[:40]
 SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, draws=2)
 TASKS = ("movie", "review_topic", "sarcasm")
@@ -78,8 +78,8 @@ def test_the_soup_of_all_weighs_tasks_equally():
 
 
 def test_the_majority_is_that_of_the_training_rows():
-    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
-    train = [partition.Row("t", "text", label) for label in (0, 0, 1)]
+    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
+    train = [tasks.Row("t", "text", label) for label in (0, 0, 1)]
     said = baselines.majority(train, rows, 2)
     assert said.predicted.tolist() == [0, 0, 0, 0]
     assert said.correct.tolist() == [False, False, True, False]
@@ -87,9 +87,9 @@ def test_the_majority_is_that_of_the_training_rows():
 
 @pytest.mark.parametrize("name", ["tiny", "minilm-l6"])
 def test_retrieval_finds_a_task_by_its_own_description(name):
-    known = tasks.names()
+    known = tasks_task.names()
     for task in known:
-        told = tasks.load(task).description
+        told = tasks_task.load(task).description
         assert baselines.nearest_task(told, known, text_encoder(name)) == task
         others = [other for other in known if other != task]
         assert baselines.nearest_task(told, others, text_encoder(name)) in others
@@ -110,7 +110,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name):
 
 
 def test_an_outcome_knows_what_was_right():
-    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
+    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
     outcome = Outcome(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), rows)
     assert outcome.predicted.tolist() == [0, 1, 0]
     assert outcome.correct.tolist() == [True, True, False]
@@ -119,7 +119,7 @@ def test_an_outcome_knows_what_was_right():
 @pytest.mark.parametrize("task", ["quartz", "arithmetic"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_options_and_written_answers_are_judged_alone_too(task, groups):
-    base, task = bases.load("tiny-causal"), tasks.load(task)
+    base, task = bases.load("tiny-causal"), tasks_task.load(task)
     base.model.float()
     rows = tasks.rows(task, "made").test[:12]
     adapters = [shaken(base, seed) for seed in range(3)]
@@ -135,7 +135,7 @@ def test_options_and_written_answers_are_judged_alone_too(task, groups):
 
 
 def test_answers_are_written_only_when_asked_for():
-    base, task = bases.load("tiny-causal"), tasks.load("arithmetic")
+    base, task = bases.load("tiny-causal"), tasks_task.load("arithmetic")
     rows = tasks.rows(task, "made").test[:6]
     [silent] = evaluate.evaluate(base, task, rows, [base.lora_init()], write=False)
     [said] = evaluate.evaluate(base, task, rows, [base.lora_init()])
@@ -149,7 +149,7 @@ def test_nothing_is_judged_where_there_is_no_adapter():
 
 
 def test_a_written_answer_is_right_only_if_it_is_the_answer():
-    rows = [partition.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
+    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
     outcome = Outcome(torch.tensor([[-1.0], [-2.0], [-6.0]]), rows, ["12", "", "55"])
     assert outcome.correct.tolist() == [True, False, False]
     assert outcome.labels.tolist() == [1, 1, 1] and outcome.predicted.tolist() == [1, 0, 0]
@@ -157,7 +157,7 @@ def test_a_written_answer_is_right_only_if_it_is_the_answer():
 
 
 def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
-    rows = [partition.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
+    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
     likely = torch.tensor([[0.5, 0.25], [0.1, 0.3]]).log()
     outcome = Outcome(likely - 4.0, rows)  # of other words there is no talk
     wanted = (torch.tensor([0.5 / 0.75, 0.3 / 0.4]).log()).mean().item()
@@ -165,8 +165,8 @@ def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
 
 
 def test_the_majority_of_written_answers_is_the_most_frequent_one():
-    rows = [partition.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
-    train = [partition.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
+    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
+    train = [tasks.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
     assert baselines.majority(train, rows, 0).correct.tolist() == [True, False, True]
 
 
@@ -293,7 +293,7 @@ def test_controls_see_fewer_rows_and_main_rows_all(planned):
 def test_the_generator_hears_what_the_condition_says(planned):
     heard = planned().heard
     texts = [text for text, _, _ in heard["generator"]]
-    others = {tasks.load(name).description for name in ("review_topic", "sarcasm")}
+    others = {tasks_task.load(name).description for name in ("review_topic", "sarcasm")}
     assert texts[0] == TASK.description
     assert [text for text, *_ in heard["regression"]] == [TASK.description]
     assert [text for text, *_ in heard["unconditional"]] == [""]
@@ -308,8 +308,8 @@ def test_the_generator_hears_what_the_condition_says(planned):
 
 def test_only_so_many_other_tasks_are_told_of_as_are_wanted(planned):
     two = Size(rows=30, control_rows=20, others=2)
-    names = [name for name in tasks.names() if tasks.load(name).scoring == "label"]
-    known = {tasks.load(name).description for name in names} - {TASK.description}
+    names = [name for name in tasks_task.names() if tasks_task.load(name).scoring == "label"]
+    known = {tasks_task.load(name).description for name in names} - {TASK.description}
     texts = [text for text, *_ in planned(only=tuple(names), size=two).heard["generator"]]
     assert len([t for t in texts if t in known]) == 2
 
@@ -333,7 +333,7 @@ def test_every_cell_of_every_scale_has_a_size(scale):
     tiny = {family: bases.load(f"tiny-{family}") for family in ("encoder", "causal")}
     for cells in scales.cells_of(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
-        for task in map(tasks.load, cells.tasks):
+        for task in map(tasks_task.load, cells.tasks):
             size = protocol.size_of(scale, base, task)
             assert size.control_rows <= size.rows
             if scale in ("lab", "paper"):

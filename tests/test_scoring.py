@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import bases, scoring, tasks
+from oral_lib import bases, scoring
 from oral_lib.errors import UsageError
+from oral_lib.tasks import rows
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
-TASK = tasks.load("movie")
-ROWS = tasks.rows(TASK, "made").validation[:37]
+TASK = tasks_task.load("movie")
+ROWS = rows.rows(TASK, "made").validation[:37]
 
 
 @pytest.fixture(params=TINY)
@@ -74,17 +76,17 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
 
 @pytest.mark.parametrize("name", ["quartz", "winogrande"])
 def test_of_options_the_place_is_asked_for_and_no_word(name):
-    task = tasks.load(name)
+    task = tasks_task.load(name)
     for base in map(bases.load, TINY):
         assert scoring.words(base, task).tolist() == [0, 1]
 
 
-LABELLED = [name for name in tasks.names() if tasks.load(name).scoring == "label"]
+LABELLED = [name for name in tasks_task.names() if tasks_task.load(name).scoring == "label"]
 
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_label_words_of_every_task_begin_differently(name, smollm2):
-    task = tasks.load(name)
+    task = tasks_task.load(name)
     for base in (bases.load("tiny-causal"), smollm2):
         ids = scoring.words(base, task).tolist()
         assert len(set(ids)) == len(task.labels)

@@ -10,11 +10,13 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, tasks, zoo
+from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, zoo
 from oral_lib.errors import OralError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.recipes import Recipe
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -24,11 +26,11 @@ SHORT = Recipe(steps=8, batch=4, lr=1e-2, checkpoints=(5,))
 @pytest.fixture(scope="module")
 def data():
     names = ("movie", "sarcasm", "quartz", "winogrande", "arithmetic", "gsm8k")
-    return {name: tasks.rows(tasks.load(name), "made") for name in names}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in names}
 
 
 def runs(*jobs):
-    return [zoo.Run(tasks.load(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs]
+    return [zoo.Run(tasks_task.load(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs]
 
 
 JOBS = (("movie", 0, 1e-2), ("sarcasm", 1, 3e-3), ("movie", 2, 1e-2))
@@ -169,7 +171,7 @@ def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypa
 
 def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch):
     base, rng = bases.load("tiny-causal"), np.random.default_rng(0)
-    ragged, jobs = {}, [(tasks.load(n), s) for n in ("movie", "sarcasm") for s in range(4)]
+    ragged, jobs = {}, [(tasks_task.load(n), s) for n in ("movie", "sarcasm") for s in range(4)]
     for task, _ in jobs:  # lengths as SST-2 has them: most short, a few long
         long = np.clip(rng.lognormal(2.2, 0.8, 400), 2, 60).astype(int)
         rows = [replace(r, text=" ".join(["the"] * n)) for r, n in
@@ -295,7 +297,7 @@ def test_layers_that_read_something_else_than_their_siblings_are_right_too():
 def test_a_compiled_block_learns_what_a_plain_one_does(data):
     base = bases.load("tiny-causal")
     base.model.float()
-    task = tasks.load("movie")
+    task = tasks_task.load("movie")
     found = feed.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
     stack = Stack(base.lora_init(), 2)
     with torch.no_grad():

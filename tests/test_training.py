@@ -6,12 +6,14 @@ import pytest
 import torch
 from made_adapters import SMALL
 
-from oral_lib import bases, seeds, storage, tasks, training
+from oral_lib import bases, seeds, storage, training
 from oral_lib import zoo as the_zoo
 from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
 from oral_lib.shelf import assemble
+from oral_lib.tasks import rows as tasks_rows
+from oral_lib.tasks import task as tasks_task
 from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
@@ -186,9 +188,9 @@ def test_only_training_wordings_are_read(zoo_members):
     _, shelves = assemble(SMALL, zoo_members)
     encoder = text_encoder("tiny")
     for task, seen in zip(SEEDS, shelves["tiny-causal"].texts, strict=True):
-        wanted = encoder.encode(tasks.load(task).training_texts)
+        wanted = encoder.encode(tasks_task.load(task).training_texts)
         torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=0)
-        unseen = encoder.encode(tasks.load(task).paraphrases["test"])
+        unseen = encoder.encode(tasks_task.load(task).paraphrases["test"])
         assert (unseen @ seen.T).max() < 0.999
 
 
@@ -314,10 +316,10 @@ def test_a_generator_of_other_wordings_is_trained_again(trained_as, tmp_path, mo
     made = (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
     trained_as("generator")
     assert (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns == made
-    task = tasks.load("movie")
+    task = tasks_rows.load("movie")
     more = task.paraphrases | {"train": ["Is it a good film?", *task.paraphrases["train"]]}
-    load, other = tasks.load, replace(task, paraphrases=more)
-    monkeypatch.setattr(tasks, "load", lambda name: other if name == "movie" else load(name))
+    load, other = tasks_rows.load, replace(task, paraphrases=more)
+    monkeypatch.setattr(tasks_rows, "load", lambda name: other if name == "movie" else load(name))
     again = trained_as("generator")
     assert again.manifest["told"] != first.manifest["told"]
     assert not equal(again.state_dict(), first.state_dict())

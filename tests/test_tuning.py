@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import recipes, scales, storage, tasks, tuning, zoo
+from oral_lib import recipes, scales, storage, tuning, zoo
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome
 from oral_lib.recipes import Recipe
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 SHORT = Recipe(steps=8, batch=4, lr=1e-2)
@@ -49,7 +51,7 @@ def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_p
     [file] = tune(tmp_path, task)
     said = storage.read_json(file)
     assert len(trained) == len(said["candidates"]) == 6
-    assert said["validation_rows"] == len(tasks.rows(tasks.load(task), "made").validation)
+    assert said["validation_rows"] == len(tasks.rows(tasks_task.load(task), "made").validation)
     best = tuning.chosen(said["candidates"], said["validation_rows"])
     assert said["chosen"] == {"steps": best["steps"], "lr": best["lr"]}
     assert all((c["accuracy"] is None) == (task == "arithmetic") for c in said["candidates"])
@@ -112,7 +114,7 @@ def test_accuracy_decides_and_within_one_standard_error_the_likelihood(
     wanted = recipes.candidates("tiny-causal")[best]
     chosen = storage.read_json(file)["chosen"]
     assert chosen == {"steps": wanted.steps, "lr": wanted.lr}
-    assert given == [tasks.rows(tasks.load("movie"), "made").validation]
+    assert given == [tasks.rows(tasks_task.load("movie"), "made").validation]
     assert len(given[0]) == 600
 
 

@@ -9,23 +9,13 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import (
-    bases,
-    contract,
-    panels,
-    recipes,
-    scales,
-    splits,
-    stats,
-    storage,
-    tables,
-    tasks,
-    unseen,
-    zoo,
-)
+from oral_lib import bases, contract, panels, recipes, scales, stats, storage, tables, unseen, zoo
 from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError
 from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.tasks import binary
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 BASE = "tiny-convnet-yes-no"
@@ -50,7 +40,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cell(run):
-    return run.cell(splits.held_out("cifar10")[0], BASE, 0)
+    return run.cell(binary.held_out("cifar10")[0], BASE, 0)
 
 
 # ---------------------------------------------------------------- what is held out
@@ -60,8 +50,8 @@ def test_the_lab_trains_on_1002_tasks_and_asks_for_twenty_others(source):
     told = {task for _, task, _ in scales.members("lab", source, "unseen")}
     assert len(told) == 1002 and len(cells.unseen) == 20 and not told & set(cells.unseen)
     assert {*told, *cells.unseen} == {*cells.kept} and cells.measured == cells.unseen
-    of = tasks.load(cells.unseen[0]).of
-    assert source.partition(":")[0] in tasks.load(of).sources
+    of = tasks_task.load(cells.unseen[0]).of
+    assert source.partition(":")[0] in tasks_task.load(of).sources
 
 
 def test_no_generator_and_no_rival_met_a_held_out_task(run):
@@ -77,7 +67,7 @@ def test_no_generator_and_no_rival_met_a_held_out_task(run):
 def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
     held = zoo.read(run.root, BASE, name, 0)
-    base, task = bases.load(BASE), tasks.load(name)
+    base, task = bases.load(BASE), tasks_task.load(name)
     recipe = recipes.Recipe.read(held.info["recipe"])
     [alone] = zoo.train(base, [zoo.Run(task, 0, recipe)], {name: tasks.rows(task, "made")})
     start = base.lora_init()
@@ -89,7 +79,7 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
 def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
     model, kept = bases.load(BASE), set()
     for member in run.members(BASE)[:3]:
-        task = tasks.load(member.task)
+        task = tasks_task.load(member.task)
         rows = tasks.rows(task, "made").validation
         [alone] = evaluate(model, task, rows, [member.tensors])
         info = member.info
@@ -101,8 +91,8 @@ def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
 
 
 def test_tasks_about_other_rows_are_judged_apart():
-    model, names = bases.load(BASE), splits.trained("cifar10")[:2]
-    known = [tasks.load(name) for name in names]
+    model, names = bases.load(BASE), binary.trained("cifar10")[:2]
+    known = [tasks_task.load(name) for name in names]
     data = {task.name: tasks.rows(task, "made") for task in known}
     fewer = data[names[1]].validation[:30]
     data[names[1]] = replace(data[names[1]], validation=fewer)
@@ -152,10 +142,10 @@ def test_a_multitask_lora_of_other_tasks_is_trained_again(run, tmp_path):
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base, yes = bases.load(BASE), {0, 3}
     base.model.float()
-    names = [splits.name("cifar10", yes), splits.name("cifar10", set(range(10)) - yes)]
+    names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
-    runs = [zoo.Run(tasks.load(name), 0, recipe) for name in names]
-    data = {name: tasks.rows(tasks.load(name), "made") for name in names}
+    runs = [zoo.Run(tasks_task.load(name), 0, recipe) for name in names]
+    data = {name: tasks.rows(tasks_task.load(name), "made") for name in names}
     one, other = (done.tensors for done in zoo.train(base, runs, data))
     start = base.lora_init()
     for name, tensor in one.items():
@@ -179,8 +169,8 @@ def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
 def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     metrics, items = cell
     table = tables.unseen_table(items).set_index("task")
-    name = splits.held_out("cifar10")[0]
-    row = table.loc[tasks.load(name).description]
+    name = binary.held_out("cifar10")[0]
+    row = table.loc[tasks_task.load(name).description]
     value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]
     assert float(row["mean"]) == pytest.approx(100 * value["generated", "matched"], abs=0.06)
     assert float(row["trained"]) == pytest.approx(100 * value["trained", "none"], abs=0.06)
@@ -192,9 +182,9 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     drawn = panels.unseen(tables.per_sample(items, "balanced_accuracy"))
     [told] = drawn.axes[0].child_axes  # a dot for every class, a dark one for those that mean yes
     grey, dark = told.lines
-    assert set(dark.get_xdata()) == tasks.load(name).positive < set(grey.get_xdata())
+    assert set(dark.get_xdata()) == tasks_task.load(name).positive < set(grey.get_xdata())
     nouns = [t.get_text() for t in told.get_xticklabels()]
-    listed = tasks.load(name).description
+    listed = tasks_task.load(name).description
     assert [noun in listed for noun in nouns] == [i in dark.get_xdata() for i in range(len(nouns))]
 
 
@@ -202,7 +192,7 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
 def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
     base = bases.load(BASE)
     base.model.float()
-    task = tasks.load(splits.held_out("cifar10")[0])
+    task = tasks_task.load(binary.held_out("cifar10")[0])
     rows = tasks.rows(task, "made").test[:20]
     text = text_encoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(run.root, base, text)

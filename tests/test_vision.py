@@ -9,10 +9,13 @@ from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
-from oral_lib import basemodel, bases, feed, images, registry, scoring, storage, tasks, vision, zoo
+from oral_lib import basemodel, bases, feed, registry, scoring, storage, vision, zoo
 from oral_lib.assets import sources as assets
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.recipes import Recipe
+from oral_lib.tasks import images
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-convnet", "tiny-vit")
@@ -22,7 +25,7 @@ SHORT = Recipe(steps=6, batch=4, lr=1e-2)
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks.load(name), "made") for name in NAMES}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in NAMES}
 
 
 @pytest.fixture(params=TINY)
@@ -115,14 +118,14 @@ def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(
 
 
 def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
-    [done] = zoo.train(base, [zoo.Run(tasks.load(NAMES[0]), 0, SHORT)], data)
+    [done] = zoo.train(base, [zoo.Run(tasks_task.load(NAMES[0]), 0, SHORT)], data)
     name = f"base_model.model.{base.head}.weight"
     moved = (done.tensors[name] != base.lora_init()[name]).any(1)
     assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
 
 
 def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
-    base, task = bases.load("tiny-vit"), tasks.load(NAMES[1])
+    base, task = bases.load("tiny-vit"), tasks_task.load(NAMES[1])
     split = data[task.name]
     other = replace(task, name="other")
     turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
@@ -136,13 +139,13 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
     with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
-        scoring.way(bases.load("tiny-encoder"), tasks.load("solar_cells"))
+        scoring.way(bases.load("tiny-encoder"), tasks_task.load("solar_cells"))
     with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
-        scoring.way(bases.load("tiny-vit"), tasks.load("movie"))
+        scoring.way(bases.load("tiny-vit"), tasks_task.load("movie"))
 
 
 def test_every_head_has_a_row_for_every_class():
-    most = max(len(tasks.load(name).labels) for name in tasks.names("vision"))
+    most = max(len(tasks_task.load(name).labels) for name in tasks_task.names("vision"))
     assert most == registry.CLASSES
 
 
@@ -193,7 +196,7 @@ def test_batch_statistics_keep_full_precision_beside_bfloat16():
     base = bases.load("tiny-convnet", dtype=torch.bfloat16)
     norms = [m for m in base.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.running_var.dtype == torch.float32 for m in norms)
-    rows = tasks.rows(tasks.load(NAMES[0]), "made").test[:3]
+    rows = tasks.rows(tasks_task.load(NAMES[0]), "made").test[:3]
     assert base.features(rows).isfinite().all()
 
 
@@ -207,7 +210,7 @@ def test_the_hub_is_not_asked_for_a_revision_that_nobody_knows(refused):
 def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
     import pandas as pd
 
-    task = tasks.load("flowers")
+    task = tasks_task.load("flowers")
     for part, shift in (("train", 0), ("test", 50)):
         rows = [{"image": {"bytes": png(i + shift), "path": "x.png"}, "label": i % 5}
                 for i in range(40)]  # fmt: skip
@@ -220,11 +223,11 @@ def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
 
 
 def test_every_task_of_real_pictures_has_one_that_stands_in_where_only_packages_are():
-    local = [n for n in tasks.names("vision") if "local" in tasks.load(n).sources]
+    local = [n for n in tasks_task.names("vision") if "local" in tasks_task.load(n).sources]
     assert len(local) == 4
-    others = {tasks.load(name).stand_in for name in local}
-    assert others == set(tasks.names("vision")) - set(local)
+    others = {tasks_task.load(name).stand_in for name in local}
+    assert others == set(tasks_task.names("vision")) - set(local)
     for name in local:
-        sources = tasks.load(name).sources
+        sources = tasks_task.load(name).sources
         assert sources.get("hub", {}).get("label", "label")
         assert len(sources.get("hub", {"revision": 40 * "0"})["revision"]) == 40

@@ -23,7 +23,6 @@ from oral_lib import (
     scales,
     scoring,
     storage,
-    tasks,
     training,
     zoo,
 )
@@ -32,6 +31,8 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.recipes import Recipe
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 from oral_lib.vision_language import CHOICES
 
 torch.set_num_threads(1)
@@ -41,7 +42,7 @@ ASKED = ("nlvr", "easy_vqa")
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks.load(name), "made") for name in ASKED}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in ASKED}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def plain(base, model, task, row):
 # ---------------------------------------------------------------- what the model reads
 @pytest.mark.parametrize("name", ASKED)
 def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
-    task, rows = tasks.load(name), data[name].test[:8]
+    task, rows = tasks_task.load(name), data[name].test[:8]
     with base.attach(shaken(base, 0)) as model:
         [said] = scoring.score(model, base, task, rows, batch=5)
         alone = [plain(base, model, task, row) for row in rows]
@@ -96,14 +97,14 @@ def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
 
 
 def test_another_picture_gives_another_answer(base, data):
-    task, row = tasks.load("nlvr"), data["nlvr"].test[0]
+    task, row = tasks_task.load("nlvr"), data["nlvr"].test[0]
     other = replace(row, key="other", image=png((0, 200, 0), (40, 10)))  # any shape is squashed
     said = scoring.score(base.model, base, task, [row, other])[0]
     assert not torch.allclose(said[0], said[1], atol=0.01)
 
 
 def test_every_row_has_its_picture_in_the_same_columns(base, data):
-    task, pad = tasks.load("easy_vqa"), base.model.config.image_token_id
+    task, pad = tasks_task.load("easy_vqa"), base.model.config.image_token_id
     long = replace(data["easy_vqa"].test[0], key="long", text="what colour is " * 40)
     rows = [*data["easy_vqa"].test[:20], long]
     read = scoring.read(base, task, rows)
@@ -125,11 +126,11 @@ def test_a_question_cannot_smuggle_a_picture_in(base):
 
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
     with refused(UsageError, "'flickr8k'", NAME, "two towers"):
-        scoring.way(base, tasks.load("flickr8k"))
+        scoring.way(base, tasks_task.load("flickr8k"))
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.way(base, tasks.load("movie"))
+        scoring.way(base, tasks_task.load("movie"))
     with refused(UsageError, "'digits' is about pictures"):
-        scoring.way(base, tasks.load("digits"))
+        scoring.way(base, tasks_task.load("digits"))
 
 
 def test_rounding_leaves_the_frequencies_of_positions_alone():
@@ -163,7 +164,7 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model_alone(base):
 
 # ---------------------------------------------------------------- the zoo
 def test_training_teaches_to_look(base, data):
-    task, recipe = tasks.load("easy_vqa"), recipes.default(NAME)
+    task, recipe = tasks_task.load("easy_vqa"), recipes.default(NAME)
     [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
     assert sum(done.losses[-5:]) < 0.3 * sum(done.losses[:5])
     together = [base.lora_init(), done.tensors]
@@ -174,7 +175,7 @@ def test_training_teaches_to_look(base, data):
 
 def test_a_step_asks_the_device_for_nothing(data):
     """So that it may be a CUDA graph; on this device there is nothing to ask for."""
-    base, task = bases.load(NAME, source="made", dtype=torch.float32), tasks.load("nlvr")
+    base, task = bases.load(NAME, source="made", dtype=torch.float32), tasks_task.load("nlvr")
     read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
     base.model.set_attn_implementation({"text_config": "plain_causal"})
     base.model.to("meta")
@@ -198,7 +199,7 @@ def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
 
 
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
-    jobs = [(tasks.load(name), 0) for name in ASKED]
+    jobs = [(tasks_task.load(name), 0) for name in ASKED]
     laid = feed.Feed.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
     assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
@@ -245,7 +246,7 @@ def load(folder):
 
 
 def test_a_local_folder_gives_the_same_model(base, data, released):
-    task, rows = tasks.load("nlvr"), data["nlvr"].test[:5]
+    task, rows = tasks_task.load("nlvr"), data["nlvr"].test[:5]
     there = load(released)
     assert there.model.name_or_path == "Qwen/Qwen2-VL-7B-Instruct" == there.peft_config(
     ).base_model_name_or_path  # fmt: skip
@@ -332,7 +333,7 @@ def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
 def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):
     [cells] = scales.cells_of("paper", "local:x", "multimodal")
     assert cells.base == PAPER and set(cells.tasks) == set(ASKED) and not cells.aligned
-    assert all("local" in tasks.load(name).sources for name in cells.tasks)
+    assert all("local" in tasks_task.load(name).sources for name in cells.tasks)
     names = [node.name for node in plan.nodes("paper", "local:x", tmp_path)]
     assert f"multimodal/zoo/{PAPER}" in names and "multimodal/report" in names
     assert not any("align" in name for name in names)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from oral_lib import bases, feed, recipes, scoring, storage, tasks, zoo
+from oral_lib import bases, feed, recipes, scoring, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.recipes import Recipe
+from oral_lib.tasks import rows as tasks
+from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -18,12 +20,12 @@ SHORT = Recipe(steps=6, batch=4, lr=1e-2, checkpoints=(2, 4))
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks.load(name), "made") for name in ("movie", "sarcasm")}
+    return {name: tasks.rows(tasks_task.load(name), "made") for name in ("movie", "sarcasm")}
 
 
 def trained(base, data, *jobs, recipe=SHORT):
     """The finished runs of (task, seed) `jobs` on a fresh base."""
-    runs = [zoo.Run(tasks.load(task), seed, recipe) for task, seed in jobs]
+    runs = [zoo.Run(tasks_task.load(task), seed, recipe) for task, seed in jobs]
     return list(zoo.train(bases.load(base), runs, data))
 
 
@@ -87,7 +89,7 @@ def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
 def test_training_never_changes_the_base(name, data):
     base = bases.load(name)
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    [done] = zoo.train(base, [zoo.Run(tasks.load("movie"), 0, SHORT)], data)
+    [done] = zoo.train(base, [zoo.Run(tasks_task.load("movie"), 0, SHORT)], data)
     assert equal(base.model.state_dict(), before)
     assert not equal(done.tensors, base.lora_init())
 
@@ -119,7 +121,7 @@ def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
     base = bases.load("tiny-causal")
 
     def key(task="movie", rows=None, **more):
-        spec = replace(tasks.load(task), **more)
+        spec = replace(tasks_task.load(task), **more)
         return zoo._key(base, [zoo.Run(spec, 0, SHORT)], {task: rows or data[task]})
 
     fewer = replace(data["movie"], train=data["movie"].train[1:])
@@ -205,7 +207,7 @@ def test_a_run_says_how_it_was_made(cell):
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, smoke):
-    task, base = tasks.load("movie"), bases.load(name)
+    task, base = tasks_task.load("movie"), bases.load(name)
     where = zoo.folder(smoke.root, name, "movie", 0)
     info = zoo.read(smoke.root, name, "movie", 0).info
     assert info["validation_accuracy"] > 0.7  # it learned, so the score means something

@@ -76,7 +76,7 @@ def _listed(words: list[str], last: str) -> str:
 
 def held_out(of: str) -> list[str]:
     """The tasks that no generator is trained on, in the order of the file."""
-    file = resources.files("oral_lib") / "held_out.txt"
+    file = resources.files("oral_lib") / "tasks" / "held_out.txt"
     lines = file.read_text(encoding="utf-8").split()
     return [f"{of}_yes_{bits}" for bits in lines]
 

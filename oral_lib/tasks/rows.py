@@ -14,135 +14,123 @@ are to be painted and have no labels, and those about pictures and texts: a
 belong together; a list of texts makes a row of each. `part` is a column that parts the rows.
 """
 
-import hashlib
-import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
-from importlib import resources
+from functools import lru_cache
 from string import Formatter
 from zlib import crc32
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from oral_lib import images, splits
 from oral_lib.assets import sources as assets
-from oral_lib.errors import PreflightError, UsageError, closest
-from oral_lib.partition import Row, Split, cut
-
-SCORINGS = ("label", "option", "answer", "image", "question", "match", "style")
-PAIRED = ("question", "match")  # a picture and a text
-MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
-MADE_PAIRS = {"train": 600, "validation": 100, "test": 300}
-FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
+from oral_lib.errors import PreflightError, UsageError
+from oral_lib.tasks import images
+from oral_lib.tasks.task import PAIRED, Task, load
 
 
 @dataclass(frozen=True)
-class Task:
-    """A task as its YAML file states it."""
+class Row:
+    """One text or picture to judge; `key` is stable across runs, so any two methods can be paired.
 
-    name: str
-    version: int
-    family: str
-    description: str
-    paraphrases: dict[str, list[str]]
-    labels: list[str]
-    metric: str
-    split: dict  # the seed, and for each source how many rows train, tune and test at most
-    sources: dict[str, dict]
-    template: str = ""  # of what a causal model reads
-    examples: list[dict] = field(default_factory=list)
-    made: list[list[str]] = field(default_factory=list)  # marker words of made texts
-    words: int = 64  # tokens that a prompt may hold
-    scoring: str = "label"  # one of SCORINGS: how a model is asked
-    stand_in: str = ""  # the task that stands in where only packages ship rows
-    extract: str = ""  # the answer in a generated text: one group of a regular expression
-    new_tokens: int = 0  # how many tokens an answer may take
-    stops: list[str] = field(default_factory=list)  # where a generated text is cut off
-    of: str = ""  # the task whose rows these are, where yes means `positive` classes of it
-    positive: frozenset[int] = frozenset()
+    `label` is the place of the right label or option. A row of scoring "option" has its
+    (context, continuation) pairs; one of scoring "answer" has the exact `answer` and the longer
+    `target` that training puts after the prompt.
+    """
 
-    def __post_init__(self) -> None:
-        if self.scoring not in SCORINGS:
-            raise UsageError(
-                f"task {self.name!r}: scoring {self.scoring!r} is none of {', '.join(SCORINGS)}."
-            )
-        if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
-            raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
-        if self.scoring in ("label", "option", "answer") and not self.template:
-            raise UsageError(f"task {self.name!r}: a task about texts needs a `template`.")
-        if unsized := set(self.sources) - set(self.split):
-            raise UsageError(
-                f"task {self.name!r}: no sizes for the source {', '.join(sorted(unsized))}; "
-                "put train, validation and test under its name in `split`."
-            )
-
-    def prompt(self, text: str) -> str:
-        """The prompt that a causal model continues with one of the label words."""
-        return self.template.format(text=text)
-
-    def extracted(self, generated: str) -> str:
-        """The final answer in `generated`, bare of commas, dollar signs and a full stop; or ""."""
-        for stop in self.stops:
-            generated = generated.split(stop)[0]
-        found = re.search(self.extract, generated)
-        return re.sub(r"[,$]|\.$", "", found[1]) if found else ""
-
-    @property
-    def training_texts(self) -> list[str]:
-        """The wordings a generator may see: the description and its training paraphrases."""
-        return [self.description, *self.paraphrases["train"]]
+    key: str
+    text: str
+    label: int
+    options: tuple[tuple[str, str], ...] = ()
+    answer: str = ""
+    target: str = ""
+    image: bytes = field(default=b"", repr=False)  # the picture's file
+    kind: str = ""  # of a question
 
 
-def names(family: str = "") -> list[str]:
-    """All task names, or those of one family ("language", "vision"), sorted."""
-    folder = resources.files("oral_lib") / "tasks"
-    found = sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
-    return [name for name in found if load(name).family == family] if family else found
+@dataclass(frozen=True)
+class Split:
+    """The rows of one task from one source; `source` is what the result table prints."""
+
+    source: str
+    train: tuple[Row, ...]
+    validation: tuple[Row, ...]
+    test: tuple[Row, ...]
 
 
-def told(known: Iterable[str]) -> str:
-    """A hash of the wordings that a training on the tasks called `known` reads."""
-    text = json.dumps([[name, load(name).training_texts] for name in known])
-    return hashlib.sha256(text.encode()).hexdigest()
+def cut(
+    source: str,
+    sizes: dict[str, int],
+    seed: int,
+    rows: list[Row],
+    test: list[Row] | None = None,
+    validation: list[Row] | None = None,
+    group: list | None = None,
+) -> Split:
+    """Rows for each part, shuffled by `seed`, from `rows` alone or with lists of their own for test
+    and validation.
+
+    Rows of one `group` go to one part: to the first that wants more of test, unless that has a list
+    of its own, validation and train.
+    """
+    train = _shuffled(rows, seed)
+    held = train if test is None else _shuffled(test, seed)
+    validation = train if validation is None else _shuffled(validation, seed)
+    if group is not None:
+        wanting = ["test", "validation", "train"][test is not None :]
+        part_of = _parts(group, sizes, seed, wanting)
+        of = {row.key: part_of[name] for row, name in zip(rows, group, strict=True)}
+        own = {part: [row for row in train if of[row.key] == part] for part in wanting}
+        held, validation, train = own.get("test", held), own["validation"], own["train"]
+    seen: set = set()  # grows in this order: the test rows choose first
+    held = _fresh(held, sizes["test"], seen)
+    validation = _fresh(_unseen(validation, held), sizes["validation"], seen)
+    train = _fresh(_unseen(train, held + validation), sizes["train"], seen)
+    return Split(source, train, validation, held)
 
 
-@cache
-def load(name: str) -> Task:
-    """The task called `name`, of a file or a split (`splits.py`); `UsageError` with the nearest
-    name if there is none."""
-    if split := splits.parsed(name):
-        return _split(name, *split)
-    if name not in names():
-        raise UsageError(
-            f"unknown task {name!r}.{closest(name, names())} Known: {', '.join(names())}."
-        )
-    text = (resources.files("oral_lib") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Task(**yaml.safe_load(text))
+def _unseen(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
+    """The rows without a picture that `others` have, too."""
+    known = {row.image for row in others if row.image}
+    return [row for row in rows if row.image not in known]
 
 
-def _split(name: str, of: str, positive: frozenset[int]) -> Task:
-    """The task that says yes to the classes `positive` of the task called `of`."""
+def _parts(group: list, sizes: dict[str, int], seed: int, wanting: list[str]) -> dict:
+    """The part of each group: whole groups, in an order of their own, until a part has enough."""
+    counts = Counter(group)
+    names = sorted(counts)
+    part_of, open_parts = {}, list(wanting)
+    held = 0
+    for i in np.random.default_rng(seed).permutation(len(names)):
+        part_of[names[i]] = open_parts[0]
+        held += counts[names[i]]
+        if len(open_parts) > 1 and held >= sizes[open_parts[0]]:
+            held = 0
+            open_parts.pop(0)
+    return part_of
 
-    def told(form: str) -> str:
-        return splits.sentence(form, of, positive)
 
-    return replace(
-        load(of),
-        name=name,
-        description=told(splits.DESCRIPTION),
-        paraphrases={part: [told(f) for f in forms] for part, forms in splits.WORDINGS.items()},
-        labels=["no", "yes"],
-        metric="balanced_accuracy",
-        stand_in="",
-        of=of,
-        positive=positive,
-    )
+def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
+    return [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+
+
+def _fresh(rows: Sequence[Row], n: int, seen: set) -> tuple[Row, ...]:
+    """The first `n` rows whose picture and text, whatever its case and punctuation, are not in
+    `seen` yet."""
+    chosen = []
+    for row in rows:
+        bare = row.image, " ".join(re.findall(r"\w+", row.text.casefold()))
+        if len(chosen) < n and bare not in seen:
+            seen.add(bare)
+            chosen.append(row)
+    return tuple(chosen)
+
+
+MADE = {"train": 6000, "validation": 600, "test": 1500}  # rows that the smoke scale makes
+MADE_PAIRS = {"train": 600, "validation": 100, "test": 300}
+FILLER = tuple("the a of it and was in this that with for on but at from".split())  # noqa: SIM905
 
 
 @lru_cache(maxsize=2)
