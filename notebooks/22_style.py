@@ -18,7 +18,8 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import latent_diffusion, painting, pictures, scales, tables
+from oral_lib import painting, pictures, scales, tables
+from oral_lib.models import latent_diffusion
 from oral_lib.tasks import images
 
 latent_diffusion.need_diffusers()

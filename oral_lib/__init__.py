@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 # public name -> (module, its name there)
 _PUBLIC = {
-    "BaseModel": ("bases", "BaseModel"),
+    "BaseModel": ("models.base", "BaseModel"),
     "Generator": ("generator", "Generator"),
     "GeneratorConfig": ("generator", "GeneratorConfig"),
     "OralError": ("errors", "OralError"),
@@ -26,7 +26,7 @@ _PUBLIC = {
     "Task": ("tasks.task", "Task"),
     "UsageError": ("errors", "UsageError"),
     "compare": ("evaluate", "compare"),
-    "load_base": ("bases", "load"),
+    "load_base": ("models.loading", "load"),
     "load_task": ("tasks.task", "load"),
     "prompt": ("generator", "prompt"),
     "task_names": ("tasks.task", "names"),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from oral_lib import seeds
-from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError
 from oral_lib.evaluate import Outcome
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import task
 from oral_lib.tasks.rows import Row
 from oral_lib.zoo import Member

@@ -19,11 +19,13 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import basemodel, registry, scoring, tokens, training, zoo
-from oral_lib.basemodel import BaseModel
+from oral_lib import scoring, tokens, training, zoo
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
+from oral_lib.models import base as models_base
+from oral_lib.models import registry
+from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
 from oral_lib.recurrence import ssd, ssd_ref
@@ -97,7 +99,7 @@ def train_plain(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        return basemodel.take(model), torch.stack(losses).tolist()
+        return models_base.take(model), torch.stack(losses).tolist()
 
 
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:

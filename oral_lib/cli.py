@@ -162,7 +162,7 @@ def _assets(args: argparse.Namespace) -> None:
 
     source = _source(args)
     if args.experiment == "style":
-        from oral_lib import latent_diffusion
+        from oral_lib.models import latent_diffusion
 
         latent_diffusion.need_diffusers()
     for experiment in scales.EXPERIMENTS if args.tests else [args.experiment]:
@@ -183,7 +183,7 @@ def _run(args: argparse.Namespace):
 
     experiment = getattr(args, "experiment", "")
     if not experiment:  # a base model takes part in one alone
-        from oral_lib import registry
+        from oral_lib.models import registry
 
         experiment = registry.spec(args.base).experiment
     return Run(args.scale, args.source, args.out, experiment)

@@ -5,86 +5,14 @@ embedding of the base model's structure in words and, in the `fingerprint` arm, 
 weights: versions of one model share their structure and differ only there.
 """
 
-from collections.abc import Sequence
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from oral_lib import seeds
-from oral_lib.assets import sources
-from oral_lib.basemodel import FINGERPRINT, check_fit, reading
-from oral_lib.bases import word_tokenizer
 from oral_lib.errors import UsageError, closest
+from oral_lib.models.base import FINGERPRINT
 
-ENCODERS = {  # name -> width e
-    "minilm-l6": 384,
-    "minilm-l3": 384,
-    "minilm-l6-words": 384,
-    "tiny": 64,
-}
 ARMS = ("fingerprint", "describe")
-
-
-class TextEncoder:
-    """A frozen sentence encoder: token states averaged over the mask, scaled to length 1.
-
-    "minilm-l6" is all-MiniLM-L6-v2, "minilm-l3" paraphrase-MiniLM-L3-v2; "minilm-l6-words" reads
-    the bare word pieces, by the vectors that enter MiniLM-L6, and so knows no order; "tiny" is made
-    on the spot for the smoke scale. Float32 on the CPU: a few sentences a run, and the same
-    embedding on every machine.
-    """
-
-    def __init__(self, name: str, *, source: str = "packages"):
-        if name not in ENCODERS:
-            raise UsageError(f"unknown text encoder {name!r}.{closest(name, ENCODERS)}")
-        self.name, self.width = name, ENCODERS[name]
-        if name == "tiny":
-            self.tokenizer = word_tokenizer("")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeds.integer(0, "tiny-text-encoder"))
-                config = BertConfig(
-                    vocab_size=len(self.tokenizer),
-                    hidden_size=self.width,
-                    intermediate_size=2 * self.width,
-                    num_hidden_layers=1,
-                    num_attention_heads=4,
-                )
-                self.model = BertModel(config, add_pooling_layer=False)
-        else:
-            folder = sources.model_dir(name.removesuffix("-words"), source=source)
-            how = {"use_safetensors": True, "output_loading_info": True}
-            with reading(folder, f"text encoder {name}"):
-                self.tokenizer = AutoTokenizer.from_pretrained(folder)
-                self.model, found = AutoModel.from_pretrained(
-                    folder, add_pooling_layer=False, **how
-                )
-            check_fit(folder, found, over=("pooler.", "cls.", "classifier."))
-        self.model = self.model.float().requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """[b, e] unit embeddings of `texts`."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        if self.name.endswith("-words"):
-            states = self.model.get_input_embeddings()(ids)  # [b, t, e]
-            frame = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
-            words = mask * ~frame  # marks around a text are no words, unless there is nothing else
-            mask = torch.where(words.any(-1, keepdim=True), words, mask)
-        else:
-            states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        mask = mask.unsqueeze(-1).float()
-        mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-        return F.normalize(mean, dim=-1)
-
-
-@cache
-def text_encoder(name: str, source: str = "packages") -> TextEncoder:
-    """The encoder called `name`, loaded once a process."""
-    return TextEncoder(name, source=source)
 
 
 class Condition(nn.Module):

@@ -8,11 +8,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import matching, scoring
-from oral_lib.basemodel import BaseModel
+from oral_lib import scoring
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.matching import Gallery
+from oral_lib.models import contrastive
+from oral_lib.models.base import BaseModel
+from oral_lib.models.contrastive import Gallery
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 
@@ -75,7 +76,7 @@ class Matched(Outcome):
     @cached_property
     def ranks(self) -> dict[str, Tensor]:
         """The rank of each text's picture and of each picture's text, by the way it was asked."""
-        return matching.both_ways(self.likely, self.gallery.belongs)
+        return contrastive.both_ways(self.likely, self.gallery.belongs)
 
     @property
     def queries(self) -> dict[str, str]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from oral_lib import scoring, seeds
-from oral_lib.basemodel import BaseModel
 from oral_lib.errors import UsageError
+from oral_lib.models.base import BaseModel
 from oral_lib.scoring import Read
 from oral_lib.tasks.rows import Row, Split
 from oral_lib.tasks.task import Task

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import bases, storage
+from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError
+from oral_lib.models import loading
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
 BATCH = 64  # pictures read at once
@@ -67,7 +68,7 @@ class Features:
     the CPU. They are resized with antialiasing as the backbone wants them."""
 
     def __init__(self, backbone: str, source: str, device: str | torch.device = "cpu"):
-        self.base = bases.load(backbone, source=source, device=device, dtype=torch.float32)
+        self.base = loading.load(backbone, source=source, device=device, dtype=torch.float32)
         self.model, self.metric = self.base.model, f"frechet_{backbone}"
 
     @torch.inference_mode()

@@ -18,14 +18,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oral_lib import paths, registry, scales, seeds, storage, tokens, zoo
-from oral_lib.basemodel import BaseModel
-from oral_lib.condition import ARMS, ENCODERS, Condition, TextEncoder, text_encoder
+from oral_lib import paths, scales, seeds, storage, tokens, zoo
+from oral_lib.condition import ARMS, Condition
 from oral_lib.denoise import DenoiserConfig, denoiser
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.known import Known
 from oral_lib.lora import distance, peft_folder
 from oral_lib.mixture import WAYS
+from oral_lib.models import registry
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
 from oral_lib.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.schedule import Schedule, ScheduleConfig
 from oral_lib.statistics import Statistics

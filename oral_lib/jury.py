@@ -16,12 +16,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, bases, seeds, stats, tokens, training
-from oral_lib.basemodel import BaseModel
+from oral_lib import baselines, seeds, stats, tokens, training
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
 from oral_lib.mixture import Mixtures
+from oral_lib.models import loading
+from oral_lib.models.base import BaseModel
 from oral_lib.shelf import Shelf
 from oral_lib.shelf import assemble as shelve
 from oral_lib.statistics import Statistics
@@ -236,7 +237,7 @@ class Jury:
         """The base model called `name` with the head that `task` wants."""
         labels = len(tasks_task.load(task).labels)
         if (name, labels) not in self._bases:
-            self._bases[name, labels] = bases.load(
+            self._bases[name, labels] = loading.load(
                 name, source=self.study.source, labels=labels, device=self.study.device
             )
         return self._bases[name, labels]

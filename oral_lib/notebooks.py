@@ -77,7 +77,7 @@ def _known_task(value: str) -> None:
 
 
 def _known_base(value: str) -> None:
-    from oral_lib import registry
+    from oral_lib.models import registry
 
     registry.spec(value)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from oral_lib import contract, frechet, scales, seeds, zoo
 from oral_lib.evaluate import GROUPS, evaluate
-from oral_lib.latent_diffusion import LatentDiffusion
 from oral_lib.lora import distance, stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.models.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, _base, _models, trials
 from oral_lib.provenance import code_commit

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oral_lib.models.vision import Backbone
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.vision import Backbone
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # candidates: of the squared weights, on standardised features
 ROUNDS = 200  # of L-BFGS at most

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, bases, matching, results, scales, scoring, seeds, zoo
-from oral_lib.basemodel import BaseModel
-from oral_lib.condition import TextEncoder, text_encoder
+from oral_lib import baselines, results, scales, scoring, seeds, zoo
 from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.lora import distance
+from oral_lib.models import contrastive, loading
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder, text_encoder
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
 from oral_lib.tasks import rows as tasks
@@ -165,7 +166,7 @@ def trials(
 @lru_cache(maxsize=2)
 def _base(name: str, source: str, labels: int, device: str) -> BaseModel:
     """Loaded once for the cells of a process that follow one another."""
-    return bases.load(name, source=source, labels=labels, device=device)
+    return loading.load(name, source=source, labels=labels, device=device)
 
 
 @lru_cache(maxsize=6)
@@ -226,7 +227,7 @@ def judged(
         wall_s={key: round(value, 3) for key, value in seconds.items()},
         balanced=spec.metric == "balanced_accuracy",
         kinds=kinds if len(set(kinds.values())) > 1 else {},
-        depths=matching.DEPTHS if spec.scoring == "match" else (),
+        depths=contrastive.DEPTHS if spec.scoring == "match" else (),
     )
     return metrics, items
 

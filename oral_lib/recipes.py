@@ -8,8 +8,9 @@ of a model have its recipes.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from oral_lib import registry, storage
+from oral_lib import storage
 from oral_lib.errors import PreflightError, UsageError
+from oral_lib.models import registry
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _models_in_reach(scale: str, source: str) -> None:
-    from oral_lib import registry
+    from oral_lib.models import registry
 
     missing = [
         c.base for c in scales.cells_of(scale, source) if not registry.in_reach(c.base, source)

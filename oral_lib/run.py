@@ -10,9 +10,7 @@ import torch
 from filelock import FileLock
 
 from oral_lib import (
-    bases,
     benchmarks,
-    evolve,
     examples,
     figures,
     graph,
@@ -32,9 +30,10 @@ from oral_lib import (
     zoo,
 )
 from oral_lib.assets import sources
-from oral_lib.basemodel import BaseModel
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
+from oral_lib.models import evolution, loading
+from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import Member
@@ -127,14 +126,14 @@ class Run:
 
     def evolve(self, base: str) -> Path:
         """Makes a later version of a model if it is missing; what is known of its drift."""
-        evolve.ensure(base, self.source, self.device)
+        evolution.ensure(base, self.source, self.device)
         path = self.root / "evolved" / f"{base}.json"
-        storage.write_json(path, {"versions": evolve.history(base, self.source)})
+        storage.write_json(path, {"versions": evolution.history(base, self.source)})
         return path
 
     def align(self, base: str) -> Path:
         """Makes a two-tower model if it is missing; what is known of its alignment."""
-        from oral_lib import alignment  # open_clip is slow to import, and others do without
+        from oral_lib.models import alignment  # open_clip is slow to import, and others do without
 
         folder = alignment.ensure(base, self.source, self.device)
         path = self.root / "aligned" / f"{base}.json"
@@ -171,7 +170,7 @@ class Run:
 
     def base(self, name: str, labels: int = 2) -> BaseModel:
         """A base model, frozen, on this run's device."""
-        return bases.load(name, source=self.source, labels=labels, device=self.device)
+        return loading.load(name, source=self.source, labels=labels, device=self.device)
 
     def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(metrics, items) of one cell: measured once, then read from where it was kept."""

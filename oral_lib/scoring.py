@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from oral_lib import matching
-from oral_lib.basemodel import BaseModel
 from oral_lib.errors import UsageError
-from oral_lib.matching import Gallery
+from oral_lib.models import contrastive
+from oral_lib.models.base import BaseModel
+from oral_lib.models.contrastive import Gallery
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import PAIRED, Task
 
@@ -267,7 +267,7 @@ def losses(
         v = model.image_features(base.normalised(batch.pictures[batch.shown]))
         u = model.text_features(batch.ids, batch.mask, _seen(batch))
         v, u, own = (side.unflatten(0, (groups, -1)) for side in (v, u, labels))
-        return matching.contrastive(v, u, own, base.scale).flatten()
+        return contrastive.contrastive(v, u, own, base.scale).flatten()
     if how in ("label", "image", "question"):
         likely = answers(model, base, batch).gather(1, asked)
         likely = likely if how == "label" else likely.log_softmax(-1)

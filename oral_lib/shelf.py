@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_lib import bases, seeds, tokens
-from oral_lib.condition import text_encoder
+from oral_lib import seeds, tokens
 from oral_lib.generator import Generator, GeneratorConfig, describe_base
 from oral_lib.known import Known
 from oral_lib.mixture import Mixtures
+from oral_lib.models import loading
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.statistics import likeness
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout
@@ -45,7 +46,7 @@ def assemble(
     encoder = text_encoder(config.text_encoder, source)
     layouts, prepared = {}, {}
     for name in sorted({m.base for m in members}):
-        base = bases.load(name, source=source)
+        base = loading.load(name, source=source)
         start = base.lora_init()
         if bare:
             start = {n: t * ("lora_" not in n) for n, t in start.items()}

@@ -7,9 +7,10 @@ cut from the training rows: no evaluation row is ever looked at.
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import bases, storage, zoo
+from oral_lib import storage, zoo
 from oral_lib.errors import OralError
 from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.models import loading
 from oral_lib.recipes import candidates
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -38,7 +39,7 @@ def tune(
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
     for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
-        model = bases.load(base, source=source, labels=labels, device=device)
+        model = loading.load(base, source=source, labels=labels, device=device)
         workshop = zoo.Workshop(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
             task, data = tasks_task.load(name), tasks.full_rows(tasks_task.load(name), source)

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oral_lib import baselines, scales, seeds, storage, training, zoo
-from oral_lib.basemodel import BaseModel
-from oral_lib.bases import load as load_base
-from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.models.base import BaseModel
+from oral_lib.models.loading import load as load_base
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.progress import bar
 from oral_lib.protocol import Size, Trial, judged
 from oral_lib.tasks import rows as tasks

@@ -6,11 +6,11 @@ A group is one part: its variants, the default among them.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from oral_lib.condition import ENCODERS
 from oral_lib.denoise import KINDS as DENOISERS
 from oral_lib.errors import UsageError, closest
 from oral_lib.generator import NOISES, GeneratorConfig
 from oral_lib.mixture import WAYS
+from oral_lib.models.text_encoder import ENCODERS
 from oral_lib.recurrence import KINDS as RECURRENCES
 from oral_lib.schedule import OBJECTIVES
 

@@ -17,14 +17,15 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from oral_lib import bases, scoring, seeds, storage
-from oral_lib.basemodel import BaseModel
+from oral_lib import scoring, seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.feed import Feed
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.models import loading
+from oral_lib.models.base import BaseModel
 from oral_lib.progress import bar
 from oral_lib.recipes import Recipe, default, recipe_of
 from oral_lib.tasks import rows as tasks
@@ -278,7 +279,7 @@ def train_cells(
     todo = [name for name in names if missing[name]]
     for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
-        model = bases.load(base, source=source, labels=labels, device=device)
+        model = loading.load(base, source=source, labels=labels, device=device)
         workshop = Workshop(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
             spec, data = (
@@ -319,7 +320,7 @@ def train_tasks(
     """
     where = [folder(root, base, name, 0) for name in names]
     missing = {n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()}
-    recipe, model = default(base), bases.load(base, source=source, device=device)
+    recipe, model = default(base), loading.load(base, source=source, device=device)
     for name, held in zip(names, where, strict=True):
         _check_recipe(held, name, recipe)
     workshop = Workshop(model)

@@ -152,7 +152,7 @@ def test_the_small_encoder_is_the_onnx_graph_that_the_package_ships():
     """Embeddings that onnxruntime gave for the graph itself, the first four values of each."""
     import torch
 
-    from oral_lib.condition import TextEncoder
+    from oral_lib.models.text_encoder import TextEncoder
 
     seen = TextEncoder("minilm-l3").encode(["A man is playing a guitar.", "Someone plays."])
     graph = torch.tensor(

@@ -9,12 +9,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import basemodel, bases, registry, scoring
+from oral_lib import scoring
 from oral_lib.assets import packages, sources
-from oral_lib.basemodel import BaseModel
-from oral_lib.condition import TextEncoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.stacked import Stack, attached
+from oral_lib.models import base as models_base
+from oral_lib.models import loading, registry
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import task as tasks_task
 
 torch.set_num_threads(1)
@@ -26,7 +28,7 @@ TEXTS = ["a superb film", "dull and far too long but funny in this scene"]
 def base(request):
     if request.param == "smollm2-135m":
         return request.getfixturevalue("smollm2")
-    return bases.load(request.param)
+    return loading.load(request.param)
 
 
 def shaken(tensors, by=0.1):
@@ -62,7 +64,7 @@ def test_what_was_attached_leaves_no_trace(base):
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_error_inside_detaches_too(name):
-    base = bases.load(name)
+    base = loading.load(name)
     before = bits(base.model)
     with pytest.raises(ZeroDivisionError), base.attach(shaken(base.lora_init())):
         1 / 0  # noqa: B018
@@ -71,32 +73,34 @@ def test_an_error_inside_detaches_too(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_nothing_is_random_in_an_attached_model(name):
-    base = bases.load(name)
+    base = loading.load(name)
     with base.attach(shaken(base.lora_init())) as model:
         assert torch.equal(logits(model, base), logits(model, base))
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_adapter_that_does_not_fit_is_refused(name, refused):
-    base = bases.load(name)
+    base = loading.load(name)
     start = base.lora_init()
     first = sorted(start)[0]
     lacking = {n: t for n, t in start.items() if n != first}
     with base.attach() as model:
         before = bits(model)
         with refused(OralError, first):
-            basemodel.put(model, lacking)
+            models_base.put(model, lacking)
         with refused(OralError, "base_model.model.alien"):
-            basemodel.put(model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)})
+            models_base.put(
+                model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)}
+            )
         with refused(OralError):
-            basemodel.put(model, {})
+            models_base.put(model, {})
         assert equal(bits(model), before)
 
 
 def test_what_is_taken_is_what_was_put_in_full_precision(base):
     tensors = shaken(base.lora_init())
     with base.attach(tensors) as model:
-        assert equal(basemodel.take(model), tensors)
+        assert equal(models_base.take(model), tensors)
 
 
 # ---------------------------------------------------------------- the shared start
@@ -114,10 +118,10 @@ def test_the_shared_start_is_the_base_model(base):
 @pytest.mark.parametrize("name", [*TINY, "minilm-l6", "minilm-l3"])
 def test_the_shared_start_is_the_same_in_every_process(name):
     torch.manual_seed(1)
-    one = bases.load(name).lora_init()
+    one = loading.load(name).lora_init()
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    base = bases.load(name)
+    base = loading.load(name)
     after_load = torch.get_rng_state()
     assert equal(base.lora_init(), one)
     assert torch.equal(torch.get_rng_state(), after_load)  # and draws nothing from others
@@ -126,7 +130,7 @@ def test_the_shared_start_is_the_same_in_every_process(name):
 
 
 def test_bases_do_not_share_a_start():
-    one, other = (bases.load(name).lora_init() for name in TINY)
+    one, other = (loading.load(name).lora_init() for name in TINY)
     ends = [next(t for n, t in sorted(x.items()) if "lora_A" in n) for x in (one, other)]
     assert not torch.equal(*ends)
 
@@ -134,12 +138,12 @@ def test_bases_do_not_share_a_start():
 # ---------------------------------------------------------------- fingerprint and description
 def test_a_fingerprint_is_deterministic(base):
     seen = base.fingerprint()
-    assert seen.shape == (basemodel.FINGERPRINT,) and seen.dtype == torch.float32
+    assert seen.shape == (models_base.FINGERPRINT,) and seen.dtype == torch.float32
     assert seen.isfinite().all() and seen.std() > 0
     torch.manual_seed(5)
     assert torch.equal(base.fingerprint(), seen)
     if base.name != "smollm2-135m":  # it is loaded once
-        assert torch.equal(bases.load(base.name).fingerprint(), seen)
+        assert torch.equal(loading.load(base.name).fingerprint(), seen)
 
 
 def test_a_fingerprint_does_not_depend_on_the_order_of_modules(base, monkeypatch):
@@ -150,7 +154,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_modules(base, monkeypatch
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_fingerprint_moves_with_every_adapted_weight(name):
-    base = bases.load(name)
+    base = loading.load(name)
     seen = base.fingerprint()
     assert len(base.adapted()) > 10
     for weight in base.adapted().values():
@@ -163,13 +167,13 @@ def test_a_fingerprint_moves_with_every_adapted_weight(name):
 
 def test_no_two_bases_share_a_fingerprint():
     names = (*TINY, "minilm-l6", "minilm-l3")
-    prints = torch.stack([bases.load(name).fingerprint() for name in names])
+    prints = torch.stack([loading.load(name).fingerprint() for name in names])
     prints = torch.nn.functional.normalize(prints, dim=-1)
     assert (prints @ prints.T - torch.eye(len(names))).abs().max() < 0.9
 
 
 def test_a_fingerprint_is_refused_while_an_adapter_is_attached(refused):
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     with base.attach(), refused(OralError, "tiny-causal", "attach"):
         base.fingerprint()
 
@@ -185,7 +189,7 @@ def test_a_description_holds_the_structure_and_never_the_name(base):
 
 
 def test_a_description_does_not_depend_on_the_weights():
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     told = base.describe()
     for weight in base.adapted().values():
         weight.zero_()
@@ -213,22 +217,22 @@ def test_too_long_a_text_keeps_what_matters(base):
 
 
 def test_loading_a_base_does_not_change_another():
-    encoder = bases.load("tiny-encoder")
+    encoder = loading.load("tiny-encoder")
     before = encoder.tokens(["superb " + "film " * 100])["input_ids"]
-    bases.load("tiny-causal")
+    loading.load("tiny-causal")
     assert torch.equal(encoder.tokens(["superb " + "film " * 100])["input_ids"], before)
 
 
 def test_loading_leaves_the_verbosity_of_transformers_alone():
     before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    bases.load("minilm-l6")
+    loading.load("minilm-l6")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 @pytest.mark.parametrize("labels", [2, 3])
 @pytest.mark.parametrize("name", ["tiny-encoder", "minilm-l6", "minilm-l3"])
 def test_an_encoder_has_a_head_of_as_many_classes_as_labels(name, labels):
-    base = bases.load(name, labels=labels)
+    base = loading.load(name, labels=labels)
     heads = {t.shape[0] for n, t in base.lora_init().items() if "lora_" not in n}
     assert heads == {labels}
     assert logits(base.model, base).shape[-1] == labels
@@ -236,13 +240,13 @@ def test_an_encoder_has_a_head_of_as_many_classes_as_labels(name, labels):
 
 def test_an_unknown_base_suggests_the_nearest(refused):
     with refused(UsageError, "'smollm-135m'", "Did you mean 'smollm2-135m'?"):
-        bases.load("smollm-135m")
+        loading.load("smollm-135m")
 
 
 def test_a_new_base_is_one_entry(monkeypatch):
     entry = registry.BaseSpec("tiny-v1.5", "causal", None, "tiny-v1.5", ("q_proj",), rank=2)
     monkeypatch.setitem(registry.REGISTRY, entry.name, entry)
-    base = bases.load("tiny-v1.5")
+    base = loading.load("tiny-v1.5")
     assert isinstance(base, BaseModel) and "tiny-v1.5" in registry.names()
     assert {t.shape[0] for n, t in base.lora_init().items() if "lora_A" in n} == {2}
 
@@ -301,9 +305,9 @@ def test_every_model_has_its_weights_pinned_somewhere():
 def test_a_model_out_of_reach_says_how_to_have_it(refused, monkeypatch):
     monkeypatch.delenv("ORAL_ACCEPT", raising=False)
     with refused(PreflightError, "llama-3.2-1b", "--source hub", "local:DIR"):
-        bases.load("llama-3.2-1b")
+        loading.load("llama-3.2-1b")
     with refused(PreflightError, "Gemma Terms", "ORAL_ACCEPT=gemma"):
-        bases.load("gemma-3-270m")
+        loading.load("gemma-3-270m")
 
 
 # ---------------------------------------------------------------- the architectures of the paper
@@ -329,7 +333,7 @@ KINDS = {
 
 def large(name, **sizes):
     """A tiny random model of the architecture of `name`, under its registry entry."""
-    tokenizer = bases.word_tokenizer()
+    tokenizer = loading.word_tokenizer()
     tokenizer.padding_side = "right"
     config = KINDS[name](**SMALL | sizes, vocab_size=len(tokenizer), pad_token_id=0)
     if hasattr(config, "head_dim"):
@@ -354,7 +358,7 @@ def test_an_adapter_fits_every_architecture_and_leaves_no_trace(architecture):
     start = architecture.lora_init()
     assert len(start) == 2 * 2 * SMALL["num_hidden_layers"]  # A and B of two modules a layer
     with architecture.attach(shaken(start)) as model:
-        assert equal(basemodel.take(model), shaken(start))
+        assert equal(models_base.take(model), shaken(start))
         assert not torch.allclose(logits(model, architecture), said, atol=1e-3)
     assert equal(bits(architecture.model), before)
 
@@ -363,16 +367,16 @@ def test_every_architecture_is_told_by_its_structure_and_its_weights(architectur
     told = architecture.describe()
     assert "48" in told and "key-value heads" in told and architecture.spec.hub not in told
     seen = architecture.fingerprint()
-    assert seen.shape == (basemodel.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (models_base.FINGERPRINT,) and seen.isfinite().all()
     other = large(architecture.name, hidden_size=72)
     assert other.describe() != told and not torch.allclose(other.fingerprint(), seen, atol=0.1)
 
 
 def test_attention_is_fused_on_a_gpu_unless_a_model_caps_its_logits():
-    told = {name: basemodel.attention(kind(), "cuda") for name, kind in KINDS.items()}
+    told = {name: models_base.attention(kind(), "cuda") for name, kind in KINDS.items()}
     assert {name for name, how in told.items() if how == "eager"} == {"gemma-2-9b"}
-    assert basemodel.attention(transformers.BertConfig(), "cuda") == "sdpa"
-    assert basemodel.attention(transformers.BertConfig(), "cpu") == "eager"
+    assert models_base.attention(transformers.BertConfig(), "cuda") == "sdpa"
+    assert models_base.attention(transformers.BertConfig(), "cpu") == "eager"
 
 
 def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(architecture):
@@ -393,8 +397,8 @@ def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(archit
 
 
 def test_frequencies_of_positions_are_not_rounded():
-    exact = bases.load("tiny-causal", source="made", dtype=torch.float32).model
-    half = bases.load("tiny-causal", source="made", dtype=torch.bfloat16).model
+    exact = loading.load("tiny-causal", source="made", dtype=torch.float32).model
+    half = loading.load("tiny-causal", source="made", dtype=torch.bfloat16).model
     assert half.dtype == torch.bfloat16
     wanted = {n: v for n, v in exact.named_buffers() if "inv_freq" in n}
     assert wanted
@@ -406,7 +410,7 @@ def test_frequencies_of_positions_are_not_rounded():
 @pytest.fixture
 def own(tmp_path):
     """(source, folder) of a small language model that the user put there himself."""
-    base, folder = bases.load("tiny-causal"), tmp_path / "models" / "smollm2-135m"
+    base, folder = loading.load("tiny-causal"), tmp_path / "models" / "smollm2-135m"
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     return f"local:{tmp_path}", folder
@@ -414,8 +418,8 @@ def own(tmp_path):
 
 def test_a_users_own_model_is_read(own):
     source, _ = own
-    base = bases.load("smollm2-135m", source=source)
-    assert equal(bits(base.model), bits(bases.load("tiny-causal").model))
+    base = loading.load("smollm2-135m", source=source)
+    assert equal(bits(base.model), bits(loading.load("tiny-causal").model))
 
 
 def test_weights_of_another_model_are_never_replaced_by_random_ones(own, refused):
@@ -423,24 +427,24 @@ def test_weights_of_another_model_are_never_replaced_by_random_ones(own, refused
     weights = load_file(folder / "model.safetensors")
     save_file({f"module.{n}": v for n, v in weights.items()}, folder / "model.safetensors")
     with refused(OralError, str(folder), "does not fit"):
-        bases.load("smollm2-135m", source=source)
+        loading.load("smollm2-135m", source=source)
     (folder / "model.safetensors").write_bytes(b"half")
     with refused(OralError, str(folder), "holds no whole smollm2-135m"):
-        bases.load("smollm2-135m", source=source)
+        loading.load("smollm2-135m", source=source)
 
 
 def test_pickled_weights_are_never_read(own, refused):
     source, folder = own
     (folder / "model.safetensors").unlink()
-    torch.save(bits(bases.load("tiny-causal").model), folder / "pytorch_model.bin")
+    torch.save(bits(loading.load("tiny-causal").model), folder / "pytorch_model.bin")
     with refused(OralError, str(folder), "pickled ones are never read"):
-        bases.load("smollm2-135m", source=source)
+        loading.load("smollm2-135m", source=source)
     with refused(PreflightError, str(folder), "no weights as safetensors"):
         sources.weights_hash(folder)
 
 
 def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
-    base, folder = bases.load("tiny-encoder"), tmp_path / "models" / "minilm-l6"
+    base, folder = loading.load("tiny-encoder"), tmp_path / "models" / "minilm-l6"
     base.model.bert.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
@@ -453,4 +457,4 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.way(bases.load("tiny-convnet"), tasks_task.load("gtsrb"))
+        scoring.way(loading.load("tiny-convnet"), tasks_task.load("gtsrb"))

@@ -4,14 +4,15 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import bases, benchmarks, cli, ledgers, tokens
+from oral_lib import benchmarks, cli, ledgers, tokens
+from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tokens import Layout
 
 
 def test_the_plain_way_gives_the_same_tokens():
-    start = bases.load("tiny-encoder").lora_init()
+    start = loading.load("tiny-encoder").lora_init()
     shaken = [{n: t + i for n, t in start.items()} for i in range(2)]
     layout = Layout.of(start, 100)
     ours, plain = tokens.encode(layout, shaken), benchmarks.encode_plain(layout, shaken)
@@ -47,7 +48,7 @@ def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
 
 
 def test_the_operations_of_a_picture_are_counted_layer_by_layer():
-    base = bases.load("tiny-vit")
+    base = loading.load("tiny-vit")
     found, seen = benchmarks._operations(base, 0), base.model
     tokens, width = seen.patch_embed.num_patches + 1, seen.num_features
     blocks = sum(m.weight.numel() for n, m in seen.named_modules() if hasattr(m, "in_features")
@@ -58,7 +59,7 @@ def test_the_operations_of_a_picture_are_counted_layer_by_layer():
 
 
 def test_a_profile_says_what_a_training_step_is_made_of():
-    base, task = bases.load("tiny-encoder"), tasks_task.load("movie")
+    base, task = loading.load("tiny-encoder"), tasks_task.load("movie")
     found = benchmarks.profile(base, task, tasks.rows(task, "made"), size=2, steps=2, width=8)
     assert found.ms_a_step.is_monotonic_decreasing and (found.ms_a_step > 0).any()
     counts = found.set_index("kernel").kernels_a_step

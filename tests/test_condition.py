@@ -5,13 +5,17 @@ from itertools import combinations
 import pytest
 import torch
 
-from oral_lib import basemodel, bases, condition
-from oral_lib.condition import Condition, TextEncoder, text_encoder
+from oral_lib import condition
+from oral_lib.condition import Condition
 from oral_lib.errors import UsageError
 from oral_lib.generator import GeneratorConfig, describe_base
+from oral_lib.models import base as models_base
+from oral_lib.models import loading
+from oral_lib.models import text_encoder as models_text_encoder
+from oral_lib.models.text_encoder import TextEncoder, text_encoder
 
 torch.set_num_threads(1)
-ENCODERS = list(condition.ENCODERS)
+ENCODERS = list(models_text_encoder.ENCODERS)
 TEXTS = ["Is the film good?", "Decide whether a news headline is serious or sarcastic.", "film"]
 E, M = 6, 8
 
@@ -20,7 +24,10 @@ E, M = 6, 8
 @pytest.mark.parametrize("name", ENCODERS)
 def test_embeddings_have_unit_length_and_the_stated_width(name):
     seen = text_encoder(name).encode(TEXTS)
-    assert seen.shape == (len(TEXTS), condition.ENCODERS[name]) and seen.dtype == torch.float32
+    assert (
+        seen.shape == (len(TEXTS), models_text_encoder.ENCODERS[name])
+        and seen.dtype == torch.float32
+    )
     torch.testing.assert_close(seen.norm(dim=-1), torch.ones(len(TEXTS)))
     assert not seen.is_inference()  # training may read it
 
@@ -77,7 +84,7 @@ def test_an_unknown_encoder_suggests_the_nearest(refused):
 
 
 def test_a_base_is_told_by_its_structure_and_its_weights():
-    encoder, base = text_encoder("tiny"), bases.load("tiny-causal")
+    encoder, base = text_encoder("tiny"), loading.load("tiny-causal")
     structure, fingerprint = describe_base(base, encoder)
     assert torch.equal(structure, encoder.encode([base.describe()])[0])
     assert torch.equal(fingerprint, base.fingerprint())
@@ -87,7 +94,7 @@ def test_a_base_is_told_by_its_structure_and_its_weights():
 def inputs(b=3):
     g = torch.Generator().manual_seed(0)
     text, structure = torch.randn(b, E, generator=g), torch.randn(b, E, generator=g)
-    fingerprint = torch.randn(b, basemodel.FINGERPRINT, generator=g)
+    fingerprint = torch.randn(b, models_base.FINGERPRINT, generator=g)
     unit = torch.nn.functional.normalize
     return unit(text, dim=-1), torch.ones(b, dtype=torch.bool), unit(structure, dim=-1), fingerprint
 

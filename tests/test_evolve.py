@@ -11,10 +11,11 @@ from itertools import chain
 import pytest
 import torch
 
-from oral_lib import bases, evolve, registry, storage
+from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.registry import Evolution
+from oral_lib.models import evolution, loading, registry
+from oral_lib.models.registry import Evolution
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task
 
@@ -29,7 +30,7 @@ def made(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ORAL_CACHE", str(cache))
-        evolve.ensure(T2, "made")
+        evolution.ensure(T2, "made")
     return cache
 
 
@@ -46,12 +47,12 @@ def empty(tmp_path, monkeypatch):
 
 
 def weights(name):
-    return bases.load(name, source="made", dtype=torch.float32).model.state_dict()
+    return loading.load(name, source="made", dtype=torch.float32).model.state_dict()
 
 
 # ---------------------------------------------------------------- made, and found again
 def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, monkeypatch):
-    monkeypatch.setattr(evolve, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
     for name in (T1, "smollm2-135m-t4"):
         with pytest.MonkeyPatch.context() as patch:
             if name != T1:  # its hash needs the model that it comes from
@@ -60,19 +61,19 @@ def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, 
                 patch.setattr(sources, "_fault", lambda _: None)
             words = (f"{name} has yet to be made", f"python -m oral_lib evolve --base {name} first")
             with refused(PreflightError, *words):
-                bases.load(name)
+                loading.load(name)
     assert not list(empty.rglob("*.safetensors"))
 
 
 def test_making_again_does_nothing(cache, monkeypatch):
-    monkeypatch.setattr(evolve, "train", lambda *_, **__: pytest.fail("it trains"))
-    assert evolve.ensure(T2, "made") == bases.version_dir(T2, "made")
-    assert evolve.ensure(T1) == bases.version_dir(T1)  # tiny models are made alike everywhere
+    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
+    assert evolution.ensure(T2, "made") == loading.version_dir(T2, "made")
+    assert evolution.ensure(T1) == loading.version_dir(T1)  # tiny models are made alike everywhere
 
 
 def test_an_interrupted_chain_goes_on_after_its_last_version(empty, cache, monkeypatch):
     monkeypatch.setenv("ORAL_CACHE", str(empty))
-    whole, trained = evolve.train, []
+    whole, trained = evolution.train, []
 
     def train(model, rows, recipe, *, label):
         trained.append(label)
@@ -80,11 +81,11 @@ def test_an_interrupted_chain_goes_on_after_its_last_version(empty, cache, monke
             raise KeyboardInterrupt
         return whole(model, rows, recipe, label=label)
 
-    monkeypatch.setattr(evolve, "train", train)
+    monkeypatch.setattr(evolution, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        evolve.ensure(T2, "made")
-    assert bases.load(T1, source="made").name == T1
-    evolve.ensure(T2, "made")
+        evolution.ensure(T2, "made")
+    assert loading.load(T1, source="made").name == T1
+    evolution.ensure(T2, "made")
     assert trained == [f"evolve {T1}", f"evolve {T2}", f"evolve {T2}"]
     assert not list(empty.rglob("*.tmp"))
     again = weights(T2)
@@ -96,47 +97,47 @@ def test_an_interrupted_chain_goes_on_after_its_last_version(empty, cache, monke
 def test_damage_is_named_with_the_command_that_mends_it(cache, empty, refused, monkeypatch):
     shutil.copytree(cache / "models", empty / "models")
     monkeypatch.setenv("ORAL_CACHE", str(empty))
-    file = bases.version_dir(T1, "made") / "model.safetensors"
+    file = loading.version_dir(T1, "made") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with refused(PreflightError, "is damaged", f"evolve --base {T1}"):
-        bases.load(T1, source="made")
-    evolve.ensure(T1, "made")
-    assert bases.load(T1, source="made").name == T1
+        loading.load(T1, source="made")
+    evolution.ensure(T1, "made")
+    assert loading.load(T1, source="made").name == T1
 
 
 def test_another_recipe_or_another_start_is_another_version(cache, monkeypatch):
-    place, entry = bases.version_dir(T1), registry.spec(T1)
+    place, entry = loading.version_dir(T1), registry.spec(T1)
     slower = replace(entry, evolution=replace(entry.evolution, lr=1e-4))
     with monkeypatch.context() as patch:
         patch.setitem(registry.REGISTRY, T1, slower)
-        assert bases.version_dir(T1) != place
+        assert loading.version_dir(T1) != place
     monkeypatch.setattr(tasks, "FILLER", (*tasks.FILLER, "unheard"))
-    assert bases.version_dir(T1) != place
+    assert loading.version_dir(T1) != place
 
 
 def test_an_own_copy_of_a_version_is_taken_as_it_is(cache, tmp_path, monkeypatch):
     source, own = f"local:{tmp_path}", tmp_path / "models" / "smollm2-135m-t4"
-    shutil.copytree(bases.version_dir(T1), own)
-    monkeypatch.setattr(evolve, "train", lambda *_, **__: pytest.fail("it trains"))
-    assert evolve.ensure("smollm2-135m-t4", source) == own
-    assert bases.load("smollm2-135m-t4", source=source).spec.version == "t4"
-    assert evolve.history("smollm2-135m-t4", source) == []  # how it was made is not known
+    shutil.copytree(loading.version_dir(T1), own)
+    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
+    assert evolution.ensure("smollm2-135m-t4", source) == own
+    assert loading.load("smollm2-135m-t4", source=source).spec.version == "t4"
+    assert evolution.history("smollm2-135m-t4", source) == []  # how it was made is not known
 
 
 def test_the_command_names_the_source_where_it_matters(cache, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr(bases, "version_dir", lambda *_: tmp_path / "none")
+    monkeypatch.setattr(loading, "version_dir", lambda *_: tmp_path / "none")
     with refused(PreflightError, f"--base {T1} --source hub"):
-        bases.made_dir(T1, "hub")
+        loading.made_dir(T1, "hub")
 
 
 def test_only_versions_can_be_made(refused):
     with refused(UsageError, "'minilm-l6'", "smollm2-135m-t1"):
-        evolve.ensure("minilm-l6")
+        evolution.ensure("minilm-l6")
 
 
 # ---------------------------------------------------------------- what a version is
 def test_a_version_is_the_next_step_and_tells_its_drift(cache):
-    one, two = evolve.history(T2, "made")
+    one, two = evolution.history(T2, "made")
     assert (one["version"], two["version"], two["parent"]) == ("t1", "t2", T1)
     assert 0 < one["relative_change"] < two["relative_change"] < 1
     assert one["perplexity_before"] > one["perplexity_after"] == two["perplexity_before"]
@@ -155,21 +156,21 @@ def test_every_weight_moves(cache):
 
 
 def test_a_version_is_loaded_as_it_was_trained(empty):
-    base = bases.load("tiny-causal", source="made", dtype=torch.float32)
-    evolve.evolve(base, "t1")
+    base = loading.load("tiny-causal", source="made", dtype=torch.float32)
+    evolution.evolve(base, "t1")
     assert base.spec == registry.spec(T1) and not any(
         p.requires_grad for p in base.model.parameters()
     )
-    evolve.ensure(T1, "made")
+    evolution.ensure(T1, "made")
     for name, value in weights(T1).items():
         torch.testing.assert_close(base.model.state_dict()[name], value, atol=1e-6, rtol=1e-5)
     text = ["a superb film of the actor"]
-    ids = bases.load(T1, source="made").tokens(text)["input_ids"]
+    ids = loading.load(T1, source="made").tokens(text)["input_ids"]
     assert torch.equal(ids, base.tokens(text)["input_ids"])
 
 
 def test_versions_share_structure_and_start_and_differ_in_their_weights(cache):
-    one, other = bases.load("tiny-causal"), bases.load(T2)
+    one, other = loading.load("tiny-causal"), loading.load(T2)
     assert one.describe() == other.describe()
     start = other.lora_init()
     assert all(torch.equal(value, start[name]) for name, value in one.lora_init().items())
@@ -178,14 +179,14 @@ def test_versions_share_structure_and_start_and_differ_in_their_weights(cache):
 
 
 def test_a_version_comes_after_the_one_before_and_in_full_precision(refused):
-    base = bases.load("tiny-causal", dtype=torch.float32)
+    base = loading.load("tiny-causal", dtype=torch.float32)
     with refused(UsageError, "followed by t1", "'t2'"):
-        evolve.evolve(base, "t2")
+        evolution.evolve(base, "t2")
     with refused(UsageError, "no version"):
-        evolve.evolve(bases.load("tiny-encoder"), "t1")
+        evolution.evolve(loading.load("tiny-encoder"), "t1")
     base.model.bfloat16()
     with refused(UsageError, "float32"):
-        evolve.evolve(base, "t1")
+        evolution.evolve(base, "t1")
 
 
 def test_a_training_that_runs_away_is_not_kept(empty, refused, monkeypatch):
@@ -193,7 +194,7 @@ def test_a_training_that_runs_away_is_not_kept(empty, refused, monkeypatch):
     wild = replace(entry, evolution=replace(entry.evolution, lr=1e30))
     monkeypatch.setitem(registry.REGISTRY, T1, wild)
     with refused(OralError, T1, "perplexity", "lr"):
-        evolve.ensure(T1, "made")
+        evolution.ensure(T1, "made")
     assert not list(empty.rglob("*.safetensors"))
 
 
@@ -204,7 +205,7 @@ def bare(text):
 
 @pytest.mark.parametrize("name", [n for n in task.names() if "packages" in task.load(n).sources])
 def test_the_text_holds_no_test_row_of_any_task_and_of_other_rows_short_lines_alone(name):
-    read = {bare(text) for text in evolve.texts(REAL)}
+    read = {bare(text) for text in evolution.texts(REAL)}
     split = tasks.rows(task.load(name), "packages")
     assert not read & {bare(row.text) for row in split.test}
     both = read & {bare(row.text) for row in (*split.validation, *split.train)}
@@ -214,31 +215,31 @@ def test_the_text_holds_no_test_row_of_any_task_and_of_other_rows_short_lines_al
 def test_held_out_text_is_never_read_and_no_version_reads_what_another_did():
     rows = torch.arange(40)[:, None]
     recipe = Evolution(("made",), steps=4, batch=2, length=1, held_out=8)
-    read = [evolve.stretch(rows, recipe, t).flatten().tolist() for t in range(1, 6)]
+    read = [evolution.stretch(rows, recipe, t).flatten().tolist() for t in range(1, 6)]
     assert sorted(chain(*read[:4])) == list(range(8, 40))
     assert read[4] == read[0]  # the text has ended
 
 
 def test_all_real_versions_read_new_text():
-    tokenizer = bases.load("tiny-causal").tokenizer  # words, fewer than there are tokens
-    rows = evolve.packed(tokenizer, REAL)
+    tokenizer = loading.load("tiny-causal").tokenizer  # words, fewer than there are tokens
+    rows = evolution.packed(tokenizer, REAL)
     assert len(rows) - REAL.held_out >= 4 * REAL.steps * REAL.batch
 
 
 def test_rows_are_all_the_text_in_order(cache):
-    tokenizer, recipe = bases.load(T1).tokenizer, registry.spec(T1).evolution
-    rows = evolve.packed(tokenizer, recipe)
+    tokenizer, recipe = loading.load(T1).tokenizer, registry.spec(T1).evolution
+    rows = evolution.packed(tokenizer, recipe)
     assert rows.shape[1] == recipe.length
-    first = evolve.texts(recipe)[0]
+    first = evolution.texts(recipe)[0]
     assert tokenizer.decode(rows[0]).startswith(tokenizer.decode(tokenizer(first).input_ids))
-    assert evolve.texts(recipe) == evolve.texts(recipe)
-    assert evolve.texts(recipe) != evolve.texts(replace(recipe, seed=1))
+    assert evolution.texts(recipe) == evolution.texts(recipe)
+    assert evolution.texts(recipe) != evolution.texts(replace(recipe, seed=1))
 
 
 def test_too_little_text_is_said(refused):
-    tokenizer = bases.load("tiny-causal").tokenizer
+    tokenizer = loading.load("tiny-causal").tokenizer
     with refused(UsageError, "held out"):
-        evolve.packed(tokenizer, replace(registry.spec(T1).evolution, held_out=10_000))
+        evolution.packed(tokenizer, replace(registry.spec(T1).evolution, held_out=10_000))
 
 
 def test_a_recipe_that_cannot_be_is_refused(refused):
@@ -247,6 +248,6 @@ def test_a_recipe_that_cannot_be_is_refused(refused):
 
 
 def test_a_manifest_is_plain_json_beside_safetensors(cache):
-    folder = bases.version_dir(T1)
+    folder = loading.version_dir(T1)
     assert storage.read_json(folder / "manifest.json")["files"].keys() >= {"model.safetensors"}
     assert not [f for f in folder.iterdir() if f.suffix not in (".json", ".safetensors")]

@@ -9,23 +9,21 @@ from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
 from oral_lib import (
-    alignment,
-    bases,
     benchmarks,
     devices,
     evaluate,
     frechet,
     probe,
-    registry,
     scales,
     scoring,
     storage,
     unseen,
     zoo,
 )
-from oral_lib.condition import text_encoder
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
+from oral_lib.models import alignment, loading, registry
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.recipes import Recipe
 from oral_lib.shelf import assemble
 from oral_lib.tasks import binary
@@ -65,7 +63,7 @@ def loaded(name, dtype=torch.float32):
         pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
     if registry.spec(name).alignment:
         alignment.ensure(name, "made")
-    return bases.load(name, source="made", dtype=dtype)
+    return loading.load(name, source="made", dtype=dtype)
 
 
 def rows_of(*names):
@@ -227,7 +225,7 @@ def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_pa
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
-    base, text = bases.load(name), text_encoder("tiny").encode([task.description])[0]
+    base, text = loading.load(name), text_encoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(tmp_path, base, text)
     [outcome] = evaluate.evaluate(base, task, tasks.rows(task, "made").test[:20], [made])
     assert outcome.likely.dtype == torch.float32 and outcome.likely.isfinite().all()

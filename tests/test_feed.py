@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from oral_lib import bases, feed, scoring
+from oral_lib import feed, scoring
 from oral_lib.feed import Feed
+from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -19,7 +20,7 @@ MIXED = {  # tasks that are scored alike, with rows of other lengths, label word
 
 @pytest.fixture(scope="module")
 def base():
-    found = bases.load("tiny-causal")
+    found = loading.load("tiny-causal")
     found.model.float()
     return found
 

@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import bases, registry, scoring, storage, tokens
-from oral_lib.basemodel import BaseModel
-from oral_lib.condition import text_encoder
+from oral_lib import scoring, storage, tokens
 from oral_lib.denoise import DenoiserConfig
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.lora import adapter as lora_adapter
+from oral_lib.models import loading, registry
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks
@@ -49,7 +50,7 @@ def zoo_of(*loaded):
 
 def made(config=SMALL, names=TINY):
     """An untrained generator whose every weight has left its zero start."""
-    model, _ = assemble(config, zoo_of(*map(bases.load, names)))
+    model, _ = assemble(config, zoo_of(*map(loading.load, names)))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for value in model.parameters():
@@ -88,7 +89,7 @@ def close(one, other):
 # ---------------------------------------------------------------- no leak through statistics
 @pytest.mark.parametrize("name", registry.names(experiment="language"))
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
-    base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else bases.load(name)
+    base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else loading.load(name)
     model, shelves = assemble(SMALL if name in TINY else REAL, zoo_of(base))
     known = model.known[name]
     assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
@@ -100,7 +101,7 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
 @pytest.mark.parametrize("task", tasks_task.names("language"))
 @pytest.mark.parametrize("name", TINY)
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
-    task, base, known = tasks_task.load(task), bases.load(name), trained.known[name]
+    task, base, known = tasks_task.load(task), loading.load(name), trained.known[name]
     if task.scoring == "answer" and base.family == "encoder":
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
             scoring.way(base, task)
@@ -142,14 +143,14 @@ def test_every_prototype_moves_with_the_base(arm, name):
     text, given = encoder.encode([MOVIE]), torch.tensor([True])
     said = []
     for told in TINY:  # the tokens of one base, the description and weights of either
-        c = model.conditions(name, text, given, describe_base(bases.load(told), encoder))
+        c = model.conditions(name, text, given, describe_base(loading.load(told), encoder))
         said.append(model.prototypes(name, c)[0])
     assert all_moved(*said)
 
 
 def grown(name):
     """A later version of a base: the same structure, one weight matrix moved a little."""
-    base = bases.load(name)
+    base = loading.load(name)
     weight = list(base.adapted().values())[-1]
     weight.mul_(1 + 0.1 * torch.randn(weight.shape, generator=torch.manual_seed(0)))
     return base
@@ -157,7 +158,7 @@ def grown(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_prototype_moves_when_only_a_weight_of_the_base_does(model, name):
-    said = prototypes(model, MOVIE, bases.load(name))
+    said = prototypes(model, MOVIE, loading.load(name))
     assert torch.equal(said, prototypes(model, MOVIE, name))  # as stored
     assert all_moved(said, prototypes(model, MOVIE, grown(name)))
 
@@ -215,7 +216,7 @@ def test_regression_answers_at_once_and_its_loss_is_its_error():
 # ---------------------------------------------------------------- generate
 @pytest.mark.parametrize("name", TINY)
 def test_what_is_generated_fits_its_base_and_differs_from_it(model, name):
-    start = bases.load(name).lora_init()
+    start = loading.load(name).lora_init()
     for adapter in model.generate(MOVIE, name, n=2):
         lora_adapter.check(adapter, start)
         assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.values())
@@ -334,7 +335,7 @@ def test_regression_has_no_way_to_look_at(smoke, refused):
 def test_a_known_base_may_be_given_as_a_model():
     fresh = made(replace(SMALL, joint="none"))  # which would take small differences away
     [named] = fresh.generate(MOVIE, "tiny-causal")
-    [given] = fresh.generate(MOVIE, bases.load("tiny-causal"))
+    [given] = fresh.generate(MOVIE, loading.load("tiny-causal"))
     [later] = fresh.generate(MOVIE, grown("tiny-causal"))
     assert equal(named, given) and not close(named, later)
 
@@ -348,7 +349,7 @@ def test_what_cannot_be_generated_is_refused(fresh, refused):
             fresh.generate(MOVIE, "tiny-causal", temperature=temperature)
     with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
         fresh.generate(MOVIE, "tiny-casual")
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     thin = BaseModel(replace(base.spec, rank=2), base.model, base.tokenizer)
     with refused(UsageError, "'tiny-causal'", "layout"):
         fresh.generate(MOVIE, thin)
@@ -501,7 +502,7 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
 
 
 def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else(tmp_path):
-    members = zoo_of(bases.load("tiny-encoder"))
+    members = zoo_of(loading.load("tiny-encoder"))
     for noise in NOISES:
         model, _ = assemble(replace(SMALL, noise=noise), members)
         with torch.no_grad():
@@ -526,7 +527,7 @@ def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else(tmp_
 
 
 def test_a_denoiser_starts_as_wide_as_there_are_components():
-    members = zoo_of(bases.load("tiny-encoder"))  # two of them
+    members = zoo_of(loading.load("tiny-encoder"))  # two of them
     for asked in (2, 32):
         model, _ = assemble(replace(SMALL, components=asked), members)
         size = model.denoiser.enter.weight[:, :2].square().mean() * 3 * 2  # of a draw for two: 1
@@ -544,7 +545,7 @@ def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhe
     def told(*these):
         return known.statistics.normalise(tokens.encode(known.layout, these)).flatten(1)
 
-    zoo = told(*(m.tensors for m in zoo_of(bases.load("tiny-encoder"))))
+    zoo = told(*(m.tensors for m in zoo_of(loading.load("tiny-encoder"))))
 
     def far(adapter):  # the part of it that is no mixture, and the shares of the rest
         own = told(adapter)

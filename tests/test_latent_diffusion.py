@@ -11,20 +11,11 @@ import torch
 from made_adapters import shaken
 
 import oral_lib
-from oral_lib import (
-    bases,
-    contract,
-    evaluate,
-    latent_diffusion,
-    plan,
-    recipes,
-    scales,
-    scoring,
-    training,
-    zoo,
-)
+from oral_lib import contract, evaluate, plan, recipes, scales, scoring, training, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.peft_folder import Card, save
+from oral_lib.models import latent_diffusion as tiny_diffusion
+from oral_lib.models import loading
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -37,7 +28,7 @@ BASE, NAMES = "tiny-diffusion", ("pokemon", "baroque")
 @pytest.fixture(scope="module")
 def base():
     pytest.importorskip("diffusers", reason="the extra `diffusion` is not installed")
-    return bases.load(BASE, dtype=torch.float32)
+    return loading.load(BASE, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +48,9 @@ def pipeline(folder):
 def test_without_diffusers_the_way_to_it_is_told_and_smoke_runs_leave_styles_out(
     monkeypatch, refused
 ):
-    monkeypatch.setattr(latent_diffusion, "find_spec", lambda name: None)
+    monkeypatch.setattr(tiny_diffusion, "find_spec", lambda name: None)
     with refused(PreflightError, "diffusers==", "pip install"):
-        bases.load(BASE)
+        loading.load(BASE)
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     assert "style" not in scales.experiments("smoke")
     assert "style" in scales.experiments("paper", "local:data")
@@ -171,7 +162,8 @@ def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
 def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_path):
     from peft import PeftModel
 
-    from oral_lib import seeds, tiny_diffusion
+    from oral_lib import seeds
+    from oral_lib.models import latent_diffusion as tiny_diffusion
 
     tensors = shaken(base, 1)
     layout = Layout.of(tensors, 128)
@@ -185,7 +177,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
 
     def painted(pipe):
         found = pipe(
-            [latent_diffusion.PROMPT] * 2, negative_prompt=[""] * 2, latents=noise,
+            [tiny_diffusion.PROMPT] * 2, negative_prompt=[""] * 2, latents=noise,
             num_inference_steps=4, guidance_scale=3.0, output_type="pt",
         ).images  # fmt: skip
         return (found * 255).round().int()
@@ -205,32 +197,32 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
 
 
 def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
-    from oral_lib import tiny_diffusion
+    from oral_lib.models import latent_diffusion as tiny_diffusion
 
     folder = tmp_path / "models" / "sd-2.1"
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     source = f"local:{tmp_path}"
     with refused(OralError, "holds no whole pipeline"):
-        bases.load("sd-2.1", source=source)
+        loading.load("sd-2.1", source=source)
     own = tiny_diffusion.ensure(base.spec)
     for part in own.iterdir():
         if part.name != "model_index.json":
             (folder / part.name).symlink_to(part)
-    assert bases.load("sd-2.1", source=source).pixels == 16
+    assert loading.load("sd-2.1", source=source).pixels == 16
     (folder / "unet").unlink()
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text((own / "unet" / "config.json").read_text())
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     with refused(OralError, "holds no whole pipeline"):
-        bases.load("sd-2.1", source=source)
+        loading.load("sd-2.1", source=source)
 
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
         scoring.way(base, tasks_task.load("movie"))
     with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
-        scoring.way(bases.load("tiny-vit"), tasks_task.load("pokemon"))
+        scoring.way(loading.load("tiny-vit"), tasks_task.load("pokemon"))
 
 
 def test_a_prediction_that_is_not_known_is_refused(base, refused):
@@ -238,7 +230,7 @@ def test_a_prediction_that_is_not_known_is_refused(base, refused):
 
     odd = DDIMScheduler.from_config(base.scheduler.config, prediction_type="flow")
     with refused(OralError, "'flow'", "v_prediction"):
-        latent_diffusion.LatentDiffusion(
+        tiny_diffusion.LatentDiffusion(
             base.spec, base.model, base.vae, odd, base.prompt, base.nothing
         )
 

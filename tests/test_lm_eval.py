@@ -17,9 +17,10 @@ import pytest
 import torch
 import yaml
 
-from oral_lib import bases, scoring
+from oral_lib import scoring
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
+from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -167,7 +168,7 @@ def ours(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base():
     """SmolLM2 in float32, so that rounding hides nothing."""
-    found = bases.load("smollm2-135m")
+    found = loading.load("smollm2-135m")
     found.model.float()
     return found
 

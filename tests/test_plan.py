@@ -120,7 +120,7 @@ def test_a_later_version_is_made_first_and_trained_with_the_recipes_of_its_model
 
 @pytest.mark.parametrize(("scale", "source"), [*SCALES, ("lab", "local:x"), ("lab", "hub")])
 def test_no_encoder_is_asked_to_write(scale, source):
-    from oral_lib import registry
+    from oral_lib.models import registry
     from oral_lib.tasks import task as tasks_task
 
     asked = {(c.base, task) for c in scales.cells_of(scale, source) for task in c.tasks}
@@ -334,7 +334,7 @@ def test_a_folders_own_backbones_take_part(tmp_path):
 
 @pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
 def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
-    from oral_lib import registry
+    from oral_lib.models import registry
     from oral_lib.tasks import task as tasks_task
 
     kind = paths.slug(source)
@@ -439,7 +439,7 @@ def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
 
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "local:x")])
 def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source, tmp_path):
-    from oral_lib import registry
+    from oral_lib.models import registry
     from oral_lib.tasks import task as tasks_task
 
     nodes = plan.nodes(scale, source, tmp_path)

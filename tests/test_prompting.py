@@ -9,9 +9,10 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import bases, paths, storage, zoo
+from oral_lib import paths, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import distance, peft_folder
+from oral_lib.models import loading
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -38,12 +39,12 @@ def logits(model, base):
 def test_a_prompted_adapter_loads_in_peft_alone_and_changes_the_model(name, prompted, tmp_path):
     [lora] = prompted(base=name)
     folder = lora.save(tmp_path / "my lora")
-    base = bases.load(name)
+    base = loading.load(name)
     with base.attach() as model:
         plain = logits(model, base)
     with base.attach(lora.tensors) as model:
         wanted = logits(model, base)
-    said = logits(PeftModel.from_pretrained(bases.load(name).model, str(folder)).eval(), base)
+    said = logits(PeftModel.from_pretrained(loading.load(name).model, str(folder)).eval(), base)
     # alone PEFT holds a head as coarsely as the base, in bfloat16 where that is faster
     torch.testing.assert_close(said.float(), wanted.float(), atol=0.02, rtol=0.02)
     assert (said - plain).abs().max() > 0.1

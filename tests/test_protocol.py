@@ -16,22 +16,21 @@ from filelock import FileLock, Timeout
 
 from oral_lib import (
     baselines,
-    bases,
     contract,
     evaluate,
     ledgers,
     paths,
     protocol,
-    registry,
     scales,
     scoring,
     storage,
     zoo,
 )
 from oral_lib import plan as the_plan
-from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluate import Outcome, accuracy_of
+from oral_lib.models import loading, registry
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
 from oral_lib.tasks import rows as tasks
@@ -58,7 +57,7 @@ def member(task, seed, value):
 # ---------------------------------------------------------------- baselines
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_a_soup_of_equal_adapters_is_that_adapter(n):
-    adapter = shaken(bases.load("tiny-causal"), 0)
+    adapter = shaken(loading.load("tiny-causal"), 0)
     made = baselines.soup([adapter] * n)
     assert made.keys() == adapter.keys()
     for name, tensor in adapter.items():
@@ -98,7 +97,7 @@ def test_retrieval_finds_a_task_by_its_own_description(name):
 # ---------------------------------------------------------------- evaluate
 @pytest.mark.parametrize("name", ["tiny-encoder", "tiny-causal"])
 def test_an_adapter_is_judged_alone_whoever_came_before(name):
-    base = bases.load(name)
+    base = loading.load(name)
     base.model.float()
     adapters = [shaken(base, seed) for seed in range(3)]
     together = list(evaluate.evaluate(base, TASK, ROWS, adapters, groups=2))
@@ -119,7 +118,7 @@ def test_an_outcome_knows_what_was_right():
 @pytest.mark.parametrize("task", ["quartz", "arithmetic"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_options_and_written_answers_are_judged_alone_too(task, groups):
-    base, task = bases.load("tiny-causal"), tasks_task.load(task)
+    base, task = loading.load("tiny-causal"), tasks_task.load(task)
     base.model.float()
     rows = tasks.rows(task, "made").test[:12]
     adapters = [shaken(base, seed) for seed in range(3)]
@@ -135,7 +134,7 @@ def test_options_and_written_answers_are_judged_alone_too(task, groups):
 
 
 def test_answers_are_written_only_when_asked_for():
-    base, task = bases.load("tiny-causal"), tasks_task.load("arithmetic")
+    base, task = loading.load("tiny-causal"), tasks_task.load("arithmetic")
     rows = tasks.rows(task, "made").test[:6]
     [silent] = evaluate.evaluate(base, task, rows, [base.lora_init()], write=False)
     [said] = evaluate.evaluate(base, task, rows, [base.lora_init()])
@@ -145,7 +144,7 @@ def test_answers_are_written_only_when_asked_for():
 
 
 def test_nothing_is_judged_where_there_is_no_adapter():
-    assert list(evaluate.evaluate(bases.load("tiny-causal"), TASK, ROWS, [])) == []
+    assert list(evaluate.evaluate(loading.load("tiny-causal"), TASK, ROWS, [])) == []
 
 
 def test_a_written_answer_is_right_only_if_it_is_the_answer():
@@ -171,7 +170,7 @@ def test_the_majority_of_written_answers_is_the_most_frequent_one():
 
 
 def test_a_comparison_shows_what_each_adapter_said():
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     table, right = evaluate.compare(
         base, TASK, ROWS, {"base": base.lora_init(), "other": shaken(base, 0)}
     )
@@ -201,7 +200,7 @@ class Listener:
 @pytest.fixture
 def planned():
     """The trials of a seed by (method, condition), what each model heard, the zoo."""
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
 
     def plan(seed=0, only=TASKS, size=SIZE):
         zoos = [
@@ -237,7 +236,7 @@ def test_every_method_of_the_table_is_tried(planned):
     assert len(seen.trials["generated", "matched"].adapters) == SIZE.samples
     own = [m.tensors for m in seen.members if m.task == "movie"]
     assert same(seen.trials["retrieval", "matched"], own)
-    start = bases.load("tiny-causal").lora_init()
+    start = loading.load("tiny-causal").lora_init()
     [base] = seen.trials["base", "none"].adapters
     assert all(torch.equal(base[n], t) for n, t in start.items())
 
@@ -330,7 +329,7 @@ def test_a_zoo_of_one_task_has_no_mismatched_row(planned):
 
 @pytest.mark.parametrize("scale", scales.SCALES)
 def test_every_cell_of_every_scale_has_a_size(scale):
-    tiny = {family: bases.load(f"tiny-{family}") for family in ("encoder", "causal")}
+    tiny = {family: loading.load(f"tiny-{family}") for family in ("encoder", "causal")}
     for cells in scales.cells_of(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
         for task in map(tasks_task.load, cells.tasks):

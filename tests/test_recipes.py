@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from oral_lib import recipes, registry, scales, storage
+from oral_lib import recipes, scales, storage
+from oral_lib.models import registry
 from oral_lib.recipes import RECIPES, recipe_of
 from oral_lib.run import Run
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import bases, scoring
+from oral_lib import scoring
 from oral_lib.errors import UsageError
+from oral_lib.models import loading
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task
 
@@ -19,7 +20,7 @@ ROWS = rows.rows(TASK, "made").validation[:37]
 @pytest.fixture(params=TINY)
 def attached(request):
     """A base in float32, with an adapter that is not the base model."""
-    base = bases.load(request.param)
+    base = loading.load(request.param)
     base.model.float()
     draw = torch.Generator().manual_seed(0)
     start = sorted(base.lora_init().items())
@@ -67,7 +68,7 @@ def test_batches_hold_every_row_once_and_like_lengths_together():
 
 
 def test_label_words_that_begin_alike_are_refused(smollm2, refused):
-    tiny = bases.load("tiny-causal")
+    tiny = loading.load("tiny-causal")
     for base in (tiny, smollm2):
         task = replace(TASK, labels=["film review", "film critic"])
         with refused(UsageError, "film review", base.name):
@@ -77,7 +78,7 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
 @pytest.mark.parametrize("name", ["quartz", "winogrande"])
 def test_of_options_the_place_is_asked_for_and_no_word(name):
     task = tasks_task.load(name)
-    for base in map(bases.load, TINY):
+    for base in map(loading.load, TINY):
         assert scoring.words(base, task).tolist() == [0, 1]
 
 
@@ -87,7 +88,7 @@ LABELLED = [name for name in tasks_task.names() if tasks_task.load(name).scoring
 @pytest.mark.parametrize("name", LABELLED)
 def test_label_words_of_every_task_begin_differently(name, smollm2):
     task = tasks_task.load(name)
-    for base in (bases.load("tiny-causal"), smollm2):
+    for base in (loading.load("tiny-causal"), smollm2):
         ids = scoring.words(base, task).tolist()
         assert len(set(ids)) == len(task.labels)
         for i, word in zip(ids, task.labels, strict=True):

@@ -10,10 +10,12 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import basemodel, bases, benchmarks, devices, feed, scoring, zoo
+from oral_lib import benchmarks, devices, feed, scoring, zoo
 from oral_lib.errors import OralError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.models import base as models_base
+from oral_lib.models import loading
 from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -39,7 +41,7 @@ JOBS = (("movie", 0, 1e-2), ("sarcasm", 1, 3e-3), ("movie", 2, 1e-2))
 @pytest.fixture(params=TINY)
 def base(request):
     """A tiny base in float32: bfloat16 would hide small faults in its rounding."""
-    loaded = bases.load(request.param)
+    loaded = loading.load(request.param)
     loaded.model.float()
     return loaded
 
@@ -76,7 +78,7 @@ def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
     "names", [("quartz", "winogrande", "quartz"), ("arithmetic", "gsm8k", "arithmetic")]
 )
 def test_options_and_written_answers_are_trained_as_peft_trains_them(names, data):
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     base.model.float()
     jobs = [(name, seed, 1e-2) for seed, name in enumerate(names)]
     for done in zoo.train(base, runs(*jobs), data):
@@ -84,7 +86,7 @@ def test_options_and_written_answers_are_trained_as_peft_trains_them(names, data
 
 
 def test_tasks_that_are_scored_in_other_ways_get_stacks_of_their_own(data):
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     base.model.float()
     jobs = [(name, 0, 1e-2) for name in ("arithmetic", "movie", "quartz", "sarcasm")]
     made = list(zoo.train(base, runs(*jobs), data))
@@ -170,7 +172,7 @@ def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypa
 
 
 def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch):
-    base, rng = bases.load("tiny-causal"), np.random.default_rng(0)
+    base, rng = loading.load("tiny-causal"), np.random.default_rng(0)
     ragged, jobs = {}, [(tasks_task.load(n), s) for n in ("movie", "sarcasm") for s in range(4)]
     for task, _ in jobs:  # lengths as SST-2 has them: most short, a few long
         long = np.clip(rng.lognormal(2.2, 0.8, 400), 2, 60).astype(int)
@@ -200,7 +202,7 @@ def test_a_convolution_under_a_stack_is_that_of_peft():
             for name, value in wrapped.named_parameters():
                 if "lora_" in name:
                     value.normal_(generator=torch.Generator().manual_seed(s))
-        parts.append(basemodel.take(wrapped))
+        parts.append(models_base.take(wrapped))
         plain.append(wrapped(x[s]).detach())
         net = wrapped.unload()
     stack = Stack(parts[0], 3)
@@ -295,7 +297,7 @@ def test_layers_that_read_something_else_than_their_siblings_are_right_too():
 
 
 def test_a_compiled_block_learns_what_a_plain_one_does(data):
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
     base.model.float()
     task = tasks_task.load("movie")
     found = feed.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)

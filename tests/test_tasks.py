@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from oral_lib.assets import sources
-from oral_lib.condition import text_encoder
 from oral_lib.errors import PreflightError, UsageError
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -205,7 +205,7 @@ def test_made_rows_can_be_learned_from_one_word(splits, name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
-    from oral_lib.bases import word_tokenizer
+    from oral_lib.models.loading import word_tokenizer
 
     tokenizer, task = word_tokenizer(), tasks_task.load(name)
     for row in splits[name, "made"].test[:50]:

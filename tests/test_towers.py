@@ -13,22 +13,11 @@ import torch.nn.functional as F
 from made_adapters import shaken
 from PIL import Image
 
-from oral_lib import (
-    alignment,
-    bases,
-    benchmarks,
-    evaluate,
-    feed,
-    matching,
-    registry,
-    scoring,
-    storage,
-    towers,
-    zoo,
-)
+from oral_lib import benchmarks, evaluate, feed, scoring, storage, zoo
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.matching import Gallery
+from oral_lib.models import alignment, contrastive, loading, registry, two_tower
+from oral_lib.models.contrastive import Gallery
 from oral_lib.recipes import default
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -54,7 +43,7 @@ def data():
 @pytest.fixture
 def base():
     """The tiny towers in float32: bfloat16 would hide small faults in its rounding."""
-    return bases.load("tiny-towers", source="made", dtype=torch.float32)
+    return loading.load("tiny-towers", source="made", dtype=torch.float32)
 
 
 def png(colour, size=(6, 4)):
@@ -67,19 +56,19 @@ def png(colour, size=(6, 4)):
 def test_captions_of_one_picture_are_no_negatives_of_each_other():
     v = F.normalize(torch.tensor([[1.0, 0.2], [1.0, 0.2], [0.0, 1.0]]), dim=-1)
     own = torch.tensor([4, 4, 9])
-    found = matching.contrastive(v, v, own, 3.0)
+    found = contrastive.contrastive(v, v, own, 3.0)
     logits = 3 * v @ v.T
     likely = logits.log_softmax(-1)
     assert found[0].item() == pytest.approx(-(likely[0, 0] + likely[0, 1]).item() / 2)
     assert found[2].item() == pytest.approx(-likely[2, 2].item())
-    assert (found < matching.contrastive(v, v, torch.arange(3), 3.0) + 1e-6).all()
+    assert (found < contrastive.contrastive(v, v, torch.arange(3), 3.0) + 1e-6).all()
 
 
 def test_groups_of_a_stack_do_not_see_each_other():
     v, u = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     own = torch.arange(3).expand(2, 3)
-    together = matching.contrastive(v, u, own, 2.0)
-    alone = [matching.contrastive(v[s], u[s], own[s], 2.0) for s in range(2)]
+    together = contrastive.contrastive(v, u, own, 2.0)
+    alone = [contrastive.contrastive(v[s], u[s], own[s], 2.0) for s in range(2)]
     torch.testing.assert_close(together, torch.stack(alone))
 
 
@@ -91,13 +80,13 @@ def test_recall_is_counted_both_ways_and_a_tie_finds_nothing():
     assert (gallery.texts, gallery.pictures) == ([0, 1, 2], [0, 2, 3])
     assert gallery.belongs.tolist() == [[True, False, False]] * 2 + [[False, True, True]]
     closeness = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [0.0, 5.0, 1.0]])
-    found = matching.both_ways(closeness, gallery.belongs)
+    found = contrastive.both_ways(closeness, gallery.belongs)
     assert found["text_to_image"].tolist() == [0, 2, 0]  # "two" is found by one of its pictures
     assert found["image_to_text"].tolist() == [0, 0, 2]
-    said = matching.recalls(closeness, gallery.belongs)
+    said = contrastive.recalls(closeness, gallery.belongs)
     assert said["text_to_image_recall@1"] == said["image_to_text_recall@1"] == pytest.approx(2 / 3)
     assert said["text_to_image_recall@5"] == 1
-    blind = matching.both_ways(torch.zeros(3, 3), gallery.belongs)
+    blind = contrastive.both_ways(torch.zeros(3, 3), gallery.belongs)
     assert blind["text_to_image"].tolist() == [2, 2, 1]
 
 
@@ -117,14 +106,14 @@ def test_alignment_brings_pictures_and_their_texts_together(cache):
     assert after["image_to_text_recall@1"] > 0.5 > before["image_to_text_recall@1"]
     assert told["losses"][-1] < told["losses"][0]
     assert told["task"] == "easy_vqa_labels" and told["source"] == "made"
-    assert told["files"][towers.WEIGHTS]["sha256"] == storage.sha256(cache / towers.WEIGHTS)
+    assert told["files"][two_tower.WEIGHTS]["sha256"] == storage.sha256(cache / two_tower.WEIGHTS)
 
 
 def test_alignment_moves_the_projections_alone(cache, base):
     spec = base.spec
     image, text = spec.alignment.image, spec.alignment.text
-    parts = [bases.load(n, dtype=torch.float32, words=spec.family) for n in (image, text)]
-    start = towers.joined(cache, spec, *parts).model.clip.state_dict()
+    parts = [loading.load(n, dtype=torch.float32, words=spec.family) for n in (image, text)]
+    start = two_tower.joined(cache, spec, *parts).model.clip.state_dict()
     now = base.model.clip.state_dict()
     moved = {n for n in now if not torch.equal(now[n], start[n])}
     assert moved == {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}
@@ -134,7 +123,7 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
     whole = storage.read_json(cache / sources.MANIFEST)
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
     monkeypatch.setattr(alignment, "SAVE_EVERY", 10)
-    loss, calls = matching.contrastive, []
+    loss, calls = contrastive.contrastive, []
 
     def interrupted(*args):
         calls.append(1)
@@ -142,16 +131,16 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
             raise KeyboardInterrupt
         return loss(*args)
 
-    monkeypatch.setattr(matching, "contrastive", interrupted)
+    monkeypatch.setattr(contrastive, "contrastive", interrupted)
     with pytest.raises(KeyboardInterrupt):
         alignment.ensure("tiny-towers", "made")
-    folder = bases.version_dir("tiny-towers", "made")
+    folder = loading.version_dir("tiny-towers", "made")
     assert not folder.exists() and sources.fault(folder)
     again = alignment.ensure("tiny-towers", "made")
     assert len(calls) == 26 + registry.spec("tiny-towers").alignment.steps - 20  # on from step 20
     found = storage.read_json(again / sources.MANIFEST)
     assert found["losses"] == whole["losses"]
-    assert found["files"][towers.WEIGHTS] == whole["files"][towers.WEIGHTS]
+    assert found["files"][two_tower.WEIGHTS] == whole["files"][two_tower.WEIGHTS]
     assert [f.name for f in folder.parent.glob(".*state*")] == []
 
 
@@ -173,7 +162,9 @@ def test_nobody_clears_away_what_an_alignment_is_writing(monkeypatch, tmp_path):
     folder = alignment.ensure("tiny-towers", "made")
     other.join()
     assert entered.is_set()
-    assert {towers.CONFIG, towers.WEIGHTS, "tokenizer.json"} <= {f.name for f in folder.iterdir()}
+    assert {two_tower.CONFIG, two_tower.WEIGHTS, "tokenizer.json"} <= {
+        f.name for f in folder.iterdir()
+    }
 
 
 def test_what_is_aligned_is_found_again_and_never_made_by_loading(
@@ -186,7 +177,7 @@ def test_what_is_aligned_is_found_again_and_never_made_by_loading(
         alignment.ensure("tiny-towers", "hub")
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
     with refused(PreflightError, "python -m oral_lib align --base tiny-towers"):
-        bases.load("tiny-towers", source="made")
+        loading.load("tiny-towers", source="made")
 
 
 def test_weights_of_another_model_are_refused(cache, refused, tmp_path):
@@ -195,12 +186,12 @@ def test_weights_of_another_model_are_refused(cache, refused, tmp_path):
     folder = tmp_path / "models" / "tiny-towers"
     shutil.copytree(cache, folder)
     source = f"local:{tmp_path}"
-    assert bases.load("tiny-towers", source=source).spec.name == "tiny-towers"
-    held = storage.read_tensors(folder / towers.WEIGHTS)
+    assert loading.load("tiny-towers", source=source).spec.name == "tiny-towers"
+    held = storage.read_tensors(folder / two_tower.WEIGHTS)
     held.pop("text.proj.weight")
-    storage.write_tensors(folder / towers.WEIGHTS, held)
+    storage.write_tensors(folder / two_tower.WEIGHTS, held)
     with refused(OralError, "'text.proj.weight'"):
-        bases.load("tiny-towers", source=source)
+        loading.load("tiny-towers", source=source)
 
 
 # ---------------------------------------------------------------- the towers are open_clip's
@@ -237,13 +228,15 @@ def test_a_network_normalised_with_another_epsilon_gives_the_same_features(cache
     import timm
 
     image, text = (
-        bases.load(n, dtype=torch.float32, words="multimodal")
+        loading.load(n, dtype=torch.float32, words="multimodal")
         for n in ("tiny-convnet", "tiny-encoder")
     )
     image.model = timm.create_model("test_efficientnet", num_classes=10, bn_eps=0.1).eval()
-    image.model.load_state_dict(bases.load("tiny-convnet", dtype=torch.float32).model.state_dict())
+    image.model.load_state_dict(
+        loading.load("tiny-convnet", dtype=torch.float32).model.state_dict()
+    )
     rows = data["nlvr"].test[:4]
-    made = towers.joined(cache, base.spec, image, text)
+    made = two_tower.joined(cache, base.spec, image, text)
     shown, mirrored = made.pooled_pictures(rows)
     torch.testing.assert_close(shown, image.features(rows), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(shown, mirrored)
@@ -262,7 +255,7 @@ def test_a_picture_is_held_once_however_many_rows_show_it(base, data):
 def test_adapters_sit_on_both_towers_with_the_fusion_beside(base):
     start = base.lora_init()
     heads = {name.split(".")[2] for name in start if ".lora_" not in name}
-    assert heads == set(towers.HEADS)
+    assert heads == set(two_tower.HEADS)
     for part in (
         "clip.visual.trunk.",
         "clip.visual.head.proj",
@@ -291,7 +284,7 @@ def test_what_matches_is_judged_by_rank(base, data):
     assert outcome.likely.shape == (len(gallery.texts), len(gallery.pictures))
     assert len(outcome.predicted) == sum(outcome.likely.shape) == len(outcome.labels)
     assert torch.equal(outcome.correct, outcome.predicted == 0)
-    found = matching.recalls(outcome.likely, gallery.belongs)
+    found = contrastive.recalls(outcome.likely, gallery.belongs)
     both = sum(
         found[f"{way}_recall@1"] * n
         for way, n in zip(outcome.ranks, outcome.likely.shape, strict=True)
@@ -317,7 +310,7 @@ def test_other_tasks_and_models_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
         scoring.way(base, tasks_task.load("movie"))
     with refused(UsageError, "'nlvr' is about pictures with texts", "reads texts"):
-        scoring.way(bases.load("tiny-encoder"), tasks_task.load("nlvr"))
+        scoring.way(loading.load("tiny-encoder"), tasks_task.load("nlvr"))
 
 
 def test_the_operations_of_a_text_are_those_of_its_tokens(base):

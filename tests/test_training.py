@@ -6,11 +6,12 @@ import pytest
 import torch
 from made_adapters import SMALL
 
-from oral_lib import bases, seeds, storage, training
+from oral_lib import seeds, storage, training
 from oral_lib import zoo as the_zoo
-from oral_lib.condition import text_encoder
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
+from oral_lib.models import loading
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks_rows
 from oral_lib.tasks import task as tasks_task
@@ -24,7 +25,7 @@ SEEDS = {"movie": 2, "sarcasm": 3}
 
 def members(seed=0):
     """A made-up zoo with two adapters of one task and three of another."""
-    start, found = bases.load("tiny-causal").lora_init(), []
+    start, found = loading.load("tiny-causal").lora_init(), []
     for task, n in SEEDS.items():
         for i in range(n):
             draw = seeds.generator(seed, task, i)
@@ -206,7 +207,7 @@ def zoo_of(tasks_of):
     """Adapters that go one way a base model and task, and a little to all sides."""
     zoo = []
     for name, of in tasks_of.items():
-        start = bases.load(name).lora_init()
+        start = loading.load(name).lora_init()
         for task in of:
             way = seeds.generator(0, name, task)
             way = {n: 0.1 * torch.randn(t.shape, generator=way) for n, t in start.items()}

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import bases, contract, panels, recipes, scales, stats, storage, tables, unseen, zoo
-from oral_lib.condition import text_encoder
+from oral_lib import contract, panels, recipes, scales, stats, storage, tables, unseen, zoo
 from oral_lib.errors import PreflightError
 from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.models import loading
+from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -67,7 +68,7 @@ def test_no_generator_and_no_rival_met_a_held_out_task(run):
 def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
     held = zoo.read(run.root, BASE, name, 0)
-    base, task = bases.load(BASE), tasks_task.load(name)
+    base, task = loading.load(BASE), tasks_task.load(name)
     recipe = recipes.Recipe.read(held.info["recipe"])
     [alone] = zoo.train(base, [zoo.Run(task, 0, recipe)], {name: tasks.rows(task, "made")})
     start = base.lora_init()
@@ -77,7 +78,7 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
 
 
 def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
-    model, kept = bases.load(BASE), set()
+    model, kept = loading.load(BASE), set()
     for member in run.members(BASE)[:3]:
         task = tasks_task.load(member.task)
         rows = tasks.rows(task, "made").validation
@@ -91,7 +92,7 @@ def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
 
 
 def test_tasks_about_other_rows_are_judged_apart():
-    model, names = bases.load(BASE), binary.trained("cifar10")[:2]
+    model, names = loading.load(BASE), binary.trained("cifar10")[:2]
     known = [tasks_task.load(name) for name in names]
     data = {task.name: tasks.rows(task, "made") for task in known}
     fewer = data[names[1]].validation[:30]
@@ -140,7 +141,7 @@ def test_a_multitask_lora_of_other_tasks_is_trained_again(run, tmp_path):
 
 
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
-    base, yes = bases.load(BASE), {0, 3}
+    base, yes = loading.load(BASE), {0, 3}
     base.model.float()
     names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
@@ -190,7 +191,7 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
 
 # ---------------------------------------------------------------- one LoRA for all tasks
 def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
-    base = bases.load(BASE)
+    base = loading.load(BASE)
     base.model.float()
     task = tasks_task.load(binary.held_out("cifar10")[0])
     rows = tasks.rows(task, "made").test[:20]
@@ -212,7 +213,7 @@ def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
 
 def test_without_a_multitask_lora_it_is_said_what_to_do(tmp_path, refused):
     with refused(PreflightError, "multitask", "./reproduce.sh"):
-        unseen.multitask_adapter(tmp_path, bases.load(BASE), torch.zeros(64))
+        unseen.multitask_adapter(tmp_path, loading.load(BASE), torch.zeros(64))
 
 
 # ---------------------------------------------------------------- balanced accuracy

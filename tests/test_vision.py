@@ -9,9 +9,11 @@ from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
-from oral_lib import basemodel, bases, feed, registry, scoring, storage, vision, zoo
+from oral_lib import feed, scoring, storage, zoo
 from oral_lib.assets import sources as assets
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.models import base as models_base
+from oral_lib.models import loading, registry, vision
 from oral_lib.recipes import Recipe
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
@@ -31,7 +33,7 @@ def data():
 @pytest.fixture(params=TINY)
 def base(request):
     """A tiny backbone in float32: bfloat16 would hide small faults in its rounding."""
-    loaded = bases.load(request.param)
+    loaded = loading.load(request.param)
     loaded.model.float()
     return loaded
 
@@ -104,7 +106,7 @@ def test_what_was_attached_leaves_no_trace(base):
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     tensors = shaken(base, 0)
     with base.attach(tensors) as model:
-        assert equal(basemodel.take(model), tensors)
+        assert equal(models_base.take(model), tensors)
     assert equal(base.model.state_dict(), before)
     assert not any(type(m).__module__.startswith("peft") for m in base.model.modules())
 
@@ -125,7 +127,7 @@ def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
 
 
 def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
-    base, task = bases.load("tiny-vit"), tasks_task.load(NAMES[1])
+    base, task = loading.load("tiny-vit"), tasks_task.load(NAMES[1])
     split = data[task.name]
     other = replace(task, name="other")
     turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
@@ -139,9 +141,9 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
     with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
-        scoring.way(bases.load("tiny-encoder"), tasks_task.load("solar_cells"))
+        scoring.way(loading.load("tiny-encoder"), tasks_task.load("solar_cells"))
     with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
-        scoring.way(bases.load("tiny-vit"), tasks_task.load("movie"))
+        scoring.way(loading.load("tiny-vit"), tasks_task.load("movie"))
 
 
 def test_every_head_has_a_row_for_every_class():
@@ -165,12 +167,12 @@ def test_a_folder_in_timms_form_is_loaded_whatever_its_head(tmp_path, monkeypatc
     kept = ("mean", "std", "input_size", "interpolation", "classifier")
     about = {"pretrained_cfg": {k: model.pretrained_cfg[k] for k in kept} | {"num_classes": 7}}
     storage.write_json(folder / "config.json", about | {"architecture": "test_efficientnet"})
-    base = bases.load("own", source=f"local:{tmp_path}", dtype=torch.float32)
+    base = loading.load("own", source=f"local:{tmp_path}", dtype=torch.float32)
     assert isinstance(base, vision.Backbone) and base.model.num_classes == 3
     assert torch.equal(base.model.conv_stem.weight, model.conv_stem.weight)
     storage.write_json(folder / "config.json", about | {"architecture": "test_resnet"})
     with refused(OralError, str(folder), "test_resnet"):
-        bases.load("own", source=f"local:{tmp_path}")
+        loading.load("own", source=f"local:{tmp_path}")
 
 
 @pytest.mark.parametrize("n", range(3))
@@ -193,7 +195,7 @@ def test_the_packages_weights_see_what_imagenet_taught(n):
 
 
 def test_batch_statistics_keep_full_precision_beside_bfloat16():
-    base = bases.load("tiny-convnet", dtype=torch.bfloat16)
+    base = loading.load("tiny-convnet", dtype=torch.bfloat16)
     norms = [m for m in base.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.running_var.dtype == torch.float32 for m in norms)
     rows = tasks.rows(tasks_task.load(NAMES[0]), "made").test[:3]
@@ -203,7 +205,7 @@ def test_batch_statistics_keep_full_precision_beside_bfloat16():
 def test_the_hub_is_not_asked_for_a_revision_that_nobody_knows(refused):
     assert "vit-tiny" not in registry.names("hub") and "vit-tiny" not in registry.names()
     with refused(PreflightError, "timm/vit_tiny", "DIR/models/vit-tiny"):
-        bases.load("vit-tiny", source="hub")
+        loading.load("vit-tiny", source="hub")
 
 
 # ---------------------------------------------------------------- the tasks

@@ -12,14 +12,11 @@ from transformers import Qwen2VLImageProcessor
 
 import oral_lib
 from oral_lib import (
-    basemodel,
-    bases,
     contract,
     evaluate,
     feed,
     plan,
     recipes,
-    registry,
     scales,
     scoring,
     storage,
@@ -30,10 +27,12 @@ from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.models import base as models_base
+from oral_lib.models import loading, registry
+from oral_lib.models.vision_language import CHOICES
 from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.vision_language import CHOICES
 
 torch.set_num_threads(1)
 NAME, PAPER = "tiny-vision-language", "qwen2-vl-7b"
@@ -48,7 +47,7 @@ def data():
 @pytest.fixture(scope="module")
 def base():
     """The tiny model in float32: bfloat16 would hide small faults in its rounding."""
-    return bases.load(NAME, source="made", dtype=torch.float32)
+    return loading.load(NAME, source="made", dtype=torch.float32)
 
 
 def png(colour, size):
@@ -134,7 +133,7 @@ def test_what_is_no_question_about_a_picture_is_refused(base, refused):
 
 
 def test_rounding_leaves_the_frequencies_of_positions_alone():
-    model = bases.load(NAME, source="made", dtype=torch.bfloat16).model
+    model = loading.load(NAME, source="made", dtype=torch.bfloat16).model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in model.buffers()} == {torch.float32}
 
@@ -144,7 +143,7 @@ def test_the_model_is_described_by_structure_and_weights_never_by_name(base):
     told, seen = base.describe(), base.fingerprint()
     assert "qwen2_vl architecture" in told and "image tower with 2 layers" in told
     assert base.name not in told and registry.spec(PAPER).hub not in told
-    assert seen.shape == (basemodel.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (models_base.FINGERPRINT,) and seen.isfinite().all()
     before = base.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     with torch.no_grad():
         base.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
@@ -175,7 +174,7 @@ def test_training_teaches_to_look(base, data):
 
 def test_a_step_asks_the_device_for_nothing(data):
     """So that it may be a CUDA graph; on this device there is nothing to ask for."""
-    base, task = bases.load(NAME, source="made", dtype=torch.float32), tasks_task.load("nlvr")
+    base, task = loading.load(NAME, source="made", dtype=torch.float32), tasks_task.load("nlvr")
     read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
     base.model.set_attn_implementation({"text_config": "plain_causal"})
     base.model.to("meta")
@@ -242,7 +241,7 @@ def released(base, monkeypatch, tmp_path):
 
 
 def load(folder):
-    return bases.load(PAPER, source=f"local:{folder.parent.parent}", dtype=torch.float32)
+    return loading.load(PAPER, source=f"local:{folder.parent.parent}", dtype=torch.float32)
 
 
 def test_a_local_folder_gives_the_same_model(base, data, released):
@@ -327,7 +326,7 @@ def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
     assert spec.experiment == "multimodal" and registry.in_reach(PAPER, "hub")
     assert not registry.in_reach(PAPER) and spec.pixels % 28 == 0
     with refused(PreflightError, PAPER, "--source hub", f"DIR/models/{PAPER}"):
-        bases.load(PAPER)
+        loading.load(PAPER)
 
 
 def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import bases, contract, paths, probe, scales, storage, training
+from oral_lib import contract, paths, probe, scales, storage, training
 from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.models import loading
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task
 
@@ -54,7 +55,7 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
 
 
 def test_a_generated_adapter_brings_its_head(run):
-    task, base = tasks_task.load(TASK), bases.load(BASE)
+    task, base = tasks_task.load(TASK), loading.load(BASE)
     [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
     start = base.lora_init()
     assert made.keys() == start.keys()
@@ -78,7 +79,7 @@ def test_what_is_published_stands_beside_language_and_never_mixes_with_it(run):
 
 # ---------------------------------------------------------------- the linear probe
 def test_a_probe_is_a_head_alone_and_reads_what_the_features_say():
-    task, base = tasks_task.load("easy_vqa_shape"), bases.load("tiny-vit")
+    task, base = tasks_task.load("easy_vqa_shape"), loading.load("tiny-vit")
     data = rows.rows(task, "made")
     data = replace(data, train=data.train[:400], validation=data.validation[:100])
     made, start = probe.adapter(base, task, data), base.lora_init()

@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from oral_lib import bases, feed, recipes, scoring, storage, zoo
+from oral_lib import feed, recipes, scoring, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.models import loading
 from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -26,7 +27,7 @@ def data():
 def trained(base, data, *jobs, recipe=SHORT):
     """The finished runs of (task, seed) `jobs` on a fresh base."""
     runs = [zoo.Run(tasks_task.load(task), seed, recipe) for task, seed in jobs]
-    return list(zoo.train(bases.load(base), runs, data))
+    return list(zoo.train(loading.load(base), runs, data))
 
 
 def equal(one, other):
@@ -37,7 +38,7 @@ def equal(one, other):
 def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
     still = replace(SHORT, steps=1, lr=1e-12, checkpoints=())
     jobs = [("movie", 0), ("movie", 1), ("sarcasm", 0)]
-    start = bases.load(name).lora_init()
+    start = loading.load(name).lora_init()
     for done in trained(name, data, *jobs, recipe=still):
         for key, tensor in done.tensors.items():
             torch.testing.assert_close(tensor, start[key], atol=1e-9, rtol=0)
@@ -87,7 +88,7 @@ def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
 
 @pytest.mark.parametrize("name", TINY)
 def test_training_never_changes_the_base(name, data):
-    base = bases.load(name)
+    base = loading.load(name)
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     [done] = zoo.train(base, [zoo.Run(tasks_task.load("movie"), 0, SHORT)], data)
     assert equal(base.model.state_dict(), before)
@@ -118,7 +119,7 @@ def test_a_recipe_of_an_earlier_version_is_read_as_it_was_meant(refused):
 
 # ---------------------------------------------------------------- on disk
 def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
-    base = bases.load("tiny-causal")
+    base = loading.load("tiny-causal")
 
     def key(task="movie", rows=None, **more):
         spec = replace(tasks_task.load(task), **more)
@@ -207,7 +208,7 @@ def test_a_run_says_how_it_was_made(cell):
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, smoke):
-    task, base = tasks_task.load("movie"), bases.load(name)
+    task, base = tasks_task.load("movie"), loading.load(name)
     where = zoo.folder(smoke.root, name, "movie", 0)
     info = zoo.read(smoke.root, name, "movie", 0).info
     assert info["validation_accuracy"] > 0.7  # it learned, so the score means something

@@ -23,10 +23,10 @@ from transformers import (
 
 from oral_lib import seeds
 from oral_lib.assets import sources
-from oral_lib.basemodel import BaseModel, attention, check_fit, reading
 from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
-from oral_lib.registry import BaseSpec, lineage, spec
+from oral_lib.models.base import BaseModel, attention, check_fit, reading
+from oral_lib.models.registry import BaseSpec, lineage, spec
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task
 
@@ -50,24 +50,21 @@ def load(
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
     if entry.family == "diffusion":
-        from oral_lib import (
-            latent_diffusion,
-            tiny_diffusion,  # need diffusers
-        )
+        from oral_lib.models import latent_diffusion as tiny_diffusion  # need diffusers
 
         folder = folder or tiny_diffusion.ensure(entry)
-        return latent_diffusion.load(entry, folder, device, dtype)
+        return tiny_diffusion.load(entry, folder, device, dtype)
     if entry.family == "multimodal":
-        from oral_lib import towers  # open_clip is slow to import, too
+        from oral_lib.models import two_tower  # open_clip is slow to import, too
 
-        return towers.load(entry, folder, device, dtype)
+        return two_tower.load(entry, folder, device, dtype)
     if entry.family == "vision-language":
-        from oral_lib import vision_language  # it needs timm, as vision does
+        from oral_lib.models import vision_language  # it needs timm, as vision does
 
         made = None if folder else word_tokenizer("multimodal")
         return vision_language.load(entry, folder, device, dtype, made)
     if entry.family == "vision":
-        from oral_lib import vision  # timm is slow to import
+        from oral_lib.models import vision  # timm is slow to import
 
         return vision.load(entry, folder, device, dtype)
     if folder is None:
@@ -124,9 +121,9 @@ def version_dir(name: str, source: str = "packages") -> Path:
         return own
     first, entry = lineage(name)[0], spec(name)
     if recipe := entry.alignment:
-        from oral_lib import towers
+        from oral_lib.models import two_tower
 
-        parts = [towers.digest(recipe, source)]
+        parts = [two_tower.digest(recipe, source)]
         parts += [_origin(spec(n), source, entry.family) for n in (recipe.image, recipe.text)]
         made_of = [asdict(recipe), entry.pixels, *parts]
     else:

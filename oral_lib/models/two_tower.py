@@ -26,13 +26,13 @@ from transformers import AutoTokenizer
 
 from oral_lib import seeds, storage
 from oral_lib.assets import sources
-from oral_lib.basemodel import BaseModel, attention, quiet
 from oral_lib.errors import OralError, UsageError
-from oral_lib.registry import Alignment, BaseSpec
+from oral_lib.models.base import BaseModel, attention, quiet
+from oral_lib.models.registry import Alignment, BaseSpec
+from oral_lib.models.vision import Backbone
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task
 from oral_lib.tasks.rows import Row, Split
-from oral_lib.vision import Backbone
 
 CONFIG = "open_clip_config.json"  # as open_clip calls them
 WEIGHTS = "open_clip_model.safetensors"

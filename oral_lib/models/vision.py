@@ -15,9 +15,9 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from oral_lib import seeds, storage
-from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError
-from oral_lib.registry import YES_NO, BaseSpec
+from oral_lib.models.base import BaseModel
+from oral_lib.models.registry import YES_NO, BaseSpec
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
 

@@ -19,12 +19,14 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from oral_lib import basemodel, bases, devices, registry, seeds, storage
+from oral_lib import devices, seeds, storage
 from oral_lib.assets import sources
-from oral_lib.basemodel import BaseModel
 from oral_lib.errors import OralError, UsageError
+from oral_lib.models import base as models_base
+from oral_lib.models import loading, registry
+from oral_lib.models.base import BaseModel
+from oral_lib.models.registry import BaseSpec, Evolution, lineage
 from oral_lib.progress import bar
-from oral_lib.registry import BaseSpec, Evolution, lineage
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -53,7 +55,7 @@ def ensure(
     sources.prepare([t for t in recipe.texts if t != "made"], offline=offline)
     if first.asset:
         sources.prepare([first.asset], source=source, offline=offline)
-    folder = bases.version_dir(name, source)
+    folder = loading.version_dir(name, source)
     if not sources.fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +67,15 @@ def ensure(
 def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
     start, before = None, None
     for entry in versions:
-        folder = bases.version_dir(entry.name, source)
+        folder = loading.version_dir(entry.name, source)
         if not sources.fault(folder):
             before = None  # that of this version is not at hand
             continue
         if start is None:
-            first = bases.load(versions[0].parent, source=source, dtype=torch.float32)
+            first = loading.load(versions[0].parent, source=source, dtype=torch.float32)
             start = _weights(first)
         # read anew each time: a chain that was interrupted gives the same versions
-        base = bases.load(entry.parent, source=source, device=device, dtype=torch.float32)
+        base = loading.load(entry.parent, source=source, device=device, dtype=torch.float32)
         about = evolve(base, entry.version, start=start, before=before)
         before = about["perplexity_after"]
         about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
@@ -81,7 +83,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
             sources.need_space(sum(w.nbytes for w in start.values()) >> 20)
             with storage.replacing(folder) as place:
                 place.mkdir()
-                with basemodel.quiet():
+                with models_base.quiet():
                     base.model.save_pretrained(place)
                 base.tokenizer.save_pretrained(place)
                 sources.seal(place, about)
@@ -129,7 +131,7 @@ def history(name: str, source: str = "packages") -> list[dict]:
     user's own; PreflightError unless all are made."""
     if sources.local_model(name, source):
         return []
-    made = [bases.made_dir(entry.name, source) for entry in lineage(name)[1:]]
+    made = [loading.made_dir(entry.name, source) for entry in lineage(name)[1:]]
     return [storage.read_json(folder / sources.MANIFEST) for folder in made]
 
 

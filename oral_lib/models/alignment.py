@@ -19,14 +19,16 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import bases, matching, registry, seeds, storage, towers
+from oral_lib import seeds, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
-from oral_lib.matching import Gallery
+from oral_lib.models import contrastive, registry, two_tower
+from oral_lib.models import loading as bases
+from oral_lib.models.contrastive import Gallery
+from oral_lib.models.registry import Alignment, BaseSpec
+from oral_lib.models.two_tower import Towers
 from oral_lib.progress import bar
-from oral_lib.registry import Alignment, BaseSpec
 from oral_lib.tasks.rows import Row, Split
-from oral_lib.towers import Towers
 
 SAVE_EVERY = 100  # steps between states that an interrupted alignment goes on from
 
@@ -65,17 +67,17 @@ def ensure(
 def _make(
     spec: BaseSpec, folder: Path, source: str, device: str | torch.device, state: Path
 ) -> None:
-    recipe, data = spec.alignment, towers.pairs(spec.alignment, source)
+    recipe, data = spec.alignment, two_tower.pairs(spec.alignment, source)
     loading = {"source": source, "device": device, "dtype": torch.float32}
     image = bases.load(recipe.image, **loading)
     text = bases.load(recipe.text, words=spec.family, **loading)
     with sources.alone(), storage.replacing(folder) as place:
         sources.need_space(4 * (image.weights + text.weights) >> 20)
         place.mkdir()
-        towers.write_config(place, spec, image, text)
-        base = towers.joined(place, spec, image, text)
+        two_tower.write_config(place, spec, image, text)
+        base = two_tower.joined(place, spec, image, text)
         about = align(base, data, state=state)
-        storage.write_tensors(place / towers.WEIGHTS, base.model.clip.state_dict())
+        storage.write_tensors(place / two_tower.WEIGHTS, base.model.clip.state_dict())
         about |= {
             "name": spec.name,
             "source": source.split(":")[0],
@@ -176,7 +178,7 @@ def _train(
                 (seen, features["texts"][told]), kept, parts, strict=False
             )
         )
-        loss = matching.contrastive(v, u, own[chosen], parts[2].exp()).mean()
+        loss = contrastive.contrastive(v, u, own[chosen], parts[2].exp()).mean()
         rate = min((step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1))
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * rate
@@ -201,4 +203,4 @@ def _recall(base: Towers, features: dict[str, Tensor], unread: Gallery) -> dict[
     """Recall@k both ways of the base as it is, among all unread pictures and texts."""
     v = F.normalize(base.model.clip.visual.head(features["unread.shown"]), dim=-1)
     u = F.normalize(base.model.clip.text.proj(features["unread.texts"]), dim=-1)
-    return matching.recalls(u @ v.T, unread.belongs)
+    return contrastive.recalls(u @ v.T, unread.belongs)

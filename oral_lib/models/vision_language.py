@@ -30,10 +30,10 @@ from transformers import (
 from transformers.vision_utils import get_vision_position_ids
 
 from oral_lib import seeds, storage
-from oral_lib.basemodel import attention, check_fit, reading
 from oral_lib.errors import OralError
-from oral_lib.registry import BaseSpec
-from oral_lib.vision import Backbone
+from oral_lib.models.base import attention, check_fit, reading
+from oral_lib.models.registry import BaseSpec
+from oral_lib.models.vision import Backbone
 
 MARK = "<question>"  # where the chat template puts a text
 CHOICES = " Answer with one of these words: {}."
