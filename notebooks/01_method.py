@@ -34,11 +34,12 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 # statistics.
 
 # %%
-from oral_lib import pictures, statistics, tokens
+from oral_lib import pictures
+from oral_lib.method import normalization, tokenization
 
 known = generator.known[name]
-values = tokens.encode(known.layout, [member.tensors])
-plain = statistics.Statistics(known.center, known.scale).normalise(values)[0]
+values = tokenization.encode(known.layout, [member.tensors])
+plain = normalization.Statistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
 pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 
@@ -58,9 +59,9 @@ pictures.tokens_picture(k0[:, some], kinds, known.layout.types, real[:, some], c
 again = known.statistics.denormalise(k0[None])
 moved, lost = (values - known.center).norm(), (values - again).norm()
 print(f"the components keep {1 - (lost / moved) ** 2:.2%} of what training moved")
-[restored] = tokens.decode(known.layout, values)
+[restored] = tokenization.decode(known.layout, values)
 print("exact round trip:", all(restored[n].equal(t) for n, t in member.tensors.items()))
-[zeros] = tokens.decode(known.layout, known.statistics.denormalise(0 * k0[None]))
+[zeros] = tokenization.decode(known.layout, known.statistics.denormalise(0 * k0[None]))
 start = run.base(name).lora_init()
 print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start.items()))
 

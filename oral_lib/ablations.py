@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from oral_lib import scales, storage, tables, training
+from oral_lib import scales, storage, tables
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.jury import Jury, Study, measure
+from oral_lib.method import training
 from oral_lib.provenance import code_commit
 from oral_lib.run import Run
 from oral_lib.tasks import task as tasks_task

@@ -19,20 +19,21 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import scoring, tokens, training, zoo
+from oral_lib import scoring, zoo
 from oral_lib.feed import Feed, batches, noises
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
+from oral_lib.method import tokenization, training
+from oral_lib.method.recurrence import ssd, ssd_ref
+from oral_lib.method.tokenization import Layout
 from oral_lib.models import base as models_base
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
 from oral_lib.recipes import Recipe
-from oral_lib.recurrence import ssd, ssd_ref
 from oral_lib.shelf import Shelf
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.tokens import Layout
 from oral_lib.zoo import Run
 
 REPEATS = 9
@@ -111,12 +112,12 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
     known, device = model.known[base], model.kind.weight.device
     layout, b = known.layout, 8
     values = known.statistics.denormalise(torch.zeros(b, *known.mask.shape, device=device))
-    adapters = tokens.decode(layout, values)
+    adapters = tokenization.decode(layout, values)
     count = b * sum(layout.sizes)
     yield (
         "encode",
         count,
-        lambda: tokens.encode(layout, adapters, device),
+        lambda: tokenization.encode(layout, adapters, device),
         lambda: encode_plain(layout, adapters),
         lambda: values.clone(),
     )

@@ -18,20 +18,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oral_lib import paths, scales, seeds, storage, tokens, zoo
-from oral_lib.condition import ARMS, Condition
-from oral_lib.denoise import DenoiserConfig, denoiser
+from oral_lib import paths, scales, seeds, storage, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.known import Known
 from oral_lib.lora import distance, peft_folder
-from oral_lib.mixture import WAYS
+from oral_lib.method import tokenization
+from oral_lib.method.conditioning import ARMS, Condition
+from oral_lib.method.denoiser import DenoiserConfig, denoiser
+from oral_lib.method.diffusion import Schedule, ScheduleConfig
+from oral_lib.method.model import Known
+from oral_lib.method.normalization import Statistics
+from oral_lib.method.projection import WAYS
+from oral_lib.method.recurrence import Recurrence, RecurrenceConfig
+from oral_lib.method.tokenization import Layout
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
-from oral_lib.recurrence import Recurrence, RecurrenceConfig
-from oral_lib.schedule import Schedule, ScheduleConfig
-from oral_lib.statistics import Statistics
-from oral_lib.tokens import Layout
 
 FORMAT = 1
 NOISES = ("adapter", "token", "whole")  # see `GeneratorConfig.noise`
@@ -293,7 +294,7 @@ class Generator(nn.Module):
             noise = torch.stack([self.config.draw(known.layout.l, stream) for _ in range(b)])
             noise = warmth * noise.to(c.device)
             k0 = self.sample(name, c.expand(b, -1), c_free.expand(b, -1), noise, guidance)
-            adapters += tokens.decode(known.layout, known.statistics.denormalise(k0).cpu())
+            adapters += tokenization.decode(known.layout, known.statistics.denormalise(k0).cpu())
         return adapters
 
     @torch.inference_mode()

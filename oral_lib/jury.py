@@ -16,20 +16,21 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, seeds, stats, tokens, training
+from oral_lib import baselines, seeds, stats
 from oral_lib.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
-from oral_lib.mixture import Mixtures
+from oral_lib.method import tokenization, training
+from oral_lib.method.normalization import Statistics
+from oral_lib.method.projection import Mixtures
+from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.shelf import Shelf
 from oral_lib.shelf import assemble as shelve
-from oral_lib.statistics import Statistics
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Row
-from oral_lib.training import TrainingConfig
 from oral_lib.variants import Variant
 from oral_lib.zoo import Member
 
@@ -96,7 +97,7 @@ def assemble(
     for name, shelf in shelves.items():
         known = model.known[name]
         mine = [m for m in members if m.base == name]
-        values = tokens.encode(known.layout, [m.tensors for m in mine])
+        values = tokenization.encode(known.layout, [m.tensors for m in mine])
         normalised = known.statistics.normalise(values)
         for task in dict.fromkeys(m.task for m in mine):
             own = torch.tensor([m.task == task for m in mine])
@@ -221,7 +222,7 @@ def ask(
         "accuracy": told("matched", [spec.description], study.samples),
         "unseen": told("paraphrase", spec.paraphrases["test"], few),
         "other": told("mismatched", [tasks_task.load(name).description for name in others], few),
-        "zeros": tokens.decode(known.layout, zero),
+        "zeros": tokenization.decode(known.layout, zero),
     }
 
 

@@ -24,7 +24,6 @@ from oral_lib import (
     scales,
     storage,
     style,
-    training,
     tuning,
     unseen,
     zoo,
@@ -32,6 +31,7 @@ from oral_lib import (
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.generator import Generator
+from oral_lib.method import training
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks

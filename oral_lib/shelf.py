@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oral_lib import seeds, tokens
+from oral_lib import seeds
 from oral_lib.generator import Generator, GeneratorConfig, describe_base
-from oral_lib.known import Known
-from oral_lib.mixture import Mixtures
+from oral_lib.method import tokenization
+from oral_lib.method.model import Known
+from oral_lib.method.normalization import likeness
+from oral_lib.method.projection import Mixtures
+from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.statistics import likeness
 from oral_lib.tasks import task as tasks_task
-from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
 
@@ -59,8 +60,8 @@ def assemble(
     for name in sorted(layouts, key=lambda n: -len({m.task for m in zoos[n]})):
         start, c_model, peft_config = prepared[name]
         layout, mine = layouts[name], zoos[name]
-        values = tokens.encode(layout, [m.tensors for m in mine])
-        start = tokens.encode(layout, [start])[0]
+        values = tokenization.encode(layout, [m.tensors for m in mine])
+        start = tokenization.encode(layout, [start])[0]
         statistics = config.fit(layout, values, start)
         told = statistics.normalise(values)
         if config.components and config.turned == "bases":

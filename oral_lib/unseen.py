@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, scales, seeds, storage, training, zoo
+from oral_lib import baselines, scales, seeds, storage, zoo
 from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.method import training
+from oral_lib.method.training import TrainingConfig
 from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
 from oral_lib.models.text_encoder import text_encoder
@@ -29,7 +31,6 @@ from oral_lib.progress import bar
 from oral_lib.protocol import Size, Trial, judged
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
 SIZES = {"smoke": Size(100, 50, 3, 1), "lab": Size(1500, 500, 10, 5)}

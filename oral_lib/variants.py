@@ -6,13 +6,13 @@ A group is one part: its variants, the default among them.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from oral_lib.denoise import KINDS as DENOISERS
 from oral_lib.errors import UsageError, closest
 from oral_lib.generator import NOISES, GeneratorConfig
-from oral_lib.mixture import WAYS
+from oral_lib.method.denoiser import KINDS as DENOISERS
+from oral_lib.method.diffusion import OBJECTIVES
+from oral_lib.method.projection import WAYS
+from oral_lib.method.recurrence import KINDS as RECURRENCES
 from oral_lib.models.text_encoder import ENCODERS
-from oral_lib.recurrence import KINDS as RECURRENCES
-from oral_lib.schedule import OBJECTIVES
 
 SAMPLING_STEPS = (1, 2, 3, 5, 10, 20, 60)
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -19,7 +19,7 @@ def smoke(tmp_path_factory):
     """
     import torch
 
-    from oral_lib import training
+    from oral_lib.method import training
 
     torch.set_num_threads(1)
     base = tmp_path_factory.getbasetemp()

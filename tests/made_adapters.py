@@ -2,9 +2,9 @@
 
 import torch
 
-from oral_lib.denoise import DenoiserConfig
 from oral_lib.generator import GeneratorConfig
-from oral_lib.recurrence import RecurrenceConfig
+from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.recurrence import RecurrenceConfig
 
 SMALL = GeneratorConfig(
     k=128,

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import ablations, baselines, jury, recurrence, scales, tokens, training, variants
+from oral_lib import ablations, baselines, jury, scales, variants
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora import adapter
+from oral_lib.method import recurrence, tokenization, training
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -116,12 +117,12 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
     for place, member in enumerate(study.members):
         statistics = used[BASE, member.task]
         values = statistics.denormalise(shelves[BASE].tokens[place : place + 1])
-        [found] = tokens.decode(layout, values)
+        [found] = tokenization.decode(layout, values)
         for a, b in adapter.factors(found).items():
             wanted = member.tensors[b] @ member.tensors[a]
             assert torch.allclose(found[b] @ found[a], wanted, atol=1e-5)
     nothing = torch.zeros_like(shelves[BASE].tokens[:1])
-    [zero] = tokens.decode(layout, used[BASE, "movie"].denormalise(nothing))
+    [zero] = tokenization.decode(layout, used[BASE, "movie"].denormalise(nothing))
     assert all(not zero[b].any() for b in adapter.factors(zero).values())
     assert all(torch.equal(zero[n], t) for n, t in start.items() if "lora_" not in n)
 
@@ -134,7 +135,7 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
     layout = model.known[BASE].layout
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
-        [found] = tokens.decode(layout, used[BASE, task].denormalise(zero))
+        [found] = tokenization.decode(layout, used[BASE, task].denormalise(zero))
         soup = baselines.soup([m.tensors for m in study.members if m.task == task])
         assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in soup.items())
 

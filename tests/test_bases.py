@@ -13,6 +13,7 @@ from oral_lib import scoring
 from oral_lib.assets import packages, sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.stacked import Stack, attached
+from oral_lib.method import conditioning
 from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel
@@ -138,7 +139,7 @@ def test_bases_do_not_share_a_start():
 # ---------------------------------------------------------------- fingerprint and description
 def test_a_fingerprint_is_deterministic(base):
     seen = base.fingerprint()
-    assert seen.shape == (models_base.FINGERPRINT,) and seen.dtype == torch.float32
+    assert seen.shape == (conditioning.FINGERPRINT,) and seen.dtype == torch.float32
     assert seen.isfinite().all() and seen.std() > 0
     torch.manual_seed(5)
     assert torch.equal(base.fingerprint(), seen)
@@ -367,7 +368,7 @@ def test_every_architecture_is_told_by_its_structure_and_its_weights(architectur
     told = architecture.describe()
     assert "48" in told and "key-value heads" in told and architecture.spec.hub not in told
     seen = architecture.fingerprint()
-    assert seen.shape == (models_base.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (conditioning.FINGERPRINT,) and seen.isfinite().all()
     other = large(architecture.name, hidden_size=72)
     assert other.describe() != told and not torch.allclose(other.fingerprint(), seen, atol=0.1)
 

@@ -4,18 +4,19 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import benchmarks, cli, ledgers, tokens
+from oral_lib import benchmarks, cli, ledgers
+from oral_lib.method import tokenization
+from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.tokens import Layout
 
 
 def test_the_plain_way_gives_the_same_tokens():
     start = loading.load("tiny-encoder").lora_init()
     shaken = [{n: t + i for n, t in start.items()} for i in range(2)]
     layout = Layout.of(start, 100)
-    ours, plain = tokens.encode(layout, shaken), benchmarks.encode_plain(layout, shaken)
+    ours, plain = tokenization.encode(layout, shaken), benchmarks.encode_plain(layout, shaken)
     assert torch.equal(ours, plain)
 
 

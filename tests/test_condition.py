@@ -5,11 +5,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from oral_lib import condition
-from oral_lib.condition import Condition
 from oral_lib.errors import UsageError
 from oral_lib.generator import GeneratorConfig, describe_base
-from oral_lib.models import base as models_base
+from oral_lib.method import conditioning
+from oral_lib.method.conditioning import Condition
 from oral_lib.models import loading
 from oral_lib.models import text_encoder as models_text_encoder
 from oral_lib.models.text_encoder import TextEncoder, text_encoder
@@ -94,7 +93,7 @@ def test_a_base_is_told_by_its_structure_and_its_weights():
 def inputs(b=3):
     g = torch.Generator().manual_seed(0)
     text, structure = torch.randn(b, E, generator=g), torch.randn(b, E, generator=g)
-    fingerprint = torch.randn(b, models_base.FINGERPRINT, generator=g)
+    fingerprint = torch.randn(b, conditioning.FINGERPRINT, generator=g)
     unit = torch.nn.functional.normalize
     return unit(text, dim=-1), torch.ones(b, dtype=torch.bool), unit(structure, dim=-1), fingerprint
 
@@ -114,7 +113,7 @@ def moved(arm, place):
     return (net(*told) - before).abs().amax(-1) > 1e-3
 
 
-@pytest.mark.parametrize("arm", condition.ARMS)
+@pytest.mark.parametrize("arm", conditioning.ARMS)
 @pytest.mark.parametrize("place", [0, 2])
 def test_text_and_structure_are_heard(arm, place):
     assert moved(arm, place).all()

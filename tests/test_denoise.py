@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oral_lib.denoise import KINDS, ConvDenoiser, DenoiserConfig, denoiser
 from oral_lib.errors import OralError, UsageError
+from oral_lib.method.denoiser import KINDS, ConvDenoiser, DenoiserConfig, denoiser
 
 K, M, ROWS, TOKENS = 12, 6, 2, 5
 

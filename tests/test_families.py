@@ -22,6 +22,7 @@ from oral_lib import (
 )
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
+from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.recipes import Recipe
@@ -29,7 +30,6 @@ from oral_lib.shelf import assemble
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
 HALF = torch.bfloat16

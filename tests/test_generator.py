@@ -7,19 +7,20 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import scoring, storage, tokens
-from oral_lib.denoise import DenoiserConfig
+from oral_lib import scoring, storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.lora import adapter as lora_adapter
+from oral_lib.method import tokenization
+from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.recurrence import RecurrenceConfig
+from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.tokens import Layout
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)
@@ -94,7 +95,7 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     known = model.known[name]
     assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
     zeros = torch.zeros(1, known.layout.l, model.config.size)
-    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
+    [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
     assert equal(adapter, base.lora_init())
 
 
@@ -107,7 +108,7 @@ def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, train
             scoring.way(base, task)
         return
     zeros = torch.zeros(1, known.layout.l, trained.config.size)
-    [adapter] = tokens.decode(known.layout, known.statistics.denormalise(zeros))
+    [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
     rows = tasks.rows(task, "made").test[:60]
     with base.attach(adapter) as model:
         said = scoring.score(model, base, task, rows)
@@ -323,7 +324,7 @@ def test_a_look_ends_at_what_generate_returns(model):
     assert p.shape == (known.layout.l, model.config.width)
     assert states.shape == (n + 1, known.layout.l, model.config.size)
     assert len(steps) == n + 1 and steps[0] == model.schedule.steps - 1 and steps[-1] == 0
-    [seen] = tokens.decode(known.layout, known.statistics.denormalise(states[-1:]))
+    [seen] = tokenization.decode(known.layout, known.statistics.denormalise(states[-1:]))
     assert close(seen, model.generate(MOVIE, "tiny-causal", seed=4)[0])
 
 
@@ -543,7 +544,7 @@ def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhe
     known = model.known["tiny-encoder"]
 
     def told(*these):
-        return known.statistics.normalise(tokens.encode(known.layout, these)).flatten(1)
+        return known.statistics.normalise(tokenization.encode(known.layout, these)).flatten(1)
 
     zoo = told(*(m.tensors for m in zoo_of(loading.load("tiny-encoder"))))
 

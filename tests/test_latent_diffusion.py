@@ -11,15 +11,16 @@ import torch
 from made_adapters import shaken
 
 import oral_lib
-from oral_lib import contract, evaluate, plan, recipes, scales, scoring, training, zoo
+from oral_lib import contract, evaluate, plan, recipes, scales, scoring, zoo
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.peft_folder import Card, save
+from oral_lib.method import training
+from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import latent_diffusion as tiny_diffusion
 from oral_lib.models import loading
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.tokens import Layout, decode, encode
 
 torch.set_num_threads(1)
 BASE, NAMES = "tiny-diffusion", ("pokemon", "baroque")

@@ -1,7 +1,7 @@
 import torch
 
 from oral_lib.errors import OralError
-from oral_lib.mixture import Mixtures, shares, simplex, span
+from oral_lib.method.projection import Mixtures, shares, simplex, span
 
 
 def drawn(*shape, seed=0):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, results, scales, storage, tables, training
+from oral_lib import contract, results, scales, storage, tables
 from oral_lib.assets import sources
+from oral_lib.method import training
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oral_lib import devices, recurrence
+from oral_lib import devices
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.recurrence import (
+from oral_lib.method import recurrence
+from oral_lib.method.recurrence import (
     KINDS,
     Mamba2,
     Recurrence,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.schedule import KINDS, OBJECTIVES, Schedule, ScheduleConfig
+from oral_lib.method.diffusion import KINDS, OBJECTIVES, Schedule, ScheduleConfig
 
 T = 1000
 

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib.errors import OralError, UsageError
-from oral_lib.statistics import Statistics, likeness
-from oral_lib.tokens import Layout, decode, encode
+from oral_lib.method.normalization import Statistics, likeness
+from oral_lib.method.tokenization import Layout, decode, encode
 
 torch.set_num_threads(1)
 quick = settings(max_examples=60, deadline=None, derandomize=True)

@@ -6,16 +6,17 @@ import pytest
 import torch
 from made_adapters import SMALL
 
-from oral_lib import seeds, storage, training
+from oral_lib import seeds, storage
 from oral_lib import zoo as the_zoo
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
+from oral_lib.method import training
+from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks_rows
 from oral_lib.tasks import task as tasks_task
-from oral_lib.training import TrainingConfig
 from oral_lib.zoo import Member
 
 torch.set_num_threads(1)

@@ -11,23 +11,12 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import oral_lib
-from oral_lib import (
-    contract,
-    evaluate,
-    feed,
-    plan,
-    recipes,
-    scales,
-    scoring,
-    storage,
-    training,
-    zoo,
-)
+from oral_lib import contract, evaluate, feed, plan, recipes, scales, scoring, storage, zoo
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.models import base as models_base
+from oral_lib.method import conditioning, training
 from oral_lib.models import loading, registry
 from oral_lib.models.vision_language import CHOICES
 from oral_lib.recipes import Recipe
@@ -143,7 +132,7 @@ def test_the_model_is_described_by_structure_and_weights_never_by_name(base):
     told, seen = base.describe(), base.fingerprint()
     assert "qwen2_vl architecture" in told and "image tower with 2 layers" in told
     assert base.name not in told and registry.spec(PAPER).hub not in told
-    assert seen.shape == (models_base.FINGERPRINT,) and seen.isfinite().all()
+    assert seen.shape == (conditioning.FINGERPRINT,) and seen.isfinite().all()
     before = base.model.model.language_model.layers[0].mlp.up_proj.weight.clone()
     with torch.no_grad():
         base.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)

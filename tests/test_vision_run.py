@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, paths, probe, scales, storage, training
+from oral_lib import contract, paths, probe, scales, storage
 from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.method import training
 from oral_lib.models import loading
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task

@@ -25,10 +25,8 @@ from transformers.utils import logging
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
+from oral_lib.method.conditioning import FINGERPRINT, SKETCH
 from oral_lib.models.registry import BaseSpec, root
-
-SKETCH = 16  # columns of the random projection through which a weight matrix is seen
-FINGERPRINT = 64  # values of a fingerprint
 
 
 class BaseModel:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oral_lib.errors import UsageError, closest
-from oral_lib.models.base import FINGERPRINT
 
 ARMS = ("fingerprint", "describe")
 
@@ -43,3 +42,8 @@ class Condition(nn.Module):
         if self.fingerprint is not None:
             c = c + self.fingerprint(F.layer_norm(fingerprint, fingerprint.shape[-1:]))
         return self.fuse(c)
+
+
+SKETCH = 16  # columns of the random projection through which a weight matrix is seen
+
+FINGERPRINT = 64  # values of a fingerprint

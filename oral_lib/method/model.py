@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError
-from oral_lib.mixture import Mixtures
-from oral_lib.statistics import Statistics
-from oral_lib.tokens import Layout
+from oral_lib.method.normalization import Statistics
+from oral_lib.method.projection import Mixtures
+from oral_lib.method.tokenization import Layout
 
 
 class Known(nn.Module):

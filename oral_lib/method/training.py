@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib import devices, seeds, storage, zoo
-from oral_lib.denoise import DenoiserConfig
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.progress import bar
-from oral_lib.recurrence import RecurrenceConfig
 from oral_lib.shelf import Shelf, assemble
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import Member

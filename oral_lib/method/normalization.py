@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.tokens import Layout
+from oral_lib.method.tokenization import Layout
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
