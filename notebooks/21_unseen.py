@@ -27,12 +27,13 @@ print(base.describe(), *first.training_texts, sep="\n")
 # What the base model, the LoRA trained on it, and one generated from the sentence alone say.
 
 # %%
-from oral_lib import figures, panels, tables, zoo
+from oral_lib import figures, panels, tables
 from oral_lib.contrasts import contrasts
 from oral_lib.verdict import verdict
+from oral_lib.zoo import store
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
-trained = zoo.read(run.root, cells.base, first.name, 0).tensors
+trained = store.read(run.root, cells.base, first.name, 0).tensors
 [made] = run.generator().generate(first.description, cells.base, 1, seed, source=run.source)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, first, rows, adapters)

@@ -17,7 +17,7 @@ from oral_lib.evaluate import Outcome
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import task
 from oral_lib.tasks.rows import Row
-from oral_lib.zoo import Member
+from oral_lib.zoo.store import Member
 
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
 

@@ -19,8 +19,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import scoring, zoo
-from oral_lib.feed import Feed, batches, noises
+from oral_lib import scoring
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
 from oral_lib.method import tokenization, training
@@ -30,11 +29,13 @@ from oral_lib.models import base as models_base
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
-from oral_lib.recipes import Recipe
 from oral_lib.shelf import Shelf
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.zoo import Run
+from oral_lib.zoo import training as zoo
+from oral_lib.zoo.batches import Feed, batches, noises
+from oral_lib.zoo.recipes import Recipe
+from oral_lib.zoo.training import Run
 
 REPEATS = 9
 CASE = Recipe(steps=400, batch=16, lr=1e-3)  # what a zoo's benchmark trains

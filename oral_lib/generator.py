@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from oral_lib import paths, scales, seeds, storage, zoo
+from oral_lib import paths, scales, seeds, storage
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import distance, peft_folder
 from oral_lib.method import tokenization
@@ -33,6 +33,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
+from oral_lib.zoo import store
 
 FORMAT = 1
 NOISES = ("adapter", "token", "whole")  # see `GeneratorConfig.noise`
@@ -495,7 +496,7 @@ def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, di
         ) from error
     members = []
     for task, seed, sha256 in listed:
-        file = zoo.folder(folder.parent, base, task, seed) / "adapter_model.safetensors"
+        file = store.folder(folder.parent, base, task, seed) / "adapter_model.safetensors"
         if file.is_file() and storage.sha256(file) == sha256:
             members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
     return members

@@ -32,7 +32,7 @@ from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Row
 from oral_lib.variants import Variant
-from oral_lib.zoo import Member
+from oral_lib.zoo.store import Member
 
 FORMAT = 1  # of the kept parts: a new number measures everything anew
 

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import contract, frechet, scales, seeds, zoo
+from oral_lib import contract, frechet, scales, seeds
 from oral_lib.evaluate import GROUPS, evaluate
 from oral_lib.lora import distance, stacked
 from oral_lib.lora.stacked import Stack
@@ -28,6 +28,7 @@ from oral_lib.provenance import code_commit
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import store
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def run_cell(
     network = frechet.network(canvas.network, source, device)
     models = _models(root, scales.generator_of(scale, seed), str(device))
     known = scales.members(scale, source, "style")
-    members = [zoo.read(root, *m) for m in known if m[0] == base]
+    members = [store.read(root, *m) for m in known if m[0] == base]
     known = scales.members(scale, source, "style", held_out=True)
-    held_out = [zoo.read(root, *m) for m in known if m[:2] == (base, task)]
+    held_out = [store.read(root, *m) for m in known if m[:2] == (base, task)]
     n = min(canvas.most, len(data.test), len(data.train))
     held = data.test[:n]
     told = {"seed": seed, "source": source}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, results, scales, scoring, seeds, zoo
+from oral_lib import baselines, results, scales, scoring, seeds
 from oral_lib.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.lora import distance
@@ -28,6 +28,7 @@ from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
+from oral_lib.zoo import store
 
 RANDOM_WORDS = 8
 
@@ -99,8 +100,8 @@ def random_words(encoder: TextEncoder, seed: int) -> str:
 def trials(
     task: Task,
     base: BaseModel,
-    members: Sequence[zoo.Member],
-    held_out: Sequence[zoo.Member],
+    members: Sequence[store.Member],
+    held_out: Sequence[store.Member],
     models: Models,
     size: Size,
     *,
@@ -256,9 +257,9 @@ def run_cell(
     models = _models(root, scales.generator_of(scale, seed), str(device))
     experiment = model.spec.experiment
     known = scales.members(scale, source, experiment)
-    members = [zoo.read(root, *m) for m in known if m[0] == base]
+    members = [store.read(root, *m) for m in known if m[0] == base]
     known = scales.members(scale, source, experiment, held_out=True)
-    held_out = [zoo.read(root, *m) for m in known if m[:2] == (base, task)]
+    held_out = [store.read(root, *m) for m in known if m[:2] == (base, task)]
     size = size_of(scale, model, spec)
     cell = {
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,

@@ -18,15 +18,12 @@ from oral_lib import (
     paths,
     protocol,
     provenance,
-    recipes,
     report,
     results,
     scales,
     storage,
     style,
-    tuning,
     unseen,
-    zoo,
 )
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
@@ -36,7 +33,8 @@ from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo import recipes, store, tuning
+from oral_lib.zoo.store import Member
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,9 @@ class Run:
         self._claim()
         where = {"source": self.source, "root": self.root, "device": self.device}
         if self.experiment == "unseen":  # many tasks, one seed
-            return zoo.train_tasks(base, names, **where)
+            return store.train_tasks(base, names, **where)
         recipe = recipes.DESK.get(base) if self.scale == "desk" else None
-        return zoo.train_cells(base, names, seeds, recipe=recipe, **where)
+        return store.train_cells(base, names, seeds, recipe=recipe, **where)
 
     def tune(self, base: str, names: Sequence[str]) -> list[Path]:
         """Chooses the recipes of `base` that are missing; the files of all."""
@@ -162,7 +160,7 @@ class Run:
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model that generators are trained on."""
         known = scales.members(self.scale, self.source, self.experiment)
-        return [zoo.read(self.root, *m) for m in known if m[0] == base]
+        return [store.read(self.root, *m) for m in known if m[0] == base]
 
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator (or the "regression" baseline)."""
@@ -366,7 +364,7 @@ class Run:
         """How the adapters of each base model and task were trained."""
         found: dict[str, dict[str, dict]] = {}
         for one in listed:
-            info = zoo.read(self.root, one["base"], one["task"], one["seed"]).info
+            info = store.read(self.root, one["base"], one["task"], one["seed"]).info
             found.setdefault(one["base"], {})[one["task"]] = info["recipe"]
         return found
 
@@ -381,7 +379,7 @@ class Run:
         """[series, step, loss] of every adapter of the zoo and of both generators."""
         parts, members = [], scales.members(self.scale, self.source, self.experiment)
         for base, task, seed in members if self.experiment != "unseen" else ():  # a thousand
-            info = zoo.read(self.root, base, task, seed).info
+            info = store.read(self.root, base, task, seed).info
             parts.append((f"zoo of {base}/{task} seed {seed}", info["losses"]))
         for kind in scales.generators(self.scale, self.experiment):
             losses = storage.read_json(self.root / kind / "manifest.json")["losses"]

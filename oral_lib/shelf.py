@@ -17,7 +17,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo.store import Member
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, scales, seeds, storage, zoo
+from oral_lib import baselines, scales, seeds, storage
 from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import stacked
@@ -31,7 +31,8 @@ from oral_lib.progress import bar
 from oral_lib.protocol import Size, Trial, judged
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo import store
+from oral_lib.zoo.store import Member
 
 SIZES = {"smoke": Size(100, 50, 3, 1), "lab": Size(1500, 500, 10, 5)}
 
@@ -163,7 +164,7 @@ def multitask_adapter(root: Path, model: BaseModel, text: Tensor) -> dict[str, T
 # ---------------------------------------------------------------- one task that nobody saw
 @lru_cache(maxsize=1)
 def _members(root: Path, base: str, names: tuple[str, ...]) -> list[Member]:
-    return [zoo.read(root, base, name, 0) for name in names]
+    return [store.read(root, base, name, 0) for name in names]
 
 
 @lru_cache(maxsize=1)
@@ -193,7 +194,7 @@ def run_cell(
     full, part, n = size.rows, size.control_rows, size.control_samples
     asked = [
         Trial("base", "none", [model.lora_init()], full),
-        Trial("trained", "none", [zoo.read(root, base, task, 0).tensors], full),
+        Trial("trained", "none", [store.read(root, base, task, 0).tensors], full),
         Trial("soup_all", "none", [soup], full),
         Trial("multitask", "matched", [told], full),
         Trial("retrieval", "matched", [near], full),

@@ -8,28 +8,18 @@ import torch
 from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
-from oral_lib import (
-    benchmarks,
-    devices,
-    evaluate,
-    frechet,
-    probe,
-    scales,
-    scoring,
-    storage,
-    unseen,
-    zoo,
-)
+from oral_lib import benchmarks, devices, evaluate, frechet, probe, scales, scoring, storage, unseen
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.recipes import Recipe
 from oral_lib.shelf import assemble
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import store, training
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 HALF = torch.bfloat16
@@ -87,9 +77,9 @@ def test_every_family_is_here():
 def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
     base, data = loaded(name), rows_of(*asked)
     jobs = [(asked[0], 0, 1e-2), (asked[1], 1, 3e-3), (asked[0], 2, 1e-2)]
-    runs = [zoo.Run(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
+    runs = [training.Run(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    made = list(zoo.train(base, runs, data))
+    made = list(training.train(base, runs, data))
     assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
     assert equal(base.model.state_dict(), before)
     assert not any(m.training for m in base.model.modules())
@@ -127,10 +117,10 @@ def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halve
     recipe = replace(SHORT, steps=4)
     how = {"source": "made", "root": tmp_path, "recipe": recipe}
     base, task = loaded(name, HALF), tasks_task.load(asked[0])
-    folders = zoo.train_cells(name, asked[:1], (0, 1), **how)
+    folders = store.train_cells(name, asked[:1], (0, 1), **how)
     told = storage.read_json(folders[0] / "run.json")
     assert told["base"] == name and told["validation_accuracy"] is not None
-    member, rows = zoo.read(tmp_path, name, task.name, 1), tasks.rows(task, "made").test[:9]
+    member, rows = store.read(tmp_path, name, task.name, 1), tasks.rows(task, "made").test[:9]
     [outcome] = evaluate.evaluate(base, task, rows, [member.tensors])
     model = PeftModel.from_pretrained(base.model, str(folders[1])).eval()
     [said] = scoring.score(model, base, task, rows)
@@ -147,7 +137,7 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     decoded = decode(layout, encode(layout, own))
     assert all(map(equal, decoded, own))  # bit for bit
     pairs = zip(asked, own, strict=True)
-    members = [zoo.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
+    members = [store.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
     model, _ = assemble(SMALL, members, source="made")
     [generated] = model.generate(task.description, name, 1, 0, source="made")
     lora_adapter.check(generated, base.lora_init())
@@ -185,8 +175,8 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
 @families()
 def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked):
     base, data = loaded(name, HALF), rows_of(asked[0])
-    run = zoo.Run(tasks_task.load(asked[0]), 0, SHORT)
-    [done] = zoo.train(base, [run], data)
+    run = training.Run(tasks_task.load(asked[0]), 0, SHORT)
+    [done] = training.train(base, [run], data)
     alone, losses = benchmarks.train_plain(base, run, data)
     torch.testing.assert_close(
         torch.tensor(done.losses), torch.tensor(losses), rtol=0.05, atol=0.02

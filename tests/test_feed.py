@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from oral_lib import feed, scoring
-from oral_lib.feed import Feed
+from oral_lib import scoring
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import batches
+from oral_lib.zoo.batches import Feed
 
 torch.set_num_threads(1)
 BATCH, STEPS = 4, 6
@@ -35,7 +36,7 @@ def fed(base, how):
 @pytest.mark.parametrize("how", MIXED)
 def test_group_s_of_a_step_is_the_batch_that_run_s_would_read_alone(base, how):
     found, jobs, data = fed(base, how)
-    streams = [feed.batches(data[task.name].train, BATCH, seed) for task, seed in jobs]
+    streams = [batches.batches(data[task.name].train, BATCH, seed) for task, seed in jobs]
     assert found.how == how and len(found.widths) == len(found.tails) == STEPS
     for step in range(STEPS):
         read, labels, words = found.step(step)
@@ -63,7 +64,7 @@ def test_a_row_costs_in_a_feed_what_it_costs_alone(base, how):
     together = scoring.losses(base.model, base, how, read, labels, words).view(len(jobs), BATCH)
     assert together.min() > 0 and len(set(together.flatten().tolist())) > BATCH
     for (task, seed), losses in zip(jobs, together, strict=True):
-        chosen = next(feed.batches(data[task.name].train, BATCH, seed))
+        chosen = next(batches.batches(data[task.name].train, BATCH, seed))
         rows = [data[task.name].train[i] for i in chosen]
         answers = torch.tensor([row.label for row in rows])
         asked = scoring.words(base, task).expand(BATCH, -1)
@@ -98,5 +99,5 @@ def test_rows_of_a_table_may_be_wider_than_any_so_that_feeds_follow_one_another(
 
 @pytest.mark.parametrize(("width", "wanted"), [(1, 8), (8, 8), (9, 16), (65, 80), (129, 160)])
 def test_on_a_gpu_widths_are_few(width, wanted):
-    assert feed.rounded(width) == wanted
-    assert len({feed.rounded(w) for w in range(1, 513)}) <= 24
+    assert batches.rounded(width) == wanted
+    assert len({batches.rounded(w) for w in range(1, 513)}) <= 24

@@ -21,7 +21,7 @@ from oral_lib.models.text_encoder import text_encoder
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")

@@ -11,7 +11,7 @@ import torch
 from made_adapters import shaken
 
 import oral_lib
-from oral_lib import contract, evaluate, plan, recipes, scales, scoring, zoo
+from oral_lib import contract, evaluate, plan, scales, scoring
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora.peft_folder import Card, save
 from oral_lib.method import training
@@ -21,6 +21,8 @@ from oral_lib.models import loading
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import recipes
+from oral_lib.zoo import training as zoo
 
 torch.set_num_threads(1)
 BASE, NAMES = "tiny-diffusion", ("pokemon", "baroque")

@@ -9,10 +9,11 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import paths, storage, zoo
+from oral_lib import paths, storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import distance, peft_folder
 from oral_lib.models import loading
+from oral_lib.zoo import store
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -94,7 +95,7 @@ def test_an_adapter_that_was_trained_again_since_is_not_named(prompted, smoke, t
     shutil.copytree(smoke.root, tmp_path / "run")
     [lora] = prompted(generator=tmp_path / "run" / "generator")
     task, seed = lora.card.nearest.split(", seed ")
-    where = zoo.folder(tmp_path / "run", "tiny-causal", task, int(seed))
+    where = store.folder(tmp_path / "run", "tiny-causal", task, int(seed))
     (where / "adapter_model.safetensors").write_bytes(b"another")
     [again] = prompted(generator=tmp_path / "run" / "generator")
     assert again.card.nearest not in ("", lora.card.nearest)

@@ -24,7 +24,6 @@ from oral_lib import (
     scales,
     scoring,
     storage,
-    zoo,
 )
 from oral_lib import plan as the_plan
 from oral_lib.errors import OralError, PreflightError, UsageError
@@ -35,7 +34,8 @@ from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo import store
+from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
 TASK = tasks_task.load("movie")
@@ -381,7 +381,7 @@ def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
     base, size = smoke.base("tiny-encoder"), protocol.SIZES["smoke", "encoder"]
     rows = tasks.rows(TASK, "made").test[: size.rows]
     for seed in range(3):  # the last was held out
-        adapter = zoo.read(smoke.root, "tiny-encoder", "movie", seed).tensors
+        adapter = store.read(smoke.root, "tiny-encoder", "movie", seed).tensors
         with base.attach(adapter) as model:
             likely = scoring.score(model, base, TASK, rows)[0]
         margin = dict(zip([row.key for row in rows], likely[:, 1] - likely[:, 0], strict=True))
@@ -453,7 +453,7 @@ def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
 
 
 def test_no_generator_was_trained_on_an_adapter_that_its_cells_call_held_out(smoke):
-    kept = [zoo.read(smoke.root, *m) for m in scales.members("smoke", "made", held_out=True)]
+    kept = [store.read(smoke.root, *m) for m in scales.members("smoke", "made", held_out=True)]
     assert {m.seed for m in kept} == {2}
     for kind in scales.generators("smoke"):
         read = storage.read_json(smoke.root / kind / "manifest.json")["zoo"]
@@ -470,9 +470,9 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
             for seed in range(1 if held_out else 2)
         ],
     )  # fmt: skip
-    read = zoo.read
+    read = store.read
     monkeypatch.setattr(
-        zoo, "read",
+        store, "read",
         lambda root, base, task, seed: replace(read(root, base, "movie", seed), task=task),
     )  # fmt: skip
     monkeypatch.setitem(protocol.SIZES, ("smoke", "answer"), Size(6, 4, 2, 1, 1, 1, 1))
@@ -538,7 +538,7 @@ def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_star
 
 def test_two_local_folders_never_share_what_was_trained(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(the_plan, "check_cell", lambda *cell: None)
-    monkeypatch.setattr("oral_lib.tuning.tune", lambda *names, **how: [])
+    monkeypatch.setattr("oral_lib.zoo.tuning.tune", lambda *names, **how: [])
     one, two = (Run("lab", f"local:{tmp_path / name}", tmp_path) for name in ("one", "two"))
     one.tune("minilm-l6", ["sst2"])
     one.tune("minilm-l6", ["sst2"])

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from oral_lib import recipes, scales, storage
+from oral_lib import scales, storage
 from oral_lib.models import registry
-from oral_lib.recipes import RECIPES, recipe_of
 from oral_lib.run import Run
+from oral_lib.zoo import recipes
+from oral_lib.zoo.recipes import RECIPES, recipe_of
 
 
 def tuned(root, base, task, **chosen):
@@ -49,7 +50,7 @@ def test_candidates_lie_round_the_default_and_hold_it(base):
 def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
     asked = []
     where = lambda base, names, seeds, **rest: asked.append(rest["recipe"])  # noqa: E731
-    monkeypatch.setattr("oral_lib.zoo.train_cells", where)
+    monkeypatch.setattr("oral_lib.zoo.store.train_cells", where)
     for cells in scales.cells_of("desk"):
         Run("desk", out=tmp_path).train_zoo(cells.base, cells.tasks, [0])
     assert asked == [recipes.DESK[cells.base] for cells in scales.cells_of("desk")]

@@ -10,15 +10,16 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import benchmarks, devices, feed, scoring, zoo
+from oral_lib import benchmarks, devices, scoring
 from oral_lib.errors import OralError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import base as models_base
 from oral_lib.models import loading
-from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import batches, training
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -32,7 +33,9 @@ def data():
 
 
 def runs(*jobs):
-    return [zoo.Run(tasks_task.load(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs]
+    return [
+        training.Run(tasks_task.load(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs
+    ]
 
 
 JOBS = (("movie", 0, 1e-2), ("sarcasm", 1, 3e-3), ("movie", 2, 1e-2))
@@ -68,7 +71,7 @@ def same_as_alone(base, done, data):
 
 
 def test_a_stack_trains_what_peft_trains_one_by_one(base, data):
-    made = list(zoo.train(base, runs(*JOBS), data))
+    made = list(training.train(base, runs(*JOBS), data))
     for done in made:
         same_as_alone(base, done, data)
     assert [done.run.seed for done in made] == [0, 1, 2]
@@ -81,7 +84,7 @@ def test_options_and_written_answers_are_trained_as_peft_trains_them(names, data
     base = loading.load("tiny-causal")
     base.model.float()
     jobs = [(name, seed, 1e-2) for seed, name in enumerate(names)]
-    for done in zoo.train(base, runs(*jobs), data):
+    for done in training.train(base, runs(*jobs), data):
         same_as_alone(base, done, data)
 
 
@@ -89,14 +92,14 @@ def test_tasks_that_are_scored_in_other_ways_get_stacks_of_their_own(data):
     base = loading.load("tiny-causal")
     base.model.float()
     jobs = [(name, 0, 1e-2) for name in ("arithmetic", "movie", "quartz", "sarcasm")]
-    made = list(zoo.train(base, runs(*jobs), data))
+    made = list(training.train(base, runs(*jobs), data))
     assert sorted(d.run.task.name for d in made) == sorted(name for name, *_ in jobs)
     for done in made:
         same_as_alone(base, done, data)
 
 
 def test_what_a_workshop_set_up_for_one_stack_serves_the_next_without_a_trace(base, data):
-    workshop = zoo.Workshop(base, 64)
+    workshop = training.Workshop(base, 64)
     stacks = [runs(("movie", s, 1e-2), ("movie", s + 1, 3e-3)) for s in (0, 2)]
     stacks.append(runs(("sarcasm", 0, 1e-2), ("sarcasm", 1, 1e-2)))
     for stack in stacks:
@@ -110,7 +113,7 @@ def test_a_moves_at_its_share_of_the_learning_rate(base, data):
     start, moved = base.lora_init(), {}
     for ratio in (1.0, 16.0, 1e9):
         recipe = replace(run.recipe, ratio=ratio)
-        [done] = zoo.train(base, [replace(run, recipe=recipe)], data)
+        [done] = training.train(base, [replace(run, recipe=recipe)], data)
         if ratio < 1e9:  # PEFT moves A by less than float32 can hold, too
             same_as_alone(base, done, data)
         for part in (".lora_A", ".lora_B"):
@@ -127,30 +130,32 @@ def test_runs_of_other_lengths_in_one_stack_end_where_each_would_alone(base, dat
         replace(run, recipe=replace(run.recipe, steps=steps, checkpoints=()))
         for run, steps in zip(runs(*JOBS), lengths, strict=True)
     ]
-    made = list(zoo.train(base, mixed, data))
+    made = list(training.train(base, mixed, data))
     for done, steps in zip(made, lengths, strict=True):
         assert len(done.losses) == steps and list(done.checkpoints) == [steps]
         same_as_alone(base, done, data)
 
 
 def test_an_adapter_does_not_feel_its_neighbours(base, data):
-    one, *_ = zoo.train(base, runs(*JOBS), data)
-    other, *_ = zoo.train(base, runs(JOBS[0], ("sarcasm", 5, 1e-1), ("sarcasm", 6, 1e-4)), data)
+    one, *_ = training.train(base, runs(*JOBS), data)
+    other, *_ = training.train(
+        base, runs(JOBS[0], ("sarcasm", 5, 1e-1), ("sarcasm", 6, 1e-4)), data
+    )
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(tensor, other.tensors[name], atol=1e-5, rtol=1e-4)
 
 
 def test_larger_groups_than_fit_are_cut(base, data):
-    whole = list(zoo.train(base, runs(*JOBS), data))
-    cut = list(zoo.train(base, runs(*JOBS), data, most=2))
+    whole = list(training.train(base, runs(*JOBS), data))
+    cut = list(training.train(base, runs(*JOBS), data, most=2))
     assert [d.run for d in whole] == [d.run for d in cut]
     for one, two in zip(whole, cut, strict=True):
         close(one.losses, two.losses)
 
 
 def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(zoo, "SAVE_EVERY", 5)
-    straight = list(zoo.train(base, runs(*JOBS), data))
+    monkeypatch.setattr(training, "SAVE_EVERY", 5)
+    straight = list(training.train(base, runs(*JOBS), data))
     update = Stack.update
 
     def cut(self, *rest):
@@ -161,9 +166,9 @@ def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Stack, "update", cut)
         with pytest.raises(KeyboardInterrupt):
-            list(zoo.train(base, runs(*JOBS), data, state=tmp_path))
-    list(zoo.train(base, runs(*JOBS[:2]), data, state=tmp_path))  # other runs, another state
-    resumed = list(zoo.train(base, runs(*JOBS), data, state=tmp_path))
+            list(training.train(base, runs(*JOBS), data, state=tmp_path))
+    list(training.train(base, runs(*JOBS[:2]), data, state=tmp_path))  # other runs, another state
+    resumed = list(training.train(base, runs(*JOBS), data, state=tmp_path))
     for one, two in zip(straight, resumed, strict=True):
         assert one.losses == two.losses and list(one.checkpoints) == list(two.checkpoints) == [5, 8]
         for step, kept in one.checkpoints.items():
@@ -180,11 +185,11 @@ def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch
                 zip(data[task.name].train * 400, long, strict=False)]  # fmt: skip
         rows = [replace(row, key=f"{task.name}-{i}") for i, row in enumerate(rows)]
         ragged[task.name] = replace(data[task.name], train=tuple(rows))
-    aligned = feed.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
-    grouped = feed.batches
+    aligned = batches.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+    grouped = batches.batches
     with monkeypatch.context() as patch:
-        patch.setattr(feed, "batches", lambda *args, mixed: grouped(*args, mixed=True))
-        shuffled = feed.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+        patch.setattr(batches, "batches", lambda *args, mixed: grouped(*args, mixed=True))
+        shuffled = batches.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
     assert aligned.padding < 0.3 < 0.6 < shuffled.padding
     batch, answers, words = aligned.step(0)
     assert batch.ids.shape == batch.mask.shape == (8 * SHORT.batch, aligned.widths[0])
@@ -300,7 +305,7 @@ def test_a_compiled_block_learns_what_a_plain_one_does(data):
     base = loading.load("tiny-causal")
     base.model.float()
     task = tasks_task.load("movie")
-    found = feed.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
+    found = batches.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
     stack = Stack(base.lora_init(), 2)
     with torch.no_grad():
         stack.values.add_(0.1 * torch.randn(stack.values.shape, generator=torch.manual_seed(0)))

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from made_adapters import shaken
 from PIL import Image
 
-from oral_lib import benchmarks, evaluate, feed, scoring, storage, zoo
+from oral_lib import benchmarks, evaluate, scoring, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.models import alignment, contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
-from oral_lib.recipes import default
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Row
+from oral_lib.zoo import batches, training
+from oral_lib.zoo.recipes import default
 
 torch.set_num_threads(1)
 ASKED, MATCHED = ("nlvr", "easy_vqa"), ("flickr8k", "digit_labels")
@@ -270,7 +271,7 @@ def test_adapters_sit_on_both_towers_with_the_fusion_beside(base):
 @pytest.mark.parametrize("name", [ASKED[0], MATCHED[0]])
 def test_training_teaches_the_task(base, data, name):
     task, recipe = tasks_task.load(name), default(base.name)  # of the model
-    [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
+    [done] = training.train(base, [training.Run(task, 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data[name].test[:100], adapters)
     assert evaluate.accuracy_of(trained) > evaluate.accuracy_of(untrained) + 0.15
@@ -297,7 +298,7 @@ def test_what_matches_is_judged_by_rank(base, data):
 def test_batches_of_what_matches_are_not_sorted_by_length(data):
     rows = [Row(str(i), "x" * (i % 10 + 1), i) for i in range(640)]
     lengths = [len({len(rows[i].text) for i in chosen}) for chosen, _ in zip(
-        feed.batches(rows, 32, 0, mixed=True), range(10), strict=False)]  # fmt: skip
+        batches.batches(rows, 32, 0, mixed=True), range(10), strict=False)]  # fmt: skip
     assert min(lengths) > 5
 
 

@@ -7,7 +7,6 @@ import torch
 from made_adapters import SMALL
 
 from oral_lib import seeds, storage
-from oral_lib import zoo as the_zoo
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
 from oral_lib.method import training
@@ -17,7 +16,8 @@ from oral_lib.models.text_encoder import text_encoder
 from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks_rows
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo import training as zoo_training
+from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
 TEN = TrainingConfig(steps=10, warmup=3, conditions=3, draws=2, tokens=96)
@@ -285,7 +285,7 @@ def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
 def trained_as(zoo_members, tmp_path, monkeypatch):
     """kind -> the generator that is trained and kept as such, on the made-up zoo."""
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(the_zoo, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
     preset = training.preset
 
     def short(scale, kind):
@@ -377,7 +377,7 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
     zoo_members, tmp_path, monkeypatch
 ):
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(the_zoo, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
     monkeypatch.setattr(training, "preset", lambda scale, kind: (SMALL, how))
 
     def made():

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import recipes, scales, storage, tuning, zoo
+from oral_lib import scales, storage
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluate import Outcome
-from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import recipes, training, tuning
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 SHORT = Recipe(steps=8, batch=4, lr=1e-2)
@@ -29,7 +30,7 @@ class Sealed(tuple):
 def trained(monkeypatch):
     """The (task, seed, lr, steps) that were trained from now on; test rows are sealed."""
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
-    rows, train, seen = tasks.rows, zoo.Workshop.train, []
+    rows, train, seen = tasks.rows, training.Workshop.train, []
     monkeypatch.setattr(
         tasks, "rows", lambda task, source: replace(rows(task, source), test=Sealed())
     )
@@ -38,7 +39,7 @@ def trained(monkeypatch):
         seen.extend((r.task.name, r.seed, r.recipe.lr, r.recipe.steps) for r in runs)
         return train(self, runs, data, **rest)
 
-    monkeypatch.setattr(zoo.Workshop, "train", counted)
+    monkeypatch.setattr(training.Workshop, "train", counted)
     return seen
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, panels, recipes, scales, stats, storage, tables, unseen, zoo
+from oral_lib import contract, panels, scales, stats, storage, tables, unseen
 from oral_lib.errors import PreflightError
 from oral_lib.evaluate import accuracy_of, evaluate
 from oral_lib.models import loading
@@ -17,6 +17,7 @@ from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import recipes, store, training
 
 torch.set_num_threads(1)
 BASE = "tiny-convnet-yes-no"
@@ -67,10 +68,12 @@ def test_no_generator_and_no_rival_met_a_held_out_task(run):
 
 def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
-    held = zoo.read(run.root, BASE, name, 0)
+    held = store.read(run.root, BASE, name, 0)
     base, task = loading.load(BASE), tasks_task.load(name)
     recipe = recipes.Recipe.read(held.info["recipe"])
-    [alone] = zoo.train(base, [zoo.Run(task, 0, recipe)], {name: tasks.rows(task, "made")})
+    [alone] = training.train(
+        base, [training.Run(task, 0, recipe)], {name: tasks.rows(task, "made")}
+    )
     start = base.lora_init()
     for key, tensor in alone.tensors.items():
         moved = (tensor - start[key]).norm()
@@ -98,8 +101,8 @@ def test_tasks_about_other_rows_are_judged_apart():
     fewer = data[names[1]].validation[:30]
     data[names[1]] = replace(data[names[1]], validation=fewer)
     recipe = replace(recipes.RECIPES[BASE], steps=3)
-    made = list(zoo.train(model, [zoo.Run(task, 0, recipe) for task in known], data))
-    for done, judged in zip(made, zoo._judged(model, made, data), strict=True):
+    made = list(training.train(model, [training.Run(task, 0, recipe) for task in known], data))
+    for done, judged in zip(made, store._judged(model, made, data), strict=True):
         rows = data[done.run.task.name].validation
         [alone] = evaluate(model, done.run.task, rows, [done.tensors])
         assert judged.rows == rows and judged.likely.shape[0] == len(rows)
@@ -110,7 +113,7 @@ def test_a_zoo_of_another_recipe_is_not_gone_on_with(run, monkeypatch, refused):
     monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.RECIPES[BASE], lr=1e-5))
     names = [m.task for m in run.members(BASE)[:2]]
     with refused(PreflightError, "another recipe"):
-        zoo.train_tasks(BASE, names, source="made", root=run.root)
+        store.train_tasks(BASE, names, source="made", root=run.root)
 
 
 def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeypatch):
@@ -119,12 +122,12 @@ def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeyp
     )
     shutil.copytree(run.root / "zoo", tmp_path / "zoo")
     names = run.planned[0].kept
-    lost = zoo.folder(tmp_path, BASE, names[1], 0)
-    others = {name: zoo.folder(tmp_path, BASE, name, 0) / "run.json" for name in names[2:4]}
+    lost = store.folder(tmp_path, BASE, names[1], 0)
+    others = {name: store.folder(tmp_path, BASE, name, 0) / "run.json" for name in names[2:4]}
     kept = {name: file.stat().st_mtime_ns for name, file in others.items()}
     shutil.rmtree(lost)
-    zoo.train_tasks(BASE, names, source="made", root=tmp_path)
-    again, before = (zoo.read(root, BASE, names[1], 0) for root in (tmp_path, run.root))
+    store.train_tasks(BASE, names, source="made", root=tmp_path)
+    again, before = (store.read(root, BASE, names[1], 0) for root in (tmp_path, run.root))
     assert all(torch.equal(again.tensors[n], t) for n, t in before.tensors.items())
     assert {name: file.stat().st_mtime_ns for name, file in others.items()} == kept
 
@@ -145,9 +148,9 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base.model.float()
     names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
-    runs = [zoo.Run(tasks_task.load(name), 0, recipe) for name in names]
+    runs = [training.Run(tasks_task.load(name), 0, recipe) for name in names]
     data = {name: tasks.rows(tasks_task.load(name), "made") for name in names}
-    one, other = (done.tensors for done in zoo.train(base, runs, data))
+    one, other = (done.tensors for done in training.train(base, runs, data))
     start = base.lora_init()
     for name, tensor in one.items():
         mirrored = other[name] if ".lora_" in name else other[name].flip(0)

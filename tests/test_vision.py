@@ -9,15 +9,16 @@ from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
-from oral_lib import feed, scoring, storage, zoo
+from oral_lib import scoring, storage
 from oral_lib.assets import sources as assets
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry, vision
-from oral_lib.recipes import Recipe
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import batches, training
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 TINY = ("tiny-convnet", "tiny-vit")
@@ -120,7 +121,7 @@ def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(
 
 
 def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
-    [done] = zoo.train(base, [zoo.Run(tasks_task.load(NAMES[0]), 0, SHORT)], data)
+    [done] = training.train(base, [training.Run(tasks_task.load(NAMES[0]), 0, SHORT)], data)
     name = f"base_model.model.{base.head}.weight"
     moved = (done.tensors[name] != base.lora_init()[name]).any(1)
     assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
@@ -132,7 +133,7 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
     other = replace(task, name="other")
     turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
     both = {task.name: split, "other": turned}
-    found = feed.Feed.of(base, [(task, 0), (other, 0)], both, steps=3, batch=4)
+    found = batches.Feed.of(base, [(task, 0), (other, 0)], both, steps=3, batch=4)
     assert len(found.table.ids) == len(split.train)
     read, answers, words = found.step(2)
     assert torch.equal(read.ids[:4], read.ids[4:])

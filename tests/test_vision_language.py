@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import oral_lib
-from oral_lib import contract, evaluate, feed, plan, recipes, scales, scoring, storage, zoo
+from oral_lib import contract, evaluate, plan, scales, scoring, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import stacked
@@ -19,9 +19,11 @@ from oral_lib.lora.stacked import Stack
 from oral_lib.method import conditioning, training
 from oral_lib.models import loading, registry
 from oral_lib.models.vision_language import CHOICES
-from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import batches, recipes
+from oral_lib.zoo import training as zoo
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 NAME, PAPER = "tiny-vision-language", "qwen2-vl-7b"
@@ -188,7 +190,7 @@ def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
 
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(tasks_task.load(name), 0) for name in ASKED]
-    laid = feed.Feed.of(base, jobs, data, steps=2, batch=4)
+    laid = batches.Feed.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
     assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
     assert read.pictures.dtype == torch.uint8 and len(read.pictures) == len(read.ids) == 8

@@ -7,12 +7,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from oral_lib import feed, recipes, scoring, storage, zoo
+from oral_lib import scoring, storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.models import loading
-from oral_lib.recipes import Recipe
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import batches, recipes, store, training
+from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -26,8 +27,8 @@ def data():
 
 def trained(base, data, *jobs, recipe=SHORT):
     """The finished runs of (task, seed) `jobs` on a fresh base."""
-    runs = [zoo.Run(tasks_task.load(task), seed, recipe) for task, seed in jobs]
-    return list(zoo.train(loading.load(base), runs, data))
+    runs = [training.Run(tasks_task.load(task), seed, recipe) for task, seed in jobs]
+    return list(training.train(loading.load(base), runs, data))
 
 
 def equal(one, other):
@@ -48,8 +49,10 @@ def test_all_adapters_of_a_base_start_from_one_initialisation(name, data):
 def test_seeds_differ_in_the_order_of_the_data_and_nothing_else(name, data, monkeypatch):
     one, two = trained(name, data, ("movie", 0), ("movie", 1))
     assert not equal(one.tensors, two.tensors)
-    order = feed.batches
-    monkeypatch.setattr(feed, "batches", lambda rows, size, seed, mixed=False: order(rows, size, 0))
+    order = batches.batches
+    monkeypatch.setattr(
+        batches, "batches", lambda rows, size, seed, mixed=False: order(rows, size, 0)
+    )
     again, same = trained(name, data, ("movie", 0), ("movie", 1))
     assert equal(again.tensors, same.tensors) and again.losses == same.losses
 
@@ -58,13 +61,13 @@ def test_an_epoch_reads_rows_once_in_an_order_of_the_seed(data, refused):
     rows = data["movie"].validation[:103]
 
     def epoch(seed):
-        stream = feed.batches(rows, 8, seed)
+        stream = batches.batches(rows, 8, seed)
         return [i for _ in range(12) for i in next(stream)]
 
     assert len(set(epoch(0))) == 96  # the seven rows that fill no batch are dropped
     assert epoch(0) == epoch(0) != epoch(1)
     with refused(UsageError, "103 rows", "batch of 104"):
-        next(feed.batches(rows, 104, 0))
+        next(batches.batches(rows, 104, 0))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -90,7 +93,7 @@ def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
 def test_training_never_changes_the_base(name, data):
     base = loading.load(name)
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    [done] = zoo.train(base, [zoo.Run(tasks_task.load("movie"), 0, SHORT)], data)
+    [done] = training.train(base, [training.Run(tasks_task.load("movie"), 0, SHORT)], data)
     assert equal(base.model.state_dict(), before)
     assert not equal(done.tensors, base.lora_init())
 
@@ -123,7 +126,7 @@ def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
 
     def key(task="movie", rows=None, **more):
         spec = replace(tasks_task.load(task), **more)
-        return zoo._key(base, [zoo.Run(spec, 0, SHORT)], {task: rows or data[task]})
+        return training._key(base, [training.Run(spec, 0, SHORT)], {task: rows or data[task]})
 
     fewer = replace(data["movie"], train=data["movie"].train[1:])
     others = [key("sarcasm"), key(version=99), key(rows=fewer)]
@@ -134,17 +137,17 @@ def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
 def cell(tmp_path, monkeypatch):
     """A zoo of two short runs, and the seeds that are written from now on."""
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
-    seeds, keep = [], zoo._keep
+    seeds, keep = [], store._keep
 
     def counted(root, base, done, *rest):
         seeds.append(done.run.seed)
         keep(root, base, done, *rest)
 
-    monkeypatch.setattr(zoo, "_keep", counted)
+    monkeypatch.setattr(store, "_keep", counted)
 
     def fill():
         seeds.clear()
-        zoo.train_cells("tiny-causal", ["movie"], [0, 1], source="made", root=tmp_path)
+        store.train_cells("tiny-causal", ["movie"], [0, 1], source="made", root=tmp_path)
         return seeds
 
     assert fill() == [0, 1]
@@ -154,26 +157,26 @@ def cell(tmp_path, monkeypatch):
 def test_only_what_is_missing_is_written_and_it_is_what_was_there(cell):
     root, fill = cell
     assert fill() == []
-    kept = zoo.read(root, "tiny-causal", "movie", 1)
-    where = zoo.folder(root, "tiny-causal", "movie", 1)
+    kept = store.read(root, "tiny-causal", "movie", 1)
+    where = store.folder(root, "tiny-causal", "movie", 1)
     (where / "run.json").unlink()  # written last: without it the run did not end
     (where / "adapter_model.safetensors").unlink()  # `kept` is a view of it
     (where / "adapter_model.safetensors").write_bytes(b"half")
     assert fill() == [1]
-    assert equal(zoo.read(root, "tiny-causal", "movie", 1).tensors, kept.tensors)
+    assert equal(store.read(root, "tiny-causal", "movie", 1).tensors, kept.tensors)
 
 
 def test_an_adapter_of_another_recipe_is_never_taken_for_this_one(cell, monkeypatch, refused):
     root, fill = cell
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", replace(SHORT, lr=2 * SHORT.lr))
-    where = zoo.folder(root, "tiny-causal", "movie", 0)
+    where = store.folder(root, "tiny-causal", "movie", 0)
     with refused(PreflightError, str(where), "another recipe", "--from-scratch"):
         fill()
 
 
 def test_an_adapter_from_before_there_was_a_ratio_is_one_of_another_recipe(cell, refused):
     root, fill = cell
-    where = zoo.folder(root, "tiny-causal", "movie", 0) / "run.json"
+    where = store.folder(root, "tiny-causal", "movie", 0) / "run.json"
     kept = where.read_text()
     content = json.loads(kept)
     del content["recipe"]["ratio"]
@@ -186,31 +189,31 @@ def test_an_adapter_from_before_there_was_a_ratio_is_one_of_another_recipe(cell,
 
 def test_a_damaged_or_missing_adapter_is_refused(cell, refused):
     root, _ = cell
-    file = zoo.folder(root, "tiny-causal", "movie", 0) / "adapter_model.safetensors"
+    file = store.folder(root, "tiny-causal", "movie", 0) / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with refused(PreflightError, str(file), "damaged"):
-        zoo.read(root, "tiny-causal", "movie", 0)
+        store.read(root, "tiny-causal", "movie", 0)
     with refused(PreflightError, "'movie'", "seed 7", "--base tiny-causal --task movie"):
-        zoo.read(root, "tiny-causal", "movie", 7)
+        store.read(root, "tiny-causal", "movie", 7)
 
 
 def test_a_run_says_how_it_was_made(cell):
     root, _ = cell
-    info = zoo.read(root, "tiny-causal", "movie", 1).info
+    info = store.read(root, "tiny-causal", "movie", 1).info
     assert Recipe.read(info["recipe"]) == SHORT and info["seed"] == 1 and info["source"] == "made"
     assert info["checkpoints"] == [2, 4, 6] and len(info["losses"]) == 6
-    where = zoo.folder(root, "tiny-causal", "movie", 1)
+    where = store.folder(root, "tiny-causal", "movie", 1)
     last = storage.read_tensors(where / "checkpoint-6.safetensors")
-    assert equal(last, zoo.read(root, "tiny-causal", "movie", 1).tensors)
+    assert equal(last, store.read(root, "tiny-causal", "movie", 1).tensors)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, smoke):
     task, base = tasks_task.load("movie"), loading.load(name)
-    where = zoo.folder(smoke.root, name, "movie", 0)
-    info = zoo.read(smoke.root, name, "movie", 0).info
+    where = store.folder(smoke.root, name, "movie", 0)
+    info = store.read(smoke.root, name, "movie", 0).info
     assert info["validation_accuracy"] > 0.7  # it learned, so the score means something
     rows = tasks.rows(task, "made").validation
     assert len(rows) == info["validation_rows"]

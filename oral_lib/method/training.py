@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, seeds, storage, zoo
+from oral_lib import devices, seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator, GeneratorConfig
@@ -28,7 +28,8 @@ from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.progress import bar
 from oral_lib.shelf import Shelf, assemble
 from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import Member
+from oral_lib.zoo import store
+from oral_lib.zoo.store import Member
 
 
 @dataclass(frozen=True)
@@ -299,7 +300,7 @@ def train_from_zoo(
     """
     folder = root / kind
     config, training = configured or preset(scale, kind)
-    zoo_members = [zoo.read(root, *member) for member in members]
+    zoo_members = [store.read(root, *member) for member in members]
     if _is_current(folder, config, training, zoo_members):
         return folder
     model, shelves = assemble(config, zoo_members, source=source, seed=training.seed)

@@ -7,13 +7,14 @@ cut from the training rows: no evaluation row is ever looked at.
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import storage, zoo
+from oral_lib import storage
 from oral_lib.errors import OralError
 from oral_lib.evaluate import accuracy_of, evaluate
 from oral_lib.models import loading
-from oral_lib.recipes import candidates
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import training
+from oral_lib.zoo.recipes import candidates
 
 SEED = 1000
 
@@ -40,10 +41,10 @@ def tune(
     for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = zoo.Workshop(model, max(tasks_task.load(name).words for name in alike))
+        workshop = training.Workshop(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
             task, data = tasks_task.load(name), tasks.full_rows(tasks_task.load(name), source)
-            runs = [zoo.Run(task, SEED, recipe) for recipe in candidates(base)]
+            runs = [training.Run(task, SEED, recipe) for recipe in candidates(base)]
             trained = list(workshop.train(runs, {name: data}, strict=False))
             made = [done for done in trained if done.finite]
             if not made:
