@@ -25,7 +25,7 @@ _PUBLIC = {
     "Run": ("run", "Run"),
     "Task": ("tasks.task", "Task"),
     "UsageError": ("errors", "UsageError"),
-    "compare": ("evaluate", "compare"),
+    "compare": ("evaluation.evaluate", "compare"),
     "load_base": ("models.loading", "load"),
     "load_task": ("tasks.task", "load"),
     "prompt": ("generator", "prompt"),

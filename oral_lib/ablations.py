@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from oral_lib import scales, storage, tables
 from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.evaluation.schema import REFERENCE
 from oral_lib.jury import Jury, Study, measure
 from oral_lib.method import training
 from oral_lib.provenance import code_commit
@@ -24,7 +25,6 @@ from oral_lib.run import Run
 from oral_lib.tasks import task as tasks_task
 from oral_lib.variants import GROUPS, Variant, check_groups, variants
 
-REFERENCE = "reference"  # the group of trained, soup and base
 COLUMNS = [
     *("group", "variant", "default", "base", "source", "task", "metric", "value"),
     *("ci_low", "ci_high", "n_items", "n_samples", "seed", "wall_s", "commit"),

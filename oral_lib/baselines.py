@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
-from oral_lib.evaluate import Outcome
+from oral_lib.evaluation.evaluate import Outcome
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import task
 from oral_lib.tasks.rows import Row

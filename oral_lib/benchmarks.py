@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
-from oral_lib import scoring
+from oral_lib.evaluation import scoring
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
 from oral_lib.method import tokenization, training

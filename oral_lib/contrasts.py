@@ -6,16 +6,16 @@ They start from the items of `items.parquet`; nothing is scored here.
 import numpy as np
 import pandas as pd
 
-from oral_lib import stats
-from oral_lib.contract import PLACE, PROMPTED
-from oral_lib.results import matrix
+from oral_lib.evaluation import bootstrap
+from oral_lib.evaluation.results import matrix
+from oral_lib.evaluation.schema import PLACE, PROMPTED
 
 RIVALS = [
     "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
     "unconditional", "linear_probe", "multitask",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
-FOUND = stats.Difference._fields
+FOUND = bootstrap.Difference._fields
 FLOORS = ["base", "majority"]
 
 
@@ -42,7 +42,7 @@ def contrasts(items: pd.DataFrame) -> pd.DataFrame:
         for what, first, against, second in pairs:
             series = _common(first, second)
             if series[0].size:
-                found = stats.paired_bootstrap(*series)._asdict()
+                found = bootstrap.paired_bootstrap(*series)._asdict()
                 lines.append(here | {"what": what, "against": against} | found)
                 lines[-1]["n_items"] = series[0].shape[1]
         for control in CONTROLS:
@@ -66,7 +66,7 @@ def without_signal(items: pd.DataFrame) -> set[tuple[str, ...]]:
     silent = set()
     for place, cell in items.groupby(PLACE, sort=False, observed=True):
         series = _common(matrix(cell, "trained", "none"), _floor(cell)[1])
-        if series[0].size and stats.paired_bootstrap(*series).ci_low <= 0:
+        if series[0].size and bootstrap.paired_bootstrap(*series).ci_low <= 0:
             silent.add(place)
     return silent
 
@@ -84,14 +84,16 @@ def _common(*frames: pd.DataFrame) -> list[np.ndarray]:
     return [frame[shared].to_numpy() for frame in frames]
 
 
-def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> stats.Difference:
+def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> bootstrap.Difference:
     """(generated - other) / (generated - floor) with its bootstrap interval; p is left NaN."""
-    own, control, low = (stats.item_means(series).mean() for series in (generated, other, floor))
-    draws = stats.resampled_means(generated, other, floor)
+    own, control, low = (
+        bootstrap.item_means(series).mean() for series in (generated, other, floor)
+    )
+    draws = bootstrap.resampled_means(generated, other, floor)
     gains = draws[0] - draws[2]
     if np.quantile(gains, 0.025) <= 0:
-        return stats.Difference(*[np.nan] * 4)
+        return bootstrap.Difference(*[np.nan] * 4)
     gains = np.where(gains > 0, gains, np.nan)
     shares = (draws[0] - draws[1]) / gains
-    found = stats.interval((own - control) / (own - low), shares[np.isfinite(shares)])
-    return stats.Difference(*found, p=np.nan)
+    found = bootstrap.interval((own - control) / (own - low), shares[np.isfinite(shares)])
+    return bootstrap.Difference(*found, p=np.nan)

@@ -16,8 +16,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, seeds, stats
-from oral_lib.evaluate import evaluate
+from oral_lib import baselines, seeds
+from oral_lib.evaluation import bootstrap
+from oral_lib.evaluation.evaluate import evaluate
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
 from oral_lib.method import tokenization, training
@@ -263,9 +264,9 @@ class Jury:
             first += len(some)
             if not some:
                 continue
-            found.append((metric, *stats.bootstrap(part), len(held), len(some)))
+            found.append((metric, *bootstrap.bootstrap(part), len(held), len(some)))
             if metric == "accuracy":
-                spread = stats.spread(part.mean(1))[1]
+                spread = bootstrap.spread(part.mean(1))[1]
                 found.append(("spread", spread, np.nan, np.nan, len(held), len(some)))
         return found
 

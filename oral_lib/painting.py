@@ -17,8 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import contract, frechet, scales, seeds
-from oral_lib.evaluate import GROUPS, evaluate
+from oral_lib import scales, seeds
+from oral_lib.evaluation import fid, schema
+from oral_lib.evaluation.evaluate import GROUPS, evaluate
 from oral_lib.lora import distance, stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.latent_diffusion import LatentDiffusion
@@ -69,7 +70,7 @@ def run_cell(
     """(metrics, no items, novelty) of one cell, from what `root` holds: as `protocol.run_cell`."""
     spec, canvas = tasks_task.load(task), CANVASES[scale]
     data, model = tasks.rows(spec, source), _base(base, source, 0, str(device))
-    network = frechet.network(canvas.network, source, device)
+    network = fid.network(canvas.network, source, device)
     models = _models(root, scales.generator_of(scale, seed), str(device))
     known = scales.members(scale, source, "style")
     members = [store.read(root, *m) for m in known if m[0] == base]
@@ -102,16 +103,16 @@ def run_cell(
         seen = [found[id(adapter)] for adapter in trial.adapters]
         row = about | {"method": trial.method, "condition": trial.condition}
         row |= {"n_samples": len(seen), "wall_s": round(trial.seconds + each * len(seen), 3)}
-        apart = [(frechet.distance(x, real), frechet.spread(x, real, draw)) for x, _ in seen]
+        apart = [(fid.distance(x, real), fid.spread(x, real, draw)) for x, _ in seen]
         errors = torch.stack([error for _, error in seen]).mean(0)  # of each held-out picture
         stderr = (errors.std() / n**0.5).item()
         rows.append(row | _number(network.metric, *map(_mean, zip(*apart, strict=True))))
         rows.append(row | _number("denoising_error", errors.mean().item(), stderr))
         if trial.method == "base":
-            floor = frechet.distance(own, real), frechet.spread(own, real, draw)
+            floor = fid.distance(own, real), fid.spread(own, real, draw)
             rows.append(row | _number("frechet_floor", *floor))
-    metrics = contract.check(pd.DataFrame(rows)[list(contract.COLUMNS)])
-    nothing = contract.items_frame(pd.DataFrame(columns=list(contract.ITEM_COLUMNS)))
+    metrics = schema.check(pd.DataFrame(rows)[list(schema.COLUMNS)])
+    nothing = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
     if not held_out:
         return metrics, nothing, None
     own = [m.tensors for m in members if m.task == task]
@@ -119,7 +120,7 @@ def run_cell(
     apart = [m.tensors for m in held_out]
     new = distance.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
-    cell = {name: about[name] for name in (*contract.CELL, "commit")}
+    cell = {name: about[name] for name in (*schema.CELL, "commit")}
     return metrics, nothing, cell | new._asdict() | counts | {"method": "generated"}
 
 

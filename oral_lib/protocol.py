@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, results, scales, scoring, seeds
-from oral_lib.evaluate import Matched, Outcome, evaluate
+from oral_lib import baselines, scales, seeds
+from oral_lib.evaluation import results, scoring
+from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
 from oral_lib.generator import Generator
 from oral_lib.lora import distance
 from oral_lib.models import contrastive, loading

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oral_lib import ledgers, panels, results, studies, style
+from oral_lib import panels, studies, style
 from oral_lib.contrasts import contrasts, silent_places
+from oral_lib.evaluation import results as ledgers
 from oral_lib.grid import grid_legend, grid_table
 from oral_lib.markup import latex, markdown
 from oral_lib.storage import read_json, write_text
@@ -222,7 +223,7 @@ def write(results_root: str | Path, scale: str) -> Path:
 
 def _parts(folder: Path) -> list[_Part]:
     """Results of different experiments or sources never share a table."""
-    metrics, items = results.read(folder)
+    metrics, items = ledgers.read(folder)
     return [
         _Part(*place, rows, items[(items.experiment == place[0]) & (items.source == place[1])])
         for place, rows in metrics.groupby(["experiment", "source"])

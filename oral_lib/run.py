@@ -14,12 +14,10 @@ from oral_lib import (
     examples,
     figures,
     graph,
-    ledgers,
     paths,
     protocol,
     provenance,
     report,
-    results,
     scales,
     storage,
     style,
@@ -27,6 +25,7 @@ from oral_lib import (
 )
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
+from oral_lib.evaluation import results
 from oral_lib.generator import Generator
 from oral_lib.method import training
 from oral_lib.models import evolution, loading
@@ -264,7 +263,7 @@ class Run:
             for measure in (self._bench_zoo, self._bench_generator):
                 rows = measure(cells)
                 with self._writing():
-                    ledgers.append_benchmarks(path, rows)
+                    results.append_benchmarks(path, rows)
         return self.publish()
 
     def _bench_zoo(self, cells: scales.Cells) -> list[dict]:
@@ -309,7 +308,7 @@ class Run:
     def _publish(self, cells: Sequence[Path]) -> Path:
         results.collect(cells, self.results)
         if rows := [storage.read_json(f) for f in sorted((self.root / "novelty").glob("*.json"))]:
-            ledgers.append_novelty(self.results / "novelty.csv", rows)
+            results.append_novelty(self.results / "novelty.csv", rows)
         source = paths.slug(self.source)
         curves = self.results / f"curves-{self.experiment}-{source}.csv"
         self._curves().to_csv(curves, index=False, float_format="%.5g")
@@ -388,4 +387,4 @@ class Run:
             pd.DataFrame({"series": name, "step": range(1, len(values) + 1), "loss": values})
             for name, values in parts
         ]
-        return ledgers.thinned(pd.concat(frames, ignore_index=True))
+        return results.thinned(pd.concat(frames, ignore_index=True))

@@ -6,10 +6,10 @@ All take the rows of `metrics.csv` and the items of `items.parquet`; nothing is 
 import numpy as np
 import pandas as pd
 
-from oral_lib import stats
-from oral_lib.contract import PLACE, SHARES, of_parts
 from oral_lib.contrasts import without_signal
 from oral_lib.errors import OralError
+from oral_lib.evaluation import bootstrap
+from oral_lib.evaluation.schema import PLACE, SHARES, of_parts
 from oral_lib.markup import ABSENT, NO_SIGNAL, aligned
 from oral_lib.tasks import task as tasks_task
 
@@ -74,9 +74,11 @@ def _scored(rows: pd.DataFrame, metric: str) -> float:
 
 
 PER_SAMPLE = {
-    "auc": lambda labels, scores, _: stats.auc(labels, scores),
-    "calibrated_accuracy": lambda labels, scores, _: float(stats.calibrated(labels, scores).mean()),
-    "balanced_accuracy": lambda labels, _, correct: stats.balanced(labels, correct),
+    "auc": lambda labels, scores, _: bootstrap.auc(labels, scores),
+    "calibrated_accuracy": lambda labels, scores, _: float(
+        bootstrap.calibrated(labels, scores).mean()
+    ),
+    "balanced_accuracy": lambda labels, _, correct: bootstrap.balanced(labels, correct),
 }
 
 

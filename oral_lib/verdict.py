@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from oral_lib.contract import PLACE
 from oral_lib.contrasts import CONTROLS, FLOORS, RIVALS
+from oral_lib.evaluation.schema import PLACE
 from oral_lib.markup import ABSENT
 
 CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from oral_lib.results import join, outcomes, summarise
+from oral_lib.evaluation.results import join, outcomes, summarise
 
 PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("majority", "none"): (0.50, 1),

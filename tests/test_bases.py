@@ -9,9 +9,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from oral_lib import scoring
 from oral_lib.assets import packages, sources
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import scoring
 from oral_lib.lora.stacked import Stack, attached
 from oral_lib.method import conditioning
 from oral_lib.models import base as models_base

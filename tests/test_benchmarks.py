@@ -4,7 +4,8 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import benchmarks, cli, ledgers
+from oral_lib import benchmarks, cli
+from oral_lib.evaluation import results
 from oral_lib.method import tokenization
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
@@ -41,7 +42,7 @@ def test_both_ways_of_training_a_generator_do_the_same(smoke):
 
 def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
     rows = benchmarks.rows(smoke.generator(), "tiny-encoder", repeats=1)
-    table = ledgers.append_benchmarks(tmp_path / "benchmarks.csv", rows)
+    table = results.append_benchmarks(tmp_path / "benchmarks.csv", rows)
     assert set(table["benchmark"]) == {
         *("encode", "state-space duality", "train generator", "sample"),
     }

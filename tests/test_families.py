@@ -8,7 +8,8 @@ import torch
 from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
-from oral_lib import benchmarks, devices, evaluate, frechet, probe, scales, scoring, storage, unseen
+from oral_lib import benchmarks, devices, probe, scales, storage, unseen
+from oral_lib.evaluation import evaluate, fid, scoring
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
 from oral_lib.method.tokenization import Layout, decode, encode
@@ -222,6 +223,6 @@ def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_pa
 
 
 def test_pictures_are_compared_in_float32_whatever_is_fast(halved):
-    network = frechet.network("tiny-convnet", "made")
+    network = fid.network("tiny-convnet", "made")
     assert {p.dtype for p in network.model.parameters()} == {torch.float32}
     assert network(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).dtype == torch.float32

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oral_lib import scoring
+from oral_lib.evaluation import scoring
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task

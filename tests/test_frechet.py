@@ -5,8 +5,8 @@ import hashlib
 import pytest
 import torch
 
-from oral_lib import frechet
 from oral_lib.errors import OralError, PreflightError
+from oral_lib.evaluation import fid
 
 torch.set_num_threads(1)
 
@@ -27,7 +27,7 @@ def test_of_gaussians_it_is_the_closed_form():
     shift = drawn(1, 6, 2)
     # covariances that commute: tr(C + C' - 2 (C C')^(1/2)) = sum (s - s')^2
     wanted = (shift.square().sum() + (one - other).square().sum()).item()
-    assert frechet.distance(x * one, y * other + shift) == pytest.approx(wanted, rel=1e-9)
+    assert fid.distance(x * one, y * other + shift) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_of_any_gaussians_it_is_what_the_root_of_a_matrix_gives():
@@ -35,30 +35,30 @@ def test_of_any_gaussians_it_is_what_the_root_of_a_matrix_gives():
     a, b = x.T.cov(), y.T.cov()
     root = torch.linalg.eigvals(a @ b).sqrt().sum().real  # the trace of the root
     wanted = (x.mean(0) - y.mean(0)).square().sum() + (a + b).trace() - 2 * root
-    assert frechet.distance(x, y) == pytest.approx(wanted.item(), rel=1e-8)
-    assert frechet.distance(y, x) == pytest.approx(wanted.item(), rel=1e-8)
+    assert fid.distance(x, y) == pytest.approx(wanted.item(), rel=1e-8)
+    assert fid.distance(y, x) == pytest.approx(wanted.item(), rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 300), (40, 7)])
 def test_few_pictures_give_a_finite_distance_which_is_zero_to_themselves(n, m):
     x, y = drawn(n, 64, 0).float(), drawn(m, 64, 1).float()
-    assert 0 < frechet.distance(x, y) < float("inf")
-    assert frechet.distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet.spread(x, y, torch.Generator().manual_seed(0)) >= 0
+    assert 0 < fid.distance(x, y) < float("inf")
+    assert fid.distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert fid.spread(x, y, torch.Generator().manual_seed(0)) >= 0
 
 
 def test_what_cannot_be_compared_is_refused(refused):
     x = drawn(4, 3, 0)
     with refused(OralError, "1 and 4 pictures"):
-        frechet.distance(x[:1], x)
+        fid.distance(x[:1], x)
     with refused(OralError, "(4, 3) and (4, 2)"):
-        frechet.distance(x, x[:, :2])
+        fid.distance(x, x[:, :2])
     with refused(OralError, "not finite"):
-        frechet.distance(x, torch.full_like(x, torch.nan))
+        fid.distance(x, torch.full_like(x, torch.nan))
 
 
 def test_features_are_what_the_head_of_the_backbone_reads():
-    network = frechet.network("tiny-convnet", "made")
+    network = fid.network("tiny-convnet", "made")
     assert network.metric == "frechet_tiny-convnet"
     pictures = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
@@ -81,11 +81,11 @@ def test_fid_is_that_of_pytorch_fid_once_its_weights_are_in_the_folder(
     file = tmp_path / "own.pth"
     torch.save(whole.state_dict(), file)
     name = f"own-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    monkeypatch.setattr(frechet, "WEIGHTS", name)
+    monkeypatch.setattr(fid, "WEIGHTS", name)
     folder = tmp_path / "models" / "inception"
     folder.mkdir(parents=True)
     file = file.rename(folder / name)
-    network = frechet.network("tiny-convnet", f"local:{tmp_path}")
+    network = fid.network("tiny-convnet", f"local:{tmp_path}")
     assert network.metric == "fid"
     pictures = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     monkeypatch.setattr(made, "load_state_dict_from_url", lambda *_, **__: whole.state_dict())
@@ -97,10 +97,10 @@ def test_fid_is_that_of_pytorch_fid_once_its_weights_are_in_the_folder(
     with file.open("ab") as stream:
         stream.write(b"more")
     with refused(PreflightError, name, "is damaged"):
-        frechet.network("tiny-convnet", f"local:{tmp_path}")
+        fid.network("tiny-convnet", f"local:{tmp_path}")
 
 
 def test_without_pytorch_fid_the_way_to_it_is_told(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(frechet, "find_spec", lambda name: None)
+    monkeypatch.setattr(fid, "find_spec", lambda name: None)
     with refused(PreflightError, "pytorch-fid", "pip install"):
-        frechet.Inception(tmp_path / frechet.WEIGHTS)
+        fid.Inception(tmp_path / fid.WEIGHTS)

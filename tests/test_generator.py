@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from oral_lib import scoring, storage
+from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import scoring
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.method import tokenization

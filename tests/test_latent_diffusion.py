@@ -11,8 +11,9 @@ import torch
 from made_adapters import shaken
 
 import oral_lib
-from oral_lib import contract, evaluate, plan, scales, scoring
+from oral_lib import plan, scales
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import evaluate, schema, scoring
 from oral_lib.lora.peft_folder import Card, save
 from oral_lib.method import training
 from oral_lib.method.tokenization import Layout, decode, encode
@@ -254,7 +255,7 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")
     metrics, items = run.published()
-    contract.check(metrics)
+    schema.check(metrics)
     assert not len(items) and set(metrics.task) == set(NAMES)
     apart = metrics[metrics.metric == "frechet_tiny-convnet"]
     methods = {"base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated"}

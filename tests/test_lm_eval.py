@@ -17,9 +17,9 @@ import pytest
 import torch
 import yaml
 
-from oral_lib import scoring
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
+from oral_lib.evaluation import scoring
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, results, scales, storage, tables
+from oral_lib import scales, storage, tables
 from oral_lib.assets import sources
+from oral_lib.evaluation import results, schema
 from oral_lib.method import training
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -45,10 +46,10 @@ def test_the_run_says_how_its_base_was_aligned(run):
 
 def test_a_cell_of_matching_has_recall_both_ways_and_no_majority(run):
     metrics, items = run.cell("flickr8k", BASE, 0)
-    contract.check_items(items, contract.check(metrics))
+    schema.check_items(items, schema.check(metrics))
     absent = {"unconditional", "copy_oldest", "copy_newest", "retrained", "linear_probe"}
     absent |= {"majority", "multitask"}
-    assert set(metrics.method) == set(contract.METHODS) - absent
+    assert set(metrics.method) == set(schema.METHODS) - absent
     ways = ("text_to_image", "image_to_text")
     recalls = {f"{way}_recall@{k}" for way in ways for k in (1, 5, 10)}
     assert set(metrics.metric) == {"accuracy"} | recalls
@@ -66,7 +67,7 @@ def test_a_cell_of_matching_has_recall_both_ways_and_no_majority(run):
 
 def test_a_cell_of_questions_keeps_the_contract(run):
     metrics, items = run.cell("easy_vqa", BASE, 0)
-    contract.check_items(items, contract.check(metrics))
+    schema.check_items(items, schema.check(metrics))
     assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.3
@@ -101,7 +102,7 @@ def test_what_is_published_has_a_table_of_recall(run):
     text = (run.results.parent / "README.md").read_text("utf-8")
     assert "### multimodal, source `made`" in text and "recall@1 over the queries of both" in text
     table = pd.read_csv(run.results / "tables" / "parts-multimodal-made.csv")
-    assert set(table.metric) == set(metrics[contract.of_parts(metrics)].metric)
+    assert set(table.metric) == set(metrics[schema.of_parts(metrics)].metric)
     wanted = metrics[(metrics.method == "trained") & (metrics.metric == table.metric[0])].value
     assert float(table.trained[0]) == pytest.approx(100 * wanted.item(), abs=0.06)
     manifest = storage.read_json(run.results / "manifest.json")["made-multimodal"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 import oral_lib
-from oral_lib import ledgers
+from oral_lib.evaluation import results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,5 +55,5 @@ def test_version_and_licence_are_the_same_everywhere():
 def test_the_report_shows_every_benchmark():
     report = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "results").glob("*/benchmarks.csv"):
-        for case in set(ledgers.read_benchmarks(path)["case"]):
+        for case in set(results.read_benchmarks(path)["case"]):
             assert f"| {case} |" in report, f"{path.parent.name}: {case}"

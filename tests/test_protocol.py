@@ -14,20 +14,11 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from oral_lib import (
-    baselines,
-    contract,
-    evaluate,
-    ledgers,
-    paths,
-    protocol,
-    scales,
-    scoring,
-    storage,
-)
+from oral_lib import baselines, paths, protocol, scales, storage
 from oral_lib import plan as the_plan
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluate import Outcome, accuracy_of
+from oral_lib.evaluation import evaluate, results, schema, scoring
+from oral_lib.evaluation.evaluate import Outcome, accuracy_of
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.protocol import Models, Size
@@ -230,7 +221,7 @@ def test_every_method_of_the_table_is_tried(planned):
     seen = planned()
     methods = {method for method, _ in seen.trials} | {"majority"}
     elsewhere = {"linear_probe", "multitask", "copy_oldest", "copy_newest", "retrained"}
-    assert methods == set(contract.METHODS) - elsewhere
+    assert methods == set(schema.METHODS) - elsewhere
     told = {condition for method, condition in seen.trials if method == "generated"}
     assert told == {"matched", "paraphrase", "mismatched", "random", "empty"}
     assert len(seen.trials["generated", "matched"].adapters) == SIZE.samples
@@ -358,8 +349,8 @@ def cell(smoke):
 
 def test_the_rows_of_a_cell_keep_the_contract(cell):
     metrics, items = cell
-    contract.check(metrics)
-    contract.check_items(items, metrics)
+    schema.check(metrics)
+    schema.check_items(items, metrics)
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression",
         "generated", "gaussian", "noise_small", "noise_large",
@@ -406,12 +397,12 @@ def test_two_runs_of_a_cell_are_equal(cell, smoke):
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
     metrics, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     pd.testing.assert_frame_equal(items, cell[1])
-    timeless = [name for name in contract.COLUMNS if name not in ("wall_s", "commit")]
+    timeless = [name for name in schema.COLUMNS if name not in ("wall_s", "commit")]
     pd.testing.assert_frame_equal(
         metrics[timeless], cell[0][timeless], check_exact=False, rtol=1e-5, check_dtype=False
     )
     held = storage.read_json(smoke.root / "novelty" / "language--tiny-encoder--movie--seed-0.json")
-    numbers = [k for k, kind in ledgers.NOVELTY_COLUMNS.items() if kind is not str]
+    numbers = [k for k, kind in results.NOVELTY_COLUMNS.items() if kind is not str]
     wanted = {k: novelty[k] for k in numbers}
     assert {k: held[k] for k in numbers} == pytest.approx(wanted, rel=1e-4, nan_ok=True)
 
@@ -419,7 +410,7 @@ def test_two_runs_of_a_cell_are_equal(cell, smoke):
 def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise(cell, smoke):
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
     metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
-    contract.check(metrics)
+    schema.check(metrics)
     first = cell[1][cell[1].method == "generated"]
     assert set(items.method) == {"generated"} and len(items) == len(first)
     key = ["condition", "sample", "item"]
@@ -433,7 +424,7 @@ def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
 ):
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
     *_, row = protocol.run_cell("movie", "tiny-encoder", 0, **where)
-    ledgers.append_novelty(tmp_path / "novelty.csv", [row])  # which checks it
+    results.append_novelty(tmp_path / "novelty.csv", [row])  # which checks it
     assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
     assert row["ratio"] == pytest.approx(row["generated"] / row["held_out"], rel=0.5)
 
@@ -478,8 +469,8 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     monkeypatch.setitem(protocol.SIZES, ("smoke", "answer"), Size(6, 4, 2, 1, 1, 1, 1))
     where = {"scale": "smoke", "source": "made", "root": smoke.root}
     metrics, items, novelty = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
-    contract.check(metrics)
-    contract.check_items(items, metrics)
+    schema.check(metrics)
+    schema.check_items(items, metrics)
     assert set(metrics.metric) == {"accuracy"} and novelty["n_held_out"] == 1
     assert {"majority", "trained", "gaussian", "generated"} <= set(metrics.method)
     assert set(items.label) == {1}
@@ -561,7 +552,7 @@ def test_what_experiments_publish_together_is_written_by_one_of_them_at_a_time(
         held.append(folder)
         raise OralError("enough")
 
-    monkeypatch.setattr("oral_lib.results.collect", collect)
+    monkeypatch.setattr("oral_lib.evaluation.results.collect", collect)
     with pytest.raises(OralError, match="enough"):
         run.publish()
     assert held == [run.results]

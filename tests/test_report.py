@@ -6,21 +6,11 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import (
-    figures,
-    ledgers,
-    markup,
-    panels,
-    pictures,
-    report,
-    results,
-    studies,
-    style,
-    verdict,
-)
+from oral_lib import figures, markup, panels, pictures, report, studies, style, verdict
 from oral_lib import tables as the_tables
 from oral_lib.contrasts import contrasts, silent_places, without_signal
 from oral_lib.errors import OralError
+from oral_lib.evaluation import results
 from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
@@ -48,7 +38,7 @@ def folder(tmp_path_factory):
     results.collect(cells, lab)
     row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "sampling")
     row |= {"values": 100, "value": 0.25, "repeats": 3, "commit": "abc"}
-    ledgers.append_benchmarks(lab / "benchmarks.csv", [row])
+    results.append_benchmarks(lab / "benchmarks.csv", [row])
     machine = {"cpu": "abacus", "cores": 2, "memory_gib": 8.0, "gpu": []}
     zoo = [{"base": "minilm-l6", "task": "movie", "seed": seed} for seed in (0, 1, 0)]
     entry = {"hardware": machine, "versions": {"python": "3.11", "torch": "2.13"}}
@@ -58,12 +48,12 @@ def folder(tmp_path_factory):
         pd.DataFrame({"series": s, "step": steps, "loss": 1 / (1 + steps)}) for s in ("g", "z/m")
     ]
     pd.concat(curves).to_csv(lab / "curves.csv", index=False)
-    ledgers.append_benchmarks(lab / "benchmarks.csv", stacking())
+    results.append_benchmarks(lab / "benchmarks.csv", stacking())
     shares = ablation().assign(source="packages", metric="accuracy", base="minilm-l6", task="movie")
     shares = shares.assign(n_items=100, commit="a")
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
-    ledgers.append_novelty(lab / "novelty.csv", [novelty()])
+    results.append_novelty(lab / "novelty.csv", [novelty()])
     report.write(root / "results", "lab")
     return root / "results"
 
@@ -87,7 +77,7 @@ def ablation() -> pd.DataFrame:
 
 
 def novelty(**more) -> dict:
-    row = dict.fromkeys(ledgers.NOVELTY_COLUMNS, 1.0) | {"ratio": 0.87, "method": "generated"}
+    row = dict.fromkeys(results.NOVELTY_COLUMNS, 1.0) | {"ratio": 0.87, "method": "generated"}
     row |= dict.fromkeys(["n_generated", "n_train", "n_held_out"], 2) | {"seed": 0, "commit": "a"}
     place = {"experiment": "language", "source": "packages", "base": "minilm-l6", "task": "movie"}
     return row | place | more

@@ -211,7 +211,7 @@ def test_with_nothing_to_do_it_tells_of_results_of_another_commit(
 def test_it_ends_with_the_table_the_report_and_the_next_command(out, capfd):
     from made_results import made
 
-    from oral_lib import results
+    from oral_lib.evaluation import results
 
     metrics, items = made()
     results.collect([results.write_cell(out / "cell", metrics, items)], out / "results" / "lab")

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import contract, ledgers, provenance, results, stats
+from oral_lib import provenance
 from oral_lib.errors import OralError
+from oral_lib.evaluation import bootstrap, results, schema
 
 SMALL = {("majority", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
 SMALL[("generated", "matched")] = (0.8, 3)
@@ -54,9 +55,9 @@ def test_written_answers_count_as_right_or_wrong_and_have_no_auc():
     assert metrics.metric.tolist() == ["accuracy"] and metrics.value.item() == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("method", contract.METHODS)
+@pytest.mark.parametrize("method", schema.METHODS)
 def test_every_method_can_be_measured_written_and_read(method, tmp_path):
-    condition = "matched" if method in contract.PROMPTED else "none"
+    condition = "matched" if method in schema.PROMPTED else "none"
     metrics, items = made(profile={(method, condition): (0.8, 2)}, n=20)
     again, outcomes = results.read(results.write_cell(tmp_path / "cell", metrics, items))
     assert set(again.method) == {method} and len(outcomes) == 40
@@ -80,7 +81,9 @@ def test_rounded_scores_keep_the_order_of_items(offset):
     logits = np.stack([np.zeros(400), offset + random.normal(size=400) + labels], axis=1)
     rows = {"item": [f"{i:03d}" for i in range(400)], "labels": labels}
     score = results.outcomes(cell(), "base", "none", logits=logits, **rows).score.to_numpy()
-    assert stats.auc(labels, score) == pytest.approx(stats.auc(labels, logits[:, 1]), abs=5e-4)
+    assert bootstrap.auc(labels, score) == pytest.approx(
+        bootstrap.auc(labels, logits[:, 1]), abs=5e-4
+    )
     assert 100 < len(np.unique(score)) < 400
 
 
@@ -95,7 +98,7 @@ def test_a_row_of_items_costs_about_two_bytes(tmp_path):
 
 
 def test_items_of_an_older_file_with_plain_words_are_read(sound, tmp_path):
-    words = [name for name, kind in contract.ITEM_COLUMNS.items() if kind == "category"]
+    words = [name for name, kind in schema.ITEM_COLUMNS.items() if kind == "category"]
     plain = sound[1].astype(dict.fromkeys(words, str)).astype({"label": "int64"})
     plain.sample(frac=1, random_state=0).to_parquet(tmp_path / "items.parquet")
     assert results.read_items(tmp_path / "items.parquet").equals(sound[1])
@@ -130,15 +133,15 @@ def test_contract_refuses_a_broken_row_and_names_it(sound, column, value):
     broken[column] = broken[column].astype(object)
     broken.loc[place, column] = value
     with pytest.raises(OralError, match=rf"Row {place} \(.*method=.*\): {column} "):
-        contract.check(broken)
+        schema.check(broken)
 
 
 def test_contract_refuses_duplicates_and_wrong_columns(sound):
     metrics = sound[0]
     with pytest.raises(OralError, match="repeats an earlier row"):
-        contract.check(pd.concat([metrics, metrics.tail(1)]))
+        schema.check(pd.concat([metrics, metrics.tail(1)]))
     with pytest.raises(OralError, match=r"lacks columns \['value'\].*unknown ones \['worth'\]"):
-        contract.check(metrics.rename(columns={"value": "worth"}))
+        schema.check(metrics.rename(columns={"value": "worth"}))
 
 
 def test_items_must_bear_out_the_rows(sound):
@@ -153,7 +156,7 @@ def test_items_must_bear_out_the_rows(sound):
         (items.assign(label=np.nan), metrics, "label 'nan' is missing"),
     ):
         with pytest.raises(OralError, match=message):
-            contract.check_items(frame, rows)
+            schema.check_items(frame, rows)
 
 
 def test_samples_on_different_items_are_refused(sound):
@@ -253,18 +256,18 @@ def test_benchmarks_append_and_replace_the_same_measurement(tmp_path):
     row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "a")
     row |= {"values": 100, "value": 1.0, "repeats": 3, "commit": "abc"}
     path = tmp_path / "benchmarks.csv"
-    ledgers.append_benchmarks(path, [row, row | {"case": "b"}])
-    table = ledgers.append_benchmarks(path, [row | {"value": 2.0, "commit": "def"}])
-    assert table.value.tolist() == [2.0, 1.0] and list(table) == list(ledgers.BENCHMARK_COLUMNS)
+    results.append_benchmarks(path, [row, row | {"case": "b"}])
+    table = results.append_benchmarks(path, [row | {"value": 2.0, "commit": "def"}])
+    assert table.value.tolist() == [2.0, 1.0] and list(table) == list(results.BENCHMARK_COLUMNS)
     with pytest.raises(OralError, match="value 'nan' must be a finite number"):
-        ledgers.append_benchmarks(path, [row | {"value": float("nan")}])
-    assert ledgers.read_benchmarks(path).equals(table)
+        results.append_benchmarks(path, [row | {"value": float("nan")}])
+    assert results.read_benchmarks(path).equals(table)
 
 
 def test_thinned_curves_keep_their_ends_and_their_mean():
     long = pd.DataFrame({"series": "a", "step": range(1, 401), "loss": np.linspace(4, 1, 400)})
     short = pd.DataFrame({"series": "b", "step": [1, 2, 3], "loss": [3.0, 2.0, 1.0]})
-    thin = ledgers.thinned(pd.concat([long, short]), points=50)
+    thin = results.thinned(pd.concat([long, short]), points=50)
     assert thin[thin.series == "b"].reset_index(drop=True).equals(short)
     own = thin[thin.series == "a"]
     assert len(own) == 50 and own.step.iloc[-1] == 400
@@ -272,16 +275,16 @@ def test_thinned_curves_keep_their_ends_and_their_mean():
 
 
 def test_novelty_rows_replace_those_of_the_same_cell_and_broken_ones_are_refused(tmp_path):
-    row = dict.fromkeys(ledgers.NOVELTY_COLUMNS, "a")
-    kinds = ledgers.NOVELTY_COLUMNS.items()
+    row = dict.fromkeys(results.NOVELTY_COLUMNS, "a")
+    kinds = results.NOVELTY_COLUMNS.items()
     row |= {name: 1 for name, kind in kinds if kind is not str} | {"samples": float("nan")}
     row |= {"source": "packages", "method": "generated"}
     path = tmp_path / "novelty.csv"
-    ledgers.append_novelty(path, [row, row | {"task": "b"}])
-    table = ledgers.append_novelty(path, [row | {"ratio": 0.5}])
+    results.append_novelty(path, [row, row | {"task": "b"}])
+    table = results.append_novelty(path, [row | {"ratio": 0.5}])
     assert table.ratio.tolist() == [0.5, 1.0] and table.samples.isna().all()
     with pytest.raises(OralError, match="ratio '-1' must be 0 or above"):
-        ledgers.append_novelty(path, [row | {"ratio": -1}])
+        results.append_novelty(path, [row | {"ratio": -1}])
 
 
 def test_manifest_says_what_ran_where_and_keeps_other_sources(tmp_path):

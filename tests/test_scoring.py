@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oral_lib import scoring
 from oral_lib.errors import UsageError
+from oral_lib.evaluation import scoring
 from oral_lib.models import loading
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task

@@ -7,7 +7,7 @@ import torch
 
 from oral_lib import scales, storage
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.evaluate import Outcome
+from oral_lib.evaluation.evaluate import Outcome
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import recipes, training, tuning

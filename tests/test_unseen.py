@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, panels, scales, stats, storage, tables, unseen
+from oral_lib import panels, scales, storage, tables, unseen
 from oral_lib.errors import PreflightError
-from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.evaluation import bootstrap, schema
+from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
@@ -160,7 +161,7 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
 # ---------------------------------------------------------------- a cell
 def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
     metrics, items = cell
-    contract.check_items(items, contract.check(metrics))
+    schema.check_items(items, schema.check(metrics))
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_all", "multitask", "retrieval", "regression",
         "generated",
@@ -223,11 +224,11 @@ def test_without_a_multitask_lora_it_is_said_what_to_do(tmp_path, refused):
 def test_balanced_accuracy_is_the_mean_of_the_classes_and_lies_in_its_interval():
     labels = np.array([0] * 90 + [1] * 10)
     always_no = labels == 0
-    assert stats.balanced(labels, always_no) == 0.5
+    assert bootstrap.balanced(labels, always_no) == 0.5
     right = always_no.copy()
     right[90:95] = True
-    found, error = stats.bootstrap_balanced(labels, right)
+    found, error = bootstrap.bootstrap_balanced(labels, right)
     assert found.value == pytest.approx(0.75) and found.low < 0.75 < found.high <= 1
     assert error == pytest.approx(0.5 * (0.25 / 10) ** 0.5, rel=0.2)
-    perfect, _ = stats.bootstrap_balanced(labels, np.ones(100, bool))
+    perfect, _ = bootstrap.bootstrap_balanced(labels, np.ones(100, bool))
     assert tuple(perfect) == (1.0, 1.0, 1.0)

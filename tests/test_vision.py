@@ -9,9 +9,10 @@ from made_adapters import equal, shaken
 from PIL import Image
 from torch import nn
 
-from oral_lib import scoring, storage
+from oral_lib import storage
 from oral_lib.assets import sources as assets
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import scoring
 from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry, vision
 from oral_lib.tasks import images

@@ -11,9 +11,10 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import oral_lib
-from oral_lib import contract, evaluate, plan, scales, scoring, storage
+from oral_lib import plan, scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import evaluate, schema, scoring
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.method import conditioning, training
@@ -211,7 +212,7 @@ def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "preset", short)
     run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()
     metrics, items = run.cell("easy_vqa", NAME, 0)
-    contract.check_items(items, contract.check(metrics))
+    schema.check_items(items, schema.check(metrics))
     assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.1

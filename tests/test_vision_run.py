@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import contract, paths, probe, scales, storage
-from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib import paths, probe, scales, storage
+from oral_lib.evaluation import schema
+from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.method import training
 from oral_lib.models import loading
 from oral_lib.tasks import rows
@@ -44,10 +45,10 @@ def test_vision_has_a_zoo_and_generators_of_its_own(run):
 
 def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     metrics, items = run.cell(TASK, BASE, 0)
-    contract.check_items(items, contract.check(metrics))
+    schema.check_items(items, schema.check(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
     absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
-    assert set(metrics.method) == set(contract.METHODS) - absent
+    assert set(metrics.method) == set(schema.METHODS) - absent
     assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}  # two classes
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > value["base", "none"] + 0.3

@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from oral_lib import scoring, storage
+from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.evaluation import scoring
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task

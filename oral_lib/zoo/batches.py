@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from oral_lib import scoring, seeds
+from oral_lib import seeds
 from oral_lib.errors import UsageError
+from oral_lib.evaluation import scoring
+from oral_lib.evaluation.scoring import Read
 from oral_lib.models.base import BaseModel
-from oral_lib.scoring import Read
 from oral_lib.tasks.rows import Row, Split
 from oral_lib.tasks.task import Task
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oral_lib import storage
 from oral_lib.errors import PreflightError
-from oral_lib.evaluate import Outcome, accuracy_of, evaluate
+from oral_lib.evaluation.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks

@@ -17,9 +17,10 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from oral_lib import scoring, seeds, storage
+from oral_lib import seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError
+from oral_lib.evaluation import scoring
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.base import BaseModel

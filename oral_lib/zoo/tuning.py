@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oral_lib import storage
 from oral_lib.errors import OralError
-from oral_lib.evaluate import accuracy_of, evaluate
+from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import scoring
+from oral_lib.evaluation import scoring
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import contrastive

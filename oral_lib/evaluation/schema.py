@@ -242,3 +242,6 @@ def in_order(frame: pd.DataFrame, key: list[str]) -> pd.DataFrame:
         return column.map(places[column.name]) if column.name in places else column
 
     return frame.sort_values(key, key=rank, kind="stable", ignore_index=True)
+
+
+REFERENCE = "reference"  # the group of trained, soup and base
