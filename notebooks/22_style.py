@@ -18,7 +18,8 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import painting, pictures, scales, tables
+from oral_lib import pictures, scales, tables
+from oral_lib.experiments import styles
 from oral_lib.models import latent_diffusion
 from oral_lib.tasks import images
 
@@ -61,12 +62,12 @@ held.groupby(["task", "lr", "steps"]).agg(
 # %%
 
 
-canvas, generator = painting.CANVASES[scale], scales.generator_of(scale, seed)
+canvas, generator = styles.CANVASES[scale], scales.generator_of(scale, seed)
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator(generator).generate(spec.description, base, 1, seed, source=run.source)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": made}
-shown = painting.painted(model, list(adapters.values()), len(rows), canvas, "paint")
+shown = styles.painted(model, list(adapters.values()), len(rows), canvas, "paint")
 real = images.decoded([row.image for row in rows], model.pixels, "bicubic")
 pictures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
 

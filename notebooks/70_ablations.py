@@ -41,7 +41,8 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import ablations, studies
+from oral_lib import studies
+from oral_lib.experiments import ablations
 
 run = oral_lib.Run(scale, source, out)
 frame = ablations.run(

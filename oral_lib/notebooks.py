@@ -83,9 +83,9 @@ def _known_base(value: str) -> None:
 
 
 def _known_groups(value: str) -> None:
-    from oral_lib import variants
+    from oral_lib.experiments import ablation_variants
 
-    variants.check_groups(value.split())
+    ablation_variants.check_groups(value.split())
 
 
 def _from_zero(value: int) -> None:

@@ -9,25 +9,13 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from oral_lib import (
-    benchmarks,
-    examples,
-    figures,
-    graph,
-    paths,
-    protocol,
-    provenance,
-    report,
-    scales,
-    storage,
-    style,
-    unseen,
-)
+from oral_lib import examples, figures, graph, paths, provenance, report, scales, storage, style
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.evaluation import results
+from oral_lib.experiments import benchmarks, generators, unseen
+from oral_lib.experiments import cells as protocol
 from oral_lib.generator import Generator
-from oral_lib.method import training
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks
@@ -154,7 +142,7 @@ class Run:
         if self.experiment == "unseen":
             where["configured"] = unseen.preset(self.scale, kind)
         known = scales.members(self.scale, self.source, self.experiment)
-        return training.train_from_zoo(known, kind, **where)
+        return generators.train_from_zoo(known, kind, **where)
 
     def members(self, base: str) -> list[Member]:
         """The zoo of a base model that generators are trained on."""
@@ -178,9 +166,9 @@ class Run:
             if not (folder / "metrics.csv").exists():
                 measure = unseen.run_cell if self.experiment == "unseen" else protocol.run_cell
                 if self.experiment == "style":
-                    from oral_lib import painting  # timm is slow to import
+                    from oral_lib.experiments import styles  # timm is slow to import
 
-                    measure = painting.run_cell
+                    measure = styles.run_cell
                 *measured, novelty = measure(
                     task, base, seed,
                     scale=self.scale, source=self.source, root=self.root, device=self.device,
@@ -323,7 +311,7 @@ class Run:
                 "held out of training": sorted(
                     {m[2] for m in scales.members(*where, held_out=True)}
                 ),
-                "generator": [training.preset(self.scale, kind)[1].seed for kind in kinds],
+                "generator": [generators.preset(self.scale, kind)[1].seed for kind in kinds],
             },
             zoo=generator["zoo"],
             assets=sources.identities(self.source, self.experiment),

@@ -19,19 +19,19 @@ def smoke(tmp_path_factory):
     """
     import torch
 
-    from oral_lib.method import training
+    from oral_lib.experiments import generators
 
     torch.set_num_threads(1)
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    full = training.preset
+    full = generators.preset
 
     def short(scale, kind):
         config, trained = full(scale, kind)
         return config, replace(trained, steps=STEPS)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "preset", short)
+        patch.setattr(generators, "preset", short)
         return oral_lib.Run("smoke", out=shared / "smoke").ready()
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import ablations, baselines, jury, scales, variants
+from oral_lib import scales
 from oral_lib.errors import OralError, UsageError
+from oral_lib.experiments import ablation_study, ablation_variants, ablations, baselines, generators
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
 from oral_lib.tasks import rows as tasks
@@ -37,8 +38,8 @@ def measured(own):
     return ablations.run(own, ["objective", "temperature"], "cpu", **SMALL)
 
 
-def variant(study, group: str, name: str) -> variants.Variant:
-    found = [v for v in variants.variants(study.config, [group]) if v.name == name]
+def variant(study, group: str, name: str) -> ablation_variants.Variant:
+    found = [v for v in ablation_variants.variants(study.config, [group]) if v.name == name]
     assert len(found) == 1
     return found[0]
 
@@ -59,35 +60,35 @@ def test_a_study_is_another_once_a_text_is_that_it_reads(study, monkeypatch):
 
 
 def test_all_groups_have_one_name():
-    assert variants.check_groups(["all"]) == list(variants.GROUPS)
+    assert ablation_variants.check_groups(["all"]) == list(ablation_variants.GROUPS)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "lab"])
 def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
-    config, _ = training.preset(scale, "generator")
-    for group in variants.GROUPS:
-        found = variants.variants(config, [group])
+    config, _ = generators.preset(scale, "generator")
+    for group in ablation_variants.GROUPS:
+        found = ablation_variants.variants(config, [group])
         assert sum(v.default for v in found) == 1, group
         assert len({v.name for v in found}) == len(found)
         assert len({(repr(v.config), v.gauge, v.statistics) for v in found}) == len(found)
 
 
 def test_a_variant_differs_from_the_default_in_its_part_alone():
-    config, _ = training.preset("lab", "generator")
+    config, _ = generators.preset("lab", "generator")
     parts = {"token": ["k"], "steps": ["sampling_steps"], "encoder": ["text_encoder"]}
     parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise"]}
     parts["components"] = ["components", "turned", "noise"]
     for group, fields in parts.items():
-        for v in variants.variants(config, [group]):
+        for v in ablation_variants.variants(config, [group]):
             assert replace(v.config, **{name: getattr(config, name) for name in fields}) == config
             assert (v.gauge, v.statistics) == ("shared", "shared")
     for group in ("gauge", "statistics"):
-        assert all(v.config == config for v in variants.variants(config, [group]))
+        assert all(v.config == config for v in ablation_variants.variants(config, [group]))
 
 
 def test_whatever_the_token_size_a_step_reads_as_many_values(study):
-    for v in variants.variants(study.config, ["token"]):
-        read = jury.schooling(study, v.config).tokens * v.config.k
+    for v in ablation_variants.variants(study.config, ["token"]):
+        read = ablation_study.schooling(study, v.config).tokens * v.config.k
         assert read == study.training.tokens * study.config.k
 
 
@@ -106,14 +107,17 @@ def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):
 
 
 @pytest.mark.parametrize("components", [0, 8])  # of fewer adapters: nothing is lost
-@pytest.mark.parametrize("name", list(variants.GAUGES))
+@pytest.mark.parametrize("name", list(ablation_variants.GAUGES))
 def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(
     study, name, components
 ):
     one = variant(study, "gauge", name)
     one = replace(one, config=replace(one.config, components=components))
-    model, shelves, used = jury.assemble(one, study.members, study.source)
-    layout, start = model.known[BASE].layout, jury.Jury(study).base(BASE, "movie").lora_init()
+    model, shelves, used = ablation_study.assemble(one, study.members, study.source)
+    layout, start = (
+        model.known[BASE].layout,
+        ablation_study.Jury(study).base(BASE, "movie").lora_init(),
+    )
     for place, member in enumerate(study.members):
         statistics = used[BASE, member.task]
         values = statistics.denormalise(shelves[BASE].tokens[place : place + 1])
@@ -131,7 +135,7 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components):
     one = variant(study, "statistics", "per task (leaks)")
     one = replace(one, config=replace(one.config, components=components))
-    model, _, used = jury.assemble(one, study.members, study.source)
+    model, _, used = ablation_study.assemble(one, study.members, study.source)
     layout = model.known[BASE].layout
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
@@ -141,11 +145,11 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
 
 
 @pytest.mark.parametrize("components", [0, 8])
-@pytest.mark.parametrize("way", variants.STATISTICS)
+@pytest.mark.parametrize("way", ablation_variants.STATISTICS)
 def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, way, components):
     one = variant(study, "statistics", way)
     one = replace(one, config=replace(one.config, components=components))
-    model, shelves, _ = jury.assemble(one, study.members, study.source)
+    model, shelves, _ = ablation_study.assemble(one, study.members, study.source)
     told = shelves[BASE].tokens
     for joint in ("hull", "span"):
         back = model.known[BASE].mixtures.nearest(told, joint)
@@ -153,15 +157,15 @@ def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, wa
 
 
 def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
-    model, shelves, _ = jury.assemble(
+    model, shelves, _ = ablation_study.assemble(
         variant(study, "objective", "x0"), study.members, study.source
     )
     shelf = shelves[BASE]
     model.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
-    assert jury.denoising_error(model, BASE, shelf) == [1.0, 1.0]
+    assert ablation_study.denoising_error(model, BASE, shelf) == [1.0, 1.0]
     clean = iter([shelf.tokens[members.unique()] for members in shelf.members])
     model.denoiser.forward = lambda x, t, p, c: next(clean)
-    assert jury.denoising_error(model, BASE, shelf) == [0.0, 0.0]
+    assert ablation_study.denoising_error(model, BASE, shelf) == [0.0, 0.0]
 
 
 # --- a study --------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
 def test_variants_are_judged_on_validation_rows(study):
     for task in study.tasks[BASE]:
         split = tasks.rows(tasks_task.load(task), study.source)
-        seen = {row.key for row in jury.Jury(study).rows(task)}
+        seen = {row.key for row in ablation_study.Jury(study).rows(task)}
         assert len(seen) == SMALL["rows"]
         assert seen <= {row.key for row in split.validation}
         assert not seen & {row.key for row in split.test}
@@ -193,7 +197,7 @@ def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapter
 
 def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
     monkeypatch.setattr(training, "train", None)
-    monkeypatch.setattr(jury, "evaluate", None)
+    monkeypatch.setattr(ablation_study, "evaluate", None)
     again = ablations.run(own, ["temperature", "objective"], "cpu", **SMALL)
     pd.testing.assert_frame_equal(again, measured)
 
@@ -204,9 +208,9 @@ def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch
     found = ablations.run(own, ["steps"], "cpu", **SMALL)
     assert trained == []
     warm = measured[(measured.group == "temperature") & (measured.metric == "seconds")]
-    assert len(warm) == 2 * len(variants.TEMPERATURES) - 1 and warm.value.nunique() == 1
+    assert len(warm) == 2 * len(ablation_variants.TEMPERATURES) - 1 and warm.value.nunique() == 1
     steps = found[(found.group == "steps") & (found.metric == "seconds")]
-    assert len(steps) == len(variants.SAMPLING_STEPS) and steps.value.nunique() == 1
+    assert len(steps) == len(ablation_variants.SAMPLING_STEPS) and steps.value.nunique() == 1
 
 
 def test_another_training_is_another_study(own, measured, monkeypatch):

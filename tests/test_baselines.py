@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
-from oral_lib import baselines
 from oral_lib.errors import OralError
+from oral_lib.experiments import baselines
 from oral_lib.tasks.rows import Row
 
 torch.set_num_threads(1)

@@ -4,8 +4,9 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import benchmarks, cli
+from oral_lib import cli
 from oral_lib.evaluation import results
+from oral_lib.experiments import benchmarks
 from oral_lib.method import tokenization
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading

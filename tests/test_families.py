@@ -8,14 +8,15 @@ import torch
 from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
-from oral_lib import benchmarks, devices, probe, scales, storage, unseen
+from oral_lib import devices, scales, storage
 from oral_lib.evaluation import evaluate, fid, scoring
+from oral_lib.experiments import baselines, benchmarks, unseen
+from oral_lib.experiments.generators import assemble
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.shelf import assemble
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -206,7 +207,7 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
 def test_in_bfloat16_a_probe_is_fitted(name, asked):
     base, data = loaded(name, HALF), tasks.rows(tasks_task.load(asked[0]), "made")
     data = replace(data, train=data.train[:100], validation=data.validation[:50])
-    made = probe.adapter(base, tasks_task.load(asked[0]), data)
+    made = baselines.adapter(base, tasks_task.load(asked[0]), data)
     assert {t.dtype for t in made.values()} == {torch.float32}
 
 

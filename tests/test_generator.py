@@ -10,6 +10,7 @@ import torch
 from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
+from oral_lib.experiments.generators import assemble
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
 from oral_lib.lora import adapter as lora_adapter
 from oral_lib.method import tokenization
@@ -19,7 +20,6 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo.store import Member

@@ -14,8 +14,8 @@ import oral_lib
 from oral_lib import plan, scales
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, schema, scoring
+from oral_lib.experiments import generators
 from oral_lib.lora.peft_folder import Card, save
-from oral_lib.method import training
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import latent_diffusion as tiny_diffusion
 from oral_lib.models import loading
@@ -148,7 +148,7 @@ def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
     task, rows = tasks_task.load(NAMES[1]), data[NAMES[1]].test[:10]
     made = [shaken(base, seed) for seed in range(2)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
-    from oral_lib.painting import CANVASES, painted
+    from oral_lib.experiments.styles import CANVASES, painted
 
     canvas = replace(CANVASES["smoke"], steps=3, guidance=2.0)
     pictures = painted(base, made, 4, canvas, "paint")
@@ -240,17 +240,17 @@ def test_a_prediction_that_is_not_known_is_refused(base, refused):
 
 
 def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
-    full = training.preset
+    full = generators.preset
 
     def short(scale, kind):
         config, trained = full(scale, kind)
         return config, replace(trained, steps=10)
 
-    monkeypatch.setattr(training, "preset", short)
-    from oral_lib import painting
+    monkeypatch.setattr(generators, "preset", short)
+    from oral_lib.experiments import styles
 
-    few = replace(painting.CANVASES["smoke"], most=12, steps=2)
-    monkeypatch.setitem(painting.CANVASES, "smoke", few)
+    few = replace(styles.CANVASES["smoke"], most=12, steps=2)
+    monkeypatch.setitem(styles.CANVASES, "smoke", few)
     monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.default(BASE), steps=10))
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")

@@ -12,7 +12,7 @@ import oral_lib
 from oral_lib import scales, storage, tables
 from oral_lib.assets import sources
 from oral_lib.evaluation import results, schema
-from oral_lib.method import training
+from oral_lib.experiments import generators
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -23,7 +23,7 @@ BASE = "tiny-towers"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A multimodal run of the smoke scale with short training; only to be read."""
-    full = training.preset
+    full = generators.preset
 
     def short(scale, kind):
         config, trained = full(scale, kind)
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "preset", short)
+        patch.setattr(generators, "preset", short)
         return oral_lib.Run("smoke", out=shared / "multimodal", experiment="multimodal").ready()
 
 

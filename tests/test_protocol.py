@@ -14,14 +14,16 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
-from oral_lib import baselines, paths, protocol, scales, storage
+from oral_lib import paths, scales, storage
 from oral_lib import plan as the_plan
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, results, schema, scoring
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of
+from oral_lib.experiments import baselines
+from oral_lib.experiments import cells as protocol
+from oral_lib.experiments.cells import Models, Size
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.protocol import Models, Size
 from oral_lib.run import Run
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task

@@ -10,9 +10,10 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import pad
 
-from oral_lib import benchmarks, devices
+from oral_lib import devices
 from oral_lib.errors import OralError
 from oral_lib.evaluation import scoring
+from oral_lib.experiments import benchmarks
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import base as models_base

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from made_adapters import shaken
 from PIL import Image
 
-from oral_lib import benchmarks, storage
+from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, scoring
+from oral_lib.experiments import benchmarks
 from oral_lib.models import alignment, contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
 from oral_lib.tasks import rows as tasks

@@ -8,12 +8,13 @@ from made_adapters import SMALL
 
 from oral_lib import seeds, storage
 from oral_lib.errors import OralError, UsageError
+from oral_lib.experiments import generators
+from oral_lib.experiments.generators import assemble
 from oral_lib.generator import Generator
 from oral_lib.method import training
 from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.shelf import assemble
 from oral_lib.tasks import rows as tasks_rows
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import training as zoo_training
@@ -273,11 +274,11 @@ def test_a_new_generator_is_the_same_every_time(zoo_members):
 # ---------------------------------------------------------------- configurations and folders
 @pytest.mark.parametrize("scale", ["smoke", "desk", "lab", "paper"])
 def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
-    config, how = training.preset(scale, "generator")
+    config, how = generators.preset(scale, "generator")
     for seed in (1, 2):
-        assert training.preset(scale, f"generator-{seed}") == (config, replace(how, seed=seed))
-    assert training.preset(scale, "regression") == (replace(config, diffusion=False), how)
-    assert training.preset(scale, "unconditional") == (config, replace(how, text_dropout=1.0))
+        assert generators.preset(scale, f"generator-{seed}") == (config, replace(how, seed=seed))
+    assert generators.preset(scale, "regression") == (replace(config, diffusion=False), how)
+    assert generators.preset(scale, "unconditional") == (config, replace(how, text_dropout=1.0))
     assert config.diffusion and how.seed == 0 and how.text_dropout < 0.5
 
 
@@ -286,18 +287,18 @@ def trained_as(zoo_members, tmp_path, monkeypatch):
     """kind -> the generator that is trained and kept as such, on the made-up zoo."""
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
     monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
-    preset = training.preset
+    preset = generators.preset
 
     def short(scale, kind):
         config, how = preset(scale, kind)
         kept = {"seed": how.seed, "text_dropout": how.text_dropout}
         return replace(SMALL, diffusion=config.diffusion), replace(TEN, **kept)
 
-    monkeypatch.setattr(training, "preset", short)
+    monkeypatch.setattr(generators, "preset", short)
 
     def train(kind):
         where = {"root": tmp_path, "scale": "smoke", "source": "made"}
-        folder = training.train_from_zoo(list(held), kind, **where)
+        folder = generators.train_from_zoo(list(held), kind, **where)
         return Generator.from_pretrained(folder)
 
     return train
@@ -378,11 +379,11 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
 ):
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
     monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
-    monkeypatch.setattr(training, "preset", lambda scale, kind: (SMALL, how))
+    monkeypatch.setattr(generators, "preset", lambda scale, kind: (SMALL, how))
 
     def made():
         names, where = list(held), {"root": tmp_path, "scale": "smoke", "source": "made"}
-        training.train_from_zoo(names, "generator", **where)
+        generators.train_from_zoo(names, "generator", **where)
         return (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
 
     how = replace(TEN, steps=2)

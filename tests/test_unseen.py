@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import panels, scales, storage, tables, unseen
+from oral_lib import panels, scales, storage, tables
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import bootstrap, schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
+from oral_lib.experiments import unseen
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary

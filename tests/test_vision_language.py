@@ -15,9 +15,10 @@ from oral_lib import plan, scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, schema, scoring
+from oral_lib.experiments import generators
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.method import conditioning, training
+from oral_lib.method import conditioning
 from oral_lib.models import loading, registry
 from oral_lib.models.vision_language import CHOICES
 from oral_lib.tasks import rows as tasks
@@ -203,13 +204,13 @@ def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     cells = scales.Cells(NAME, ASKED, 2, 1, experiment="multimodal")
     monkeypatch.setitem(scales.MULTIMODAL, "smoke", lambda source: (cells,))
     monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
-    full = training.preset
+    full = generators.preset
 
     def short(scale, kind):
         config, trained = full(scale, kind)
         return config, replace(trained, steps=10)
 
-    monkeypatch.setattr(training, "preset", short)
+    monkeypatch.setattr(generators, "preset", short)
     run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()
     metrics, items = run.cell("easy_vqa", NAME, 0)
     schema.check_items(items, schema.check(metrics))

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import paths, probe, scales, storage
+from oral_lib import paths, scales, storage
 from oral_lib.evaluation import schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
-from oral_lib.method import training
+from oral_lib.experiments import baselines, generators
 from oral_lib.models import loading
 from oral_lib.tasks import rows
 from oral_lib.tasks import task as tasks_task
@@ -22,7 +22,7 @@ TASK, BASE = "solar_cells", "tiny-convnet"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A vision run of the smoke scale with short training; only to be read."""
-    full = training.preset
+    full = generators.preset
 
     def short(scale, kind):
         config, trained = full(scale, kind)
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "preset", short)
+        patch.setattr(generators, "preset", short)
         return oral_lib.Run("smoke", out=shared / "vision", experiment="vision").ready()
 
 
@@ -84,7 +84,7 @@ def test_a_probe_is_a_head_alone_and_reads_what_the_features_say():
     task, base = tasks_task.load("easy_vqa_shape"), loading.load("tiny-vit")
     data = rows.rows(task, "made")
     data = replace(data, train=data.train[:400], validation=data.validation[:100])
-    made, start = probe.adapter(base, task, data), base.lora_init()
+    made, start = baselines.adapter(base, task, data), base.lora_init()
     head = f"base_model.model.{base.head}"
     moved = {name for name in start if not torch.equal(made[name], start[name])}
     assert moved == {f"{head}.weight", f"{head}.bias"}
@@ -99,7 +99,7 @@ def test_a_probe_is_logistic_regression():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 5, generator=draw)
     y = (x[:, 0] + 0.5 * torch.randn(200, generator=draw) > 0).long() + (x[:, 1] > 1).long()
-    weight, bias = probe.fitted(x, y, 3, 0.01)
+    weight, bias = baselines.fitted(x, y, 3, 0.01)
     # sklearn: C sum(losses) + |w|^2 / 2
     other = LogisticRegression(C=1 / (2 * 0.01 * 200), tol=1e-8, max_iter=1000).fit(x, y)
     told = torch.tensor(other.predict_proba(x))

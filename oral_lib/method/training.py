@@ -8,11 +8,10 @@ step comes from (seed, step): a run that was interrupted goes on bit for bit.
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,14 +21,17 @@ from torch import Tensor
 from oral_lib import devices, seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
-from oral_lib.generator import Generator, GeneratorConfig
-from oral_lib.method.denoiser import DenoiserConfig
-from oral_lib.method.recurrence import RecurrenceConfig
+from oral_lib.generator import Generator
 from oral_lib.progress import bar
-from oral_lib.shelf import Shelf, assemble
-from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import store
-from oral_lib.zoo.store import Member
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The zoo of one base model as training reads it."""
+
+    tokens: Tensor  # [a, l, k or r] normalised
+    members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
+    texts: Tensor  # [tasks, wordings, e]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,6 @@ class TrainingConfig:
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-LAB = TrainingConfig(steps=6000, conditions=16, draws=4, tokens=4800, warmup=100, ema=0.995)
 CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the device
 
 
@@ -280,90 +281,3 @@ def _resume(path: Path, run: int, trainer: Trainer) -> tuple[int, list[Tensor]]:
     held = trainer.optimizer.state_dict()
     trainer.optimizer.load_state_dict({"state": slots, "param_groups": held["param_groups"]})
     return int(state["step"]), list(state["losses"].to(trainer.loss.device).unbind())
-
-
-def train_from_zoo(
-    members: Sequence[tuple[str, str, int]],
-    kind: str,
-    *,
-    root: Path,
-    scale: str,
-    source: str,
-    device: str = "cpu",
-    configured: tuple[GeneratorConfig, TrainingConfig] | None = None,
-) -> Path:
-    """Trains the `kind` (see `preset`) of a scale on zoo `members` of `root`, as `configured` if
-    that is given.
-
-    Returns its folder under `root`, which counts only once its manifest is there. One that was
-    trained on another zoo, on other wordings or with another configuration is trained again.
-    """
-    folder = root / kind
-    config, training = configured or preset(scale, kind)
-    zoo_members = [store.read(root, *member) for member in members]
-    if _is_current(folder, config, training, zoo_members):
-        return folder
-    model, shelves = assemble(config, zoo_members, source=source, seed=training.seed)
-    state = folder / "training.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    trained, losses = train(
-        model, shelves, training, device=device, state=state, label=f"{kind} ({scale})"
-    )
-    trained.manifest |= {
-        "kind": kind,
-        "scale": scale,
-        "source": source.partition(":")[0],
-        "training": asdict(training),
-        "losses": [round(x, 6) for x in losses],
-    }
-    trained.save_pretrained(folder)
-    state.unlink(missing_ok=True)
-    return folder
-
-
-def _is_current(
-    folder: Path, config: GeneratorConfig, training: TrainingConfig, members: Sequence[Member]
-) -> bool:
-    """Whether `folder` holds a generator of just this configuration, zoo and wordings."""
-    if not (folder / "manifest.json").exists():
-        return False
-    manifest = storage.read_json(folder / "manifest.json")
-    held = storage.read_json(folder / "config.json")["generator"]
-    hashes = {entry["sha256"] for entry in manifest["zoo"]}
-    told = tasks_task.told(sorted({member.task for member in members}))
-    same = {"save_every": None}  # decides nothing that is learned
-    return (
-        manifest["training"] | same == asdict(training) | same
-        and held == json.loads(json.dumps(asdict(config)))
-        and hashes == {member.info["sha256"] for member in members}
-        and manifest.get("told") == told
-    )
-
-
-def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
-    """The configurations of a scale and kind (`plan.generators`).
-
-    "generator" and its further seeds ("generator-1", ...); `regression` is the same network without
-    diffusion, `unconditional` one that is never told a text.
-    """
-    name, _, seed = kind.partition("-")
-    if scale == "smoke":
-        config = GeneratorConfig(
-            k=128,
-            components=32,
-            width=64,
-            recurrence=RecurrenceConfig(width=64, state=16, head=32, chunk=16),
-            denoiser=DenoiserConfig(hidden=128, depth=2, skip=False),
-            text_encoder="tiny",
-            sampling_steps=10,
-        )
-        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, tokens=512)
-    else:
-        config, training = GeneratorConfig(), TrainingConfig()
-        if scale != "desk":  # chosen on raw values: D-DIF-9
-            config = replace(config, denoiser=replace(config.denoiser, hidden=1024))
-            training = LAB
-    if name == "unconditional":
-        training = replace(training, text_dropout=1.0)
-    training = replace(training, seed=int(seed or 0))
-    return replace(config, diffusion=name != "regression"), training

@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
 from oral_lib.evaluation.evaluate import Outcome
 from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.models.vision import Backbone
 from oral_lib.tasks import task
-from oral_lib.tasks.rows import Row
+from oral_lib.tasks.rows import Row, Split
+from oral_lib.tasks.task import Task
 from oral_lib.zoo.store import Member
 
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
@@ -92,3 +95,47 @@ def nearest_task(text: str, known: Sequence[str], encoder: TextEncoder) -> str:
     """The task of `known` whose description is nearest to `text` (cosine of embeddings)."""
     descriptions = encoder.encode([task.load(name).description for name in known])
     return known[int((descriptions @ encoder.encode([text])[0]).argmax())]
+
+
+DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # candidates: of the squared weights, on standardised features
+
+ROUNDS = 200  # of L-BFGS at most
+
+
+def adapter(base: Backbone, task: Task, data: Split) -> dict[str, Tensor]:
+    """The shared start with the best head on `data.validation` of those fitted to `data.train`."""
+    x, y = base.features(data.train), _labels(data.train)
+    held, wanted = base.features(data.validation), _labels(data.validation)
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    best, right = None, -1.0
+    for decay in DECAYS:
+        weight, bias = fitted((x - mean) / std, y, len(task.labels), decay)
+        weight = weight / std  # of features as they are
+        bias = bias - weight @ mean
+        found = ((held @ weight.T + bias).argmax(1) == wanted).float().mean().item()
+        if found > right:
+            best, right = (weight, bias), found
+    start = base.lora_init()
+    for part, value in zip(("weight", "bias"), best, strict=True):
+        start[f"base_model.model.{base.head}.{part}"][: len(value)] = value
+    return start
+
+
+def fitted(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, Tensor]:
+    """(weight [classes, features], bias [classes]) of least cross-entropy + decay |weight|^2."""
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    search = torch.optim.LBFGS([weight, bias], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        found = F.cross_entropy(x @ weight.T + bias, y) + decay * weight.square().sum()
+        found.backward()
+        return found
+
+    search.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def _labels(rows) -> Tensor:
+    return torch.tensor([row.label for row in rows])

@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import baselines, scales, seeds, storage
+from oral_lib import scales, seeds, storage
 from oral_lib.errors import PreflightError
+from oral_lib.experiments import baselines, generators
+from oral_lib.experiments.cells import Size, Trial, judged
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.method import training
 from oral_lib.method.training import TrainingConfig
 from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.progress import bar
-from oral_lib.protocol import Size, Trial, judged
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import store
@@ -41,7 +41,7 @@ def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
     """The configurations of `training.preset` with the steps that a thousand tasks want, and a
     smaller blur of the sentence: it differs from the next task's in a word. An adapter that the
     zoo lacks need not lie between those it has."""
-    config, trained = training.preset(scale, kind)
+    config, trained = generators.preset(scale, kind)
     config = replace(config, joint="span")
     if scale == "smoke":
         return config, replace(trained, steps=200, conditions=8, draws=1)
@@ -88,7 +88,7 @@ def train_multitask(
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
-    encoder = text_encoder(training.preset(scale, "generator")[0].text_encoder, source)
+    encoder = text_encoder(generators.preset(scale, "generator")[0].text_encoder, source)
     rows = tasks.rows(tasks_task.load(known[0].of), source).train
     pictures = model.pictures(rows)
     labels = torch.tensor([row.label for row in rows], device=model.device)

@@ -18,12 +18,12 @@ from filelock import FileLock
 from oral_lib import scales, storage, tables
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.evaluation.schema import REFERENCE
-from oral_lib.jury import Jury, Study, measure
-from oral_lib.method import training
+from oral_lib.experiments import generators
+from oral_lib.experiments.ablation_study import Jury, Study, measure
+from oral_lib.experiments.ablation_variants import GROUPS, Variant, check_groups, variants
 from oral_lib.provenance import code_commit
 from oral_lib.run import Run
 from oral_lib.tasks import task as tasks_task
-from oral_lib.variants import GROUPS, Variant, check_groups, variants
 
 COLUMNS = [
     *("group", "variant", "default", "base", "source", "task", "metric", "value"),
@@ -100,7 +100,7 @@ def prepare(
     with FileLock(run.root / ".ready.lock"):
         for name in chosen:
             run.train_zoo(name, known[name], list(range(planned[name].zoo_seeds)))
-    config, school = training.preset(run.scale, "generator")
+    config, school = generators.preset(run.scale, "generator")
     return Study(
         source=run.source,
         bases=chosen,

@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from oral_lib import baselines, scales, seeds
+from oral_lib import scales, seeds
 from oral_lib.evaluation import results, scoring
 from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
+from oral_lib.experiments import baselines
 from oral_lib.generator import Generator
 from oral_lib.lora import distance
 from oral_lib.models import contrastive, loading
@@ -268,10 +269,10 @@ def run_cell(
     held = data.test[: size.rows]
     asked = list(trials(spec, model, members, held_out, models, size, seed=seed, source=source))
     if model.family == "vision" and seed == 0:
-        from oral_lib import probe  # needs timm
+        from oral_lib.experiments import baselines  # needs timm
 
         began = time.perf_counter()
-        head = probe.adapter(model, spec, data)
+        head = baselines.adapter(model, spec, data)
         took = time.perf_counter() - began
         asked.append(Trial("linear_probe", "none", [head], size.rows, took))
     first = None

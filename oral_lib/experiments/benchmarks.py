@@ -20,16 +20,17 @@ from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
 from oral_lib.evaluation import scoring
+from oral_lib.experiments import generators
 from oral_lib.generator import Generator
 from oral_lib.lora import stacked
 from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
+from oral_lib.method.training import Shelf
 from oral_lib.models import base as models_base
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
-from oral_lib.shelf import Shelf
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
 from oral_lib.zoo import training as zoo
@@ -153,7 +154,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
     """A step of a generator's training on one base model, beside one that reads its conditions one
     after the other; the limit is the denoiser's products in three passes."""
     device, known = model.kind.weight.device, model.known[base]
-    how = training.LAB if device.type == "cuda" else training.TrainingConfig()
+    how = generators.LAB if device.type == "cuda" else training.TrainingConfig()
     size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     told = torch.randn(how.draws, *known.mask.shape, **size) * known.mask.to(device)
     texts = torch.randn(1, 2, known.structure.shape[0], **size)

@@ -1,32 +1,29 @@
 """What a generator learns from: the tokens of a zoo, base model by base model, with their texts."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from oral_lib import seeds
+from oral_lib import seeds, storage
 from oral_lib.generator import Generator, GeneratorConfig, describe_base
 from oral_lib.method import tokenization
+from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.model import Known
 from oral_lib.method.normalization import likeness
 from oral_lib.method.projection import Mixtures
+from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
+from oral_lib.method.training import Shelf, TrainingConfig, train
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import task as tasks_task
+from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """The zoo of one base model as training reads it."""
-
-    tokens: Tensor  # [a, l, k or r] normalised
-    members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
-    texts: Tensor  # [tasks, wordings, e]
 
 
 def assemble(
@@ -115,3 +112,93 @@ def _plain(config: dict) -> dict:
         for k, v in config.items()
         if isinstance(v, str | int | float | bool | list | dict | set | None)
     }
+
+
+LAB = TrainingConfig(steps=6000, conditions=16, draws=4, tokens=4800, warmup=100, ema=0.995)
+
+
+def train_from_zoo(
+    members: Sequence[tuple[str, str, int]],
+    kind: str,
+    *,
+    root: Path,
+    scale: str,
+    source: str,
+    device: str = "cpu",
+    configured: tuple[GeneratorConfig, TrainingConfig] | None = None,
+) -> Path:
+    """Trains the `kind` (see `preset`) of a scale on zoo `members` of `root`, as `configured` if
+    that is given.
+
+    Returns its folder under `root`, which counts only once its manifest is there. One that was
+    trained on another zoo, on other wordings or with another configuration is trained again.
+    """
+    folder = root / kind
+    config, training = configured or preset(scale, kind)
+    zoo_members = [store.read(root, *member) for member in members]
+    if _is_current(folder, config, training, zoo_members):
+        return folder
+    model, shelves = assemble(config, zoo_members, source=source, seed=training.seed)
+    state = folder / "training.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    trained, losses = train(
+        model, shelves, training, device=device, state=state, label=f"{kind} ({scale})"
+    )
+    trained.manifest |= {
+        "kind": kind,
+        "scale": scale,
+        "source": source.partition(":")[0],
+        "training": asdict(training),
+        "losses": [round(x, 6) for x in losses],
+    }
+    trained.save_pretrained(folder)
+    state.unlink(missing_ok=True)
+    return folder
+
+
+def _is_current(
+    folder: Path, config: GeneratorConfig, training: TrainingConfig, members: Sequence[Member]
+) -> bool:
+    """Whether `folder` holds a generator of just this configuration, zoo and wordings."""
+    if not (folder / "manifest.json").exists():
+        return False
+    manifest = storage.read_json(folder / "manifest.json")
+    held = storage.read_json(folder / "config.json")["generator"]
+    hashes = {entry["sha256"] for entry in manifest["zoo"]}
+    told = tasks_task.told(sorted({member.task for member in members}))
+    same = {"save_every": None}  # decides nothing that is learned
+    return (
+        manifest["training"] | same == asdict(training) | same
+        and held == json.loads(json.dumps(asdict(config)))
+        and hashes == {member.info["sha256"] for member in members}
+        and manifest.get("told") == told
+    )
+
+
+def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
+    """The configurations of a scale and kind (`plan.generators`).
+
+    "generator" and its further seeds ("generator-1", ...); `regression` is the same network without
+    diffusion, `unconditional` one that is never told a text.
+    """
+    name, _, seed = kind.partition("-")
+    if scale == "smoke":
+        config = GeneratorConfig(
+            k=128,
+            components=32,
+            width=64,
+            recurrence=RecurrenceConfig(width=64, state=16, head=32, chunk=16),
+            denoiser=DenoiserConfig(hidden=128, depth=2, skip=False),
+            text_encoder="tiny",
+            sampling_steps=10,
+        )
+        training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, tokens=512)
+    else:
+        config, training = GeneratorConfig(), TrainingConfig()
+        if scale != "desk":  # chosen on raw values: D-DIF-9
+            config = replace(config, denoiser=replace(config.denoiser, hidden=1024))
+            training = LAB
+    if name == "unconditional":
+        training = replace(training, text_dropout=1.0)
+    training = replace(training, seed=int(seed or 0))
+    return replace(config, diffusion=name != "regression"), training

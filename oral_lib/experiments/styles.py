@@ -20,11 +20,11 @@ from torch import Tensor
 from oral_lib import scales, seeds
 from oral_lib.evaluation import fid, schema
 from oral_lib.evaluation.evaluate import GROUPS, evaluate
+from oral_lib.experiments.cells import Size, _base, _models, trials
 from oral_lib.lora import distance, stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
-from oral_lib.protocol import Size, _base, _models, trials
 from oral_lib.provenance import code_commit
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks

@@ -16,23 +16,23 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import baselines, seeds
+from oral_lib import seeds
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.evaluate import evaluate
+from oral_lib.experiments import baselines
+from oral_lib.experiments.ablation_variants import Variant
+from oral_lib.experiments.generators import assemble as shelve
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
 from oral_lib.method import tokenization, training
 from oral_lib.method.normalization import Statistics
 from oral_lib.method.projection import Mixtures
-from oral_lib.method.training import TrainingConfig
+from oral_lib.method.training import Shelf, TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
-from oral_lib.shelf import Shelf
-from oral_lib.shelf import assemble as shelve
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Row
-from oral_lib.variants import Variant
 from oral_lib.zoo.store import Member
 
 FORMAT = 1  # of the kept parts: a new number measures everything anew
