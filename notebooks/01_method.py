@@ -34,14 +34,14 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 # statistics.
 
 # %%
-from oral_lib import pictures
 from oral_lib.method import normalization, tokenization
+from oral_lib.report import method_figures
 
 known = generator.known[name]
 values = tokenization.encode(known.layout, [member.tensors])
 plain = normalization.Statistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
-pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
+method_figures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 
 # %% [markdown]
 # What is generated is not these values but, for every token, its place among the adapters of the
@@ -53,7 +53,9 @@ pictures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 # %%
 k0, real = known.statistics.normalise(values)[0], known.statistics.mask(known.layout)
 some = real.any(0)  # components that the zoo has
-pictures.tokens_picture(k0[:, some], kinds, known.layout.types, real[:, some], column="component")
+method_figures.tokens_picture(
+    k0[:, some], kinds, known.layout.types, real[:, some], column="component"
+)
 
 # %%
 again = known.statistics.denormalise(k0[None])
@@ -70,7 +72,7 @@ print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start
 # Training mixes a token with noise; at the last step next to nothing of it is left.
 
 # %%
-pictures.schedule_picture(generator.schedule.abar)
+method_figures.schedule_picture(generator.schedule.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
@@ -81,7 +83,7 @@ pictures.schedule_picture(generator.schedule.abar)
 # %%
 task = oral_lib.load_task(member.task)
 p, states, steps = generator.look(task.description, name, source=run.source)
-pictures.prototypes_picture(p, kinds, known.layout.types)
+method_figures.prototypes_picture(p, kinds, known.layout.types)
 
 # %%
 other = next(t for t in oral_lib.task_names() if t != member.task)
@@ -96,7 +98,7 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 # %%
 longest = int(known.layout.mask.sum(-1).argmax())
 own = real[longest]
-pictures.denoising_picture(states[:, longest, own], k0[longest, own], steps)
+method_figures.denoising_picture(states[:, longest, own], k0[longest, own], steps)
 
 # %% [markdown]
 # ## What to take away

@@ -60,11 +60,11 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-from oral_lib import figures, tables
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+from oral_lib.report import cell_figures, comparisons
+from oral_lib.report.comparisons import contrasts
+from oral_lib.report.findings import verdict
 
-figures.methods(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Does the sentence matter?
@@ -73,7 +73,7 @@ figures.methods(tables.pooled(accuracy), tables.per_sample(items))
 # do nothing.
 
 # %%
-figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## In words

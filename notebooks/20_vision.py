@@ -52,16 +52,16 @@ held.groupby(["task", "lr", "steps"]).agg(
 # head knows nothing yet), a trained and a generated adapter say.
 
 # %%
-from oral_lib import figures, tables
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+from oral_lib.report import cell_figures, comparisons
+from oral_lib.report.comparisons import contrasts
+from oral_lib.report.findings import verdict
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator().generate(spec.description, backbone, 1, seed, source=run.source)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, spec, rows, adapters)
-figures.pictures(base.shown(rows), said.drop(columns="text"))
+cell_figures.pictures(base.shown(rows), said.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same pictures
@@ -74,7 +74,7 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-figures.methods(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Does the sentence matter?
@@ -82,7 +82,7 @@ figures.methods(tables.pooled(accuracy), tables.per_sample(items))
 # no words. If the bars were level, the condition would do nothing.
 
 # %%
-figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## In words

@@ -27,9 +27,9 @@ print(base.describe(), *first.training_texts, sep="\n")
 # What the base model, the LoRA trained on it, and one generated from the sentence alone say.
 
 # %%
-from oral_lib import figures, panels, tables
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+from oral_lib.report import cell_figures, comparisons, overview_figures, tables
+from oral_lib.report.comparisons import contrasts
+from oral_lib.report.findings import verdict
 from oral_lib.zoo import store
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
@@ -37,7 +37,7 @@ trained = store.read(run.root, cells.base, first.name, 0).tensors
 [made] = run.generator().generate(first.description, cells.base, 1, seed, source=run.source)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, first, rows, adapters)
-figures.pictures(base.shown(rows), said.drop(columns="text"))
+cell_figures.pictures(base.shown(rows), said.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks
@@ -53,7 +53,7 @@ items = pd.concat(frame for _, frame in measured)
 tables.unseen_table(items)
 
 # %%
-panels.unseen(tables.per_sample(items, "balanced_accuracy"))
+overview_figures.unseen(comparisons.per_sample(items, "balanced_accuracy"))
 
 # %% [markdown]
 # ## In words

@@ -18,9 +18,10 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import pictures, scales, tables
+from oral_lib import scales
 from oral_lib.experiments import styles
 from oral_lib.models import latent_diffusion
+from oral_lib.report import method_figures, tables
 from oral_lib.tasks import images
 
 latent_diffusion.need_diffusers()
@@ -69,7 +70,7 @@ trained = next(m.tensors for m in members if m.task == task)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": made}
 shown = styles.painted(model, list(adapters.values()), len(rows), canvas, "paint")
 real = images.decoded([row.image for row in rows], model.pixels, "bicubic")
-pictures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
+method_figures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
 
 # %% [markdown]
 # ## Every method from the same noises

@@ -35,9 +35,10 @@ print(f"{spec.description}\nsource {run.source}\n{base.describe()}")
 # %%
 import pandas as pd
 
-from oral_lib import figures, storage, tables
-from oral_lib.contrasts import contrasts
-from oral_lib.verdict import verdict
+from oral_lib import storage
+from oral_lib.report import cell_figures, comparisons
+from oral_lib.report.comparisons import contrasts
+from oral_lib.report.findings import verdict
 
 recall = {}
 if base.spec.alignment:
@@ -77,7 +78,7 @@ trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator().generate(spec.description, towers, 1, seed, source=run.source)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, spec, rows, adapters)
-figures.pictures(base.shown(rows), said)
+cell_figures.pictures(base.shown(rows), said)
 
 # %% [markdown]
 # ## Every method on the same rows
@@ -90,7 +91,7 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-figures.methods(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Recall both ways, or each kind of question
@@ -106,7 +107,7 @@ parts.pivot_table("value", "method", "metric", sort=False).round(3)
 # no words. If the bars were level, the condition would do nothing.
 
 # %%
-figures.conditions(tables.pooled(accuracy), tables.per_sample(items))
+cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## In words

@@ -41,8 +41,8 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib import studies
 from oral_lib.experiments import ablations
+from oral_lib.report import training_figures
 
 run = oral_lib.Run(scale, source, out)
 frame = ablations.run(
@@ -64,12 +64,12 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 # where half the signal is left, relative to answering zeros.
 
 # %%
-ablations.table(frame).round(3)
+training_figures.table(frame).round(3)
 
 # %%
 
 
-studies.ablations(ablations.means(frame))
+training_figures.ablations(training_figures.means(frame))
 
 # %% [markdown]
 # ## Two questions of principle
@@ -85,4 +85,4 @@ studies.ablations(ablations.means(frame))
 # ## In words
 
 # %%
-print(*ablations.words(frame), sep="\n")
+print(*training_figures.words(frame), sep="\n")

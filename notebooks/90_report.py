@@ -22,10 +22,10 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib import panels, tables
-from oral_lib.contrasts import contrasts, silent_places
-from oral_lib.grid import grid_legend, grid_table
-from oral_lib.verdict import verdict
+from oral_lib.report import comparisons, overview_figures, tables
+from oral_lib.report.comparisons import contrasts, silent_places
+from oral_lib.report.findings import verdict
+from oral_lib.report.tables import grid_legend, grid_table
 
 known = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == known] for frame in run.published())
@@ -36,13 +36,13 @@ print(grid_legend(grid))
 grid
 
 # %%
-panels.parity(tables.pooled(metrics[metrics.metric == "accuracy"]), silent)
+overview_figures.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), silent)
 
 # %% [markdown]
 # ## Does the text matter?
 
 # %%
-panels.controls(compared)
+overview_figures.controls(compared)
 
 # %% [markdown]
 # ## Every method

@@ -307,8 +307,8 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     """The short table, the path of the report, and the next command to type."""
     metrics = paths.results_folder(args.scale, args.out) / "metrics.csv"
     if any(str(metrics) in node.published for node in wanted):
-        from oral_lib import tables
         from oral_lib.evaluation import results
+        from oral_lib.report import tables
 
         print(tables.short_table(*results.read(metrics.parent)))
         print(f"report: {metrics.parent.parent / 'README.md'}")

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from oral_lib import examples, figures, graph, paths, provenance, report, scales, storage, style
+from oral_lib import graph, paths, provenance, scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.evaluation import results
@@ -18,6 +18,7 @@ from oral_lib.experiments import cells as protocol
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
+from oral_lib.report import build, cell_figures, theme
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import recipes, store, tuning
@@ -324,7 +325,7 @@ class Run:
         )
         if self.experiment in ("vision", "multimodal"):
             self._examples()
-        written = report.write(self.results.parent, self.scale)
+        written = build.write(self.results.parent, self.scale)
         storage.write_json(self.root / "published.json", {"report": written.name})
         return written
 
@@ -339,13 +340,13 @@ class Run:
         _, items = self.published()
         own = (items.source == paths.slug(self.source)) & (items.base == self.planned[0].base)
         try:
-            found = examples.answers(items[own & (items.seed == 0)], self.source)
+            found = cell_figures.answers(items[own & (items.seed == 0)], self.source)
         except PreflightError as error:
             print(f"no figure of pictures with answers: {error}", file=sys.stderr)
             return
         if found:
             name = f"answers-{self.experiment}-{paths.slug(self.source)}"
-            style.save(figures.pictures(*found), self.results / "figures", name)
+            theme.save(cell_figures.pictures(*found), self.results / "figures", name)
 
     def _recipes(self, listed: Sequence[dict]) -> dict[str, dict[str, dict]]:
         """How the adapters of each base model and task were trained."""

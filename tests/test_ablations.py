@@ -13,6 +13,7 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import ablation_study, ablation_variants, ablations, baselines, generators
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
+from oral_lib.report import training_figures
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 
@@ -275,11 +276,11 @@ def frame(values: dict[str, float], half: float) -> pd.DataFrame:
 
 
 def test_words_say_whether_a_variant_is_above_the_default_by_more_than_the_items_explain():
-    [same] = ablations.words(frame({"x0": 0.8, "v": 0.8}, 0.01))
+    [same] = training_figures.words(frame({"x0": 0.8, "v": 0.8}, 0.01))
     assert "no variant is above it" in same
-    [near] = ablations.words(frame({"x0": 0.8, "v": 0.82}, 0.05))
+    [near] = training_figures.words(frame({"x0": 0.8, "v": 0.82}, 0.05))
     assert "v is 2.0 points above, within what the items explain" in near
-    [far] = ablations.words(frame({"x0": 0.8, "v": 0.9}, 0.05))
+    [far] = training_figures.words(frame({"x0": 0.8, "v": 0.9}, 0.05))
     assert "v is 10.0 points above, more than the items explain" in far
 
 
@@ -287,13 +288,13 @@ def test_statistics_of_each_task_are_called_what_they_are():
     made = frame({"shared": 0.8, "per task": 0.9}, 0.01)
     made = made.assign(group="statistics", default=made.variant == "shared")
     leak = made[~made.default].assign(metric="other", value=0.88)
-    [said] = ablations.words(pd.concat([made, leak]))
+    [said] = training_figures.words(pd.concat([made, leak]))
     assert "per task" not in said
     assert "of each task 90.0%, and 88.0% when told of another task: there they carry" in said
 
 
 def test_the_mean_over_tasks_is_surer_than_each_of_them():
-    found = ablations.means(frame({"x0": 0.8}, 0.02)).iloc[0]
+    found = training_figures.means(frame({"x0": 0.8}, 0.02)).iloc[0]
     assert found.value == pytest.approx(0.8)
     assert found.value - found.ci_low == pytest.approx(0.02 / 2**0.5)
     assert found.ci_high - found.value == pytest.approx(0.02 / 2**0.5)

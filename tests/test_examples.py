@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import oral_lib
-from oral_lib import examples, figures, style
 from oral_lib.errors import PreflightError
+from oral_lib.report import cell_figures, theme
 from oral_lib.tasks import images
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
@@ -41,8 +41,8 @@ def asked():
 
 def test_the_first_pictures_that_every_method_was_asked_about_are_shown(asked):
     items, rows = asked
-    shown, said = examples.answers(items, "made", number=3)
-    assert shown.shape == (9, examples.SIDE, examples.SIDE, 3) and shown.dtype == np.uint8
+    shown, said = cell_figures.answers(items, "made", number=3)
+    assert shown.shape == (9, cell_figures.SIDE, cell_figures.SIDE, 3) and shown.dtype == np.uint8
     assert len(np.unique(shown.reshape(9, -1), axis=0)) == 9
     labels = oral_lib.load_task("solar_cells").labels
     assert list(said.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]
@@ -53,15 +53,15 @@ def test_a_picture_that_one_method_was_not_asked_about_is_left_out(asked):
     items, rows = asked
     first = rows["solar_cells"][0].key
     part = items[~((items.method == "trained") & (items.item == first))]
-    _, said = examples.answers(part[part.task == "solar_cells"], "made", number=3)
+    _, said = cell_figures.answers(part[part.task == "solar_cells"], "made", number=3)
     labels = oral_lib.load_task("solar_cells").labels
     assert list(said.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
-    assert examples.answers(items[items.method != "base"], "made") is None
+    assert cell_figures.answers(items[items.method != "base"], "made") is None
 
 
 def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
     items, rows = asked
-    _, said = examples.answers(items, "made", number=3)
+    _, said = cell_figures.answers(items, "made", number=3)
     first = rows["easy_vqa"][0]
     assert said.title[3] == f"{first.text}\n{said.truth[3]}"
     assert list(said.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
@@ -71,13 +71,13 @@ def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
 
 def test_wrong_answers_have_another_colour(asked):
     items, _ = asked
-    figure = figures.pictures(*examples.answers(items, "made", number=3))
+    figure = cell_figures.pictures(*cell_figures.answers(items, "made", number=3))
     notes = [
         t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
     ]
-    assert len(notes) == 3 and {t.get_color() for t in notes} == {style.VERMILION}
+    assert len(notes) == 3 and {t.get_color() for t in notes} == {theme.VERMILION}
     right = [t for axis in figure.axes for t in axis.texts if t.get_text() == "generated: place 1"]
-    assert {t.get_color() for t in right} == {style.INK}
+    assert {t.get_color() for t in right} == {theme.INK}
 
 
 def test_a_wide_picture_is_not_squashed():

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import scales, storage, tables
+from oral_lib import scales, storage
 from oral_lib.assets import sources
 from oral_lib.evaluation import results, schema
 from oral_lib.experiments import generators
+from oral_lib.report import tables
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 

@@ -6,16 +6,26 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import figures, markup, panels, pictures, report, studies, style, verdict
-from oral_lib import tables as the_tables
-from oral_lib.contrasts import contrasts, silent_places, without_signal
 from oral_lib.errors import OralError
 from oral_lib.evaluation import results
-from oral_lib.grid import MODELS, grid_legend, grid_table, ordered
+from oral_lib.report import (
+    build,
+    cell_figures,
+    comparisons,
+    findings,
+    formats,
+    method_figures,
+    overview_figures,
+    theme,
+    training_figures,
+)
+from oral_lib.report import tables as report_tables
+from oral_lib.report.comparisons import contrasts, silent_places, without_signal
+from oral_lib.report.findings import overview
+from oral_lib.report.tables import MODELS, grid_legend, grid_table, ordered
+from oral_lib.report.theme import BLUE, VERMILION
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
-from oral_lib.style import BLUE, VERMILION
-from oral_lib.verdict import overview
 
 BASELINES = [
     "majority", "base", "trained", "per-task soup", "all-task soup", "retrieval", "regression",
@@ -54,7 +64,7 @@ def folder(tmp_path_factory):
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
     results.append_novelty(lab / "novelty.csv", [novelty()])
-    report.write(root / "results", "lab")
+    build.write(root / "results", "lab")
     return root / "results"
 
 
@@ -91,7 +101,7 @@ def contents(folder) -> dict[str, bytes]:
 def test_two_runs_give_the_same_bytes(folder, tmp_path):
     copy = tmp_path / "results"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "README.md"))
-    report.write(copy, "lab")
+    build.write(copy, "lab")
     assert contents(copy) == contents(folder)
     kinds = {name.rsplit(".", 1)[1] for name in contents(copy)}
     assert kinds == {"csv", "json", "parquet", "md", "tex", "png", "pdf", "svg"}
@@ -109,9 +119,9 @@ def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
 
 def test_main_table_holds_every_baseline(folder):
     metrics, items = results.read(folder / "lab")
-    table = the_tables.main_table(metrics, "packages", items)
+    table = report_tables.main_table(metrics, "packages", items)
     assert [name for name in table if name in BASELINES] == BASELINES
-    assert len(table) == 2 and (table[BASELINES] != markup.ABSENT).all(axis=None)
+    assert len(table) == 2 and (table[BASELINES] != formats.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
     own = items[(items.task == "movie") & (items.method == "generated")]
     own = own[own.condition == "matched"].groupby("sample").correct.mean()
@@ -124,8 +134,8 @@ def test_main_table_holds_every_baseline(folder):
 
 def test_a_method_that_was_not_run_keeps_its_column():
     metrics, _ = made(profile={("base", "none"): (0.5, 1)}, n=20)
-    table = the_tables.main_table(metrics, "packages")
-    assert table.loc[0, "generated"] == markup.ABSENT and set(BASELINES) <= set(table)
+    table = report_tables.main_table(metrics, "packages")
+    assert table.loc[0, "generated"] == formats.ABSENT and set(BASELINES) <= set(table)
     assert not {"Gaussian", "small noise", "unconditional"} & set(table)
 
 
@@ -147,7 +157,7 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     metrics.append(results.summarise(written, family="language", base_version="t0", commit="a"))
     items = results.join([rows for _, rows in cells] + [written])
     monkeypatch.setattr(
-        "oral_lib.grid.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
+        "oral_lib.report.tables.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
     )
     silent = {("language", "local", "minilm-l6", "extra")}
     grid = grid_table(pd.concat(metrics), "local", items, silent=silent).set_index("task")
@@ -161,11 +171,11 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     base = 100 * own[own.method == "base"].correct.mean()
     assert grid.loc["sst2", "minilm-l6"] == f"{' / '.join(shown)} [{base:.1f}]"
     assert grid.loc["gsm8k", "smollm2-135m"] == "50.0 / –"
-    assert grid.loc["gsm8k", "minilm-l6"] == markup.CANNOT
-    assert grid.loc["sst2", "gemma-3-270m"] == markup.ABSENT
+    assert grid.loc["gsm8k", "minilm-l6"] == formats.CANNOT
+    assert grid.loc["sst2", "gemma-3-270m"] == formats.ABSENT
     assert " † [" in grid.loc["extra", "minilm-l6"] and "†" not in grid.loc["sst2", "minilm-l6"]
     legend = grid_legend(grid.reset_index())
-    for sign in (markup.NO_SIGNAL, markup.CANNOT, markup.ABSENT):
+    for sign in (formats.NO_SIGNAL, formats.CANNOT, formats.ABSENT):
         assert f"{sign} " in legend
 
 
@@ -175,9 +185,9 @@ def test_the_grid_puts_the_base_model_in_small_print():
     base = frame[(frame.method == "base") & (frame.metric == "accuracy")].value
     assert grid.task.tolist() == ["one", "two", "mean"]
     assert grid["minilm-l6"].iloc[-1].endswith(f"[{100 * base.mean():.1f}]")
-    assert f"<br><sub>[{100 * base.mean():.1f}]</sub> |" in markup.markdown(grid)
-    assert f"{{\\footnotesize [{100 * base.mean():.1f}]}}" in markup.latex(grid)
-    assert "±" not in grid_legend(grid) and markup.NO_SIGNAL not in grid_legend(grid)
+    assert f"<br><sub>[{100 * base.mean():.1f}]</sub> |" in formats.markdown(grid)
+    assert f"{{\\footnotesize [{100 * base.mean():.1f}]}}" in formats.latex(grid)
+    assert "±" not in grid_legend(grid) and formats.NO_SIGNAL not in grid_legend(grid)
 
 
 def test_the_paper_order_and_an_encoder_that_cannot_write():
@@ -191,7 +201,7 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
 
 def test_targets_are_those_of_the_contrasts():
     compared = contrasts(made_items(cell(), n=200, n_control=200))
-    row = the_tables.targets_table(compared).iloc[0]
+    row = report_tables.targets_table(compared).iloc[0]
     found = compared.set_index(["what", "against"])
     assert row["generated over trained"].startswith(
         f"{100 * found.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
@@ -203,24 +213,26 @@ def test_targets_are_those_of_the_contrasts():
 
 def test_answers_and_three_labels_leave_auc_tables_out():
     written = results.answered(cell(), "base", "none", item=["a", "b"], correct=[True, False])
-    assert the_tables.per_sample(written, "auc").empty
+    assert comparisons.per_sample(written, "auc").empty
     assert (
-        the_tables.per_sample(made(profile=FEW, n=20)[1], "calibrated_accuracy").value.notna().all()
+        comparisons.per_sample(made(profile=FEW, n=20)[1], "calibrated_accuracy")
+        .value.notna()
+        .all()
     )
 
 
 def test_novelty_is_averaged_over_seeds_and_keeps_the_smallest_ratio():
     rows = pd.DataFrame([novelty(ratio_low=0.5), novelty(seed=1, ratio=0.89, ratio_low=0.7)])
-    [line] = the_tables.novelty_table(rows, "packages").to_dict("records")
+    [line] = report_tables.novelty_table(rows, "packages").to_dict("records")
     assert line["ratio"] == "0.88" and line["smallest ratio"] == "0.5"
-    assert the_tables.novelty_table(rows, "hub").empty
+    assert report_tables.novelty_table(rows, "hub").empty
 
 
 def test_seeds_are_averaged_and_sources_never_share_a_table():
     few = {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
     places = [cell(), cell(seed=1), cell(source="hub")]
     parts = [made(place, profile=few, n=60)[0] for place in places]
-    table = the_tables.main_table(pd.concat(parts), "packages")
+    table = report_tables.main_table(pd.concat(parts), "packages")
     trained = [
         part[(part.method == "trained") & (part.metric == "accuracy")].value for part in parts
     ]
@@ -230,10 +242,10 @@ def test_seeds_are_averaged_and_sources_never_share_a_table():
 
 def test_terminal_table_fits_and_marks_missing_signal(folder):
     metrics, items = results.read(folder / "lab")
-    text = the_tables.short_table(metrics, items)
+    text = report_tables.short_table(metrics, items)
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "a_b †" in text and "movie †" not in text and "no signal" in text
-    assert "†" not in the_tables.short_table(metrics)
+    assert "†" not in report_tables.short_table(metrics)
 
 
 def test_readme_says_what_where_and_how_to_make_it_again(folder):
@@ -263,22 +275,22 @@ def test_readme_says_which_cells_another_commit_measured():
     rows = [made(one, profile=few, n=20)[0] for one in cells]
     rows[0].commit = rows[1].commit = rows[2].commit = "new"
     rows[3].commit = "old"
-    assert report._commits(pd.concat(rows[:3])) == "Commit new."
+    assert build._commits(pd.concat(rows[:3])) == "Commit new."
     told = "Commit new. Commit old measured b on minilm-l6 (seed 1). "
-    assert report._commits(pd.concat(rows)) == f"{told}The manifest is that of the first."
-    assert "old measured b on minilm-l6. The" in report._commits(pd.concat(rows[:1] + rows[3:]))
+    assert build._commits(pd.concat(rows)) == f"{told}The manifest is that of the first."
+    assert "old measured b on minilm-l6. The" in build._commits(pd.concat(rows[:1] + rows[3:]))
 
 
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(style, "save", lambda *_: [])  # takes its time and is tested above
+    monkeypatch.setattr(theme, "save", lambda *_: [])  # takes its time and is tested above
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     one = results.write_cell(tmp_path / "one", *made(profile=few, n=20))
     for scale in ("lab", "smoke"):
         results.collect([one], tmp_path / "results" / scale)
-    both = report.write(tmp_path / "results", "smoke").read_text()
+    both = build.write(tmp_path / "results", "smoke").read_text()
     assert "## lab" in both and "## smoke" not in both
     shutil.rmtree(tmp_path / "results" / "lab")
-    alone = report.write(tmp_path / "results", "smoke").read_text()
+    alone = build.write(tmp_path / "results", "smoke").read_text()
     assert "## smoke" in alone and "the numbers mean nothing" in alone
 
 
@@ -290,17 +302,17 @@ def test_report_refuses_broken_rows_and_writes_nothing(folder, tmp_path):
     for old, new, column in (("generated,", "conjured,", "method"), (",0.5,", ",50.0,", "value")):
         path.write_text(text.replace(old, new, 1))
         with pytest.raises(OralError, match=f": {column} "):
-            report.write(copy, "lab")
+            build.write(copy, "lab")
     assert not (copy / "README.md").exists() and not (copy / "lab" / "tables").exists()
 
 
 def test_latex_is_escaped():
     table = pd.DataFrame({"task": ["a_b & 50% #1 $x$ {y} ^~\\"], "value": ["86.0 ± 1.2"]})
-    text = markup.latex(table)
+    text = formats.latex(table)
     escaped = r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciicircum{}\textasciitilde{}\textbackslash{}"
     assert rf"{escaped} & 86.0 $\pm$ 1.2 \\" in text
     assert r"\begin{tabular}{lr}" in text and r"\toprule" in text and r"\bottomrule" in text
-    assert markup.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == r"| x\|y |"
+    assert formats.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == r"| x\|y |"
 
 
 # ---------------------------------------------------------------- the words follow the numbers
@@ -312,7 +324,7 @@ def words(**accuracies) -> tuple[str, str]:
         profile[key] = (accuracy, profile[key][1])
     items = made_items(cell(), profile, n=500, n_control=500, shake=0.2)
     compared = contrasts(items)
-    summary, paragraphs = verdict.verdict(compared)
+    summary, paragraphs = findings.verdict(compared)
     return " ".join(summary), paragraphs[0]
 
 
@@ -377,7 +389,7 @@ def test_parity_is_half_a_point_or_an_interval_that_holds_zero(found, words):
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = found
-    summary, [paragraph] = verdict.verdict(compared)
+    summary, [paragraph] = findings.verdict(compared)
     assert f"Generated is **{words}**" in paragraph
     assert ("1 of 1" if words != "below trained" else "0 of 1") in summary[0]
 
@@ -393,7 +405,7 @@ def test_words_when_the_items_cannot_settle_it():
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.01, -0.09, 0.05
-    summary, [paragraph] = verdict.verdict(compared)
+    summary, [paragraph] = findings.verdict(compared)
     assert "reaches below −0.5 points: these items cannot settle it" in paragraph
     assert "1 by the interval alone (these items cannot tell them apart)" in summary[0]
 
@@ -402,7 +414,7 @@ def test_words_when_near_is_surely_below_but_near():
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.003, -0.004, -0.002
-    summary, [paragraph] = verdict.verdict(compared)
+    summary, [paragraph] = findings.verdict(compared)
     assert "Generated is **within half a point of trained**" in paragraph
     assert "Of the 1, 1 are near or above" in summary[0]
     assert "and 0 lie surely below trained by more than that" in summary[0]
@@ -421,7 +433,7 @@ def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
 
 def test_words_when_something_was_not_run():
     items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
-    summary, paragraphs = verdict.verdict(contrasts(items))
+    summary, paragraphs = findings.verdict(contrasts(items))
     assert "Not judged" in " ".join(summary) and "were not both run" in paragraphs[0]
     assert "Target" not in " ".join(summary)
 
@@ -445,25 +457,27 @@ def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
 def test_pictures_of_the_method_show_what_they_are_given(tmp_path):
     random = np.random.default_rng(0)
     owner = np.repeat([0, 1], 4)
-    tokens = pictures.tokens_picture(random.normal(size=(8, 6)), owner, ["query A", "query B"])
+    tokens = method_figures.tokens_picture(
+        random.normal(size=(8, 6)), owner, ["query A", "query B"]
+    )
     labels = [label.get_text() for label in tokens.axes[0].get_yticklabels()]
     assert labels == ["query A", "query B"]
-    schedule = pictures.schedule_picture(np.linspace(1, 0, 101))
+    schedule = method_figures.schedule_picture(np.linspace(1, 0, 101))
     assert any("t = 50" in text.get_text() for text in schedule.axes[0].texts)
     prototypes = random.normal(size=(8, 5))
-    likeness = pictures.prototypes_picture(prototypes).axes[1].images[0].get_array()
+    likeness = method_figures.prototypes_picture(prototypes).axes[1].images[0].get_array()
     assert np.allclose(np.diag(likeness), 1) and likeness.shape == (8, 8)
     states, truth = np.linspace(random.normal(size=6), np.ones(6), 11), np.ones(6)
-    steps = pictures.denoising_picture(states, truth, steps=range(1000, -1, -100))
+    steps = method_figures.denoising_picture(states, truth, steps=range(1000, -1, -100))
     assert steps.axes[0].get_title(loc="left") == "t = 1000"
     assert steps.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(0)
-    assert len(style.save(schedule, tmp_path, "schedule")) == 3
+    assert len(theme.save(schedule, tmp_path, "schedule")) == 3
 
 
 def test_painted_pictures_stand_in_rows_under_the_names_of_their_painters(tmp_path):
     random = np.random.default_rng(0)
     rows = {n: random.integers(0, 256, (3, 3, 8, 8), np.uint8) for n in ("real", "base", "trained")}
-    figure = pictures.painted_picture(rows)
+    figure = method_figures.painted_picture(rows)
     shown = [axis.images[0].get_array() for axis in figure.axes]
     assert all(np.array_equal(a, b) for a, b in zip(
         shown, (p.transpose(1, 2, 0) for row in rows.values() for p in row), strict=True
@@ -472,7 +486,7 @@ def test_painted_pictures_stand_in_rows_under_the_names_of_their_painters(tmp_pa
     assert [box.x0 for box in boxes[:3]] == pytest.approx([box.x0 for box in boxes[3:6]])
     assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # real ones stand apart
     assert set(rows) <= {text.get_text() for text in figure.texts}
-    assert len(style.save(figure, tmp_path, "painted")) == 3
+    assert len(theme.save(figure, tmp_path, "painted")) == 3
 
 
 def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
@@ -487,27 +501,29 @@ def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
         about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
         for (method, metric), (value, stderr) in numbers.items()
     ]
-    made = the_tables.painted_table(pd.DataFrame(rows))
+    made = report_tables.painted_table(pd.DataFrame(rows))
     assert list(made.columns) == ["method", "fid", "denoising error", "adapters"]
     assert made.to_numpy().tolist() == [
         ["training pictures", "9.0 ± 0.3", "–", ""],
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
-    told = the_tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
+    told = report_tables.short_table(
+        pd.DataFrame(rows)
+    ).splitlines()  # where nothing has an accuracy
     assert told[0] == "Style t on b, source made" and len(told) == 2 + 1 + len(made)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
-    assert list(the_tables.painted_table(without).method) == ["base", "trained"]
+    assert list(report_tables.painted_table(without).method) == ["base", "trained"]
 
 
 def test_figures_show_the_numbers_of_the_rows(folder):
     metrics, items = results.read(folder / "lab")
-    rows = the_tables.pooled(metrics[metrics.metric == "accuracy"])
-    picture = figures.methods(rows, the_tables.per_sample(items))
+    rows = comparisons.pooled(metrics[metrics.metric == "accuracy"])
+    picture = cell_figures.methods(rows, comparisons.per_sample(items))
     shown = {text.get_text() for axis in picture.axes for text in axis.texts}
     wanted = rows[rows.condition.isin(["none", "matched"])].value
     assert {f"{100 * value:.1f}" for value in wanted} <= shown
-    controls = figures.conditions(rows)
+    controls = cell_figures.conditions(rows)
     labels = [label.get_text() for label in controls.axes[0].get_yticklabels()]
     others = ["unseen wording", "another task's text", "random words", "no text"]
     assert labels == ["own text", *others]
@@ -521,7 +537,7 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
         "gen/rating",
     ]
     frames = [pd.DataFrame({"series": n, "step": [1, 2, 3], "loss": [3.0, 2, 1]}) for n in names]
-    picture = studies.loss_curves(pd.concat(frames))
+    picture = training_figures.loss_curves(pd.concat(frames))
     assert [axis.get_title(loc="left") for axis in picture.axes] == ["gen", "zoo of x"]
     labels = {text.get_text() for text in picture.axes[1].texts}
     assert labels == {"movie (2 seeds, 3 steps)", "sarcasm (3 steps)"}
@@ -530,11 +546,11 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
 
 def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     metrics, items = results.read(folder / "lab")
-    rows = the_tables.pooled(metrics[metrics.metric == "accuracy"])
-    picture = panels.parity(rows, without_signal(items))
+    rows = comparisons.pooled(metrics[metrics.metric == "accuracy"])
+    picture = overview_figures.parity(rows, without_signal(items))
     axes = {axis.get_title(loc="left"): axis for axis in picture.axes}
     assert list(axes) == ["minilm-l6"]  # of two tasks of packages only what was run
-    whole = panels.parity(rows.assign(source="local"))
+    whole = overview_figures.parity(rows.assign(source="local"))
     assert [axis.get_title(loc="left") for axis in whole.axes] == list(MODELS)
     axis = axes["minilm-l6"]
     labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
@@ -553,7 +569,7 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
     rows = pd.concat(parts)
     for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
-        picture = panels.parity(the_tables.pooled(rows[rows.metric == metric]))
+        picture = overview_figures.parity(comparisons.pooled(rows[rows.metric == metric]))
         assert len(picture.axes[0].get_yticklabels()) == count
 
 
@@ -563,7 +579,7 @@ def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
     bad = compared.task == "movie"
     compared.loc[own & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
     compared.loc[own & ~bad, ["difference", "ci_low", "ci_high"]] = 0.002, -0.08, 0.01
-    [axis] = panels.gaps(compared).axes
+    [axis] = overview_figures.gaps(compared).axes
     drawn = {tuple(np.round(line.get_xdata(), 6)): line.get_color() for line in axis.lines}
     assert drawn[-3.0, -1.0] == drawn[(-2.0,)] == VERMILION
     assert drawn[-4.0, 1.0] == drawn[(0.2,)] == BLUE  # cut at the edge of the panel
@@ -571,7 +587,7 @@ def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
     compared = contrasts(results.read(folder / "lab")[1])
-    picture = panels.controls(compared)
+    picture = overview_figures.controls(compared)
     axis = next(a for a in picture.axes if a.get_title(loc="left") == "minilm-l6")
     assert [text.get_text() for text in axis.texts] == ["no signal"]
     drawn = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
@@ -589,12 +605,12 @@ def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
     assert row.ci_low <= 0 <= row.ci_high
     silent = {("language", "packages", "minilm-l6", "movie")}
     assert silent_places(compared) == without_signal(items) == silent
-    [axis] = panels.controls(compared[compared.experiment == "vision"]).axes
+    [axis] = overview_figures.controls(compared[compared.experiment == "vision"]).axes
     assert "no signal" not in {text.get_text() for text in axis.texts}
 
 
 def test_ablations_mark_the_default_and_draw_the_reference():
-    picture = studies.ablations(ablation())
+    picture = training_figures.ablations(ablation())
     assert [axis.get_title(loc="left").strip() for axis in picture.axes] == [
         "token size", "objective",
     ]  # fmt: skip
@@ -606,17 +622,19 @@ def test_ablations_mark_the_default_and_draw_the_reference():
 
 
 def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():
-    table = the_tables.ablation_table(pd.concat([ablation(), ablation().assign(value=0.8)] * 2))
+    table = training_figures.ablation_table(
+        pd.concat([ablation(), ablation().assign(value=0.8)] * 2)
+    )
     assert table.variant.tolist() == ["256", "512", "v", "trained"]
     assert table.default.tolist() == [True, False, True, False]
-    same = the_tables.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
+    same = training_figures.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
     assert same.value == pytest.approx(0.7) and table.value[1] == pytest.approx(0.7)
     assert same.ci_high - same.value == pytest.approx(0.05 / 2)  # four tasks: half the error
 
 
 def test_benchmarks_draw_many_at_once_beside_the_plain_way():
     frame = pd.DataFrame(stacking())
-    speed, share = studies.benchmarks(frame).axes
+    speed, share = training_figures.benchmarks(frame).axes
     assert list(speed.lines[0].get_xdata()) == [1, 64]
     assert list(speed.lines[0].get_ydata()) == [300, 4567]
     assert {"4,567", "PEFT, one by one: 43"} <= {text.get_text() for text in speed.texts}

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import oral_lib
-from oral_lib import panels, scales, storage, tables
+from oral_lib import scales, storage
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import bootstrap, schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import unseen
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
+from oral_lib.report import comparisons, overview_figures, tables
 from oral_lib.tasks import binary
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
@@ -185,7 +186,7 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     assert share["trained"] == "100%"
     gain = (value["multitask", "matched"] - 0.5) / (value["trained", "none"] - 0.5)
     assert share["multi-task LoRA"] == f"{100 * gain:.0f}%"
-    drawn = panels.unseen(tables.per_sample(items, "balanced_accuracy"))
+    drawn = overview_figures.unseen(comparisons.per_sample(items, "balanced_accuracy"))
     [told] = drawn.axes[0].child_axes  # a dot for every class, a dark one for those that mean yes
     grey, dark = told.lines
     assert set(dark.get_xdata()) == tasks_task.load(name).positive < set(grey.get_xdata())

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from oral_lib import scales, storage, tables
+from oral_lib import scales, storage
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.evaluation.schema import REFERENCE
 from oral_lib.experiments import generators
@@ -159,55 +158,3 @@ def collect(study: Study, folder: Path, path: Path) -> pd.DataFrame:
             merged = pd.concat([old[~pd.MultiIndex.from_frame(old[own]).isin(mine)], frame])
         storage.write_text(path, merged.to_csv(index=False, float_format="%.6g"))
     return frame
-
-
-def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """[(group, variant), metrics]: means over tasks and bases, shares in percent; the default of a
-    group is starred."""
-    shares = ["accuracy", "spread", "unseen", "other", "zeros"]
-    name = frame.variant.astype(str) + np.where(frame.default, " *", "")
-    named = frame.assign(variant=name)
-    wide = named.pivot_table(
-        index=["group", "variant"], columns="metric", values="value", aggfunc="mean", sort=False
-    )
-    wide = wide.reindex(columns=[*shares, "denoising", "seconds", "parameters"])
-    wide[shares] = 100 * wide[shares]
-    return wide
-
-
-def means(frame: pd.DataFrame) -> pd.DataFrame:
-    """[group, variant, default, value, ci_low, ci_high]: accuracy, the mean over tasks and bases.
-
-    Tasks have rows of their own, so their intervals add up as independent errors do.
-    """
-    return tables.ablation_table(frame[frame.metric == "accuracy"])
-
-
-def words(frame: pd.DataFrame) -> list[str]:
-    """One sentence a group: is a variant better than the default by more than the items explain?
-
-    Intervals of variants are taken as independent, though all see the same rows: "more than the
-    items explain" is said too seldom rather than too often.
-    """
-    said, every = [], means(frame)
-    for group, rows in every[every.group != REFERENCE].groupby("group", sort=False):
-        if not rows.default.any():
-            said.append(f"{group}: the default is not measured yet.")
-            continue
-        own, best = rows[rows.default].iloc[0], rows.loc[rows.value.idxmax()]
-        text = f"{group}: the default, {own.variant}, reaches {own.value:.1%}"
-        if best.value <= own.value:
-            said.append(f"{text}; no variant is above it.")
-            continue
-        if group == "statistics":
-            other = frame[(frame.group == group) & ~frame.default & (frame.metric == "other")]
-            told = f"{best.value:.1%}, and {other.value.mean():.1%} when told of another task"
-            said.append(f"{text}; with statistics of each task {told}: there they carry the task.")
-            continue
-        gap = best.value - own.value
-        unsure = np.hypot(own.ci_high - own.value, best.value - best.ci_low)
-        sure = "more than" if gap > unsure else "within what"
-        said.append(
-            f"{text}; {best.variant} is {100 * gap:.1f} points above, {sure} the items explain."
-        )
-    return said

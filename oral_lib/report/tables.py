@@ -3,14 +3,15 @@
 All take the rows of `metrics.csv` and the items of `items.parquet`; nothing is scored here.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
-from oral_lib.contrasts import without_signal
-from oral_lib.errors import OralError
-from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.schema import PLACE, SHARES, of_parts
-from oral_lib.markup import ABSENT, NO_SIGNAL, aligned
+from oral_lib.report.comparisons import per_sample, pooled, spreads_of, without_signal
+from oral_lib.report.formats import ABSENT, CANNOT, NO_SIGNAL, aligned
+from oral_lib.scales import PAPER_TASKS
 from oral_lib.tasks import task as tasks_task
 
 HEADINGS = {  # (method, condition): how the main table calls it
@@ -38,48 +39,6 @@ OPTIONAL = [
     "linear probe", "multi-task LoRA", "unseen wording", "Gaussian", "small noise", "large noise",
     "unconditional",
 ]  # fmt: skip
-
-
-def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row a base, task, method, condition and metric: the mean over seeds.
-
-    The seeds share their held-out items, so intervals and standard errors are averaged too: more
-    seeds do not shrink what is unknown about new items.
-    """
-    numbers = {name: "mean" for name in ("value", "stderr", "ci_low", "ci_high")}
-    key = [*PLACE, "method", "condition", "metric"]
-    counts = {"n_items": "min", "n_samples": "sum"}
-    return metrics.groupby(key, as_index=False, sort=False).agg(numbers | counts)
-
-
-def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
-    """`value` of each sample and seed, with the columns that name its place in the tables."""
-    key = [*PLACE, "method", "condition", "seed", "sample"]
-    groups = items.groupby(key, sort=False, observed=True)
-    if metric == "accuracy":
-        values = groups.correct.mean()
-    elif metric in PER_SAMPLE:
-        values = groups[["label", "score", "correct"]].apply(_scored, metric).dropna()
-    else:
-        known = ", ".join(PER_SAMPLE)
-        raise OralError(f"No per-sample values for metric {metric!r}: use accuracy, {known}.")
-    return values.rename("value").reset_index()
-
-
-def _scored(rows: pd.DataFrame, metric: str) -> float:
-    labels, scores = rows.label.to_numpy(), rows.score.to_numpy()
-    if not np.isfinite(scores).all() or set(np.unique(labels)) != {0, 1}:
-        return np.nan  # answers, or more than two labels
-    return PER_SAMPLE[metric](labels, scores, rows.correct.to_numpy())
-
-
-PER_SAMPLE = {
-    "auc": lambda labels, scores, _: bootstrap.auc(labels, scores),
-    "calibrated_accuracy": lambda labels, scores, _: float(
-        bootstrap.calibrated(labels, scores).mean()
-    ),
-    "balanced_accuracy": lambda labels, _, correct: bootstrap.balanced(labels, correct),
-}
 
 
 def main_table(
@@ -124,13 +83,6 @@ def main_table(
     if shown.experiment.nunique() < 2:
         idle.append("experiment")
     return shown.drop(columns=idle)
-
-
-def spreads_of(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
-    """The standard deviation over samples and seeds of every method that has several."""
-    key = [*PLACE, "method", "condition"]
-    samples = per_sample(items, metric)
-    return samples.groupby(key, observed=True).value.std().dropna().to_dict()
 
 
 def targets_table(compared: pd.DataFrame) -> pd.DataFrame:
@@ -178,27 +130,6 @@ def _share(row, keep: bool) -> str:
     ends = (row.difference, row.ci_low, row.ci_high)
     value, *ends = (100 * (1 - x if keep else x) for x in ends)
     return f"{value:.0f}% ({min(ends):.0f} to {max(ends):.0f})".replace("-", "−")
-
-
-def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a group and variant, in their order: the mean over base models, tasks and seeds.
-
-    rows: group, variant, default, value, ci_low and ci_high of one metric and source. Tasks have
-    items of their own, so the errors of their means add up as independent ones do; the seeds of a
-    task share its items, so their intervals are averaged.
-    """
-    place = ["group", "variant", *(name for name in ("base", "task") if name in rows)]
-    rows = rows.assign(below=rows.value - rows.ci_low, above=rows.ci_high - rows.value)
-    how = {"value": "mean", "default": "all", "below": "mean", "above": "mean"}
-    if len(place) > 2:
-        rows = rows.groupby(place, as_index=False, sort=False).agg(how)
-    rows = rows.assign(below=rows.below**2, above=rows.above**2, count=1)
-    groups = rows.groupby(["group", "variant"], as_index=False, sort=False)
-    found = groups.agg(how | {"below": "sum", "above": "sum", "count": "sum"})
-    low = found.value - np.sqrt(found.below) / found["count"]
-    high = found.value + np.sqrt(found.above) / found["count"]
-    names = ["group", "variant", "default", "value"]
-    return found[names].assign(ci_low=low, ci_high=high)
 
 
 UNSEEN = {  # (method, condition): the columns of `unseen_table` between best of n and base
@@ -331,3 +262,95 @@ def short_table(frame: pd.DataFrame, items: pd.DataFrame | None = None) -> str:
             rows = aligned(painted_table(cell))
             parts.append([f"Style {task} on {base}, source {source}", *rows])
     return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+FEW = 3  # tasks
+
+MODELS = {  # the language models of the lab scale, in the order of the grid's columns
+    "smollm2-135m": "causal", "smollm2-135m-t4": "causal", "gemma-3-270m": "causal",
+    "minilm-l6": "encoder", "minilm-l3": "encoder",
+}  # fmt: skip
+
+SHOWN = [("trained", "none"), ("generated", "matched"), ("base", "none")]  # in a cell of the grid
+
+
+def grid_table(
+    frame: pd.DataFrame,
+    source: str,
+    items: pd.DataFrame | None = None,
+    *,
+    silent: Iterable[tuple[str, ...]] = (),
+) -> pd.DataFrame:
+    """Tasks by base models, accuracy in percent: "trained ± / generated ± [base]" in each cell.
+
+    ± as in `main_table`; `silent` is what `without_signal` found, marked †. A cell that was not run
+    holds –, and × where it cannot be: an encoder writes no answers. The seven tasks of the paper
+    and the five models of the lab keep their rows and columns; the last row is the mean of the
+    models that have every task.
+    """
+    rows = pooled(frame[(frame.source == source) & (frame.metric == "accuracy")])
+    spreads = {} if items is None else spreads_of(items[items.source == source])
+    found = {tuple(row[:6]): row.value for row in rows.itertuples(index=False)}
+    bases, names = ordered(rows, "base"), ordered(rows, "task")
+    experiment = rows.experiment.iloc[0]
+    table, whole = [], {base: [] for base in bases}
+    for task in names:
+        line = {"task": task}
+        for base in bases:
+            place, shown = (experiment, source, base, task), []
+            keys = [(*place, *way) for way in SHOWN]
+            if not any(key in found for key in keys):
+                line[base] = CANNOT if impossible(base, task) else ABSENT
+                continue
+            whole[base].append([found.get(key, np.nan) for key in keys])
+            for key in keys[:2]:
+                spread = f" ± {100 * spreads[key]:.1f}" if key in spreads else ""
+                shown.append(f"{100 * found[key]:.1f}{spread}" if key in found else ABSENT)
+            start = f" [{100 * found[keys[2]]:.1f}]" if keys[2] in found else ""
+            line[base] = f"{' / '.join(shown)}{f' {NO_SIGNAL}' * (place in silent)}{start}"
+        table.append(line)
+    means = {base: np.mean(whole[base], axis=0) for base in bases if len(whole[base]) == len(names)}
+    if means and len(names) > 1:
+        text = {b: "{:.1f} / {:.1f} [{:.1f}]".format(*(100 * m)) for b, m in means.items()}
+        text = {base: words.replace("nan", ABSENT) for base, words in text.items()}
+        table.append({"task": "mean"} | dict.fromkeys(bases, ABSENT) | text)
+    return pd.DataFrame(table, columns=["task", *bases])
+
+
+def ordered(rows: pd.DataFrame, column: str) -> list[str]:
+    """The base models or tasks of one source in the order of the grid, whole where it is known.
+
+    Where only a few tasks of packages were run (scale desk), models that were not are no gap.
+    """
+    found = list(rows[column].unique())
+    paper = set(rows.source) <= {"local", "hub"} and set(rows.experiment) <= {"language"}
+    if column == "base":
+        whole = set(found) & set(MODELS) and (paper or rows.task.nunique() > FEW)
+        known = [name for name in MODELS if whole or name in found]
+    else:
+        known = PAPER_TASKS if paper else []
+    return [*known, *(name for name in found if name not in known)]
+
+
+def impossible(base: str, task: str) -> bool:
+    """Whether the base model cannot do the task: an encoder writes no answers."""
+    written = task in tasks_task.names() and tasks_task.load(task).scoring == "answer"
+    return written and MODELS.get(base) == "encoder"
+
+
+def grid_legend(table: pd.DataFrame) -> str:
+    """What the cells and signs of `grid_table` mean."""
+    text = " ".join(table.iloc[:, 1:].to_numpy().ravel())
+    parts = ["Accuracy in percent on held-out items: trained / generated, base model in brackets."]
+    if "±" in text:
+        parts.append(
+            "± is the standard deviation over adapters (trained) or over samples and generator "
+            "seeds (generated)."
+        )
+    signs = {
+        NO_SIGNAL: "no signal, trained is not surely above base and majority",
+        CANNOT: "cannot be, an encoder writes no answers",
+        ABSENT: "not run, or without a mean because a task is missing",
+    }
+    signs = [f"{sign} {words}" for sign, words in signs.items() if sign in text.split()]
+    return " ".join([*parts, f"{'; '.join(signs)}." if signs else ""]).strip()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from oral_lib.contrasts import CONTROLS, FLOORS, RIVALS
 from oral_lib.evaluation.schema import PLACE
-from oral_lib.markup import ABSENT
+from oral_lib.report.comparisons import CONTROLS, FLOORS, RIVALS
+from oral_lib.report.formats import ABSENT
 
 CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
 KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain

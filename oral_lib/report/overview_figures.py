@@ -12,9 +12,20 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from oral_lib.contrasts import silent_places
-from oral_lib.grid import impossible, ordered
-from oral_lib.style import BLUE, FAINT, GREY, INK, ORANGE, SKY, VERMILION, closed, note, styled
+from oral_lib.report.comparisons import silent_places
+from oral_lib.report.tables import impossible, ordered
+from oral_lib.report.theme import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    ORANGE,
+    SKY,
+    VERMILION,
+    closed,
+    note,
+    styled,
+)
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.binary import NOUNS
 from oral_lib.tasks.task import Task

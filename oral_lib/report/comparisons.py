@@ -6,6 +6,7 @@ They start from the items of `items.parquet`; nothing is scored here.
 import numpy as np
 import pandas as pd
 
+from oral_lib.errors import OralError
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.results import matrix
 from oral_lib.evaluation.schema import PLACE, PROMPTED
@@ -97,3 +98,52 @@ def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> b
     shares = (draws[0] - draws[1]) / gains
     found = bootstrap.interval((own - control) / (own - low), shares[np.isfinite(shares)])
     return bootstrap.Difference(*found, p=np.nan)
+
+
+def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row a base, task, method, condition and metric: the mean over seeds.
+
+    The seeds share their held-out items, so intervals and standard errors are averaged too: more
+    seeds do not shrink what is unknown about new items.
+    """
+    numbers = {name: "mean" for name in ("value", "stderr", "ci_low", "ci_high")}
+    key = [*PLACE, "method", "condition", "metric"]
+    counts = {"n_items": "min", "n_samples": "sum"}
+    return metrics.groupby(key, as_index=False, sort=False).agg(numbers | counts)
+
+
+def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
+    """`value` of each sample and seed, with the columns that name its place in the tables."""
+    key = [*PLACE, "method", "condition", "seed", "sample"]
+    groups = items.groupby(key, sort=False, observed=True)
+    if metric == "accuracy":
+        values = groups.correct.mean()
+    elif metric in PER_SAMPLE:
+        values = groups[["label", "score", "correct"]].apply(_scored, metric).dropna()
+    else:
+        known = ", ".join(PER_SAMPLE)
+        raise OralError(f"No per-sample values for metric {metric!r}: use accuracy, {known}.")
+    return values.rename("value").reset_index()
+
+
+def _scored(rows: pd.DataFrame, metric: str) -> float:
+    labels, scores = rows.label.to_numpy(), rows.score.to_numpy()
+    if not np.isfinite(scores).all() or set(np.unique(labels)) != {0, 1}:
+        return np.nan  # answers, or more than two labels
+    return PER_SAMPLE[metric](labels, scores, rows.correct.to_numpy())
+
+
+PER_SAMPLE = {
+    "auc": lambda labels, scores, _: bootstrap.auc(labels, scores),
+    "calibrated_accuracy": lambda labels, scores, _: float(
+        bootstrap.calibrated(labels, scores).mean()
+    ),
+    "balanced_accuracy": lambda labels, _, correct: bootstrap.balanced(labels, correct),
+}
+
+
+def spreads_of(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
+    """The standard deviation over samples and seeds of every method that has several."""
+    key = [*PLACE, "method", "condition"]
+    samples = per_sample(items, metric)
+    return samples.groupby(key, observed=True).value.std().dropna().to_dict()

@@ -12,7 +12,19 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from oral_lib.style import BLUE, CURVES, FAINT, GREY, INK, LINES, VERMILION, closed, note, styled
+from oral_lib.evaluation.schema import REFERENCE
+from oral_lib.report.theme import (
+    BLUE,
+    CURVES,
+    FAINT,
+    GREY,
+    INK,
+    LINES,
+    VERMILION,
+    closed,
+    note,
+    styled,
+)
 
 TRAINING = "train LoRAs"  # the benchmark that `benchmarks` draws
 
@@ -252,3 +264,76 @@ def benchmarks(frame: pd.DataFrame) -> Figure:
         if not several and len(frame):
             figure.supxlabel(str(frame.device.iloc[0]), fontsize=10.5)
     return closed(figure)
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """[(group, variant), metrics]: means over tasks and bases, shares in percent; the default of a
+    group is starred."""
+    shares = ["accuracy", "spread", "unseen", "other", "zeros"]
+    name = frame.variant.astype(str) + np.where(frame.default, " *", "")
+    named = frame.assign(variant=name)
+    wide = named.pivot_table(
+        index=["group", "variant"], columns="metric", values="value", aggfunc="mean", sort=False
+    )
+    wide = wide.reindex(columns=[*shares, "denoising", "seconds", "parameters"])
+    wide[shares] = 100 * wide[shares]
+    return wide
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """[group, variant, default, value, ci_low, ci_high]: accuracy, the mean over tasks and bases.
+
+    Tasks have rows of their own, so their intervals add up as independent errors do.
+    """
+    return ablation_table(frame[frame.metric == "accuracy"])
+
+
+def words(frame: pd.DataFrame) -> list[str]:
+    """One sentence a group: is a variant better than the default by more than the items explain?
+
+    Intervals of variants are taken as independent, though all see the same rows: "more than the
+    items explain" is said too seldom rather than too often.
+    """
+    said, every = [], means(frame)
+    for group, rows in every[every.group != REFERENCE].groupby("group", sort=False):
+        if not rows.default.any():
+            said.append(f"{group}: the default is not measured yet.")
+            continue
+        own, best = rows[rows.default].iloc[0], rows.loc[rows.value.idxmax()]
+        text = f"{group}: the default, {own.variant}, reaches {own.value:.1%}"
+        if best.value <= own.value:
+            said.append(f"{text}; no variant is above it.")
+            continue
+        if group == "statistics":
+            other = frame[(frame.group == group) & ~frame.default & (frame.metric == "other")]
+            told = f"{best.value:.1%}, and {other.value.mean():.1%} when told of another task"
+            said.append(f"{text}; with statistics of each task {told}: there they carry the task.")
+            continue
+        gap = best.value - own.value
+        unsure = np.hypot(own.ci_high - own.value, best.value - best.ci_low)
+        sure = "more than" if gap > unsure else "within what"
+        said.append(
+            f"{text}; {best.variant} is {100 * gap:.1f} points above, {sure} the items explain."
+        )
+    return said
+
+
+def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a group and variant, in their order: the mean over base models, tasks and seeds.
+
+    rows: group, variant, default, value, ci_low and ci_high of one metric and source. Tasks have
+    items of their own, so the errors of their means add up as independent ones do; the seeds of a
+    task share its items, so their intervals are averaged.
+    """
+    place = ["group", "variant", *(name for name in ("base", "task") if name in rows)]
+    rows = rows.assign(below=rows.value - rows.ci_low, above=rows.ci_high - rows.value)
+    how = {"value": "mean", "default": "all", "below": "mean", "above": "mean"}
+    if len(place) > 2:
+        rows = rows.groupby(place, as_index=False, sort=False).agg(how)
+    rows = rows.assign(below=rows.below**2, above=rows.above**2, count=1)
+    groups = rows.groupby(["group", "variant"], as_index=False, sort=False)
+    found = groups.agg(how | {"below": "sum", "above": "sum", "count": "sum"})
+    low = found.value - np.sqrt(found.below) / found["count"]
+    high = found.value + np.sqrt(found.above) / found["count"]
+    names = ["group", "variant", "default", "value"]
+    return found[names].assign(ci_low=low, ci_high=high)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from oral_lib.style import BLUE, FAINT, GREY, INK, PADDING, VERMILION, closed, styled
+from oral_lib.report.theme import BLUE, FAINT, GREY, INK, PADDING, VERMILION, closed, styled
 
 
 def tokens_picture(

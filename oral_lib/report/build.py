@@ -13,24 +13,23 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oral_lib import panels, studies, style
-from oral_lib.contrasts import contrasts, silent_places
 from oral_lib.evaluation import results as ledgers
-from oral_lib.grid import grid_legend, grid_table
-from oral_lib.markup import latex, markdown
-from oral_lib.storage import read_json, write_text
-from oral_lib.tables import (
-    ablation_table,
+from oral_lib.report import overview_figures, theme, training_figures
+from oral_lib.report.comparisons import contrasts, per_sample, pooled, silent_places
+from oral_lib.report.findings import listed, overview, verdict
+from oral_lib.report.formats import latex, markdown
+from oral_lib.report.tables import (
+    grid_legend,
+    grid_table,
     interval_table,
     main_table,
     novelty_table,
     parts_table,
-    per_sample,
-    pooled,
     targets_table,
     unseen_table,
 )
-from oral_lib.verdict import listed, overview, verdict
+from oral_lib.report.training_figures import ablation_table
+from oral_lib.storage import read_json, write_text
 
 HEAD = """\
 # Results
@@ -170,15 +169,15 @@ class _Part:
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         if self.has("accuracy"):
-            yield "parity", panels.parity(self.rows("accuracy"), self.silent)
+            yield "parity", overview_figures.parity(self.rows("accuracy"), self.silent)
         if self.has("auc"):
-            yield "auc", panels.parity(self.rows("auc"), self.silent, "AUC in percent")
+            yield "auc", overview_figures.parity(self.rows("auc"), self.silent, "AUC in percent")
         if self.has("accuracy") and not self.has("balanced_accuracy"):
-            yield "gaps", panels.gaps(self.compared)
+            yield "gaps", overview_figures.gaps(self.compared)
         if self.has("balanced_accuracy"):
-            yield "unseen", panels.unseen(per_sample(self.items, "balanced_accuracy"))
+            yield "unseen", overview_figures.unseen(per_sample(self.items, "balanced_accuracy"))
         if self.compared.what.str.startswith("lost").any():
-            yield "controls", panels.controls(self.compared)
+            yield "controls", overview_figures.controls(self.compared)
 
 
 def write(results_root: str | Path, scale: str) -> Path:
@@ -195,7 +194,7 @@ def write(results_root: str | Path, scale: str) -> Path:
         for kind, table in part.tables():
             _tables(folder, f"{kind}-{part.name}", table)
         for kind, figure in part.figures():
-            style.save(figure, folder / "figures", f"{kind}-{part.name}")
+            theme.save(figure, folder / "figures", f"{kind}-{part.name}")
     if (folder / "novelty.csv").exists():
         novelty = ledgers.read_novelty(folder / "novelty.csv")
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
@@ -203,15 +202,15 @@ def write(results_root: str | Path, scale: str) -> Path:
             _tables(folder, f"novelty-{experiment}-{source}", novelty_table(own, source))
     if (folder / "benchmarks.csv").exists():
         benchmarks = ledgers.read_benchmarks(folder / "benchmarks.csv")
-        if (benchmarks.benchmark == studies.TRAINING).any():
-            style.save(studies.benchmarks(benchmarks), folder / "figures", "benchmarks")
+        if (benchmarks.benchmark == training_figures.TRAINING).any():
+            theme.save(training_figures.benchmarks(benchmarks), folder / "figures", "benchmarks")
     if (folder / "ablations.csv").exists():
         for source, rows in _ablations(folder):
             _tables(folder, f"ablations-{source}", rows)
-            style.save(studies.ablations(rows), folder / "figures", f"ablations-{source}")
+            theme.save(training_figures.ablations(rows), folder / "figures", f"ablations-{source}")
     for path in sorted(folder.glob("curves*.csv")):
         name = path.stem.replace("curves", "loss")
-        style.save(studies.loss_curves(pd.read_csv(path)), folder / "figures", name)
+        theme.save(training_figures.loss_curves(pd.read_csv(path)), folder / "figures", name)
     scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
     shown, path = [name for name in scales if name != "smoke"] or scales, root / "README.md"
     if scale in shown or not path.exists():  # else it would be read and reckoned anew for nothing
