@@ -9,7 +9,9 @@ import re
 import shlex
 import sys
 
-from oral_lib import graph, paths, plan, scales
+from oral_lib import paths, scales
+from oral_lib.runner import nodes as graph
+from oral_lib import plan
 
 if "ORAL_PLAN" in os.environ:
     NODES = graph.read(os.environ["ORAL_PLAN"])
@@ -32,7 +34,7 @@ def reads(node):
 
 def runs(node):
     log = os.path.join("logs", f"{node.name}.log")
-    words = [sys.executable, "-m", "oral_lib.worker", node.name, log, *node.command]
+    words = [sys.executable, "-m", "oral_lib.runner.worker", node.name, log, *node.command]
     return lambda wildcards: shlex.join(words)
 
 

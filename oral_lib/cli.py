@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import doctor, notebooks, paths, plan, reproduce, scales, twins, worker
+from oral_lib import notebooks, paths, plan, reproduce, scales, twins
 from oral_lib.errors import OralError, UsageError
+from oral_lib.runner import doctor, worker
 
 CODES = "exit codes: 0 done, 1 failed, 2 usage or parameters, 3 preflight, 130 interrupted"
 

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from oral_lib.graph import Node
 from oral_lib.paths import ROOT, cell_folder, experiment_folder, results_folder, run_folder
+from oral_lib.runner.nodes import Node
 from oral_lib.scales import CELL_NOTEBOOKS, cells_of, experiments, generators
 
 PROJECT = ("-m", "oral_lib")  # what every command starts with

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from oral_lib import checks, doctor, engine, environment, graph, lock, paths, plan, scales
+from oral_lib import paths, plan, scales
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.graph import Node
 from oral_lib.plan import Planner
+from oral_lib.runner import checks, doctor, engine, environment, lock
+from oral_lib.runner import nodes as graph
+from oral_lib.runner.nodes import Node
 
 ABOUT = """\
 commands:

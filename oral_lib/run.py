@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 
-from oral_lib import graph, paths, provenance, scales, storage
+from oral_lib import paths, provenance, scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.evaluation import results
@@ -19,6 +19,7 @@ from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.report import build, cell_figures, theme
+from oral_lib.runner import nodes
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import recipes, store, tuning
@@ -88,7 +89,7 @@ class Run:
         """Notes whose rows the run folder is of; UsageError if they are another folder's."""
         if self.source.startswith("local:"):
             path = self.root / "source.json"
-            graph.same_source(path, self.source)
+            nodes.same_source(path, self.source)
             if not path.exists():
                 storage.write_json(path, {"source": self.source})
 

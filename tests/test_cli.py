@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import cli, paths, scales, twins, worker
+from oral_lib import cli, paths, scales, twins
 from oral_lib.errors import OralError, PreflightError, UsageError
+from oral_lib.runner import worker
 
 
 @pytest.fixture
@@ -76,8 +77,8 @@ def test_tune_takes_the_tasks_of_the_scale_and_evolve_a_version(calls, capsys):
 
 
 def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path):
-    from oral_lib import checks
     from oral_lib.assets import sources
+    from oral_lib.runner import checks
 
     asked = []
     monkeypatch.setattr(

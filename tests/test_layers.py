@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
-STANDARD_LIBRARY_ALONE = ["reproduce", "cli", "worker", "plan", "environment", "scales", "paths"]
+STANDARD_LIBRARY_ALONE = [
+    "reproduce",
+    "cli",
+    "runner.worker",
+    "plan",
+    "runner.environment",
+    "scales",
+    "paths",
+]
 
 
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ALONE)

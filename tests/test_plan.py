@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import pytest
 
-from oral_lib import graph, paths, plan, scales
+from oral_lib import paths, plan, scales
 from oral_lib.errors import UsageError
-from oral_lib.graph import Node
+from oral_lib.runner import nodes as graph
+from oral_lib.runner.nodes import Node
 
 SCALES = [("smoke", "made"), ("desk", "packages"), ("lab", "packages"), ("paper", "hub")]
 

@@ -18,21 +18,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import (
-    checks,
-    doctor,
-    engine,
-    environment,
-    graph,
-    lock,
-    paths,
-    provenance,
-    reproduce,
-    storage,
-    worker,
-)
+from oral_lib import paths, provenance, reproduce, storage
 from oral_lib.errors import PreflightError
-from oral_lib.graph import Node
+from oral_lib.runner import checks, doctor, engine, environment, lock, nodes, worker
+from oral_lib.runner.nodes import Node
 
 NODE = """
 import os, sys, time
@@ -370,7 +359,7 @@ def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
         (tmp_path / name).mkdir()
     words = ["--scale", "lab", "--out", str(out), "--only", "a", "--source"]
     folder = paths.run_folder("lab", "local:x", out)
-    graph.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
+    nodes.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
     assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2
     assert "name another folder with --out" in capsys.readouterr().err
     assert reproduce.main([*words, "local:/no/such/folder"], planner=planner) == 3
@@ -494,7 +483,7 @@ def test_workers_that_talk_at_once_never_mix_their_lines(tmp_path):
     long = "x" * 3000
     talk = f"for i in range(200): print({long!r}, flush=True)"
     ends, here = os.pipe()
-    worker_line = [sys.executable, "-m", "oral_lib.worker"]
+    worker_line = [sys.executable, "-m", "oral_lib.runner.worker"]
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)} | {"PYTHONUNBUFFERED": "1"}
     processes = [
         subprocess.Popen(
@@ -522,7 +511,15 @@ def test_a_worker_ends_its_node_and_all_it_started_when_its_parent_goes(tmp_path
     script = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {inner!r}]);"
     script += "print(p.pid, flush=True); p.wait()"
     process = subprocess.Popen(
-        [sys.executable, "-m", "oral_lib.worker", "node", str(tmp_path / "log"), "-c", script],
+        [
+            sys.executable,
+            "-m",
+            "oral_lib.runner.worker",
+            "node",
+            str(tmp_path / "log"),
+            "-c",
+            script,
+        ],
         env={**os.environ, "PYTHONPATH": str(paths.ROOT), worker.EVENTS: "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

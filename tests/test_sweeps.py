@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import oral_lib
-from oral_lib import cli, engine, notebooks, paths, plan, scales, sweeps
+from oral_lib import cli, notebooks, paths, plan, scales, sweeps
 from oral_lib.errors import UsageError
+from oral_lib.runner import engine
 
 SHIPPED = sorted((paths.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
 LANGUAGE = {

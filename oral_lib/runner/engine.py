@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from oral_lib import doctor, graph, worker
-from oral_lib.graph import Node
 from oral_lib.paths import ROOT
+from oral_lib.runner import doctor, worker
+from oral_lib.runner import nodes as graph
+from oral_lib.runner.nodes import Node
 
 Say = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from oral_lib import doctor
+from oral_lib.runner import doctor
 
 EVENTS = "ORAL_EVENTS"
 MARK = "\x1e"  # a line that begins so is an event, not output

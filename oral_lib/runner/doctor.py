@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.graph import Node
 from oral_lib.paths import ROOT
+from oral_lib.runner.nodes import Node
 
 FREE_GB = 3.0
 PYTHONS = ((3, 11), (3, 12))

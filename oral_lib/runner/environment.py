@@ -11,9 +11,9 @@ import venv
 from importlib.util import find_spec
 from pathlib import Path
 
-from oral_lib import doctor, lock
 from oral_lib.errors import PreflightError
 from oral_lib.paths import ROOT
+from oral_lib.runner import doctor, lock
 
 LOCKS = ROOT / "env"
 READY = "ORAL_ENV_READY"  # set for the Python that was chosen, so that it does not choose again
