@@ -1,4 +1,4 @@
-# One rule a node of the plan (oral_lib/plan.py); no science here.
+# One rule a node of the plan (oral_lib/workflow/plan.py); no science here.
 #
 # ./reproduce.sh runs this file. On a cluster run it yourself, from the repository's root:
 #   snakemake -s Snakefile --directory runs/paper/hub --config scale=paper source=hub threads=8 \
@@ -11,7 +11,7 @@ import sys
 
 from oral_lib import paths, scales
 from oral_lib.runner import nodes as graph
-from oral_lib import plan
+from oral_lib.workflow import plan
 
 if "ORAL_PLAN" in os.environ:
     NODES = graph.read(os.environ["ORAL_PLAN"])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Finds a Python that can start, then hands over: oral_lib/reproduce.py sets up and runs the rest.
+# Finds a Python that can start, then hands over: oral_lib/workflow/reproduce.py sets up and runs the rest.
 # ./reproduce.sh --help says what it can do.
 set -euo pipefail
 
@@ -9,7 +9,7 @@ fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 for python in "${PYTHON:-python3}" python3.12 python3.11; do
   if "$python" -c "$fits" 2>/dev/null; then
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-    exec "$python" -P -m oral_lib.reproduce "$@"
+    exec "$python" -P -m oral_lib.workflow.reproduce "$@"
   fi
   [ -z "${PYTHON:-}" ] || break
 done

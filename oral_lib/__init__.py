@@ -22,7 +22,7 @@ _PUBLIC = {
     "OralError": ("errors", "OralError"),
     "PreflightError": ("errors", "PreflightError"),
     "PromptedLora": ("generator", "PromptedLora"),
-    "Run": ("run", "Run"),
+    "Run": ("workflow.run", "Run"),
     "Task": ("tasks.task", "Task"),
     "UsageError": ("errors", "UsageError"),
     "compare": ("evaluation.evaluate", "compare"),

@@ -2,6 +2,6 @@
 
 import sys
 
-from oral_lib.cli import main
+from oral_lib.workflow.cli import main
 
 sys.exit(main())

@@ -4,7 +4,6 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib import cli
 from oral_lib.evaluation import results
 from oral_lib.experiments import benchmarks
 from oral_lib.method import tokenization
@@ -12,6 +11,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.workflow import cli
 
 
 def test_the_plain_way_gives_the_same_tokens():

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import cli, paths, scales, twins
+from oral_lib import paths, scales
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.runner import worker
+from oral_lib.workflow import cli, notebooks
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
     def fail(folder):
         raise error
 
-    monkeypatch.setattr(twins, "write", fail)
+    monkeypatch.setattr(notebooks, "write", fail)
     assert cli.main(["twins"]) == code
     assert capsys.readouterr().err.splitlines() == [line]
 
@@ -154,7 +155,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
 def test_a_bug_gives_1_one_line_and_a_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(worker.EVENTS, raising=False)
-    monkeypatch.setattr(twins, "write", lambda folder: 1 / 0)
+    monkeypatch.setattr(notebooks, "write", lambda folder: 1 / 0)
     assert cli.main(["twins"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("oral: ZeroDivisionError: division by zero")

@@ -11,7 +11,7 @@ import torch
 from made_adapters import shaken
 
 import oral_lib
-from oral_lib import plan, scales
+from oral_lib import scales
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, schema, scoring
 from oral_lib.experiments import generators
@@ -22,6 +22,7 @@ from oral_lib.models import loading
 from oral_lib.tasks import images
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.workflow import plan
 from oral_lib.zoo import recipes
 from oral_lib.zoo import training as zoo
 

@@ -9,10 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 STANDARD_LIBRARY_ALONE = [
-    "reproduce",
-    "cli",
+    "workflow.reproduce",
+    "workflow.cli",
     "runner.worker",
-    "plan",
+    "workflow.plan",
     "runner.environment",
     "scales",
     "paths",

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import papermill
 import pytest
 
-from oral_lib import cli, notebooks, paths, twins
+from oral_lib import paths
 from oral_lib.errors import UsageError
+from oral_lib.workflow import cli
+from oral_lib.workflow import notebooks as twins
 
 SOURCE = """\
 # %% tags=["parameters"]
@@ -139,10 +141,10 @@ def test_an_unknown_notebook_is_refused(capsys):
     ],
 )
 def test_a_value_takes_the_type_of_its_default(text, default, value):
-    found = notebooks.typed("name", text, default)
+    found = twins.typed("name", text, default)
     assert found == value and type(found) is type(value)
 
 
 def test_a_value_of_another_type_is_refused_with_the_value():
     with pytest.raises(UsageError, match=r"a list like \[0\], got '3'"):
-        notebooks.typed("name", "3", [0])
+        twins.typed("name", "3", [0])

@@ -8,10 +8,11 @@ from itertools import pairwise
 
 import pytest
 
-from oral_lib import paths, plan, scales
+from oral_lib import paths, scales
 from oral_lib.errors import UsageError
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
+from oral_lib.workflow import plan
 
 SCALES = [("smoke", "made"), ("desk", "packages"), ("lab", "packages"), ("paper", "hub")]
 
@@ -259,7 +260,7 @@ def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
 
 
 def test_the_ablations_of_a_run_are_the_whole_study(tmp_path):
-    from oral_lib import notebooks
+    from oral_lib.workflow import notebooks
 
     [node] = [n for n in plan.nodes("lab", "packages", tmp_path) if n.name == "ablations"]
     given = dict(pair for pair in pairwise(node.command) if pair[0].islower())
@@ -289,7 +290,7 @@ def test_the_notebooks_for_a_first_look_find_a_task_at_every_scale(scale, source
     ],
 )
 def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refused):
-    from oral_lib import notebooks
+    from oral_lib.workflow import notebooks
 
     base = given.get("bases") or given["base"]
     with refused(UsageError, f"scale 'smoke' has no base {base!r}"):
@@ -297,7 +298,7 @@ def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refus
 
 
 def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():
-    from oral_lib import notebooks
+    from oral_lib.workflow import notebooks
 
     assert set(scales.CELL_NOTEBOOKS) == set(scales.EXPERIMENTS)
     for stem, called in scales.CELL_NOTEBOOKS.values():

@@ -15,7 +15,6 @@ import torch
 from filelock import FileLock, Timeout
 
 from oral_lib import paths, scales, storage
-from oral_lib import plan as the_plan
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, results, schema, scoring
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of
@@ -24,9 +23,10 @@ from oral_lib.experiments import cells as protocol
 from oral_lib.experiments.cells import Models, Size
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.run import Run
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.workflow import plan as workflow_plan
+from oral_lib.workflow.run import Run
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
@@ -530,7 +530,7 @@ def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_star
 
 
 def test_two_local_folders_never_share_what_was_trained(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(the_plan, "check_cell", lambda *cell: None)
+    monkeypatch.setattr(workflow_plan, "check_cell", lambda *cell: None)
     monkeypatch.setattr("oral_lib.zoo.tuning.tune", lambda *names, **how: [])
     one, two = (Run("lab", f"local:{tmp_path / name}", tmp_path) for name in ("one", "two"))
     one.tune("minilm-l6", ["sst2"])

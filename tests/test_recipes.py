@@ -6,7 +6,7 @@ import pytest
 
 from oral_lib import scales, storage
 from oral_lib.models import registry
-from oral_lib.run import Run
+from oral_lib.workflow.run import Run
 from oral_lib.zoo import recipes
 from oral_lib.zoo.recipes import RECIPES, recipe_of
 

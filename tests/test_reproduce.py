@@ -18,10 +18,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import paths, provenance, reproduce, storage
+from oral_lib import paths, provenance, storage
 from oral_lib.errors import PreflightError
 from oral_lib.runner import checks, doctor, engine, environment, lock, nodes, worker
 from oral_lib.runner.nodes import Node
+from oral_lib.workflow import reproduce
 
 NODE = """
 import os, sys, time

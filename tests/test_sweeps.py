@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 import oral_lib
-from oral_lib import cli, notebooks, paths, plan, scales, sweeps
+from oral_lib import paths, scales
 from oral_lib.errors import UsageError
 from oral_lib.runner import engine
+from oral_lib.workflow import cli, notebooks, plan, sweeps
 
 SHIPPED = sorted((paths.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
 LANGUAGE = {
@@ -234,7 +235,7 @@ def test_a_sweep_runs_once_and_a_larger_one_only_what_it_adds(tmp_path, ran, cap
 
 
 def test_what_the_ordinary_run_made_is_not_run_again(tmp_path, ran):
-    from oral_lib import reproduce
+    from oral_lib.workflow import reproduce
 
     words = ["--scale", "smoke", "--only", "language*", "--out", str(tmp_path)]
     assert reproduce.main(words) == 0

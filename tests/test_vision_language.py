@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor
 
 import oral_lib
-from oral_lib import plan, scales, storage
+from oral_lib import scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, schema, scoring
@@ -23,6 +23,7 @@ from oral_lib.models import loading, registry
 from oral_lib.models.vision_language import CHOICES
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
+from oral_lib.workflow import plan
 from oral_lib.zoo import batches, recipes
 from oral_lib.zoo import training as zoo
 from oral_lib.zoo.recipes import Recipe

@@ -21,8 +21,8 @@ from oral_lib.experiments import generators
 from oral_lib.experiments.ablation_study import Jury, Study, measure
 from oral_lib.experiments.ablation_variants import GROUPS, Variant, check_groups, variants
 from oral_lib.provenance import code_commit
-from oral_lib.run import Run
 from oral_lib.tasks import task as tasks_task
+from oral_lib.workflow.run import Run
 
 COLUMNS = [
     *("group", "variant", "default", "base", "source", "task", "metric", "value"),

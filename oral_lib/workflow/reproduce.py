@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from oral_lib import paths, plan, scales
+from oral_lib import paths, scales
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.plan import Planner
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
+from oral_lib.workflow import plan
+from oral_lib.workflow.plan import Planner
 
 ABOUT = """\
 commands:
@@ -336,7 +337,7 @@ def _enter(args: argparse.Namespace) -> None:
     if python != sys.executable:
         sys.stdout.flush()
         os.environ[environment.READY] = "1"
-        os.execv(python, [python, "-P", "-m", "oral_lib.reproduce", *sys.argv[1:]])
+        os.execv(python, [python, "-P", "-m", "oral_lib.workflow.reproduce", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from oral_lib import notebooks, paths, plan, reproduce, scales, twins
+from oral_lib import paths, scales
 from oral_lib.errors import OralError, UsageError
 from oral_lib.runner import doctor, worker
+from oral_lib.workflow import notebooks, plan, reproduce
 
 CODES = "exit codes: 0 done, 1 failed, 2 usage or parameters, 3 preflight, 130 interrupted"
 
@@ -180,7 +181,7 @@ def _assets(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace):
-    from oral_lib.run import Run
+    from oral_lib.workflow.run import Run
 
     experiment = getattr(args, "experiment", "")
     if not experiment:  # a base model takes part in one alone
@@ -253,7 +254,7 @@ def _notebook(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from oral_lib import sweeps
+    from oral_lib.workflow import sweeps
 
     return sweeps.run(
         args.file,
@@ -268,11 +269,11 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _twins(args: argparse.Namespace) -> int:
     if args.check:
-        wrong = twins.differing(args.folder)
+        wrong = notebooks.differing(args.folder)
         for path in wrong:
             print(f"{path} is not what its .py says: run python -m oral_lib twins", file=sys.stderr)
         return 1 if wrong else 0
-    for path in twins.write(args.folder):
+    for path in notebooks.write(args.folder):
         print(path)
     return 0
 

@@ -22,10 +22,11 @@ from typing import Any
 
 import yaml
 
-from oral_lib import notebooks, paths, plan, reproduce, scales
+from oral_lib import paths, scales
 from oral_lib.errors import UsageError, closest
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
+from oral_lib.workflow import notebooks, plan, reproduce
 
 PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
