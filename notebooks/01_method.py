@@ -39,7 +39,7 @@ from oral_lib.report import method_figures
 
 known = generator.known[name]
 values = tokenization.encode(known.layout, [member.tensors])
-plain = normalization.Statistics(known.center, known.scale).normalise(values)[0]
+plain = normalization.TokenStatistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
 method_figures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
 

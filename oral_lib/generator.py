@@ -24,9 +24,9 @@ from oral_lib.lora import distance, peft_folder
 from oral_lib.method import tokenization
 from oral_lib.method.conditioning import ARMS, Condition
 from oral_lib.method.denoiser import DenoiserConfig, denoiser
-from oral_lib.method.diffusion import Schedule, ScheduleConfig
-from oral_lib.method.model import Known
-from oral_lib.method.normalization import Statistics
+from oral_lib.method.diffusion import Diffusion, DiffusionConfig
+from oral_lib.method.model import BaseEntry
+from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.projection import WAYS
 from oral_lib.method.recurrence import Recurrence, RecurrenceConfig
 from oral_lib.method.tokenization import Layout
@@ -74,7 +74,7 @@ class GeneratorConfig:
     width: int = 256
     recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(objective="x0"))
+    schedule: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(objective="x0"))
     text_encoder: str = "minilm-l6"
     arm: str = "fingerprint"
     diffusion: bool = True
@@ -121,10 +121,10 @@ class GeneratorConfig:
         """Numbers a token: k values, or its `components`."""
         return self.components or self.k
 
-    def fit(self, layout: Layout, values: Tensor, center: Tensor) -> Statistics:
+    def fit(self, layout: Layout, values: Tensor, center: Tensor) -> TokenStatistics:
         """The statistics of a zoo's `values` [b, l, k] about `center` [l, k]."""
         turned = self.turned != "none"
-        return Statistics.fit(layout, values, center, self.components, turned=turned)
+        return TokenStatistics.fit(layout, values, center, self.components, turned=turned)
 
     def draw(self, length: int, stream: torch.Generator) -> Tensor:
         """The noise [l, k or r] of an adapter of `length` tokens, at temperature 1."""
@@ -135,7 +135,7 @@ class GeneratorConfig:
     def from_json(cls, content: dict) -> "GeneratorConfig":
         """The configuration that `dataclasses.asdict` wrote."""
         parts = {"recurrence": RecurrenceConfig, "denoiser": DenoiserConfig}
-        parts["schedule"] = ScheduleConfig
+        parts["schedule"] = DiffusionConfig
         before = {"components": 0, "turned": "none", "noise": "token"}  # there was none of it
         before["joint"] = "none"
         content = before | content
@@ -159,7 +159,7 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 class Generator(nn.Module):
     """Condition, recurrence and denoiser, with all that is stored of each known base model."""
 
-    def __init__(self, config: GeneratorConfig, known: dict[str, Known], manifest: dict):
+    def __init__(self, config: GeneratorConfig, known: dict[str, BaseEntry], manifest: dict):
         super().__init__()
         known = dict(sorted(known.items()))  # as JSON will hold them: tensors go by number
         types = sorted({t for base in known.values() for t in base.layout.types})
@@ -177,7 +177,7 @@ class Generator(nn.Module):
         if config.components and config.denoiser.kind == "adanorm":
             real = max(int(base.mask.any(0).sum()) for base in known.values())
             self.denoiser.expect(max(1, real))
-        self.schedule = Schedule(config.schedule)
+        self.schedule = Diffusion(config.schedule)
         whole = config.noise == "whole"
         self.whole = nn.Linear(config.size, config.width, bias=False) if whole else None
 
@@ -405,7 +405,7 @@ class Generator(nn.Module):
         layouts = {n: Layout.from_json(b["layout"]) for n, b in content["bases"].items()}
         types = sorted({t for layout in layouts.values() for t in layout.types})
         known = {
-            name: Known.restored(
+            name: BaseEntry.restored(
                 layout, state, f"bases.{i}", types, content["bases"][name]["peft_config"]
             )
             for i, (name, layout) in enumerate(layouts.items())

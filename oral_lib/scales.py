@@ -16,7 +16,7 @@ from oral_lib.tasks import binary
 
 
 @dataclass(frozen=True)
-class Cells:
+class BasePlan:
     """One base model of a scale: its tasks, the adapters the zoo holds of each, what they cost."""
 
     base: str
@@ -67,12 +67,12 @@ OWN_BACKBONES = ("vit-tiny", "convnext-atto")  # of which a local folder may hav
 TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to accept
 
 
-def _lab(source: str) -> tuple[Cells, ...]:
+def _lab(source: str) -> tuple[BasePlan, ...]:
     """The language models of the lab scale: four, Gemma where its terms are accepted, and two more
     where the hub has them."""
     rows = TASKS[source]
     labelled = tuple(task for task in rows if task not in WRITTEN)
-    causal = Cells("", rows, 8, 2, 3, True, "", 0.06, 0.5, 6000)
+    causal = BasePlan("", rows, 8, 2, 3, True, "", 0.06, 0.5, 6000)
     encoder = replace(causal, tasks=labelled, zoo_minutes=0.04, cell_minutes=0.3, memory_mb=3000)
     models = [
         replace(encoder, base="minilm-l6"),
@@ -87,55 +87,57 @@ def _lab(source: str) -> tuple[Cells, ...]:
     return tuple(m for m in models if TERMS.get(m.base, "") in ("", *agreed))
 
 
-def _backbones(source: str) -> tuple[Cells, ...]:
+def _backbones(source: str) -> tuple[BasePlan, ...]:
     """The image backbones of the lab scale, with those that the user's own folder has."""
     kind, _, folder = source.partition(":")
     models = Path(folder).expanduser() / "models"
     own = [b for b in OWN_BACKBONES if kind == "local" and (models / b / "config.json").is_file()]
-    cells = Cells("", PICTURES[kind], 8, 2, 3, True, "", 0.05, 0.5, 6000, "vision")
+    cells = BasePlan("", PICTURES[kind], 8, 2, 3, True, "", 0.05, 0.5, 6000, "vision")
     return tuple(replace(cells, base=base) for base in (*LITES, *own))
 
 
-def _towers(source: str) -> tuple[Cells, ...]:
+def _towers(source: str) -> tuple[BasePlan, ...]:
     """The two-tower model of the lab scale, where the source has pictures with texts."""
     rows = PAIRS.get(source.partition(":")[0])
     if not rows:
         return ()
-    cells = Cells("towers", rows, 8, 2, 3, True, "", 0.3, 0.8, 8000, "multimodal", True)
+    cells = BasePlan("towers", rows, 8, 2, 3, True, "", 0.3, 0.8, 8000, "multimodal", True)
     return (cells,)
 
 
-def _vision_language(source: str) -> tuple[Cells, ...]:
+def _vision_language(source: str) -> tuple[BasePlan, ...]:
     """The paper's own model for pictures with texts, on what asks a question about a picture."""
     if source.partition(":")[0] != "local":  # no other source has both model and tasks
         return ()
     rows = ("easy_vqa", "nlvr")
-    return (Cells("qwen2-vl-7b", rows, 8, 2, 3, True, "", 60.0, 30.0, 64_000, "multimodal"),)
+    return (BasePlan("qwen2-vl-7b", rows, 8, 2, 3, True, "", 60.0, 30.0, 64_000, "multimodal"),)
 
 
 MULTIMODAL = {
     "smoke": lambda source: (
-        Cells("tiny-towers", ("flickr8k", "easy_vqa"), 2, 1, aligned=True, experiment="multimodal"),
+        BasePlan(
+            "tiny-towers", ("flickr8k", "easy_vqa"), 2, 1, aligned=True, experiment="multimodal"
+        ),
     ),
     "lab": _towers,
     "paper": _vision_language,
 }
 VISION = {
     "smoke": lambda source: tuple(
-        Cells(base, ("easy_vqa_shape", "solar_cells"), 2, 1, experiment="vision")
+        BasePlan(base, ("easy_vqa_shape", "solar_cells"), 2, 1, experiment="vision")
         for base in ("tiny-convnet", "tiny-vit")
     ),
     "lab": _backbones,
 }
 
 
-def _splits(base: str, of: str, told: int, held: int, **costs) -> Cells:
+def _splits(base: str, of: str, told: int, held: int, **costs) -> BasePlan:
     """Tasks of yes or no: `told` to train generators, of those held out the first `held`."""
     tasks, unseen = binary.trained(of)[:told], tuple(binary.held_out(of)[:held])
-    return Cells(base, tasks, 1, experiment="unseen", unseen=unseen, **costs)
+    return BasePlan(base, tasks, 1, experiment="unseen", unseen=unseen, **costs)
 
 
-def _lab_splits(source: str) -> tuple[Cells, ...]:
+def _lab_splits(source: str) -> tuple[BasePlan, ...]:
     """RPG's test; of ten handwritten digits where packages are all there is."""
     of = "digits" if source == "packages" else "cifar10"
     costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
@@ -149,28 +151,28 @@ UNSEEN = {
 STYLES = ("pokemon", "naruto", "baroque")  # of which no revision is known: a folder has them
 STYLE = {
     "smoke": lambda source: (
-        Cells("tiny-diffusion", ("pokemon", "baroque"), 2, 1, experiment="style"),
+        BasePlan("tiny-diffusion", ("pokemon", "baroque"), 2, 1, experiment="style"),
     ),
     "paper": lambda source: (
-        (Cells("sd-2.1", STYLES, 8, 2, 3, False, "", 30.0, 60.0, 64_000, "style"),)
+        (BasePlan("sd-2.1", STYLES, 8, 2, 3, False, "", 30.0, 60.0, 64_000, "style"),)
         if source.startswith("local")
         else ()
     ),
 }
 SCALES = {
     "smoke": lambda source: (
-        Cells("tiny-encoder", ("movie", "sarcasm"), 2, 1),
-        Cells("tiny-causal", ("movie", "sarcasm"), 2, 1),
+        BasePlan("tiny-encoder", ("movie", "sarcasm"), 2, 1),
+        BasePlan("tiny-causal", ("movie", "sarcasm"), 2, 1),
     ),
     "desk": lambda source: (
-        Cells(
+        BasePlan(
             "minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 0, 1, False, "", 0.5, 0.9, 2500
         ),
-        Cells("smollm2-135m", ("movie", "sarcasm"), 2, 0, 1, False, "", 1.5, 2.5, 4000),
+        BasePlan("smollm2-135m", ("movie", "sarcasm"), 2, 0, 1, False, "", 1.5, 2.5, 4000),
     ),
     "lab": _lab,
     "paper": lambda source: tuple(
-        Cells(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
+        BasePlan(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
     ),
 }
 
@@ -215,7 +217,7 @@ def generator_of(scale: str, seed: int) -> str:
 
 def cells_of(
     scale: str, source: str = "packages", experiment: str = "language"
-) -> tuple[Cells, ...]:
+) -> tuple[BasePlan, ...]:
     """The base models of an experiment at a scale with the tasks that `source` has rows of; none
     where the scale leaves the experiment out.
 
@@ -254,7 +256,7 @@ def experiments(scale: str, source: str = "packages") -> list[str]:
     return [n for n in EXPERIMENTS if n != left_out and cells_of(scale, source, n)]
 
 
-def base_of(scale: str, base: str, source: str = "packages", experiment: str = "") -> Cells:
+def base_of(scale: str, base: str, source: str = "packages", experiment: str = "") -> BasePlan:
     """The entry of `base` in a scale, or in one experiment of it; `UsageError` with the nearest
     name if it has none."""
     known = _bases(scale, source, (experiment,) if experiment else EXPERIMENTS)
@@ -271,7 +273,7 @@ def base_of(scale: str, base: str, source: str = "packages", experiment: str = "
     return known[base]
 
 
-def _bases(scale: str, source: str, some: Iterable[str] = EXPERIMENTS) -> dict[str, Cells]:
+def _bases(scale: str, source: str, some: Iterable[str] = EXPERIMENTS) -> dict[str, BasePlan]:
     return {c.base: c for name in some for c in cells_of(scale, source, name)}
 
 

@@ -117,7 +117,7 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
     model, shelves, used = ablation_study.assemble(one, study.members, study.source)
     layout, start = (
         model.known[BASE].layout,
-        ablation_study.Jury(study).base(BASE, "movie").lora_init(),
+        ablation_study.Evaluator(study).base(BASE, "movie").lora_init(),
     )
     for place, member in enumerate(study.members):
         statistics = used[BASE, member.task]
@@ -175,7 +175,7 @@ def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
 def test_variants_are_judged_on_validation_rows(study):
     for task in study.tasks[BASE]:
         split = tasks.rows(tasks_task.load(task), study.source)
-        seen = {row.key for row in ablation_study.Jury(study).rows(task)}
+        seen = {row.key for row in ablation_study.Evaluator(study).rows(task)}
         assert len(seen) == SMALL["rows"]
         assert seen <= {row.key for row in split.validation}
         assert not seen & {row.key for row in split.test}

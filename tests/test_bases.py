@@ -458,4 +458,4 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.way(loading.load("tiny-convnet"), tasks_task.load("gtsrb"))
+        scoring.scoring_kind(loading.load("tiny-convnet"), tasks_task.load("gtsrb"))

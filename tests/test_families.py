@@ -79,7 +79,9 @@ def test_every_family_is_here():
 def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
     base, data = loaded(name), rows_of(*asked)
     jobs = [(asked[0], 0, 1e-2), (asked[1], 1, 3e-3), (asked[0], 2, 1e-2)]
-    runs = [training.Run(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
+    runs = [
+        training.AdapterJob(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs
+    ]
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     made = list(training.train(base, runs, data))
     assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
@@ -108,7 +110,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
         with base.attach(adapter) as model:
             [alone] = scoring.score(model, base, task, rows, batch=7)
         torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
-        if scoring.way(base, task) in ("image", "question"):  # its classes alone compete
+        if scoring.scoring_kind(base, task) in ("image", "question"):  # its classes alone compete
             assert outcome.likely.shape == (30, len(task.labels))
             torch.testing.assert_close(outcome.likely.exp().sum(-1), torch.ones(30))
     assert not torch.allclose(together[0].likely, together[1].likely, atol=0.01)
@@ -177,7 +179,7 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
 @families()
 def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked):
     base, data = loaded(name, HALF), rows_of(asked[0])
-    run = training.Run(tasks_task.load(asked[0]), 0, SHORT)
+    run = training.AdapterJob(tasks_task.load(asked[0]), 0, SHORT)
     [done] = training.train(base, [run], data)
     alone, losses = benchmarks.train_plain(base, run, data)
     torch.testing.assert_close(

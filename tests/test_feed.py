@@ -8,7 +8,7 @@ from oral_lib.models import loading
 from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.zoo import batches
-from oral_lib.zoo.batches import Feed
+from oral_lib.zoo.batches import StackBatches
 
 torch.set_num_threads(1)
 BATCH, STEPS = 4, 6
@@ -30,7 +30,7 @@ def fed(base, how):
     """(feed of two seeds of each task that is scored so, its runs, the rows of each task)."""
     jobs = [(tasks_task.load(name), seed) for name in MIXED[how] for seed in (0, 1)]
     data = {task.name: tasks.rows(task, "made") for task, _ in jobs}
-    return Feed.of(base, jobs, data, steps=STEPS, batch=BATCH), jobs, data
+    return StackBatches.of(base, jobs, data, steps=STEPS, batch=BATCH), jobs, data
 
 
 @pytest.mark.parametrize("how", MIXED)
@@ -53,7 +53,7 @@ def test_group_s_of_a_step_is_the_batch_that_run_s_would_read_alone(base, how):
             assert torch.equal(read.begins[own], alone.begins)
             own = slice(s * BATCH, (s + 1) * BATCH)
             assert labels[own].tolist() == [row.label for row in rows]
-            asked = scoring.words(base, task)
+            asked = scoring.answer_ids(base, task)
             assert torch.equal(words[own, : len(asked)], asked.expand(BATCH, -1))
 
 
@@ -67,7 +67,7 @@ def test_a_row_costs_in_a_feed_what_it_costs_alone(base, how):
         chosen = next(batches.batches(data[task.name].train, BATCH, seed))
         rows = [data[task.name].train[i] for i in chosen]
         answers = torch.tensor([row.label for row in rows])
-        asked = scoring.words(base, task).expand(BATCH, -1)
+        asked = scoring.answer_ids(base, task).expand(BATCH, -1)
         alone = scoring.losses(
             base.model, base, how, scoring.read(base, task, rows), answers, asked
         )
@@ -89,8 +89,8 @@ def test_a_wider_tail_than_a_row_has_changes_nothing(base, how):
 def test_rows_of_a_table_may_be_wider_than_any_so_that_feeds_follow_one_another(base):
     task = tasks_task.load("movie")
     jobs, data = [(task, 0)], {"movie": tasks.rows(task, "made")}
-    short = Feed.of(base, jobs, data, steps=2, batch=BATCH)
-    wide = Feed.of(base, jobs, data, steps=2, batch=BATCH, longest=50)
+    short = StackBatches.of(base, jobs, data, steps=2, batch=BATCH)
+    wide = StackBatches.of(base, jobs, data, steps=2, batch=BATCH, longest=50)
     assert wide.table.ids.shape[1] == 50 > short.table.ids.shape[1]
     assert wide.widths == short.widths and wide.padding == short.padding
     for one, other in zip(wide.step(1)[1:], short.step(1)[1:], strict=True):

@@ -41,7 +41,7 @@ def close(one, other, tolerance=1e-5) -> bool:
     return all(torch.allclose(x, y, atol=tolerance) for x, y in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("form", [gauge.balanced, lambda a: gauge.turned(a, 3)])
+@pytest.mark.parametrize("form", [gauge.balanced, lambda a: gauge.rotated(a, 3)])
 def test_other_factors_make_the_same_weights_and_leave_the_head_alone(adapter, form):
     made = form(adapter)
     assert made.keys() == adapter.keys()
@@ -54,7 +54,7 @@ def test_other_factors_make_the_same_weights_and_leave_the_head_alone(adapter, f
 
 def test_the_balanced_form_is_the_same_whatever_the_gauge_it_came_in(adapter):
     once = gauge.balanced(adapter)
-    for other in (once, gauge.turned(adapter, 1), gauge.turned(adapter, 2)):
+    for other in (once, gauge.rotated(adapter, 1), gauge.rotated(adapter, 2)):
         again = gauge.balanced(other)
         assert close([again[n] for n in adapter], [once[n] for n in adapter])
 
@@ -70,11 +70,11 @@ def test_balanced_factors_are_of_equal_size_with_their_columns_at_right_angles(a
 
 
 def test_turning_keeps_the_size_of_the_factors_and_differs_by_seed(adapter):
-    one, other = gauge.turned(adapter, 0), gauge.turned(adapter, 1)
+    one, other = gauge.rotated(adapter, 0), gauge.rotated(adapter, 1)
     for name in lora_adapter.factors(adapter):
         assert one[name].norm().item() == pytest.approx(adapter[name].norm().item(), rel=1e-5)
         assert not torch.allclose(one[name], other[name], atol=1e-2)
-    assert all(torch.equal(gauge.turned(adapter, 0)[n], one[n]) for n in one)
+    assert all(torch.equal(gauge.rotated(adapter, 0)[n], one[n]) for n in one)
 
 
 def test_an_untrained_adapter_has_a_balanced_form(adapter):

@@ -106,7 +106,7 @@ def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, train
     task, base, known = tasks_task.load(task), loading.load(name), trained.known[name]
     if task.scoring == "answer" and base.family == "encoder":
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
-            scoring.way(base, task)
+            scoring.scoring_kind(base, task)
         return
     zeros = torch.zeros(1, known.layout.l, trained.config.size)
     [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))

@@ -133,7 +133,7 @@ def test_adapters_hold_the_attention_projections_and_nothing_else(base):
 
 def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, data):
     recipe = replace(recipes.default(BASE), steps=40)
-    [done] = zoo.train(base, [zoo.Run(tasks_task.load(NAMES[0]), 0, recipe)], data)
+    [done] = zoo.train(base, [zoo.AdapterJob(tasks_task.load(NAMES[0]), 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     gain = {}
     for name in NAMES:
@@ -225,9 +225,9 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
-        scoring.way(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, tasks_task.load("movie"))
     with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
-        scoring.way(loading.load("tiny-vit"), tasks_task.load("pokemon"))
+        scoring.scoring_kind(loading.load("tiny-vit"), tasks_task.load("pokemon"))
 
 
 def test_a_prediction_that_is_not_known_is_refused(base, refused):

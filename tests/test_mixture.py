@@ -1,7 +1,7 @@
 import torch
 
 from oral_lib.errors import OralError
-from oral_lib.method.projection import Mixtures, shares, simplex, span
+from oral_lib.method.projection import ZooProjection, convex_weights, simplex, span
 
 
 def drawn(*shape, seed=0):
@@ -34,7 +34,7 @@ def test_no_adapter_would_bring_a_mixture_nearer():
     for n, s in ((24, 40), (24, 6), (3, 40), (1, 5)):
         points = 5 * drawn(n // 8 + 1, s, seed=1)[torch.arange(n) // 8] + drawn(n, s, seed=2)
         targets = torch.cat([points[:4] + 0.5 * drawn(min(n, 4), s, seed=3), 3 * drawn(4, s)])
-        found = shares(points, targets, 5000)
+        found = convex_weights(points, targets, 5000)
         assert found.shape == (len(targets), n) and found.min() >= 0
         torch.testing.assert_close(found.sum(1), torch.ones(len(targets)))
         found, points, targets = found.double(), points.double(), targets.double()
@@ -47,15 +47,18 @@ def test_the_usual_number_of_rounds_comes_near_enough():
     """On a zoo of twelve tasks with eight seeds each, within half a percent of an adapter."""
     points = 2 * drawn(12, 95, seed=1).repeat_interleave(8, 0) + drawn(96, 95, seed=2)
     between = 0.6 * points[8:40] + 0.4 * points[9:41] + 0.3 * drawn(32, 95, seed=3)
-    exact, usual = shares(points, between, 5000) @ points, shares(points, between) @ points
+    exact, usual = (
+        convex_weights(points, between, 5000) @ points,
+        convex_weights(points, between) @ points,
+    )
     assert (exact - usual).norm(dim=1).max() < 5e-3 * points.norm(dim=1).mean()
 
 
 def test_points_far_apart_or_all_alike_are_mixed_as_well():
     far = torch.tensor([[1e4, 0.0], [-1e4, 0.0], [0.0, 1e4]])
-    torch.testing.assert_close(shares(far, far), torch.eye(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(convex_weights(far, far), torch.eye(3), atol=1e-4, rtol=0)
     alike = torch.ones(4, 3)
-    torch.testing.assert_close(shares(alike, torch.zeros(2, 3)) @ alike, torch.ones(2, 3))
+    torch.testing.assert_close(convex_weights(alike, torch.zeros(2, 3)) @ alike, torch.ones(2, 3))
 
 
 def test_the_simplex_is_reached_by_the_shortest_way():
@@ -72,7 +75,7 @@ def test_the_simplex_is_reached_by_the_shortest_way():
 def test_the_answer_of_the_best_denoiser_is_left_as_it_is():
     """E[x_0 | x_t] over a zoo of equally likely adapters is a mixture by their likelihoods."""
     zoo = drawn(6, 4, 3)
-    mixtures = Mixtures.of(zoo)
+    mixtures = ZooProjection.of(zoo)
     for level in (0.9, 0.5, 0.1):  # how much of the signal is left
         noised = level**0.5 * zoo[[2]] + (1 - level) ** 0.5 * drawn(1, 4, 3, seed=5)
         distance = (noised - level**0.5 * zoo).flatten(1).square().sum(1)
@@ -84,7 +87,7 @@ def test_the_answer_of_the_best_denoiser_is_left_as_it_is():
 
 def test_nothing_is_nearer_than_the_nearest_mixture_and_with_any_shares_it_is_nearer():
     zoo, asked = drawn(6, 8, 3), 2 * drawn(5, 8, 3, seed=1)
-    mixtures = Mixtures.of(zoo)
+    mixtures = ZooProjection.of(zoo)
     ways = ("hull", "span")
     far = [(mixtures.nearest(asked, way) - asked).flatten(1).norm(dim=1) for way in ways]
     assert (far[0] > far[1]).all()
@@ -99,14 +102,14 @@ def test_nothing_is_nearer_than_the_nearest_mixture_and_with_any_shares_it_is_ne
 
 def test_directions_that_do_not_fit_the_places_are_refused(refused):
     with refused(OralError, "places [n, s]"):
-        Mixtures(drawn(3, 4, 5), drawn(7, 2))
+        ZooProjection(drawn(3, 4, 5), drawn(7, 2))
     with refused(OralError, "directions [s, l, r]"):
-        Mixtures(drawn(3, 4), drawn(7, 3))
+        ZooProjection(drawn(3, 4), drawn(7, 3))
 
 
 def test_few_directions_hold_what_fits_into_them():
     zoo = drawn(6, 8, 3)
-    two = Mixtures.of(zoo, 2)
+    two = ZooProjection.of(zoo, 2)
     assert two.directions.shape == (2, 8, 3) and two.places.shape == (6, 2)
     back = two.nearest(zoo, "hull").flatten(1)
     assert torch.linalg.matrix_rank(back) == 2

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.method.diffusion import KINDS, OBJECTIVES, Schedule, ScheduleConfig
+from oral_lib.method.diffusion import KINDS, OBJECTIVES, Diffusion, DiffusionConfig
 
 T = 1000
 
 
 def chain(objective="eps", **changes):
-    return Schedule(ScheduleConfig(objective=objective, **changes))
+    return Diffusion(DiffusionConfig(objective=objective, **changes))
 
 
 def oracle(schedule, x0):
@@ -88,7 +88,7 @@ def test_the_middle_is_the_least_squares_estimate_of_the_mean_of_x0(t):
 
 @pytest.mark.parametrize("how", [{"objective": "eps"}, {"objective": "v"}, {"matched": False}])
 def test_other_denoisers_read_x_t_as_it_is(how):
-    schedule = Schedule(ScheduleConfig(**{"objective": "x0"} | how))
+    schedule = Diffusion(DiffusionConfig(**{"objective": "x0"} | how))
     x_t = tokens(4, 3)
     assert schedule.entry(x_t, torch.tensor([0, 9, 500, 999])) is x_t
 
@@ -265,7 +265,7 @@ def test_min_snr_weights_mean_the_same_error_of_x0_for_each_objective():
 )
 def test_a_chain_that_cannot_be_meant_is_refused_with_its_value(wrong, message):
     with pytest.raises(UsageError, match=message):
-        Schedule(ScheduleConfig(**wrong))
+        Diffusion(DiffusionConfig(**wrong))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def data():
 
 def runs(*jobs):
     return [
-        training.Run(tasks_task.load(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs
+        training.AdapterJob(tasks_task.load(task), seed, replace(SHORT, lr=lr))
+        for task, seed, lr in jobs
     ]
 
 
@@ -101,7 +102,7 @@ def test_tasks_that_are_scored_in_other_ways_get_stacks_of_their_own(data):
 
 
 def test_what_a_workshop_set_up_for_one_stack_serves_the_next_without_a_trace(base, data):
-    workshop = training.Workshop(base, 64)
+    workshop = training.StackTrainer(base, 64)
     stacks = [runs(("movie", s, 1e-2), ("movie", s + 1, 3e-3)) for s in (0, 2)]
     stacks.append(runs(("sarcasm", 0, 1e-2), ("sarcasm", 1, 1e-2)))
     for stack in stacks:
@@ -187,11 +188,11 @@ def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch
                 zip(data[task.name].train * 400, long, strict=False)]  # fmt: skip
         rows = [replace(row, key=f"{task.name}-{i}") for i, row in enumerate(rows)]
         ragged[task.name] = replace(data[task.name], train=tuple(rows))
-    aligned = batches.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+    aligned = batches.StackBatches.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
     grouped = batches.batches
     with monkeypatch.context() as patch:
         patch.setattr(batches, "batches", lambda *args, mixed: grouped(*args, mixed=True))
-        shuffled = batches.Feed.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
+        shuffled = batches.StackBatches.of(base, jobs, ragged, steps=100, batch=SHORT.batch)
     assert aligned.padding < 0.3 < 0.6 < shuffled.padding
     batch, answers, words = aligned.step(0)
     assert batch.ids.shape == batch.mask.shape == (8 * SHORT.batch, aligned.widths[0])
@@ -307,7 +308,7 @@ def test_a_compiled_block_learns_what_a_plain_one_does(data):
     base = loading.load("tiny-causal")
     base.model.float()
     task = tasks_task.load("movie")
-    found = batches.Feed.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
+    found = batches.StackBatches.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
     stack = Stack(base.lora_init(), 2)
     with torch.no_grad():
         stack.values.add_(0.1 * torch.randn(stack.values.shape, generator=torch.manual_seed(0)))

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib.errors import OralError, UsageError
-from oral_lib.method.normalization import Statistics, likeness
+from oral_lib.method.normalization import TokenStatistics, procrustes_rotation
 from oral_lib.method.tokenization import Layout, decode, encode
 
 torch.set_num_threads(1)
@@ -278,7 +278,7 @@ def zoo(tasks=3, seeds=4):
 
 def test_all_zero_tokens_decode_to_the_shared_start_exactly():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start)
+    statistics = TokenStatistics.fit(layout, values, center=start)
     back = statistics.denormalise(torch.zeros(1, layout.l, layout.k))
     assert torch.equal(back[0], start)
     # and so no task's mean can hide in the statistics
@@ -288,7 +288,7 @@ def test_all_zero_tokens_decode_to_the_shared_start_exactly():
 
 def test_the_scale_is_one_pooled_rms_a_tensor():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start)
+    statistics = TokenStatistics.fit(layout, values, center=start)
     for tensor in range(len(layout.names)):
         here = layout.owner == tensor
         moves = (values - start)[:, here][:, layout.mask[here]]
@@ -299,7 +299,7 @@ def test_the_scale_is_one_pooled_rms_a_tensor():
 @pytest.mark.parametrize("given_center", [True, False])
 def test_normalised_tokens_have_unit_size_and_come_back(given_center):
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start if given_center else None)
+    statistics = TokenStatistics.fit(layout, values, center=start if given_center else None)
     tokens = statistics.normalise(values)
     assert not tokens[:, ~layout.mask].any()
     for tensor in range(len(layout.names)):
@@ -311,7 +311,7 @@ def test_normalised_tokens_have_unit_size_and_come_back(given_center):
 
 def test_without_a_start_the_center_of_a_tensor_is_its_mean():
     layout, _, values = zoo()
-    center = Statistics.fit(layout, values).center
+    center = TokenStatistics.fit(layout, values).center
     for tensor in range(len(layout.names)):
         here = layout.owner == tensor
         real = values[:, here][:, layout.mask[here]]
@@ -323,7 +323,7 @@ def test_padding_is_ignored_in_statistics():
     layout, start, values = zoo()
     clean, noisy = values.clone(), torch.where(layout.mask, values, 1e6)
     for center in (None, start):
-        one, two = (Statistics.fit(layout, v, center=center) for v in (clean, noisy))
+        one, two = (TokenStatistics.fit(layout, v, center=center) for v in (clean, noisy))
         assert torch.equal(one.scale, two.scale) and torch.equal(one.center, two.center)
 
 
@@ -332,32 +332,32 @@ def test_a_constant_tensor_and_rounding_noise_keep_their_size():
     noise = torch.nextafter(tenth, torch.ones(10))
     members = [{"a": a, "b": torch.zeros(3), "c": torch.randn(5)} for a in (tenth, noise)]
     layout = Layout.of(members[0], 4)
-    scale = Statistics.fit(layout, encode(layout, members)).scale
+    scale = TokenStatistics.fit(layout, encode(layout, members)).scale
     assert (scale[layout.owner < 2] == 1).all() and (scale[layout.owner == 2] != 1).all()
 
 
 def test_statistics_refuse_what_is_none():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start)
+    statistics = TokenStatistics.fit(layout, values, center=start)
     with pytest.raises(OralError, match="zero"):
-        Statistics(start, torch.zeros(layout.l, 1))
+        TokenStatistics(start, torch.zeros(layout.l, 1))
     with pytest.raises(OralError, match="NaN"):
-        Statistics(start * torch.nan, statistics.scale)
+        TokenStatistics(start * torch.nan, statistics.scale)
     with pytest.raises(UsageError, match=r"scale \[l, 1\]"):
-        Statistics(start, statistics.scale[1:])
+        TokenStatistics(start, statistics.scale[1:])
     with pytest.raises(UsageError, match=r"basis \[l, r, k\]"):
-        Statistics(start, statistics.scale, torch.ones(layout.l, 2, layout.k - 1))
+        TokenStatistics(start, statistics.scale, torch.ones(layout.l, 2, layout.k - 1))
     with pytest.raises(OralError, match="NaN"):
-        Statistics(start, statistics.scale, torch.full((layout.l, 2, layout.k), torch.nan))
+        TokenStatistics(start, statistics.scale, torch.full((layout.l, 2, layout.k), torch.nan))
     with pytest.raises(UsageError, match="one adapter or more"):
-        Statistics.fit(layout, values[:0])
+        TokenStatistics.fit(layout, values[:0])
     with pytest.raises(UsageError, match="encode"):
-        Statistics.fit(layout, values, center=start[1:])
+        TokenStatistics.fit(layout, values, center=start[1:])
 
 
 def test_components_are_of_unit_size_and_give_the_zoo_back_where_there_are_enough():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start, components=len(values) + 3)
+    statistics = TokenStatistics.fit(layout, values, center=start, components=len(values) + 3)
     tokens, mask = statistics.normalise(values), statistics.mask(layout)
     assert tokens.shape == (len(values), layout.l, len(values) + 3)
     assert not mask[:, len(values) :].any()  # no more directions than adapters
@@ -376,13 +376,15 @@ def test_an_adapter_has_the_same_components_in_all_tokens_where_tokens_move_toge
     inner = torch.randn(9, 6) * torch.tensor([5.0, 5.0, 3.0, 2.0, 1.0, 0.5])
     ways = torch.linalg.qr(torch.randn(layout.l, 64, 6))[0]  # others in every token
     moved = torch.einsum("br,lkr->blk", inner, ways)
-    statistics = Statistics.fit(layout, moved, torch.zeros(layout.l, 64), components=6)
+    statistics = TokenStatistics.fit(layout, moved, torch.zeros(layout.l, 64), components=6)
     tokens = statistics.normalise(moved)
     torch.testing.assert_close(tokens, tokens.mean(1, keepdim=True).expand_as(tokens))
     energy = tokens[:, 0].square().sum(0)
     assert (energy.diff() < 0).all()  # the strongest first
     plain = moved + 0.1 * torch.randn_like(moved)  # and nearly so with noise of their own
-    tokens = Statistics.fit(layout, plain, torch.zeros(layout.l, 64), components=6).normalise(plain)
+    tokens = TokenStatistics.fit(layout, plain, torch.zeros(layout.l, 64), components=6).normalise(
+        plain
+    )
     apart = (tokens - tokens.mean(1, keepdim=True)).square().sum() / tokens.square().sum()
     assert apart < 0.02
 
@@ -392,16 +394,16 @@ def test_a_turn_brings_codes_to_others_and_moves_nothing_further_than_it_must():
     others = F.pad(torch.randn(3, 5), (0, 2))  # of seven components the last two are none
     turn = torch.linalg.qr(torch.randn(5, 5)).Q
     codes = F.pad(others[:, :5] @ turn, (0, 2))
-    found = likeness(codes, others)
+    found = procrustes_rotation(codes, others)
     torch.testing.assert_close(found.mT @ found, torch.eye(7))
     torch.testing.assert_close(codes @ found, others, atol=2e-2, rtol=0)
     assert torch.equal(found[5:, 5:], torch.eye(2)) and not found[:5, 5:].any()
-    torch.testing.assert_close(likeness(others, others), torch.eye(7), atol=1e-5, rtol=0)
+    torch.testing.assert_close(procrustes_rotation(others, others), torch.eye(7), atol=1e-5, rtol=0)
 
 
 def test_turned_statistics_turn_tokens_and_give_the_same_values_back():
     layout, start, values = zoo()
-    statistics = Statistics.fit(layout, values, center=start, components=3)
+    statistics = TokenStatistics.fit(layout, values, center=start, components=3)
     tokens, turn = statistics.normalise(values), torch.linalg.qr(torch.randn(3, 3)).Q
     other = statistics.rotated(turn)
     torch.testing.assert_close(other.normalise(values), tokens @ turn, atol=1e-5, rtol=1e-4)
@@ -414,7 +416,7 @@ def test_components_that_are_rounding_alone_mean_nothing():
     layout = Layout.of({"a": torch.zeros(6, 32)}, 32)
     values = torch.einsum("br,lrk->blk", torch.randn(9, 3), torch.randn(layout.l, 3, 32))
     for turned in (True, False):
-        statistics = Statistics.fit(
+        statistics = TokenStatistics.fit(
             layout, values, torch.zeros(layout.l, 32), components=5, turned=turned
         )
         assert statistics.mask(layout).sum(1).tolist() == [3] * layout.l
@@ -423,15 +425,15 @@ def test_components_that_are_rounding_alone_mean_nothing():
 def test_a_zoo_that_never_left_its_start_has_no_components():
     layout, start, values = zoo()
     still = start.expand_as(values)
-    statistics = Statistics.fit(layout, still, center=start, components=2)
+    statistics = TokenStatistics.fit(layout, still, center=start, components=2)
     assert not statistics.mask(layout).any()
     assert torch.equal(statistics.denormalise(statistics.normalise(still)), still)
 
 
 def test_a_few_components_keep_what_singular_values_say():
     layout, start, values = zoo()
-    plain = Statistics.fit(layout, values, center=start).normalise(values)
-    statistics = Statistics.fit(layout, values, center=start, components=2)
+    plain = TokenStatistics.fit(layout, values, center=start).normalise(values)
+    statistics = TokenStatistics.fit(layout, values, center=start, components=2)
     back = (statistics.denormalise(statistics.normalise(values)) - start) / statistics.scale
     for token in range(layout.l):
         left = torch.linalg.svdvals(plain[:, token])[2:].square().sum()

@@ -273,7 +273,7 @@ def test_adapters_sit_on_both_towers_with_the_fusion_beside(base):
 @pytest.mark.parametrize("name", [ASKED[0], MATCHED[0]])
 def test_training_teaches_the_task(base, data, name):
     task, recipe = tasks_task.load(name), default(base.name)  # of the model
-    [done] = training.train(base, [training.Run(task, 0, recipe)], data)
+    [done] = training.train(base, [training.AdapterJob(task, 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data[name].test[:100], adapters)
     assert evaluate.accuracy_of(trained) > evaluate.accuracy_of(untrained) + 0.15
@@ -311,9 +311,9 @@ def test_towers_are_described_by_structure_never_by_name(base):
 
 def test_other_tasks_and_models_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.way(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, tasks_task.load("movie"))
     with refused(UsageError, "'nlvr' is about pictures with texts", "reads texts"):
-        scoring.way(loading.load("tiny-encoder"), tasks_task.load("nlvr"))
+        scoring.scoring_kind(loading.load("tiny-encoder"), tasks_task.load("nlvr"))
 
 
 def test_the_operations_of_a_text_are_those_of_its_tokens(base):

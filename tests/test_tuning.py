@@ -30,7 +30,7 @@ class Sealed(tuple):
 def trained(monkeypatch):
     """The (task, seed, lr, steps) that were trained from now on; test rows are sealed."""
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
-    rows, train, seen = tasks.rows, training.Workshop.train, []
+    rows, train, seen = tasks.rows, training.StackTrainer.train, []
     monkeypatch.setattr(
         tasks, "rows", lambda task, source: replace(rows(task, source), test=Sealed())
     )
@@ -39,7 +39,7 @@ def trained(monkeypatch):
         seen.extend((r.task.name, r.seed, r.recipe.lr, r.recipe.steps) for r in runs)
         return train(self, runs, data, **rest)
 
-    monkeypatch.setattr(training.Workshop, "train", counted)
+    monkeypatch.setattr(training.StackTrainer, "train", counted)
     return seen
 
 

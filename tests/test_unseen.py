@@ -75,7 +75,7 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     base, task = loading.load(BASE), tasks_task.load(name)
     recipe = recipes.Recipe.read(held.info["recipe"])
     [alone] = training.train(
-        base, [training.Run(task, 0, recipe)], {name: tasks.rows(task, "made")}
+        base, [training.AdapterJob(task, 0, recipe)], {name: tasks.rows(task, "made")}
     )
     start = base.lora_init()
     for key, tensor in alone.tensors.items():
@@ -104,7 +104,9 @@ def test_tasks_about_other_rows_are_judged_apart():
     fewer = data[names[1]].validation[:30]
     data[names[1]] = replace(data[names[1]], validation=fewer)
     recipe = replace(recipes.RECIPES[BASE], steps=3)
-    made = list(training.train(model, [training.Run(task, 0, recipe) for task in known], data))
+    made = list(
+        training.train(model, [training.AdapterJob(task, 0, recipe) for task in known], data)
+    )
     for done, judged in zip(made, store._judged(model, made, data), strict=True):
         rows = data[done.run.task.name].validation
         [alone] = evaluate(model, done.run.task, rows, [done.tensors])
@@ -151,7 +153,7 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base.model.float()
     names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
-    runs = [training.Run(tasks_task.load(name), 0, recipe) for name in names]
+    runs = [training.AdapterJob(tasks_task.load(name), 0, recipe) for name in names]
     data = {name: tasks.rows(tasks_task.load(name), "made") for name in names}
     one, other = (done.tensors for done in training.train(base, runs, data))
     start = base.lora_init()

@@ -122,7 +122,7 @@ def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(
 
 
 def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
-    [done] = training.train(base, [training.Run(tasks_task.load(NAMES[0]), 0, SHORT)], data)
+    [done] = training.train(base, [training.AdapterJob(tasks_task.load(NAMES[0]), 0, SHORT)], data)
     name = f"base_model.model.{base.head}.weight"
     moved = (done.tensors[name] != base.lora_init()[name]).any(1)
     assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
@@ -134,7 +134,7 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
     other = replace(task, name="other")
     turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
     both = {task.name: split, "other": turned}
-    found = batches.Feed.of(base, [(task, 0), (other, 0)], both, steps=3, batch=4)
+    found = batches.StackBatches.of(base, [(task, 0), (other, 0)], both, steps=3, batch=4)
     assert len(found.table.ids) == len(split.train)
     read, answers, words = found.step(2)
     assert torch.equal(read.ids[:4], read.ids[4:])
@@ -143,9 +143,9 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
     with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
-        scoring.way(loading.load("tiny-encoder"), tasks_task.load("solar_cells"))
+        scoring.scoring_kind(loading.load("tiny-encoder"), tasks_task.load("solar_cells"))
     with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
-        scoring.way(loading.load("tiny-vit"), tasks_task.load("movie"))
+        scoring.scoring_kind(loading.load("tiny-vit"), tasks_task.load("movie"))
 
 
 def test_every_head_has_a_row_for_every_class():

@@ -119,11 +119,11 @@ def test_a_question_cannot_smuggle_a_picture_in(base):
 
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
     with refused(UsageError, "'flickr8k'", NAME, "two towers"):
-        scoring.way(base, tasks_task.load("flickr8k"))
+        scoring.scoring_kind(base, tasks_task.load("flickr8k"))
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.way(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, tasks_task.load("movie"))
     with refused(UsageError, "'digits' is about pictures"):
-        scoring.way(base, tasks_task.load("digits"))
+        scoring.scoring_kind(base, tasks_task.load("digits"))
 
 
 def test_rounding_leaves_the_frequencies_of_positions_alone():
@@ -158,7 +158,7 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model_alone(base):
 # ---------------------------------------------------------------- the zoo
 def test_training_teaches_to_look(base, data):
     task, recipe = tasks_task.load("easy_vqa"), recipes.default(NAME)
-    [done] = zoo.train(base, [zoo.Run(task, 0, recipe)], data)
+    [done] = zoo.train(base, [zoo.AdapterJob(task, 0, recipe)], data)
     assert sum(done.losses[-5:]) < 0.3 * sum(done.losses[:5])
     together = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data["easy_vqa"].test[:100], together)
@@ -193,7 +193,7 @@ def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
 
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(tasks_task.load(name), 0) for name in ASKED]
-    laid = batches.Feed.of(base, jobs, data, steps=2, batch=4)
+    laid = batches.StackBatches.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
     assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
     assert read.pictures.dtype == torch.uint8 and len(read.pictures) == len(read.ids) == 8
@@ -202,7 +202,7 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
 
 # ---------------------------------------------------------------- a run
 def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
-    cells = scales.Cells(NAME, ASKED, 2, 1, experiment="multimodal")
+    cells = scales.BasePlan(NAME, ASKED, 2, 1, experiment="multimodal")
     monkeypatch.setitem(scales.MULTIMODAL, "smoke", lambda source: (cells,))
     monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
     full = generators.preset

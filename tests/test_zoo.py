@@ -28,7 +28,7 @@ def data():
 
 def trained(base, data, *jobs, recipe=SHORT):
     """The finished runs of (task, seed) `jobs` on a fresh base."""
-    runs = [training.Run(tasks_task.load(task), seed, recipe) for task, seed in jobs]
+    runs = [training.AdapterJob(tasks_task.load(task), seed, recipe) for task, seed in jobs]
     return list(training.train(loading.load(base), runs, data))
 
 
@@ -94,7 +94,7 @@ def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
 def test_training_never_changes_the_base(name, data):
     base = loading.load(name)
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    [done] = training.train(base, [training.Run(tasks_task.load("movie"), 0, SHORT)], data)
+    [done] = training.train(base, [training.AdapterJob(tasks_task.load("movie"), 0, SHORT)], data)
     assert equal(base.model.state_dict(), before)
     assert not equal(done.tensors, base.lora_init())
 
@@ -127,7 +127,9 @@ def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
 
     def key(task="movie", rows=None, **more):
         spec = replace(tasks_task.load(task), **more)
-        return training._key(base, [training.Run(spec, 0, SHORT)], {task: rows or data[task]})
+        return training._key(
+            base, [training.AdapterJob(spec, 0, SHORT)], {task: rows or data[task]}
+        )
 
     fewer = replace(data["movie"], train=data["movie"].train[1:])
     others = [key("sarcasm"), key(version=99), key(rows=fewer)]

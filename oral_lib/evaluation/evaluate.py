@@ -125,7 +125,7 @@ def evaluate(
         return
     dtype = next(base.model.parameters()).dtype
     stack = Stack(adapters[0], most, base.device, dtype)
-    how = scoring.way(base, task)
+    how = scoring.scoring_kind(base, task)
     with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as model:
         for first in range(0, len(adapters), most):
             chosen = list(adapters[first : first + most])
@@ -147,9 +147,9 @@ def compare(
     Of what matches it has a row for each picture: the text that is closest to it, told as the
     truth where that is one of its own.
     """
-    if scoring.way(base, task) == "match":
+    if scoring.scoring_kind(base, task) == "match":
         return _matches(base, task, rows, adapters)
-    answers = scoring.way(base, task) == "answer"
+    answers = scoring.scoring_kind(base, task) == "answer"
     truth = [row.answer if answers else task.labels[row.label] for row in rows]
     table, right = {"text": [row.text for row in rows], "truth": truth}, {}
     outcomes = evaluate(base, task, rows, list(adapters.values()))

@@ -46,7 +46,7 @@ WRITES = {"cpu": 16, "cuda": 1024}  # rows written at once
 
 
 @dataclass(frozen=True)
-class Read:
+class EncodedRows:
     """Token rows, right-padded, on the model's device: one a row, or one an option of a row.
 
     Of pictures `ids` holds the bytes, of a style's the latents, all rows equally long.
@@ -62,7 +62,7 @@ class Read:
     shown: Tensor | None = None  # [b] the place of a row's picture among `pictures`
     pictures: Tensor | None = None  # [m, bytes]
 
-    def __getitem__(self, rows: Tensor) -> "Read":
+    def __getitem__(self, rows: Tensor) -> "EncodedRows":
         """Those of the task's rows, all options of each."""
         places = rows[:, None] * self.options + torch.arange(self.options, device=rows.device)
         places = places.flatten()
@@ -74,7 +74,7 @@ class Read:
         own = torch.arange(len(rows), device=rows.device)
         return replace(read, shown=own, pictures=self.pictures[self.shown[rows]])
 
-    def cut(self, width: int, tail: int | None = None) -> "Read":
+    def cut(self, width: int, tail: int | None = None) -> "EncodedRows":
         """The first `width` columns, of which `tail` at most are scored."""
         return replace(self, ids=self.ids[:, :width], tail=self.tail if tail is None else tail)
 
@@ -85,7 +85,7 @@ class Read:
         return (place < self.lengths[:, None]).long()
 
 
-def way(base: BaseModel, task: Task) -> str:
+def scoring_kind(base: BaseModel, task: Task) -> str:
     """How `base` is scored on `task`: one of `tasks.SCORINGS`. UsageError if it cannot be."""
     known = {"image": "pictures", "style": "pictures of a style"}
     known |= dict.fromkeys(PAIRED, "pictures with texts")
@@ -116,9 +116,9 @@ def way(base: BaseModel, task: Task) -> str:
     return "label"  # an encoder has a class for every option
 
 
-def words(base: BaseModel, task: Task) -> Tensor:
+def answer_ids(base: BaseModel, task: Task) -> Tensor:
     """[labels] what `answers` is asked for: first tokens of the label words, classes, options."""
-    if base.family not in WORDED or way(base, task) != "label":
+    if base.family not in WORDED or scoring_kind(base, task) != "label":
         return torch.arange(len(task.labels), device=base.device)
     gap = " " if base.family == "causal" and base.spec.asset else ""
     ids = [base.tokenizer.encode(gap + w, add_special_tokens=False)[0] for w in task.labels]
@@ -135,17 +135,17 @@ def prompts(base: BaseModel, task: Task, texts: Sequence[str]) -> list[str]:
     return [task.prompt(text) for text in texts] if base.family == "causal" else list(texts)
 
 
-def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
+def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> EncodedRows:
     """The token rows of `rows`, each at most `task.words` long; their ends are always kept."""
-    how = way(base, task)
+    how = scoring_kind(base, task)
     if how == "image":
         pictures = base.pictures(rows)
         ends = torch.full((len(rows),), pictures.shape[1], device=base.device)
-        return Read(pictures, ends, ends)
+        return EncodedRows(pictures, ends, ends)
     if how == "style":
         latents = base.latents(rows)
         ends = torch.full((len(rows),), latents.shape[1], device=base.device)
-        return Read(latents, ends, ends)
+        return EncodedRows(latents, ends, ends)
     if task.scoring in PAIRED:
         choices = {"choices": task.labels} if base.family == "vision-language" else {}
         batch = base.tokens([row.text for row in rows], task.words, **choices)
@@ -155,11 +155,11 @@ def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
         held = dict(zip(shown, rows, strict=True))
         pictures = base.pictures([held[place] for place in range(len(first))])
         shown = torch.tensor(shown, device=base.device)
-        return Read(batch["input_ids"], lengths, lengths, shown=shown, pictures=pictures)
+        return EncodedRows(batch["input_ids"], lengths, lengths, shown=shown, pictures=pictures)
     if how == "label":
         batch = base.tokens(prompts(base, task, [row.text for row in rows]), task.words)
         lengths = batch["attention_mask"].sum(1)
-        return Read(batch["input_ids"], lengths, lengths)
+        return EncodedRows(batch["input_ids"], lengths, lengths)
     if how == "option":
         pairs = [pair for row in rows for pair in row.options]
         end = []
@@ -175,7 +175,7 @@ def read(base: BaseModel, task: Task, rows: Sequence[Row]) -> Read:
         kept.append(torch.tensor(ids[dropped:]))
         begins.append(max(1, len(context) - dropped))
     lengths, begins = torch.tensor([len(ids) for ids in kept]), torch.tensor(begins)
-    return Read(
+    return EncodedRows(
         pad_sequence(kept, batch_first=True).to(base.device),
         lengths.to(base.device),
         begins.to(base.device),
@@ -188,7 +188,7 @@ def _ids(base: BaseModel, texts: Sequence[str]) -> list[list[int]]:
     return base.tokenizer(list(texts))["input_ids"]
 
 
-def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
+def answers(model: nn.Module, base: BaseModel, batch: EncodedRows) -> Tensor:
     """[b, vocabulary or classes] float32 log-likelihoods of what comes after the last token; of a
     picture the logits: only the classes of its task compete, and rounding must not move others."""
     if base.family == "vision":
@@ -207,7 +207,7 @@ def answers(model: nn.Module, base: BaseModel, batch: Read) -> Tensor:
     return _logits(model, answer).log_softmax(-1)
 
 
-def _seen(batch: Read) -> Tensor:
+def _seen(batch: EncodedRows) -> Tensor:
     """Which tokens an encoder attends to: [b, tokens], or [b, 1, tokens, tokens] on a GPU, where
     transformers would first ask the device whether there is any padding."""
     if batch.ids.device.type != "cuda":
@@ -223,7 +223,7 @@ def _logits(model: nn.Module, states: Tensor) -> Tensor:
     return logits if cap is None else cap * (logits / cap).tanh()
 
 
-def tails(model: nn.Module, batch: Read) -> Tensor:
+def tails(model: nn.Module, batch: EncodedRows) -> Tensor:
     """[b] float32 log-likelihood of all tokens from `begins` on."""
     states = model.base_model(batch.ids, use_cache=False).last_hidden_state  # [b, tokens, width]
     width = batch.ids.shape[1]
@@ -249,7 +249,7 @@ def losses(
     model: nn.Module,
     base: BaseModel,
     how: str,
-    batch: Read,
+    batch: EncodedRows,
     labels: Tensor,
     asked: Tensor,
     groups: int = 1,
@@ -291,7 +291,7 @@ def batch_size(base: BaseModel, task: Task, groups: int = 1) -> int:
         return max(1, PAINTED[base.device.type] // groups)
     if base.family in ("vision", "multimodal"):
         return max(1, PICTURES[base.device.type] // groups)
-    options = 2 if way(base, task) == "option" else 1
+    options = 2 if scoring_kind(base, task) == "option" else 1
     width = task.words + (base.around if base.family == "vision-language" else 0)
     return max(1, BUDGET[base.device.type] // (groups * width * options))
 
@@ -314,7 +314,7 @@ def score(
     a style it is [groups, n, 1], minus the squared error of denoising.
     """
     model = _core(model)
-    how, asked = way(base, task), words(base, task)
+    how, asked = scoring_kind(base, task), answer_ids(base, task)
     if how == "match":
         return _closeness(model, base, task, rows, groups, batch)
     everything = read(base, task, rows)

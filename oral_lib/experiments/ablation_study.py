@@ -25,9 +25,9 @@ from oral_lib.experiments.generators import assemble as shelve
 from oral_lib.generator import Generator, GeneratorConfig
 from oral_lib.lora import gauge
 from oral_lib.method import tokenization, training
-from oral_lib.method.normalization import Statistics
-from oral_lib.method.projection import Mixtures
-from oral_lib.method.training import Shelf, TrainingConfig
+from oral_lib.method.normalization import TokenStatistics
+from oral_lib.method.projection import ZooProjection
+from oral_lib.method.training import TrainingConfig, TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks import rows as tasks
@@ -57,7 +57,7 @@ class Study:
         zoo = sorted(m.info["sha256"] for m in self.members)
         told = {t: tasks_task.load(t) for names in self.tasks.values() for t in names}
         judged = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in told.items()}
-        read = tasks_task.told(sorted({m.task for m in self.members}))
+        read = tasks_task.wordings_hash(sorted({m.task for m in self.members}))
         content = [FORMAT, self.source, self.tasks, judged, read, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
@@ -77,13 +77,13 @@ def dressed(member: Member, way: str) -> Member:
         return replace(member, tensors=gauge.balanced(member.tensors))
     if way == "turned":
         own = seeds.integer(member.seed, member.task)
-        return replace(member, tensors=gauge.turned(member.tensors, own))
+        return replace(member, tensors=gauge.rotated(member.tensors, own))
     return member
 
 
 def assemble(
     variant: Variant, members: Sequence[Member], source: str
-) -> tuple[Generator, dict[str, Shelf], dict[tuple[str, str], Statistics]]:
+) -> tuple[Generator, dict[str, TrainingSet], dict[tuple[str, str], TokenStatistics]]:
     """(untrained generator, its shelves, the statistics to decode with by (base, task)).
 
     In any gauge but the shared start's nothing of the start is left to centre on, so LoRA factors
@@ -94,7 +94,7 @@ def assemble(
     members = [dressed(m, variant.gauge) for m in members]
     bare = variant.gauge != "shared"
     model, shelves = shelve(variant.config, members, source=source, bare=bare)
-    used: dict[tuple[str, str], Statistics] = {}
+    used: dict[tuple[str, str], TokenStatistics] = {}
     for name, shelf in shelves.items():
         known = model.known[name]
         mine = [m for m in members if m.base == name]
@@ -109,13 +109,13 @@ def assemble(
             else:
                 fitted = copy.deepcopy(known.statistics)
             used[name, task] = fitted
-        mixtures = Mixtures.of(normalised)
+        mixtures = ZooProjection.of(normalised)
         known.directions, known.places = mixtures.directions, mixtures.places
         shelves[name] = replace(shelf, tokens=normalised)
     return model, shelves, used
 
 
-def _set(known, statistics: Statistics) -> None:
+def _set(known, statistics: TokenStatistics) -> None:
     known.center.copy_(statistics.center)
     known.scale.copy_(statistics.scale)
     if statistics.basis is not None:
@@ -124,7 +124,7 @@ def _set(known, statistics: Statistics) -> None:
 
 
 @torch.inference_mode()
-def denoising_error(model: Generator, base: str, shelf: Shelf) -> list[float]:
+def denoising_error(model: Generator, base: str, shelf: TrainingSet) -> list[float]:
     """Of each task on the shelf: |x0 predicted - x0|^2 / |x0|^2 with its own text, where half of
     the signal is left (abar nearest to 1/2). 0 is perfect, 1 what answering zeros costs."""
     device, known = model.kind.weight.device, model.known[base]
@@ -145,7 +145,7 @@ def denoising_error(model: Generator, base: str, shelf: Shelf) -> list[float]:
     return torch.stack(found).tolist()
 
 
-def measure(jury: "Jury", variant: Variant, folder: Path) -> pd.DataFrame:
+def measure(jury: "Evaluator", variant: Variant, folder: Path) -> pd.DataFrame:
     """The rows of one variant, trained first; `folder` keeps the default's generator, which
     variants of the sampling read."""
     study, began = jury.study, time.perf_counter()
@@ -167,7 +167,7 @@ def measure(jury: "Jury", variant: Variant, folder: Path) -> pd.DataFrame:
 
 
 def _trained(
-    study: Study, variant: Variant, model: Generator, shelves: dict[str, Shelf], folder: Path
+    study: Study, variant: Variant, model: Generator, shelves: dict[str, TrainingSet], folder: Path
 ) -> tuple[Generator, float]:
     """(trained generator, seconds it took), the default's from `folder` if it is there."""
     school = schooling(study, variant.config)
@@ -227,7 +227,7 @@ def ask(
     }
 
 
-class Jury:
+class Evaluator:
     """Base models and validation rows of a study, each loaded when it is first needed."""
 
     def __init__(self, study: Study):

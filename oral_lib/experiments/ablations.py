@@ -18,7 +18,7 @@ from oral_lib import scales, storage
 from oral_lib.errors import OralError, UsageError, closest
 from oral_lib.evaluation.schema import REFERENCE
 from oral_lib.experiments import generators
-from oral_lib.experiments.ablation_study import Jury, Study, measure
+from oral_lib.experiments.ablation_study import Evaluator, Study, measure
 from oral_lib.experiments.ablation_variants import GROUPS, Variant, check_groups, variants
 from oral_lib.provenance import code_commit
 from oral_lib.tasks import task as tasks_task
@@ -44,7 +44,7 @@ def run(
     """
     study = prepare(run, device, **how)
     folder, failed = run.root / "ablations", []
-    jury = Jury(study)
+    jury = Evaluator(study)
     todo: dict[str, Callable[[], pd.DataFrame]] = {part_of(study, None): jury.references}
     labels = {part_of(study, None): REFERENCE}
     for variant in variants(study.config, check_groups(groups)):

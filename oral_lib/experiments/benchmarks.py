@@ -26,7 +26,7 @@ from oral_lib.lora import stacked
 from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training import Shelf
+from oral_lib.method.training import TrainingSet
 from oral_lib.models import base as models_base
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
@@ -34,9 +34,9 @@ from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
 from oral_lib.zoo import training as zoo
-from oral_lib.zoo.batches import Feed, batches, noises
+from oral_lib.zoo.batches import StackBatches, batches, noises
 from oral_lib.zoo.recipes import Recipe
-from oral_lib.zoo.training import Run
+from oral_lib.zoo.training import AdapterJob
 
 REPEATS = 9
 CASE = Recipe(steps=400, batch=16, lr=1e-3)  # what a zoo's benchmark trains
@@ -72,7 +72,7 @@ def encode_plain(layout: Layout, adapters: list[dict[str, Tensor]]) -> Tensor:
 
 
 def train_plain(
-    base: BaseModel, run: Run, data: dict[str, Split]
+    base: BaseModel, run: AdapterJob, data: dict[str, Split]
 ) -> tuple[dict[str, Tensor], list[float]]:
     """(adapter, losses) of one run trained by PEFT, torch and transformers alone: the plain way."""
     recipe, rows = run.recipe, data[run.task.name].train
@@ -85,8 +85,8 @@ def train_plain(
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        core, words = model.get_base_model(), scoring.words(base, run.task)
-        how, losses = scoring.way(base, run.task), []
+        core, words = model.get_base_model(), scoring.answer_ids(base, run.task)
+        how, losses = scoring.scoring_kind(base, run.task), []
         stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
         noise = noises(base, recipe.batch, run.seed) if how == "style" else None
         for _ in range(recipe.steps):
@@ -158,7 +158,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
     size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     told = torch.randn(how.draws, *known.mask.shape, **size) * known.mask.to(device)
     texts = torch.randn(1, 2, known.structure.shape[0], **size)
-    shelves = {base: Shelf(told, torch.arange(how.draws, device=device)[None], texts)}
+    shelves = {base: TrainingSet(told, torch.arange(how.draws, device=device)[None], texts)}
     ours, plain = (training.Trainer(copy.deepcopy(model), shelves, how, device) for _ in range(2))
     r, read = how.rows(known.layout.l)
 
@@ -166,7 +166,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
         plain.optimizer.zero_grad(set_to_none=True)
         plain.optimizer.param_groups[0]["lr"].fill_(how.lr_at(0))
         total = torch.zeros((), device=device)
-        whole = training.Draw.of(plain.model, base, shelves[base], how, 0)
+        whole = training.StepDraw.of(plain.model, base, shelves[base], how, 0)
         for i in range(how.conditions):
             part = whole.part(i)
             with torch.autocast(device.type, torch.bfloat16, enabled=plain.half):
@@ -231,7 +231,7 @@ def zoo_rows(
     peak, block = _peak(base), 10 if on_gpu else 2
 
     def plain(steps: int) -> float:
-        run = Run(task, 0, replace(recipe, steps=steps))
+        run = AdapterJob(task, 0, replace(recipe, steps=steps))
         return seconds(lambda: train_plain(base, run, rows), device, repeats)
 
     once = (plain(3 * block) - plain(block)) / (2 * block)  # what is set up once falls out
@@ -284,7 +284,7 @@ def _case(base: BaseModel, task: Task, data: Split, width: int):
 def _stepping(base: BaseModel, task: Task, rows: dict[str, Split], size: int, steps: int):
     """A call that trains `size` adapters at once by `steps` steps, as a zoo does."""
     jobs = [(task, seed) for seed in range(size)]
-    feed = Feed.of(base, jobs, rows, steps=steps, batch=CASE.batch)
+    feed = StackBatches.of(base, jobs, rows, steps=steps, batch=CASE.batch)
     trainer = zoo.Trainer(base, size, feed, CASE)
     lr, start = torch.full((size,), CASE.lr, device=base.device), base.lora_init()
 

@@ -68,7 +68,7 @@ SIZES = {
 
 def size_of(scale: str, base: BaseModel, task: Task) -> Size:
     """The size of a cell; answers that have to be written are dear."""
-    how, scale = scoring.way(base, task), "lab" if scale == "paper" else scale
+    how, scale = scoring.scoring_kind(base, task), "lab" if scale == "paper" else scale
     return SIZES.get((scale, how)) or SIZES[scale, base.family]
 
 

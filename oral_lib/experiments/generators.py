@@ -13,12 +13,12 @@ from oral_lib import seeds, storage
 from oral_lib.generator import Generator, GeneratorConfig, describe_base
 from oral_lib.method import tokenization
 from oral_lib.method.denoiser import DenoiserConfig
-from oral_lib.method.model import Known
-from oral_lib.method.normalization import likeness
-from oral_lib.method.projection import Mixtures
+from oral_lib.method.model import BaseEntry
+from oral_lib.method.normalization import procrustes_rotation
+from oral_lib.method.projection import ZooProjection
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training import Shelf, TrainingConfig, train
+from oral_lib.method.training import TrainingConfig, TrainingSet, train
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import task as tasks_task
@@ -33,7 +33,7 @@ def assemble(
     source: str = "packages",
     seed: int = 0,
     bare: bool = False,
-) -> tuple[Generator, dict[str, Shelf]]:
+) -> tuple[Generator, dict[str, TrainingSet]]:
     """An untrained generator that knows the bases of `members`, and their tokens to train on.
 
     Statistics are centred on the shared LoRA start, or where `bare` on factors of zero, and pooled
@@ -64,8 +64,8 @@ def assemble(
         if config.components and config.turned == "bases":
             turn = _turn(told, mine, codes)
             statistics, told = statistics.rotated(turn), told @ turn
-        known[name] = Known(
-            layout, statistics, Mixtures.of(told), *c_model, types, _plain(peft_config)
+        known[name] = BaseEntry(
+            layout, statistics, ZooProjection.of(told), *c_model, types, _plain(peft_config)
         )
         shelves[name] = _shelf(told, mine, encoder)
     shelves = dict(sorted(shelves.items()))
@@ -74,7 +74,7 @@ def assemble(
             {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
             for m in members
         ],
-        "told": tasks_task.told(sorted({m.task for m in members})),
+        "told": tasks_task.wordings_hash(sorted({m.task for m in members})),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "generator-init"))
@@ -88,12 +88,12 @@ def _turn(told: Tensor, members: Sequence[Member], codes: dict[str, Tensor]) -> 
     means = {t: told[torch.tensor([t == u for u in of])].mean((0, 1)) for t in dict.fromkeys(of)}
     turn = torch.eye(told.shape[-1])
     if again := [task for task in means if task in codes]:
-        turn = likeness(*(torch.stack([x[t] for t in again]) for x in (means, codes)))
+        turn = procrustes_rotation(*(torch.stack([x[t] for t in again]) for x in (means, codes)))
     codes |= {task: mean @ turn for task, mean in means.items() if task not in codes}
     return turn
 
 
-def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
+def _shelf(values: Tensor, members: Sequence[Member], encoder) -> TrainingSet:
     of_task: dict[str, list[int]] = {}
     for i, member in enumerate(members):
         of_task.setdefault(member.task, []).append(i)
@@ -102,7 +102,7 @@ def _shelf(values: Tensor, members: Sequence[Member], encoder) -> Shelf:
     wordings = [tasks_task.load(name).training_texts for name in of_task]
     fewest = min(map(len, wordings))
     texts = torch.stack([encoder.encode(w[:fewest]) for w in wordings])
-    return Shelf(values, torch.tensor(table), texts)
+    return TrainingSet(values, torch.tensor(table), texts)
 
 
 def _plain(config: dict) -> dict:
@@ -165,7 +165,7 @@ def _is_current(
     manifest = storage.read_json(folder / "manifest.json")
     held = storage.read_json(folder / "config.json")["generator"]
     hashes = {entry["sha256"] for entry in manifest["zoo"]}
-    told = tasks_task.told(sorted({member.task for member in members}))
+    told = tasks_task.wordings_hash(sorted({member.task for member in members}))
     same = {"save_every": None}  # decides nothing that is learned
     return (
         manifest["training"] | same == asdict(training) | same

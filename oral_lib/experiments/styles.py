@@ -33,7 +33,7 @@ from oral_lib.zoo import store
 
 
 @dataclass(frozen=True)
-class Canvas:
+class StyleSettings:
     """How much of a cell is painted, and how."""
 
     most: int  # pictures of an adapter
@@ -44,13 +44,17 @@ class Canvas:
 
 
 CANVASES = {
-    "smoke": Canvas(40, 5, 1.0, "tiny-convnet", Size(40, 40, 2, 1, draws=1)),
-    "paper": Canvas(200, 50, 7.5, "efficientnet-lite0", Size(200, 200, 10, 4, 6, 5)),
+    "smoke": StyleSettings(40, 5, 1.0, "tiny-convnet", Size(40, 40, 2, 1, draws=1)),
+    "paper": StyleSettings(200, 50, 7.5, "efficientnet-lite0", Size(200, 200, 10, 4, 6, 5)),
 }
 
 
 def painted(
-    base: LatentDiffusion, made: Sequence[dict[str, Tensor]], n: int, canvas: Canvas, label: str
+    base: LatentDiffusion,
+    made: Sequence[dict[str, Tensor]],
+    n: int,
+    canvas: StyleSettings,
+    label: str,
 ) -> list[Tensor]:
     """For each adapter its pictures uint8 [n, 3, pixels, pixels], several adapters at a time."""
     most, found = min(GROUPS[base.device.type], len(made)), []

@@ -83,7 +83,7 @@ def train_multitask(
     folder, config = root / "multitask", MULTITASK[scale]
     known = [tasks_task.load(name) for name in names]
     about = {"base": base, "tasks": len(known), "training": asdict(config)}
-    about["told"] = tasks_task.told(names)
+    about["told"] = tasks_task.wordings_hash(names)
     manifest = folder / "manifest.json"
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder

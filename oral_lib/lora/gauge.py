@@ -46,7 +46,7 @@ def balanced(adapter: Adapter) -> dict[str, Tensor]:
     return made
 
 
-def turned(adapter: Adapter, seed: int) -> dict[str, Tensor]:
+def rotated(adapter: Adapter, seed: int) -> dict[str, Tensor]:
     """`adapter` with the factors of each module turned by a rotation of its own, drawn from `seed`.
 
     dW and the size of either factor are unchanged up to rounding; other tensors are passed on.

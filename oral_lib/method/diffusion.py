@@ -21,7 +21,7 @@ SAMPLERS = ("ddim", "ddpm")
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class DiffusionConfig:
     """The chain (`steps` T, `kind`, betas of the linear kind) and what is learned on it.
 
     objective          eps: the noise; x0: the tokens; v = sqrt(abar) eps - sqrt(1 - abar) x0
@@ -76,7 +76,7 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name}={value!r}: unknown. Use one of {choices}.{near}")
 
 
-def signal(config: ScheduleConfig) -> Tensor:
+def signal(config: DiffusionConfig) -> Tensor:
     """abar [T] in float64, falling: the share of the variance that is still signal at step t.
 
     Linear: DDPM (arXiv 2006.11239). Cosine: arXiv 2102.09672. UsageError when more than 1% of the
@@ -102,7 +102,7 @@ def signal(config: ScheduleConfig) -> Tensor:
     return abar
 
 
-class Schedule:
+class Diffusion:
     """Noising, targets, conversions, weights and samplers of one `ScheduleConfig`.
 
     t is long, [b] or as many leading axes of x as it has; x [b, ...]. Coefficients are computed in
@@ -110,7 +110,7 @@ class Schedule:
     network.
     """
 
-    def __init__(self, config: ScheduleConfig):
+    def __init__(self, config: DiffusionConfig):
         self.config = config
         self.steps = config.steps
         self.abar = signal(config)

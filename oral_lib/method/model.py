@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError
-from oral_lib.method.normalization import Statistics
-from oral_lib.method.projection import Mixtures
+from oral_lib.method.normalization import TokenStatistics
+from oral_lib.method.projection import ZooProjection
 from oral_lib.method.tokenization import Layout
 
 
-class Known(nn.Module):
+class BaseEntry(nn.Module):
     """Layout, statistics, mixtures of the zoo (None in a generator from before there were any),
     c_model (`structure` [e], `fingerprint` [f]) and LoRA configuration of a base model; `types` are
     the tensor types of all base models, in the generator's order."""
@@ -19,8 +19,8 @@ class Known(nn.Module):
     def __init__(
         self,
         layout: Layout,
-        statistics: Statistics,
-        mixtures: Mixtures | None,
+        statistics: TokenStatistics,
+        mixtures: ZooProjection | None,
         structure: Tensor,
         fingerprint: Tensor,
         types: Sequence[str],
@@ -50,23 +50,23 @@ class Known(nn.Module):
         self.register_buffer("mask", statistics.mask(layout), persistent=False)
 
     @property
-    def statistics(self) -> Statistics:
-        return Statistics(self.center, self.scale, self.basis)
+    def statistics(self) -> TokenStatistics:
+        return TokenStatistics(self.center, self.scale, self.basis)
 
     @property
-    def mixtures(self) -> Mixtures | None:
-        return None if self.places is None else Mixtures(self.directions, self.places)
+    def mixtures(self) -> ZooProjection | None:
+        return None if self.places is None else ZooProjection(self.directions, self.places)
 
     @classmethod
     def restored(
         cls, layout: Layout, state: dict[str, Tensor], at: str, types: Sequence[str], peft_config
-    ) -> "Known":
+    ) -> "BaseEntry":
         """The one whose buffers stand in `state` under the name `at`. KeyError where one lacks."""
-        statistics = Statistics(
+        statistics = TokenStatistics(
             state[f"{at}.center"], state[f"{at}.scale"], state.get(f"{at}.basis")
         )
         mixtures = None
         if f"{at}.places" in state:
-            mixtures = Mixtures(state[f"{at}.directions"], state[f"{at}.places"])
+            mixtures = ZooProjection(state[f"{at}.directions"], state[f"{at}.places"])
         c_model = state[f"{at}.structure"], state[f"{at}.fingerprint"]
         return cls(layout, statistics, mixtures, *c_model, types, peft_config)

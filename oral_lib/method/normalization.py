@@ -16,7 +16,7 @@ from oral_lib.method.tokenization import Layout
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class Statistics:
+class TokenStatistics:
     """What takes values [b, l, k] to tokens of unit size and back: values = scale * token + center.
 
     Shared by all tasks of a base model: statistics of one task would return that task's mean
@@ -58,7 +58,7 @@ class Statistics:
         components: int = 0,
         *,
         turned: bool = True,
-    ) -> "Statistics":
+    ) -> "TokenStatistics":
         """Statistics of `values` [b, l, k], all tasks and seeds of a base model together; with a
         basis of that many principal components a token, if `components` is not 0; without `turned`
         each token's stay as they are, alike in none.
@@ -110,7 +110,7 @@ class Statistics:
             tokens = torch.einsum("blr,lrk->blk", tokens, self.basis)
         return torch.addcmul(self.center, tokens, self.scale)
 
-    def rotated(self, turn: Tensor) -> "Statistics":
+    def rotated(self, turn: Tensor) -> "TokenStatistics":
         """The same, but its tokens are `tokens @ turn`, turn float [r, r], orthogonal. UsageError
         where there are no components to turn."""
         if self.basis is None:
@@ -121,13 +121,13 @@ class Statistics:
         """bool [l, k or r]: what of a token means something."""
         return layout.mask if self.basis is None else self.basis.cpu().square().sum(-1) > 0
 
-    def to(self, device: str | torch.device) -> "Statistics":
+    def to(self, device: str | torch.device) -> "TokenStatistics":
         """The same statistics on `device`."""
         basis = self.basis if self.basis is None else self.basis.to(device)
-        return Statistics(self.center.to(device), self.scale.to(device), basis)
+        return TokenStatistics(self.center.to(device), self.scale.to(device), basis)
 
 
-def likeness(codes: Tensor, others: Tensor) -> Tensor:
+def procrustes_rotation(codes: Tensor, others: Tensor) -> Tensor:
     """The turn [r, r] that brings `codes` [t, r] as near as can be to `others` [t, r], and moves
     nothing further than it must (orthogonal Procrustes), in the dtype of `codes`. Components that
     no code has stay as they are: the others turn among themselves."""

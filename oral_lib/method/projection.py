@@ -22,7 +22,7 @@ ROUNDS = 150  # of `shares`: leave it some 1e-3 of an adapter's size off, always
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
-class Mixtures:
+class ZooProjection:
     """The zoo of a base model as directions, orthonormal over all tokens, and places along them."""
 
     directions: Tensor  # float32 [s, l, r], the strongest first
@@ -34,7 +34,7 @@ class Mixtures:
             raise OralError(f"Mixtures want directions [s, l, r], places [n, s]: got {shapes}.")
 
     @classmethod
-    def of(cls, codes: Tensor, most: int = MOST) -> "Mixtures":
+    def of(cls, codes: Tensor, most: int = MOST) -> "ZooProjection":
         """Those of adapters told by `codes` [n, l, r]: `most` directions, or all there are."""
         directions = span(codes, most)
         return cls(directions, codes.flatten(1).float() @ directions.flatten(1).mT)
@@ -44,7 +44,7 @@ class Mixtures:
         flat = self.directions.flatten(1)
         found = codes.flatten(1) @ flat.mT
         if way == "hull":
-            found = shares(self.places, found) @ self.places
+            found = convex_weights(self.places, found) @ self.places
         return (found @ flat).view_as(codes)
 
 
@@ -60,7 +60,7 @@ def span(codes: Tensor, most: int) -> Tensor:
     return (mix.mT.to(flat.dtype) @ flat).view(-1, *codes.shape[1:]).float()
 
 
-def shares(points: Tensor, targets: Tensor, rounds: int = ROUNDS) -> Tensor:
+def convex_weights(points: Tensor, targets: Tensor, rounds: int = ROUNDS) -> Tensor:
     """The shares [b, n], none below 0 and their sum 1, of the mixtures of `points` [n, s] that lie
     nearest to `targets` [b, s].
 

@@ -26,7 +26,7 @@ from oral_lib.progress import bar
 
 
 @dataclass(frozen=True)
-class Shelf:
+class TrainingSet:
     """The zoo of one base model as training reads it."""
 
     tokens: Tensor  # [a, l, k or r] normalised
@@ -88,7 +88,7 @@ CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the devi
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepDraw:
     """What chance decides in one step for one base model."""
 
     text: Tensor  # [b, e]
@@ -100,8 +100,8 @@ class Draw:
 
     @classmethod
     def of(
-        cls, model: Generator, name: str, shelf: Shelf, config: TrainingConfig, step: int
-    ) -> "Draw":
+        cls, model: Generator, name: str, shelf: TrainingSet, config: TrainingConfig, step: int
+    ) -> "StepDraw":
         """The draw of `step` for base model `name`: the same for the same seed."""
         device = shelf.tokens.device
         source = seeds.generator(config.seed, "step", step, name, device=device)
@@ -121,20 +121,22 @@ class Draw:
         text = F.normalize(text + config.text_noise * blur, dim=-1)
         return cls(text, given, chosen, adapters, t, eps)
 
-    def part(self, i: int) -> "Draw":
+    def part(self, i: int) -> "StepDraw":
         """What falls to condition `i` alone."""
         r = len(self.adapters) // len(self.text)
         its = slice(i * r, (i + 1) * r)
         one = self.text[i : i + 1], self.given[i : i + 1], self.chosen
-        return Draw(*one, self.adapters[its], self.t[its], self.eps[its])
+        return StepDraw(*one, self.adapters[its], self.t[its], self.eps[its])
 
-    def copy_(self, other: "Draw") -> None:
+    def copy_(self, other: "StepDraw") -> None:
         """Takes the values of `other` where these stand."""
         for name, value in vars(self).items():
             value.copy_(getattr(other, name))
 
 
-def step_loss(model: Generator, shelves: dict[str, Shelf], draws: dict[str, Draw]) -> Tensor:
+def step_loss(
+    model: Generator, shelves: dict[str, TrainingSet], draws: dict[str, StepDraw]
+) -> Tensor:
     """The loss of one step, the mean over base models."""
     total = torch.zeros((), device=model.kind.weight.device)
     for name, shelf in shelves.items():
@@ -158,12 +160,12 @@ class Trainer:
     def __init__(
         self,
         model: Generator,
-        shelves: dict[str, Shelf],
+        shelves: dict[str, TrainingSet],
         config: TrainingConfig,
         device: torch.device,
     ):
         self.config, self.model = config, model.to(device).train()
-        self.shelves = {n: Shelf(s.tokens.to(device), s.members.to(device), s.texts.to(device))
+        self.shelves = {n: TrainingSet(s.tokens.to(device), s.members.to(device), s.texts.to(device))
                         for n, s in shelves.items()}  # fmt: skip
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
@@ -175,7 +177,7 @@ class Trainer:
             capturable=device.type == "cuda",
         )
         self.half = devices.fast_dtype(device) == torch.bfloat16
-        self.draws = {n: Draw.of(self.model, n, s, config, 0) for n, s in self.shelves.items()}
+        self.draws = {n: StepDraw.of(self.model, n, s, config, 0) for n, s in self.shelves.items()}
         self.loss, self.share = (torch.zeros((), device=device) for _ in range(2))
         self.kept, self.now = list(self.averaged.parameters()), list(self.model.parameters())
         self.replay = Replay(self._once, device)
@@ -183,7 +185,7 @@ class Trainer:
     def step(self, number: int) -> Tensor:
         """Does step `number`; its loss, on the device."""
         for name, shelf in self.shelves.items():
-            self.draws[name].copy_(Draw.of(self.model, name, shelf, self.config, number))
+            self.draws[name].copy_(StepDraw.of(self.model, name, shelf, self.config, number))
         self.optimizer.param_groups[0]["lr"].fill_(self.config.lr_at(number))
         self.share.fill_(self.config.share_at(number))
         self.replay(0)
@@ -206,7 +208,7 @@ class Trainer:
 
 def train(
     model: Generator,
-    shelves: dict[str, Shelf],
+    shelves: dict[str, TrainingSet],
     config: TrainingConfig,
     *,
     device: str | torch.device = "cpu",

@@ -84,7 +84,7 @@ def names(family: str = "") -> list[str]:
     return [name for name in found if load(name).family == family] if family else found
 
 
-def told(known: Iterable[str]) -> str:
+def wordings_hash(known: Iterable[str]) -> str:
     """A hash of the wordings that a training on the tasks called `known` reads."""
     text = json.dumps([[name, load(name).training_texts] for name in known])
     return hashlib.sha256(text.encode()).hexdigest()

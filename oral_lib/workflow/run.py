@@ -60,7 +60,7 @@ class Run:
         return paths.results_folder(self.scale, self.out)
 
     @property
-    def planned(self) -> tuple[scales.Cells, ...]:
+    def planned(self) -> tuple[scales.BasePlan, ...]:
         """The base models of this run, with tasks and seeds."""
         return scales.cells_of(self.scale, self.source, self.experiment)
 
@@ -256,10 +256,10 @@ class Run:
                     results.append_benchmarks(path, rows)
         return self.publish()
 
-    def _bench_zoo(self, cells: scales.Cells) -> list[dict]:
+    def _bench_zoo(self, cells: scales.BasePlan) -> list[dict]:
         return benchmarks.zoo_rows(*self._bench_case(cells))
 
-    def _bench_generator(self, cells: scales.Cells) -> list[dict]:
+    def _bench_generator(self, cells: scales.BasePlan) -> list[dict]:
         return benchmarks.rows(self.generator(), cells.base)
 
     def profile(self, name: str) -> Path:
@@ -272,7 +272,7 @@ class Run:
         benchmarks.profile(*case, size).to_csv(path, index=False)
         return path
 
-    def _bench_case(self, cells: scales.Cells):
+    def _bench_case(self, cells: scales.BasePlan):
         """(base model, the task of its longest rows, its rows)."""
         longest = max(
             map(tasks_task.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0)

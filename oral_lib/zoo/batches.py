@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from oral_lib import seeds
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import scoring
-from oral_lib.evaluation.scoring import Read
+from oral_lib.evaluation.scoring import EncodedRows
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks.rows import Row, Split
 from oral_lib.tasks.task import Task
@@ -59,11 +59,11 @@ def rounded(width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Feed:
+class StackBatches:
     """All batches of S runs that are scored in one way and read as many rows a step."""
 
     how: str  # one of `tasks.SCORINGS`: see `scoring.way`
-    table: Read  # every row of every task; tasks about the same rows share them
+    table: EncodedRows  # every row of every task; tasks about the same rows share them
     # [steps, S * batch] labels of a step's rows, places in their task's labels; of a style, draws
     answers: Tensor
     words: Tensor  # [S, labels] what the model is asked for: classes, or first tokens of words
@@ -81,12 +81,12 @@ class Feed:
         steps: int,
         batch: int,
         longest: int = 0,
-    ) -> "Feed":
+    ) -> "StackBatches":
         """The batches that runs of (task, seed) `jobs` would read one by one; `data` by task.
 
         Rows of the table are padded to `longest` at least, so that feeds can follow one another.
         """
-        how, parts, labels, first, count = scoring.way(base, jobs[0][0]), [], {}, {}, 0
+        how, parts, labels, first, count = scoring.scoring_kind(base, jobs[0][0]), [], {}, {}, 0
         known: dict[tuple[str, ...], int] = {}  # keys of a task's rows: where they begin
         for task in {task.name: task for task, _ in jobs}.values():
             rows = data[task.name].train
@@ -115,7 +115,7 @@ class Feed:
             widths = [min(rounded(width), most) for width in widths]
         longest_tail = {w: max(t for t, x in zip(tail, widths, strict=True) if x == w)
                         for w in set(widths)}  # fmt: skip
-        words = [scoring.words(base, task) for task, _ in jobs]
+        words = [scoring.answer_ids(base, task) for task, _ in jobs]
         return cls(
             how,
             table,
@@ -126,7 +126,7 @@ class Feed:
             [longest_tail[w] for w in widths],
         )
 
-    def step(self, i: int) -> tuple[Read, Tensor, Tensor]:
+    def step(self, i: int) -> tuple[EncodedRows, Tensor, Tensor]:
         """(token rows, answers [S * batch], words [S * batch, labels]) of step `i`."""
         rows = self.rows[i]
         read = self.table[rows].cut(self.widths[i], self.tails[i])
@@ -144,14 +144,14 @@ class Feed:
         return 1 - self.table.lengths.view(-1, options).sum(1)[self.rows].sum().item() / read
 
 
-def _joined(parts: Sequence[Read], longest: int) -> Read:
+def _joined(parts: Sequence[EncodedRows], longest: int) -> EncodedRows:
     most = max(longest, *(part.ids.shape[1] for part in parts))
     shown = pictures = None
     if parts[0].pictures is not None:
         first = np.cumsum([0, *(len(part.pictures) for part in parts)])
         shown = torch.cat([part.shown + int(n) for part, n in zip(parts, first, strict=False)])
         pictures = torch.cat([part.pictures for part in parts])
-    return Read(
+    return EncodedRows(
         torch.cat([pad(part.ids, (0, most - part.ids.shape[1])) for part in parts]),
         torch.cat([part.lengths for part in parts]),
         torch.cat([part.begins for part in parts]),

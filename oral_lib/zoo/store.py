@@ -15,7 +15,7 @@ from oral_lib.tasks import rows as tasks
 from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.rows import Split
 from oral_lib.zoo.recipes import Recipe, default, recipe_of
-from oral_lib.zoo.training import MOST, Run, Trained, Workshop
+from oral_lib.zoo.training import MOST, AdapterJob, StackTrainer, Trained
 
 
 def folder(root: Path, base: str, task: str, seed: int) -> Path:
@@ -54,7 +54,7 @@ def train_cells(
     for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = Workshop(model, max(tasks_task.load(name).words for name in alike))
+        workshop = StackTrainer(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
             spec, data = (
                 tasks_task.load(name),
@@ -63,7 +63,7 @@ def train_cells(
             # all seeds of a stack: a smaller one rounds differently
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
             again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
-            runs = [Run(spec, s, recipes[name]) for s in again]
+            runs = [AdapterJob(spec, s, recipes[name]) for s in again]
             for stack in _stacks(workshop, runs, data, root / "zoo" / base / name):
                 _save(root, model, [d for d in stack if d.run.seed in missing[name]], data)
     return [where for name in names for where in wanted[name]]
@@ -97,20 +97,20 @@ def train_tasks(
     recipe, model = default(base), loading.load(base, source=source, device=device)
     for name, held in zip(names, where, strict=True):
         _check_recipe(held, name, recipe)
-    workshop = Workshop(model)
+    workshop = StackTrainer(model)
     for first in range(0, len(names), MOST):
         some = {name: tasks_task.load(name) for name in names[first : first + MOST]}
         if not missing & some.keys():
             continue
         data = {name: tasks.full_rows(task, source) for name, task in some.items()}
-        runs = [Run(task, 0, recipe) for task in some.values()]
+        runs = [AdapterJob(task, 0, recipe) for task in some.values()]
         for stack in _stacks(workshop, runs, data, root / "zoo" / base):
             _save(root, model, [d for d in stack if d.run.task.name in missing], data)
     return where
 
 
 def _stacks(
-    workshop: Workshop, runs: Sequence[Run], data: dict[str, Split], state: Path
+    workshop: StackTrainer, runs: Sequence[AdapterJob], data: dict[str, Split], state: Path
 ) -> Iterator[list[Trained]]:
     """The adapters of `runs`, `MOST` at a time, once all of them are trained; what an interrupted
     stack would go on from goes only when the next is asked for."""

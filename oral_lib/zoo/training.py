@@ -27,7 +27,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.progress import bar
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.zoo.batches import Feed
+from oral_lib.zoo.batches import StackBatches
 from oral_lib.zoo.recipes import Recipe
 
 MOST = 32  # adapters of a stack
@@ -36,7 +36,7 @@ SAVE_EVERY = 100  # steps between states that an interrupted stack goes on from
 
 
 @dataclass(frozen=True)
-class Run:
+class AdapterJob:
     """One adapter to be trained."""
 
     task: Task
@@ -49,7 +49,7 @@ class Trained:
     """One trained adapter: final tensors, kept checkpoints (oldest first), loss a step, and its
     share of the seconds that its stack took."""
 
-    run: Run
+    run: AdapterJob
     tensors: dict[str, Tensor]
     checkpoints: dict[int, dict[str, Tensor]]
     losses: list[float]
@@ -67,7 +67,7 @@ class Trainer:
     A step of a shape seen before is, on a GPU, one replayed graph: see `replay.Replay`.
     """
 
-    def __init__(self, base: BaseModel, size: int, feed: Feed, recipe: Recipe):
+    def __init__(self, base: BaseModel, size: int, feed: StackBatches, recipe: Recipe):
         self.base, self.clip, self.how = base, recipe.clip, feed.how
         dtype = next(base.model.parameters()).dtype
         self.stack = Stack(base.lora_init(), size, base.device, dtype, recipe.ratio)
@@ -79,7 +79,7 @@ class Trainer:
         self.loss = torch.zeros(size, device=base.device)
         self.replay = Replay(self._step, base.device)
 
-    def begin(self, start: dict[str, Tensor], feed: Feed) -> Stack:
+    def begin(self, start: dict[str, Tensor], feed: StackBatches) -> Stack:
         """The stack, all of it as `start` says, about to read `feed`."""
         self.stack.restart(start)
         self.words.copy_(feed.words_of(len(self.words)))
@@ -94,7 +94,7 @@ class Trainer:
         self.loss.copy_(loss.detach())
         self.stack.update(loss.sum(), self.lr, self.clip)
 
-    def step(self, feed: Feed, i: int, lr: Tensor) -> Tensor:
+    def step(self, feed: StackBatches, i: int, lr: Tensor) -> Tensor:
         """Step `i` of `feed` at learning rates `lr` [S]; the losses [S] before it."""
         rows = feed.rows[i]
         places = (rows[:, None] * len(self.option) + self.option).flatten()
@@ -110,7 +110,7 @@ class Trainer:
         return self.loss
 
 
-class Workshop:
+class StackTrainer:
     """Trains stacks on one base model; what was set up for a shape of stack serves the next one of
     that shape, and goes when another shape comes.
 
@@ -123,7 +123,7 @@ class Workshop:
 
     def train(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[AdapterJob],
         data: dict[str, Split],
         *,
         most: int = MOST,
@@ -139,7 +139,7 @@ class Workshop:
         """
         base, alike = self.base, {}
         for run in runs:
-            how = scoring.way(base, run.task)
+            how = scoring.scoring_kind(base, run.task)
             classes = (
                 len(run.task.labels) if how in ("image", "question") else 0
             )  # they compete for a picture
@@ -164,13 +164,13 @@ class Workshop:
                         file.unlink(missing_ok=True)
 
     def _stack(
-        self, runs: Sequence[Run], data: dict[str, Split], state: Path | None
+        self, runs: Sequence[AdapterJob], data: dict[str, Split], state: Path | None
     ) -> list[Trained]:
         base, recipe, began = self.base, runs[0].recipe, time.perf_counter()
         label, steps = f"zoo {base.name} {_named(runs)}", max(run.recipe.steps for run in runs)
         longest = max(self.longest, *(run.task.words for run in runs))
         jobs = [(run.task, run.seed) for run in runs]
-        feed = Feed.of(base, jobs, data, steps=steps, batch=recipe.batch, longest=longest)
+        feed = StackBatches.of(base, jobs, data, steps=steps, batch=recipe.batch, longest=longest)
         trainer = self._trainer(len(runs), feed, recipe)
         stack = trainer.begin(base.lora_init(), feed)
         rates = [[run.recipe.lr_at(i) for run in runs] for i in range(steps)]
@@ -206,7 +206,7 @@ class Workshop:
             for s, run in enumerate(runs)
         ]
 
-    def _trainer(self, size: int, feed: Feed, recipe: Recipe) -> Trainer:
+    def _trainer(self, size: int, feed: StackBatches, recipe: Recipe) -> Trainer:
         shape = (size, recipe.batch, feed.table.ids.shape[1], feed.words.shape[1])
         key = (feed.how, feed.table.options, *shape, recipe.clip, recipe.ratio)
         if key not in self.trainers:
@@ -215,12 +215,14 @@ class Workshop:
         return self.trainers[key]
 
 
-def train(base: BaseModel, runs: Sequence[Run], data: dict[str, Split], **how) -> Iterator[Trained]:
+def train(
+    base: BaseModel, runs: Sequence[AdapterJob], data: dict[str, Split], **how
+) -> Iterator[Trained]:
     """`Workshop.train` in a workshop of its own."""
-    yield from Workshop(base).train(runs, data, **how)
+    yield from StackTrainer(base).train(runs, data, **how)
 
 
-def _key(base: BaseModel, runs: Sequence[Run], data: dict[str, Split]) -> int:
+def _key(base: BaseModel, runs: Sequence[AdapterJob], data: dict[str, Split]) -> int:
     """A number for all that decides what a stack of `runs` learns."""
     taught = {
         run.task.name: crc32(repr([(r.key, r.label) for r in data[run.task.name].train]).encode())
@@ -232,7 +234,7 @@ def _key(base: BaseModel, runs: Sequence[Run], data: dict[str, Split]) -> int:
     return seeds.integer(0, base.name, *named)
 
 
-def _named(runs: Sequence[Run]) -> str:
+def _named(runs: Sequence[AdapterJob]) -> str:
     """What a progress line says: movie seed 1; movie seeds 0-2; 3 tasks, 24 adapters."""
     names, numbers = {run.task.name for run in runs}, [run.seed for run in runs]
     if len(names) > 1:

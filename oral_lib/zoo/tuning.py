@@ -41,10 +41,10 @@ def tune(
     for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
         alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = training.Workshop(model, max(tasks_task.load(name).words for name in alike))
+        workshop = training.StackTrainer(model, max(tasks_task.load(name).words for name in alike))
         for name in alike:
             task, data = tasks_task.load(name), tasks.full_rows(tasks_task.load(name), source)
-            runs = [training.Run(task, SEED, recipe) for recipe in candidates(base)]
+            runs = [training.AdapterJob(task, SEED, recipe) for recipe in candidates(base)]
             trained = list(workshop.train(runs, {name: data}, strict=False))
             made = [done for done in trained if done.finite]
             if not made:
