@@ -165,8 +165,10 @@ class Trainer:
         device: torch.device,
     ):
         self.config, self.model = config, model.to(device).train()
-        self.shelves = {n: TrainingSet(s.tokens.to(device), s.members.to(device), s.texts.to(device))
-                        for n, s in shelves.items()}  # fmt: skip
+        self.shelves = {
+            n: TrainingSet(s.tokens.to(device), s.members.to(device), s.texts.to(device))
+            for n, s in shelves.items()
+        }
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
