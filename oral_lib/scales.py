@@ -1,191 +1,242 @@
 """The scales: which base models, tasks and seeds a run has, and what they cost.
 
-Imports with the standard library alone.
+`SCALES` has one table a scale: for each experiment a function from a source to its base models.
+Imports with the standard library only.
 """
 
-import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from oral_lib.assets import packages
 from oral_lib.errors import UsageError, closest
 from oral_lib.paths import slug
 from oral_lib.tasks import binary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BasePlan:
-    """One base model of a scale: its tasks, the adapters the zoo holds of each, what they cost."""
+    """One base model of a scale: its tasks, the number of adapters of each, and their cost.
+
+    Costs are estimates of one process; minutes are those of the machine that the scale is for.
+    """
 
     base: str
-    tasks: tuple[str, ...]
-    zoo_seeds: int  # adapters of a task that the generator is trained on
-    held_out: int = 0  # further ones that it never sees
+    tasks: tuple[str, ...]  # whose adapters the generators are trained on
+    zoo_seeds: int  # adapters of a task that the generators are trained on
+    held_out: int = 0  # further adapters of a task that no generator is trained on
     seeds: int = 1  # generator seeds, each a cell of the table
-    tuned: bool = False  # learning rate and steps are chosen first
+    tuned: bool = False  # learning rate and steps are chosen on validation rows first
     parent: str = ""  # the model of which this is a later version
-    zoo_minutes: float = 0.1  # one adapter
+    aligned: bool = False  # combined from two other models first
+    unseen_tasks: tuple[str, ...] = ()  # tasks of the zoo that no generator is trained on
+    zoo_minutes: float = 0.1  # of one adapter
     cell_minutes: float = 0.2
     memory_mb: int = 2000
-    experiment: str = "language"
-    aligned: bool = False  # made of two other models first
-    unseen: tuple[str, ...] = ()  # tasks of the zoo that no generator is trained on
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """The tasks of the zoo."""
-        return self.tasks + self.unseen
+    def zoo_tasks(self) -> tuple[str, ...]:
+        """All tasks of the zoo."""
+        return self.tasks + self.unseen_tasks
 
     @property
-    def measured(self) -> tuple[str, ...]:
-        """The tasks that cells are made of: the unseen ones where there are any."""
-        return self.unseen or self.tasks
+    def cell_tasks(self) -> tuple[str, ...]:
+        """The tasks that have cells: the unseen tasks where there are any."""
+        return self.unseen_tasks or self.tasks
 
 
+@dataclass(frozen=True, kw_only=True)
+class GeneratorJob:
+    """One network to train on a zoo: a kind of generator and its seed."""
+
+    kind: str  # "generator", "regression", "unconditional" or "multitask"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in commands and the name of its folder: the kind, with the seed unless 0."""
+        return f"{self.kind}-{self.seed}" if self.seed else self.kind
+
+
+# ---------------------------------------------------------------- tasks
 PAPER_TASKS = ("sst2", "mrpc", "rte", "boolq", "winogrande", "wnli", "gsm8k")
-PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
-STAND_INS = (
+SUBSTITUTES = (  # for the paper's tasks, in the same order
     *("movie", "product_matching", "corr2cause", "pararule"),
     *("quartz", "winograd_schemas", "school_maths"),
 )
-SPARES = ("sarcasm", "tweets", "products", "review_topic", "arithmetic")
-WRITTEN = ("gsm8k", "school_maths", "arithmetic")  # an encoder cannot write an answer
-TASKS = {"packages": STAND_INS + SPARES, "local": PAPER_TASKS, "hub": PAPER_TASKS}
-PICTURES = {
+EXTRA_TASKS = ("sarcasm", "tweets", "products", "review_topic", "arithmetic")
+FREE_FORM = ("gsm8k", "school_maths", "arithmetic")  # an encoder cannot generate an answer
+LANGUAGE_TASKS = {
+    "packages": SUBSTITUTES + EXTRA_TASKS,
+    "local": PAPER_TASKS,
+    "hub": PAPER_TASKS,
+}
+IMAGE_TASKS = {
     "packages": ("digits", "easy_vqa_shape", "easy_vqa_colour", "solar_cells"),
     "local": ("cifar10", "gtsrb", "flowers", "sign_digits"),
-    "hub": ("cifar10", "gtsrb"),  # of the others no revision is known
+    "hub": ("cifar10", "gtsrb"),  # the other data sets have no pinned revision
 }
-PAIRS = {
+PAIR_TASKS = {
     "packages": ("easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes", "digit_labels"),
     "local": ("flickr8k", "easy_vqa", "nlvr"),
-}  # no revision of such sets on the hub is known
+}  # data sets of image-text pairs have no pinned revision on the hub
+STYLE_TASKS = ("pokemon", "naruto", "baroque")  # no pinned revision: read from a local folder
+
+# ---------------------------------------------------------------- base models
+PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
+HUB_BASES = ("qwen2.5-0.5b", "llama-3.2-1b")
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-OWN_BACKBONES = ("vit-tiny", "convnext-atto")  # of which a local folder may have the weights
-TERMS = {"gemma-3-270m": "gemma"}  # base models of terms that the user has to accept
+LOCAL_BACKBONES = ("vit-tiny", "convnext-atto")  # used where a local folder has their weights
+TERMS = {"gemma-3-270m": "gemma"}  # key of `packages.TERMS` by base model
 
 
-def _lab(source: str) -> tuple[BasePlan, ...]:
-    """The language models of the lab scale: four, Gemma where its terms are accepted, and two more
-    where the hub has them."""
-    rows = TASKS[source]
-    labelled = tuple(task for task in rows if task not in WRITTEN)
-    causal = BasePlan("", rows, 8, 2, 3, True, "", 0.06, 0.5, 6000)
-    encoder = replace(causal, tasks=labelled, zoo_minutes=0.04, cell_minutes=0.3, memory_mb=3000)
+FULL = {"zoo_seeds": 8, "held_out": 2, "seeds": 3, "tuned": True}  # of the lab and the paper
+PAPER_COST = {"zoo_minutes": 60.0, "cell_minutes": 30.0, "memory_mb": 64_000}
+
+
+def _lab_language(source: str) -> tuple[BasePlan, ...]:
+    """Four models, Gemma where its terms are accepted, and two more where the hub has them."""
+    names = LANGUAGE_TASKS[source]
+    labelled = tuple(task for task in names if task not in FREE_FORM)
+    costs = {"zoo_minutes": 0.04, "cell_minutes": 0.3, "memory_mb": 3000}
+    encoder = BasePlan(base="minilm-l6", tasks=labelled, **FULL, **costs)
+    costs = {"zoo_minutes": 0.06, "cell_minutes": 0.5, "memory_mb": 6000}
+    causal = BasePlan(base="smollm2-135m", tasks=names, **FULL, **costs)
     models = [
-        replace(encoder, base="minilm-l6"),
+        encoder,
         replace(encoder, base="minilm-l3"),
-        replace(causal, base="smollm2-135m"),
+        causal,
         replace(causal, base="smollm2-135m-t4", parent="smollm2-135m", tuned=False),
         replace(causal, base="gemma-3-270m"),
     ]
     if source == "hub":
-        models += [replace(causal, base=b) for b in ("qwen2.5-0.5b", "llama-3.2-1b")]
-    agreed = os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
-    return tuple(m for m in models if TERMS.get(m.base, "") in ("", *agreed))
+        models += [replace(causal, base=base) for base in HUB_BASES]
+    return tuple(m for m in models if packages.accepted(TERMS.get(m.base, "")))
 
 
-def _backbones(source: str) -> tuple[BasePlan, ...]:
-    """The image backbones of the lab scale, with those that the user's own folder has."""
+def _lab_vision(source: str) -> tuple[BasePlan, ...]:
+    """The image backbones, with those whose weights the local folder has."""
     kind, _, folder = source.partition(":")
-    models = Path(folder).expanduser() / "models"
-    own = [b for b in OWN_BACKBONES if kind == "local" and (models / b / "config.json").is_file()]
-    cells = BasePlan("", PICTURES[kind], 8, 2, 3, True, "", 0.05, 0.5, 6000, "vision")
-    return tuple(replace(cells, base=base) for base in (*LITES, *own))
+    names = list(LITES)
+    if kind == "local":
+        models = Path(folder).expanduser() / "models"
+        names += [name for name in LOCAL_BACKBONES if (models / name / "config.json").is_file()]
+    costs = {"zoo_minutes": 0.05, "cell_minutes": 0.5, "memory_mb": 6000}
+    return tuple(BasePlan(base=name, tasks=IMAGE_TASKS[kind], **FULL, **costs) for name in names)
 
 
-def _towers(source: str) -> tuple[BasePlan, ...]:
-    """The two-tower model of the lab scale, where the source has pictures with texts."""
-    rows = PAIRS.get(source.partition(":")[0])
-    if not rows:
+def _lab_multimodal(source: str) -> tuple[BasePlan, ...]:
+    """The two-tower model, where the source has image-text pairs."""
+    names = PAIR_TASKS.get(source.partition(":")[0])
+    if not names:
         return ()
-    cells = BasePlan("towers", rows, 8, 2, 3, True, "", 0.3, 0.8, 8000, "multimodal", True)
-    return (cells,)
+    costs = {"zoo_minutes": 0.3, "cell_minutes": 0.8, "memory_mb": 8000}
+    return (BasePlan(base="towers", tasks=names, aligned=True, **FULL, **costs),)
 
 
-def _vision_language(source: str) -> tuple[BasePlan, ...]:
-    """The paper's own model for pictures with texts, on what asks a question about a picture."""
-    if source.partition(":")[0] != "local":  # no other source has both model and tasks
+def _unseen(base: str, family: str, n_tasks: int, n_unseen: int, **costs: float) -> BasePlan:
+    """The plan of binary tasks over the classes of `family`.
+
+    Args:
+        base: the backbone, with a head of two classes.
+        family: the task whose ten classes are split into yes and no.
+        n_tasks: tasks that generators are trained on.
+        n_unseen: held-out tasks that are measured.
+        costs: `zoo_minutes`, `cell_minutes` and `memory_mb`.
+    """
+    return BasePlan(
+        base=base,
+        tasks=binary.trained(family)[:n_tasks],
+        zoo_seeds=1,
+        unseen_tasks=tuple(binary.held_out(family)[:n_unseen]),
+        **costs,
+    )
+
+
+def _lab_unseen(source: str) -> tuple[BasePlan, ...]:
+    """RPG's test, on ten handwritten digits where the source has no CIFAR-10."""
+    family = "digits" if source == "packages" else "cifar10"
+    costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
+    return (_unseen(f"{LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
+
+
+def _paper_multimodal(source: str) -> tuple[BasePlan, ...]:
+    """The paper's vision-language model; only a local folder has both model and tasks."""
+    if not source.startswith("local"):
         return ()
-    rows = ("easy_vqa", "nlvr")
-    return (BasePlan("qwen2-vl-7b", rows, 8, 2, 3, True, "", 60.0, 30.0, 64_000, "multimodal"),)
+    return (BasePlan(base="qwen2-vl-7b", tasks=("easy_vqa", "nlvr"), **FULL, **PAPER_COST),)
 
 
-MULTIMODAL = {
-    "smoke": lambda source: (
-        BasePlan(
-            "tiny-towers", ("flickr8k", "easy_vqa"), 2, 1, aligned=True, experiment="multimodal"
-        ),
+def _paper_style(source: str) -> tuple[BasePlan, ...]:
+    """Stable Diffusion 2.1; only a local folder has both model and tasks."""
+    if not source.startswith("local"):
+        return ()
+    costs = PAPER_COST | {"zoo_minutes": 30.0, "cell_minutes": 60.0}
+    return (BasePlan(base="sd-2.1", tasks=STYLE_TASKS, **FULL | {"tuned": False}, **costs),)
+
+
+# ---------------------------------------------------------------- the scales
+SMOKE: dict[str, Callable[[str], tuple[BasePlan, ...]]] = {
+    "language": lambda source: tuple(
+        BasePlan(base=base, tasks=("movie", "sarcasm"), zoo_seeds=2, held_out=1)
+        for base in ("tiny-encoder", "tiny-causal")
     ),
-    "lab": _towers,
-    "paper": _vision_language,
-}
-VISION = {
-    "smoke": lambda source: tuple(
-        BasePlan(base, ("easy_vqa_shape", "solar_cells"), 2, 1, experiment="vision")
+    "vision": lambda source: tuple(
+        BasePlan(base=base, tasks=("easy_vqa_shape", "solar_cells"), zoo_seeds=2, held_out=1)
         for base in ("tiny-convnet", "tiny-vit")
     ),
-    "lab": _backbones,
-}
-
-
-def _splits(base: str, of: str, told: int, held: int, **costs) -> BasePlan:
-    """Tasks of yes or no: `told` to train generators, of those held out the first `held`."""
-    tasks, unseen = binary.trained(of)[:told], tuple(binary.held_out(of)[:held])
-    return BasePlan(base, tasks, 1, experiment="unseen", unseen=unseen, **costs)
-
-
-def _lab_splits(source: str) -> tuple[BasePlan, ...]:
-    """RPG's test; of ten handwritten digits where packages are all there is."""
-    of = "digits" if source == "packages" else "cifar10"
-    costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
-    return (_splits("efficientnet-lite0-yes-no", of, 1002, binary.HELD_OUT, **costs),)
-
-
-UNSEEN = {
-    "smoke": lambda source: (_splits("tiny-convnet-yes-no", "cifar10", 30, 2, zoo_minutes=0.01),),
-    "lab": _lab_splits,
-}
-STYLES = ("pokemon", "naruto", "baroque")  # of which no revision is known: a folder has them
-STYLE = {
-    "smoke": lambda source: (
-        BasePlan("tiny-diffusion", ("pokemon", "baroque"), 2, 1, experiment="style"),
-    ),
-    "paper": lambda source: (
-        (BasePlan("sd-2.1", STYLES, 8, 2, 3, False, "", 30.0, 60.0, 64_000, "style"),)
-        if source.startswith("local")
-        else ()
-    ),
-}
-SCALES = {
-    "smoke": lambda source: (
-        BasePlan("tiny-encoder", ("movie", "sarcasm"), 2, 1),
-        BasePlan("tiny-causal", ("movie", "sarcasm"), 2, 1),
-    ),
-    "desk": lambda source: (
+    "unseen": lambda source: (_unseen("tiny-convnet-yes-no", "cifar10", 30, 2, zoo_minutes=0.01),),
+    "multimodal": lambda source: (
         BasePlan(
-            "minilm-l6", ("movie", "sarcasm", "review_topic"), 3, 0, 1, False, "", 0.5, 0.9, 2500
+            base="tiny-towers",
+            tasks=("flickr8k", "easy_vqa"),
+            zoo_seeds=2,
+            held_out=1,
+            aligned=True,
         ),
-        BasePlan("smollm2-135m", ("movie", "sarcasm"), 2, 0, 1, False, "", 1.5, 2.5, 4000),
     ),
-    "lab": _lab,
-    "paper": lambda source: tuple(
-        BasePlan(b, PAPER_TASKS, 8, 2, 3, True, "", 60.0, 30.0, 64_000) for b in PAPER_BASES
+    "style": lambda source: (
+        BasePlan(base="tiny-diffusion", tasks=("pokemon", "baroque"), zoo_seeds=2, held_out=1),
     ),
 }
-
-
-EXPERIMENTS = (
-    "language",
-    "vision",
-    "unseen",
-    "multimodal",
-    "style",
-)  # each has a zoo, generators and a notebook of its own
-
-CELL_NOTEBOOKS = {  # and the parameter that names the base model
+DESK = {
+    "language": lambda source: (
+        BasePlan(
+            base="minilm-l6",
+            tasks=("movie", "sarcasm", "review_topic"),
+            zoo_seeds=3,
+            zoo_minutes=0.5,
+            cell_minutes=0.9,
+            memory_mb=2500,
+        ),
+        BasePlan(
+            base="smollm2-135m",
+            tasks=("movie", "sarcasm"),
+            zoo_seeds=2,
+            zoo_minutes=1.5,
+            cell_minutes=2.5,
+            memory_mb=4000,
+        ),
+    ),
+}
+LAB = {
+    "language": _lab_language,
+    "vision": _lab_vision,
+    "unseen": _lab_unseen,
+    "multimodal": _lab_multimodal,
+}
+PAPER = {
+    "language": lambda source: tuple(
+        BasePlan(base=base, tasks=PAPER_TASKS, **FULL, **PAPER_COST) for base in PAPER_BASES
+    ),
+    "multimodal": _paper_multimodal,
+    "style": _paper_style,
+}
+SCALES = {"smoke": SMOKE, "desk": DESK, "lab": LAB, "paper": PAPER}
+EXPERIMENTS = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
+CELL_NOTEBOOKS = {  # (notebook, its parameter for the base model) by experiment
     "language": ("10_language", "base"),
     "vision": ("20_vision", "backbone"),
     "unseen": ("21_unseen", ""),
@@ -194,34 +245,59 @@ CELL_NOTEBOOKS = {  # and the parameter that names the base model
 }
 
 
+# ---------------------------------------------------------------- queries
 def default_scale() -> str:
-    """The scale that fits this machine: lab where there is a GPU, desk where there is none."""
+    """The scale for this machine: lab with an NVIDIA GPU, else desk."""
     return "lab" if shutil.which("nvidia-smi") else "desk"
 
 
-def generators(scale: str, experiment: str = "language") -> tuple[str, ...]:
-    """What is trained on a zoo: the generator with each of its seeds, and its baselines."""
+def generator_jobs(scale: str, experiment: str = "language") -> tuple[GeneratorJob, ...]:
+    """The networks that are trained on a zoo: the generator with each of its seeds first."""
     if experiment == "unseen":
-        return ("generator", "regression", "multitask")
-    seeds = 3 if scale in ("lab", "paper") else 1
-    more = tuple(f"generator-{seed}" for seed in range(1, seeds))
-    rest = ("regression", "unconditional") if scale in ("lab", "paper") else ("regression",)
-    return ("generator", *more, *rest)
+        kinds = ("generator", "regression", "multitask")
+        return tuple(GeneratorJob(kind=kind) for kind in kinds)
+    large = scale in ("lab", "paper")
+    baselines = ("regression", "unconditional") if large else ("regression",)
+    return (
+        *(GeneratorJob(kind="generator", seed=seed) for seed in range(3 if large else 1)),
+        *(GeneratorJob(kind=kind) for kind in baselines),
+    )
+
+
+def generators(scale: str, experiment: str = "language") -> tuple[str, ...]:
+    """The names of `generator_jobs`."""
+    return tuple(job.name for job in generator_jobs(scale, experiment))
+
+
+def generator_job(scale: str, name: str, experiment: str = "language") -> GeneratorJob:
+    """The job called `name`; `UsageError` with the nearest name if the experiment has none."""
+    jobs = {job.name: job for job in generator_jobs(scale, experiment)}
+    if name not in jobs:
+        raise UsageError(
+            f"experiment {experiment!r} at scale {scale!r} trains no {name!r}."
+            f"{closest(name, jobs)} It trains {', '.join(jobs)}."
+        )
+    return jobs[name]
 
 
 def generator_of(scale: str, seed: int) -> str:
-    """The generator that makes the adapters of a cell; a further cell draws from the first."""
-    name = f"generator-{seed}"
+    """The name of the generator of a cell: that of its seed, or the first for further seeds."""
+    name = GeneratorJob(kind="generator", seed=seed).name
     return name if name in generators(scale) else "generator"
 
 
-def cells_of(
+def base_plans(
     scale: str, source: str = "packages", experiment: str = "language"
 ) -> tuple[BasePlan, ...]:
-    """The base models of an experiment at a scale with the tasks that `source` has rows of; none
-    where the scale leaves the experiment out.
+    """The base models of an experiment; none where the scale leaves it out.
 
-    `UsageError` with the nearest name if there is no such scale, or where it has no such source.
+    Args:
+        scale: a key of `SCALES`.
+        source: "packages", "hub" or "local:DIR"; only tasks with rows from it are planned.
+        experiment: one of `EXPERIMENTS`.
+
+    Raises:
+        UsageError: unknown scale, source or experiment, or a source that the scale does not have.
     """
     if scale not in SCALES:
         raise UsageError(
@@ -229,82 +305,92 @@ def cells_of(
         )
     kind = slug(source)
     if scale == "desk" and kind != "packages":
-        raise UsageError(f"scale 'desk' runs from source 'packages' alone, got {source!r}.")
+        raise UsageError(f"scale 'desk' runs from source 'packages' only, got {source!r}.")
     if experiment not in EXPERIMENTS:
-        known = f"{closest(experiment, EXPERIMENTS)} Known: {', '.join(EXPERIMENTS)}."
-        raise UsageError(f"unknown experiment {experiment!r}.{known}")
-    if experiment != "language":
-        known = {"vision": VISION, "unseen": UNSEEN, "multimodal": MULTIMODAL, "style": STYLE}
-        known = known[experiment]
-        return known.get(scale, lambda source: ())("packages" if kind == "made" else source)
-    return SCALES[scale]("packages" if kind == "made" else kind)
+        raise UsageError(
+            f"unknown experiment {experiment!r}.{closest(experiment, EXPERIMENTS)} "
+            f"Known: {', '.join(EXPERIMENTS)}."
+        )
+    if kind == "made":
+        source = "packages"
+    elif experiment == "language":
+        source = kind
+    return SCALES[scale].get(experiment, lambda source: ())(source)
 
 
 def not_planned(scale: str, source: str, experiment: str) -> str:
-    """What to say of an experiment that is not planned."""
-    there = ", ".join(experiments(scale, source)) or "none"
-    extra = " It wants diffusers: pip install '.[diffusion]'." * (experiment == "style")
-    return (
-        f"scale {scale!r} has no experiment {experiment!r} from source {source!r}; it has {there}."
-        f"{extra}"
-    )
+    """The message about an experiment that a scale leaves out."""
+    planned = ", ".join(experiments(scale, source)) or "none"
+    message = f"scale {scale!r} has no experiment {experiment!r} from source {source!r}; "
+    message += f"it has {planned}."
+    if experiment == "style":
+        message += " It requires diffusers: pip install '.[diffusion]'."
+    return message
 
 
 def experiments(scale: str, source: str = "packages") -> list[str]:
-    """The experiments that a scale has; the smoke scale has styles where diffusers is installed."""
+    """The experiments of a scale; the smoke scale has styles only if diffusers is installed."""
     left_out = "style" if scale == "smoke" and find_spec("diffusers") is None else ""
-    return [n for n in EXPERIMENTS if n != left_out and cells_of(scale, source, n)]
+    return [name for name in EXPERIMENTS if name != left_out and base_plans(scale, source, name)]
 
 
-def base_of(scale: str, base: str, source: str = "packages", experiment: str = "") -> BasePlan:
-    """The entry of `base` in a scale, or in one experiment of it; `UsageError` with the nearest
-    name if it has none."""
-    known = _bases(scale, source, (experiment,) if experiment else EXPERIMENTS)
-    if base not in known and base in TERMS and scale == "lab":
+def base_plan(scale: str, base: str, source: str = "packages", experiment: str = "") -> BasePlan:
+    """The plan of `base`, in one experiment of a scale or in any.
+
+    Raises:
+        UsageError: with the nearest name if the scale has no such base, or with the licence that
+            the user has to accept first.
+    """
+    plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENTS)
+    if base in plans:
+        return plans[base]
+    if base in TERMS and scale == "lab":
         raise UsageError(
-            f"{base} comes under terms of use: read https://ai.google.dev/{TERMS[base]}/terms, and "
-            f"if you accept them set ORAL_ACCEPT={TERMS[base]} and run the same command again."
+            f"{base} has terms of use: read {packages.TERMS[TERMS[base]].url}, and if you accept "
+            f"them set ORAL_ACCEPT={TERMS[base]} and run the same command again."
         )
-    if base not in known:
-        near = f"{closest(base, known)} It has {', '.join(known)}."
-        if scale == "lab" and base in _bases(scale, "hub"):
-            near = " --source hub has it."
-        raise UsageError(f"scale {scale!r} has no base {base!r} from {slug(source)!r}.{near}")
-    return known[base]
+    hint = f"{closest(base, plans)} It has {', '.join(plans)}."
+    if scale == "lab" and base in _plans_by_base(scale, "hub"):
+        hint = " --source hub has it."
+    raise UsageError(f"scale {scale!r} has no base {base!r} from {slug(source)!r}.{hint}")
 
 
-def _bases(scale: str, source: str, some: Iterable[str] = EXPERIMENTS) -> dict[str, BasePlan]:
-    return {c.base: c for name in some for c in cells_of(scale, source, name)}
+def _plans_by_base(
+    scale: str, source: str, names: Iterable[str] = EXPERIMENTS
+) -> dict[str, BasePlan]:
+    return {plan.base: plan for name in names for plan in base_plans(scale, source, name)}
 
 
 def check_cell(scale: str, source: str, base: str, task: str, experiment: str = "") -> None:
-    """`UsageError` with the nearest name unless (base, task) is a cell of the scale, or of one
-    experiment of it."""
-    known = base_of(scale, base, source, experiment).measured
-    if task not in known:
+    """Raises UsageError, with the nearest name, unless the scale has a cell (base, task)."""
+    tasks = base_plan(scale, base, source, experiment).cell_tasks
+    if task not in tasks:
         raise UsageError(
             f"scale {scale!r} from source {slug(source)!r} has no task {task!r} on {base!r}."
-            f"{closest(task, known)} It has {', '.join(known)}."
+            f"{closest(task, tasks)} It has {', '.join(tasks)}."
         )
 
 
 def zoo_seeds(scale: str, base: str, source: str = "packages") -> list[int]:
-    """All seeds of a task that the zoo of `base` holds; the held-out ones come last."""
-    cells = base_of(scale, base, source)
-    return list(range(cells.zoo_seeds + cells.held_out))
+    """All seeds of a task in the zoo of `base`; the held-out seeds come last."""
+    plan = base_plan(scale, base, source)
+    return list(range(plan.zoo_seeds + plan.held_out))
 
 
 def members(
     scale: str, source: str, experiment: str = "language", *, held_out: bool = False
 ) -> list[tuple[str, str, int]]:
-    """(base, task, seed) of every adapter that generators are trained on, or of those held out."""
+    """(base, task, seed) of every adapter that generators are trained on.
+
+    With `held_out`, of the adapters of the same tasks that no generator is trained on.
+    """
     return [
-        (cells.base, task, seed)
-        for cells in cells_of(scale, source, experiment)
-        for task in cells.tasks
+        (plan.base, task, seed)
+        for plan in base_plans(scale, source, experiment)
+        for task in plan.tasks
         for seed in (
-            range(cells.zoo_seeds, cells.zoo_seeds + cells.held_out)
+            range(plan.zoo_seeds, plan.zoo_seeds + plan.held_out)
             if held_out
-            else range(cells.zoo_seeds)
+            else range(plan.zoo_seeds)
         )
     ]

@@ -215,7 +215,7 @@ def test_in_bfloat16_a_probe_is_fitted(name, asked):
 
 def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_path):
     name, task = "tiny-convnet-yes-no", tasks_task.load(binary.held_out("cifar10")[0])
-    names = scales.base_of("smoke", name, "made").tasks
+    names = scales.base_plan("smoke", name, "made").tasks
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])

@@ -69,9 +69,9 @@ def test_no_module_imports_diffusers_before_it_is_asked_for():
 
 
 def test_the_paper_scale_plans_its_vision_row_where_a_folder_has_the_styles():
-    [cells] = scales.cells_of("paper", "local:data", "style")
+    [cells] = scales.base_plans("paper", "local:data", "style")
     assert cells.base == "sd-2.1" and len(cells.tasks) == 3
-    assert not scales.cells_of("paper", "hub", "style")
+    assert not scales.base_plans("paper", "hub", "style")
     names = [node.name for node in plan.nodes("paper", "local:data") if "style/" in node.name]
     wanted = ["style/assets", "style/zoo/sd-2.1", "style/generator"]
     assert names[:3] == wanted and names[-1] == "style/report"

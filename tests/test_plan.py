@@ -71,13 +71,13 @@ def test_the_paper_is_planned_with_its_five_models_and_seven_tasks_on_gpus(tmp_p
 
 
 def test_the_lab_has_five_language_models_and_four_where_terms_are_not_accepted(monkeypatch):
-    names = [cells.base for cells in scales.cells_of("lab")]
+    names = [cells.base for cells in scales.base_plans("lab")]
     four = ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-t4"]
     assert names == [*four, "gemma-3-270m"]
     monkeypatch.setenv("ORAL_ACCEPT", "")
-    assert [cells.base for cells in scales.cells_of("lab")] == four
+    assert [cells.base for cells in scales.base_plans("lab")] == four
     monkeypatch.setenv("ORAL_ACCEPT", "llama, gemma")
-    assert [cells.base for cells in scales.cells_of("lab")] == names
+    assert [cells.base for cells in scales.base_plans("lab")] == names
 
 
 def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
@@ -85,7 +85,7 @@ def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
 
     monkeypatch.setenv("ORAL_ACCEPT", "")
     for source in ("packages", "local:x", "hub"):
-        assert not {c.base for c in scales.cells_of("lab", source)} & set(sources.TERMS_OF)
+        assert not {c.base for c in scales.base_plans("lab", source)} & set(sources.TERMS_OF)
 
 
 def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch, refused):
@@ -93,15 +93,15 @@ def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch
     with refused(
         UsageError, "gemma-3-270m", "https://ai.google.dev/gemma/terms", "ORAL_ACCEPT=gemma"
     ):
-        scales.base_of("lab", "gemma-3-270m")
+        scales.base_plan("lab", "gemma-3-270m")
     monkeypatch.setenv("ORAL_ACCEPT", "gemma")
-    assert scales.base_of("lab", "gemma-3-270m").base == "gemma-3-270m"
+    assert scales.base_plan("lab", "gemma-3-270m").base == "gemma-3-270m"
 
 
 def test_learning_rates_are_chosen_before_a_zoo_is_trained_with_them(tmp_path):
     nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
     place = {name: i for i, name in enumerate(nodes)}
-    for cells in scales.cells_of("lab"):
+    for cells in scales.base_plans("lab"):
         zoo = nodes[f"zoo/{cells.base}"]
         tune = nodes[f"tune/{cells.parent or cells.base}"]
         assert set(tune.outputs) <= set(zoo.inputs) and place[tune.name] < place[zoo.name]
@@ -125,10 +125,10 @@ def test_no_encoder_is_asked_to_write(scale, source):
     from oral_lib.models import registry
     from oral_lib.tasks import task as tasks_task
 
-    asked = {(c.base, task) for c in scales.cells_of(scale, source) for task in c.tasks}
+    asked = {(c.base, task) for c in scales.base_plans(scale, source) for task in c.tasks}
     written = {(b, t) for b, t in asked if tasks_task.load(t).scoring == "answer"}
     assert {t for t in tasks_task.names() if tasks_task.load(t).scoring == "answer"} == set(
-        scales.WRITTEN
+        scales.FREE_FORM
     )
     assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
     assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
@@ -140,16 +140,16 @@ def test_held_out_seeds_are_in_the_zoo_and_no_generator_is_told_of_them(scale, s
     kept = scales.members(scale, source, held_out=True)
     assert not set(told) & set(kept)
     assert bool(kept) == (scale != "desk")
-    for cells in scales.cells_of(scale, source):
+    for cells in scales.base_plans(scale, source):
         for task in cells.tasks:
             seeds = [s for b, t, s in [*told, *kept] if (b, t) == (cells.base, task)]
             assert seeds == scales.zoo_seeds(scale, cells.base, source)
 
 
 def test_the_scale_is_that_of_the_machine(monkeypatch):
-    monkeypatch.setattr(plan.shutil, "which", lambda name: "/bin/nvidia-smi")
+    monkeypatch.setattr(scales.shutil, "which", lambda name: "/bin/nvidia-smi")
     assert scales.default_scale() == "lab"
-    monkeypatch.setattr(plan.shutil, "which", lambda name: None)
+    monkeypatch.setattr(scales.shutil, "which", lambda name: None)
     assert scales.default_scale() == "desk"
 
 
@@ -167,15 +167,36 @@ def test_where_there_is_a_gpu_one_process_measures_all_cells_and_notebooks_show_
 
 def test_every_seed_of_a_cell_has_a_generator_of_its_own_as_far_as_there_are_any():
     assert [scales.generator_of("lab", s) for s in range(3)] == [*scales.generators("lab")[:3]]
-    for cells in scales.cells_of("lab"):
+    for cells in scales.base_plans("lab"):
         assert len({scales.generator_of("lab", seed) for seed in range(cells.seeds)}) == 3
     assert scales.generator_of("lab", 3) == scales.generator_of("smoke", 1) == "generator"
     assert {"regression", "unconditional"} < set(scales.generators("lab"))
 
 
+def test_every_generator_has_a_kind_and_a_seed_and_is_looked_up_by_its_name(refused):
+    jobs = scales.generator_jobs("lab")
+    assert [job.name for job in jobs] == list(scales.generators("lab"))
+    assert [(job.kind, job.seed) for job in jobs[:3]] == [("generator", s) for s in range(3)]
+    assert {job.seed for job in jobs[3:]} == {0}
+    assert scales.generator_job("lab", "generator-2") == jobs[2]
+    with refused(UsageError, "trains no 'genrator'", "Did you mean 'generator'"):
+        scales.generator_job("lab", "genrator")
+    with refused(UsageError, "trains no 'generator-1'"):
+        scales.generator_job("smoke", "generator-1", "vision")
+
+
+def test_every_base_model_is_planned_in_the_experiment_that_the_registry_names():
+    from oral_lib.models import registry
+
+    for scale, source in [*SCALES, ("lab", "local:x"), ("paper", "local:x")]:
+        for experiment in scales.EXPERIMENTS:
+            for plan_of_base in scales.base_plans(scale, source, experiment):
+                assert registry.spec(plan_of_base.base).experiment == experiment
+
+
 def test_the_desk_scale_runs_from_packages_alone():
     for source in ("hub", "local:x"):
-        with pytest.raises(UsageError, match="'desk' runs from source 'packages' alone"):
+        with pytest.raises(UsageError, match="'desk' runs from source 'packages' only"):
             plan.nodes("desk", source)
 
 
@@ -195,16 +216,16 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
     for source in ("packages", "local:x", "hub"):
         kind = paths.slug(source)
         wanted = {t for t in tasks_task.names("language") if kind in tasks_task.load(t).sources}
-        for cells in scales.cells_of("lab", source):
+        for cells in scales.base_plans("lab", source):
             planned = set(cells.tasks)
-            assert planned in (wanted, wanted - set(scales.WRITTEN))
+            assert planned in (wanted, wanted - set(scales.FREE_FORM))
             assert cells.base != "smollm2-135m" or planned == wanted
         assert plan.nodes("lab", source, tmp_path)
 
 
 def test_a_base_of_another_source_is_told_from_one_that_there_is_not(refused):
     with refused(UsageError, "'qwen2.5-0.5b' from 'packages'", "--source hub has it"):
-        scales.base_of("lab", "qwen2.5-0.5b")
+        scales.base_plan("lab", "qwen2.5-0.5b")
 
 
 def test_what_is_no_cell_of_the_scale_is_refused_with_the_nearest_name():
@@ -223,7 +244,7 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
 ):
     nodes = plan.nodes(scale, source, tmp_path)
     chosen = graph.select(nodes, ["language*"])
-    assert len(chosen) == sum(len(c.tasks) * c.seeds for c in scales.cells_of(scale, source))
+    assert len(chosen) == sum(len(c.tasks) * c.seeds for c in scales.base_plans(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
     apart = tuple(f"{name}/" for name in scales.EXPERIMENTS if name != "language")
     others = {node.name for node in nodes if node.name.startswith(apart)}
@@ -250,7 +271,7 @@ def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(
     chosen = graph.select(nodes, [f"{name}*"])
     assert graph.with_needs(nodes, chosen) == chosen and chosen[-1].name == f"{name}/report"
     root = paths.experiment_folder(scale, source, tmp_path, name)
-    models = scales.cells_of(scale, source, name)
+    models = scales.base_plans(scale, source, name)
     for cells in models:
         for task in cells.tasks:
             for seed in range(cells.seeds):
@@ -275,7 +296,7 @@ def test_the_ablations_of_a_run_are_the_whole_study(tmp_path):
      ("lab", "hub"), ("paper", "hub"), ("paper", "local:x")],
 )  # fmt: skip
 def test_the_notebooks_for_a_first_look_find_a_task_at_every_scale(scale, source):
-    planned = {cells.base: cells.tasks for cells in scales.cells_of(scale, source)}
+    planned = {cells.base: cells.tasks for cells in scales.base_plans(scale, source)}
     first = {"tiny-causal", "smollm2-135m"} & set(planned) or {next(iter(planned))}
     for name in first:  # as 00_quickstart has it
         assert {"movie", "sst2"} & set(planned[name])
@@ -311,10 +332,10 @@ def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells(
 def test_every_cell_of_a_style_has_a_notebook_and_the_report_needs_them_all(
     scale, source, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(plan, "find_spec", lambda name: object())  # diffusers or not
+    monkeypatch.setattr(scales, "find_spec", lambda name: object())  # diffusers or not
     nodes = plan.nodes(scale, source, tmp_path)
     chosen = {node.name: node for node in graph.select(nodes, ["style*"])}
-    [cells] = scales.cells_of(scale, source, "style")
+    [cells] = scales.base_plans(scale, source, "style")
     for task in cells.tasks:
         for seed in range(cells.seeds):
             shown = chosen[f"style/{cells.base}/{task}/seed-{seed}"]
@@ -326,11 +347,11 @@ def test_every_cell_of_a_style_has_a_notebook_and_the_report_needs_them_all(
 
 
 def test_a_folders_own_backbones_take_part(tmp_path):
-    names = [c.base for c in scales.cells_of("lab", f"local:{tmp_path}", "vision")]
+    names = [c.base for c in scales.base_plans("lab", f"local:{tmp_path}", "vision")]
     assert names == [f"efficientnet-lite{n}" for n in range(3)]
     (tmp_path / "models" / "vit-tiny").mkdir(parents=True)
     (tmp_path / "models" / "vit-tiny" / "config.json").write_text("{}")
-    own = [c.base for c in scales.cells_of("lab", f"local:{tmp_path}", "vision")]
+    own = [c.base for c in scales.base_plans("lab", f"local:{tmp_path}", "vision")]
     assert own == [*names, "vit-tiny"]
 
 
@@ -341,9 +362,9 @@ def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
 
     kind = paths.slug(source)
     wanted = {t for t in tasks_task.names("vision") if kind in tasks_task.load(t).sources}
-    for cells in scales.cells_of("lab", source, "vision"):
+    for cells in scales.base_plans("lab", source, "vision"):
         assert set(cells.tasks) == wanted
-        assert registry.spec(cells.base).experiment == cells.experiment == "vision"
+        assert registry.spec(cells.base).experiment == "vision"
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_path):
@@ -445,7 +466,7 @@ def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source
     from oral_lib.tasks import task as tasks_task
 
     nodes = plan.nodes(scale, source, tmp_path)
-    [cells] = scales.cells_of(scale, source, "multimodal")
+    [cells] = scales.base_plans(scale, source, "multimodal")
     assert registry.spec(cells.base).alignment and cells.aligned
     first = [n.name for n in nodes if n.name.startswith("multimodal/")]
     align = first.index(f"multimodal/align/{cells.base}")

@@ -323,7 +323,7 @@ def test_a_zoo_of_one_task_has_no_mismatched_row(planned):
 @pytest.mark.parametrize("scale", scales.SCALES)
 def test_every_cell_of_every_scale_has_a_size(scale):
     tiny = {family: loading.load(f"tiny-{family}") for family in ("encoder", "causal")}
-    for cells in scales.cells_of(scale, "hub" if scale == "paper" else "packages"):
+    for cells in scales.base_plans(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
         for task in map(tasks_task.load, cells.tasks):
             size = protocol.size_of(scale, base, task)

@@ -51,9 +51,9 @@ def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
     asked = []
     where = lambda base, names, seeds, **rest: asked.append(rest["recipe"])  # noqa: E731
     monkeypatch.setattr("oral_lib.zoo.store.train_cells", where)
-    for cells in scales.cells_of("desk"):
+    for cells in scales.base_plans("desk"):
         Run("desk", out=tmp_path).train_zoo(cells.base, cells.tasks, [0])
-    assert asked == [recipes.DESK[cells.base] for cells in scales.cells_of("desk")]
+    assert asked == [recipes.DESK[cells.base] for cells in scales.base_plans("desk")]
     Run("desk", out=tmp_path).train_zoo("minilm-l3", ["movie"], [0])  # one that the desk lacks
     Run("smoke", out=tmp_path).train_zoo("tiny-causal", ["movie"], [0])
     assert asked[2:] == [None, None]

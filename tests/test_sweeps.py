@@ -83,8 +83,8 @@ def test_cells_that_the_plan_has_are_the_plans_own_nodes(tmp_path):
 
 def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_path, monkeypatch):
     cells, _ = made(tmp_path, LANGUAGE)
-    more = tuple(replace(entry, seeds=2) for entry in scales.cells_of("smoke"))
-    monkeypatch.setitem(scales.SCALES, "smoke", lambda source: more)
+    more = tuple(replace(entry, seeds=2) for entry in scales.base_plans("smoke"))
+    monkeypatch.setitem(scales.SMOKE, "language", lambda source: more)
     planned = {node.name: node for node in plan.nodes("smoke", "made", tmp_path)}
     for cell in cells:
         assert cell.outputs == planned[cell.name].outputs
@@ -93,7 +93,7 @@ def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_pat
 
 
 def test_two_experiments_may_call_their_base_model_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "find_spec", lambda name: object())  # diffusers or not
+    monkeypatch.setattr(scales, "find_spec", lambda name: object())  # diffusers or not
     grid = {"base": ["tiny-diffusion"], "task": ["pokemon"], "seed": [0, 1]}
     parameters = {"scale": "smoke"}
     content = {"notebook": "22_style", "parameters": parameters, "grid": grid}
@@ -272,7 +272,7 @@ def test_the_report_takes_cells_that_a_sweep_added_but_none_of_an_older_generato
     folders[3].mkdir()
     planned = [cell for cell in run.cells() if cell not in folders.values()]
     assert run.cells() == [*planned, folders[1]]
-    assert len(planned) == sum(len(cells.tasks) for cells in scales.cells_of("smoke"))
+    assert len(planned) == sum(len(cells.tasks) for cells in scales.base_plans("smoke"))
 
 
 @pytest.mark.parametrize("way", ["-p", "-f"])

@@ -164,5 +164,5 @@ def test_the_seed_of_tuning_is_none_that_a_zoo_has(trained, tmp_path, monkeypatc
         ("lab", "hub"),
         ("paper", "hub"),
     ):
-        for cells in scales.cells_of(scale, source):
+        for cells in scales.base_plans(scale, source):
             assert seed not in scales.zoo_seeds(scale, cells.base, source)

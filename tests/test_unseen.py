@@ -51,16 +51,17 @@ def cell(run):
 # ---------------------------------------------------------------- what is held out
 @pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
 def test_the_lab_trains_on_1002_tasks_and_asks_for_twenty_others(source):
-    [cells] = scales.cells_of("lab", source, "unseen")
+    [cells] = scales.base_plans("lab", source, "unseen")
     told = {task for _, task, _ in scales.members("lab", source, "unseen")}
-    assert len(told) == 1002 and len(cells.unseen) == 20 and not told & set(cells.unseen)
-    assert {*told, *cells.unseen} == {*cells.kept} and cells.measured == cells.unseen
-    of = tasks_task.load(cells.unseen[0]).of
+    unseen_tasks = set(cells.unseen_tasks)
+    assert len(told) == 1002 and len(unseen_tasks) == 20 and not told & unseen_tasks
+    assert told | unseen_tasks == {*cells.zoo_tasks} and cells.cell_tasks == cells.unseen_tasks
+    of = tasks_task.load(cells.unseen_tasks[0]).of
     assert source.partition(":")[0] in tasks_task.load(of).sources
 
 
 def test_no_generator_and_no_rival_met_a_held_out_task(run):
-    kept = set(run.planned[0].unseen)
+    kept = set(run.planned[0].unseen_tasks)
     for kind in ("generator", "regression"):
         listed = storage.read_json(run.root / kind / "manifest.json")["zoo"]
         assert {one["task"] for one in listed} == set(run.planned[0].tasks)
@@ -126,7 +127,7 @@ def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeyp
         recipes.RECIPES, BASE, recipes.Recipe.read(run.members(BASE)[0].info["recipe"])
     )
     shutil.copytree(run.root / "zoo", tmp_path / "zoo")
-    names = run.planned[0].kept
+    names = run.planned[0].zoo_tasks
     lost = store.folder(tmp_path, BASE, names[1], 0)
     others = {name: store.folder(tmp_path, BASE, name, 0) / "run.json" for name in names[2:4]}
     kept = {name: file.stat().st_mtime_ns for name, file in others.items()}

@@ -202,8 +202,8 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
 
 # ---------------------------------------------------------------- a run
 def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
-    cells = scales.BasePlan(NAME, ASKED, 2, 1, experiment="multimodal")
-    monkeypatch.setitem(scales.MULTIMODAL, "smoke", lambda source: (cells,))
+    cells = scales.BasePlan(base=NAME, tasks=ASKED, zoo_seeds=2, held_out=1)
+    monkeypatch.setitem(scales.SMOKE, "multimodal", lambda source: (cells,))
     monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
     full = generators.preset
 
@@ -324,7 +324,7 @@ def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
 
 
 def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):
-    [cells] = scales.cells_of("paper", "local:x", "multimodal")
+    [cells] = scales.base_plans("paper", "local:x", "multimodal")
     assert cells.base == PAPER and set(cells.tasks) == set(ASKED) and not cells.aligned
     assert all("local" in tasks_task.load(name).sources for name in cells.tasks)
     names = [node.name for node in plan.nodes("paper", "local:x", tmp_path)]

@@ -85,9 +85,10 @@ def prepare(
     for name, value in {"rows": rows, "samples": samples, "steps": steps or 1}.items():
         if value < 1:
             raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
-    planned = {cells.base: cells for cells in scales.cells_of(run.scale, run.source)}
+    planned = {cells.base: cells for cells in scales.base_plans(run.scale, run.source)}
     chosen = tuple(dict.fromkeys(bases)) or tuple(planned)[:1]
-    known = {name: scales.base_of(run.scale, name, run.source, "language").tasks for name in chosen}
+    plans = {name: scales.base_plan(run.scale, name, run.source, "language") for name in chosen}
+    known = {name: plan.tasks for name, plan in plans.items()}
     for task in tasks:
         if not any(task in names for names in known.values()):
             some = sorted({t for names in known.values() for t in names})

@@ -183,7 +183,7 @@ def run_cell(
 ) -> tuple[pd.DataFrame, pd.DataFrame, None]:
     """(metrics, items, None) of one unseen task under the result contract."""
     spec, size = tasks_task.load(task), SIZES[scale]
-    names = scales.base_of(scale, base, source).tasks
+    names = scales.base_plan(scale, base, source).tasks
     model, generator, regression, soup = _ready(root, base, names, source, str(device))
     encoder = text_encoder(generator.config.text_encoder, source)
     data = tasks.rows(spec, source)

@@ -198,8 +198,8 @@ def _tasks(args: argparse.Namespace) -> list[str]:
         for name in args.task:
             task.load(name)
         return args.task
-    cells = scales.base_of(args.scale, args.base, _source(args))
-    return list(cells.measured if args.command == "cells" else cells.kept)
+    cells = scales.base_plan(args.scale, args.base, _source(args))
+    return list(cells.cell_tasks if args.command == "cells" else cells.zoo_tasks)
 
 
 def _tune(args: argparse.Namespace) -> None:

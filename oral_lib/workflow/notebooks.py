@@ -101,7 +101,7 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "towers": _known_base,
     "groups": _known_groups,
     "seed": _from_zero,
-    "scale": scales.cells_of,
+    "scale": scales.base_plans,
     "source": the_paths.slug,
 }
 
@@ -131,7 +131,7 @@ def checked(notebook: Path, known: Mapping[str, Any], given: Mapping[str, str]) 
                 where = chosen["scale"], source, chosen[called], chosen["task"]
                 scales.check_cell(*where, experiment)
         for base in chosen.get("bases", "").split():
-            scales.base_of(chosen["scale"], base, source, "language")
+            scales.base_plan(chosen["scale"], base, source, "language")
     return values
 
 

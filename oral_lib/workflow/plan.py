@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oral_lib.paths import ROOT, cell_folder, experiment_folder, results_folder, run_folder
 from oral_lib.runner.nodes import Node
-from oral_lib.scales import CELL_NOTEBOOKS, cells_of, experiments, generators
+from oral_lib.scales import CELL_NOTEBOOKS, base_plans, experiments, generators
 
 PROJECT = ("-m", "oral_lib")  # what every command starts with
 # what a run is made of: (scale, source, out) -> nodes, each after those it needs
@@ -49,7 +49,7 @@ class _Draft:
         self.scale, self.source, self.experiment = scale, source, experiment
         self.run = run_folder(scale, source, out)
         self.root = experiment_folder(scale, source, out, experiment)
-        self.models = cells_of(scale, source, experiment)
+        self.models = base_plans(scale, source, experiment)
         self.prefix = "" if experiment == "language" else f"{experiment}/"
         self.known = {"scale": scale, "source": source, "out": str(out)}
         self.where = [word for key, value in self.known.items() for word in (f"--{key}", value)]
@@ -147,7 +147,7 @@ def _zoo(draft: _Draft, assets: tuple[str, ...]) -> tuple[str, ...]:
                 gpu=gpu,
             )
         seeds = range(model.zoo_seeds + model.held_out)
-        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.kept
+        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.zoo_tasks
                    for s in seeds]  # fmt: skip
         zoo += draft.add(
             f"zoo/{model.base}",
@@ -193,7 +193,7 @@ def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
                 outputs=[draft.root / "cells" / f"{model.base}.json"],
                 inputs=made,
                 memory_mb=model.memory_mb,
-                minutes=model.cell_minutes * len(model.measured) * model.seeds,
+                minutes=model.cell_minutes * len(model.cell_tasks) * model.seeds,
                 gpu=draft.gpu,
             )
         if together:  # many tasks, one notebook

@@ -247,7 +247,7 @@ def _models_in_reach(scale: str, source: str) -> None:
     from oral_lib.models import registry
 
     missing = [
-        c.base for c in scales.cells_of(scale, source) if not registry.in_reach(c.base, source)
+        c.base for c in scales.base_plans(scale, source) if not registry.in_reach(c.base, source)
     ]
     if missing:
         raise PreflightError(
@@ -320,7 +320,7 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
         return
     command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
     command += ["Decide whether a product review is positive or negative."]
-    released = [c.base for c in scales.cells_of(args.scale, args.source) if not c.parent]
+    released = [c.base for c in scales.base_plans(args.scale, args.source) if not c.parent]
     command += ["--base", released[-1], "--out", "my-lora"]
     usual = (paths.ROOT, "packages", scales.default_scale())
     if (args.out, args.source, args.scale) != usual:

@@ -45,7 +45,7 @@ class Run:
         if kind == "local" and folder:  # the same folder has one name
             own = Path(folder).expanduser().absolute()
             object.__setattr__(self, "source", f"local:{own}")
-        if not scales.cells_of(self.scale, self.source, self.experiment):
+        if not scales.base_plans(self.scale, self.source, self.experiment):
             raise UsageError(scales.not_planned(self.scale, self.source, self.experiment))
         object.__setattr__(self, "out", Path(self.out or paths.ROOT).absolute())
 
@@ -62,7 +62,7 @@ class Run:
     @property
     def planned(self) -> tuple[scales.BasePlan, ...]:
         """The base models of this run, with tasks and seeds."""
-        return scales.cells_of(self.scale, self.source, self.experiment)
+        return scales.base_plans(self.scale, self.source, self.experiment)
 
     @property
     def device(self) -> str:
@@ -80,7 +80,7 @@ class Run:
                 if cells.parent:
                     self.evolve(cells.base)
                 seeds = scales.zoo_seeds(self.scale, cells.base, self.source)
-                self.train_zoo(cells.base, cells.kept, seeds)
+                self.train_zoo(cells.base, cells.zoo_tasks, seeds)
             for kind in scales.generators(self.scale, self.experiment):
                 self.train_generator(kind)
         return self
@@ -190,7 +190,7 @@ class Run:
         """
         for task in names:
             self.check(task, base)
-        seeds = range(scales.base_of(self.scale, base, self.source).seeds)
+        seeds = range(scales.base_plan(self.scale, base, self.source).seeds)
         for task in names:
             for seed in seeds:
                 made = max(map(self._trained, self._asked(seed)))
@@ -211,7 +211,7 @@ class Run:
         planned = [
             (task, cells.base, seed)
             for cells in self.planned
-            for task in cells.measured
+            for task in cells.cell_tasks
             for seed in range(cells.seeds)
         ]
         for task, base, seed in planned:
@@ -265,7 +265,7 @@ class Run:
     def profile(self, name: str) -> Path:
         """Where a training step of 32 adapters of the base model `name` goes, kernel by kernel; on
         a CPU of four, operator by operator. The file is profile-<base>.csv of results/<scale>."""
-        case = self._bench_case(scales.base_of(self.scale, name, self.source))
+        case = self._bench_case(scales.base_plan(self.scale, name, self.source))
         size = 32 if self.device == "cuda" else 4
         path = self.results / f"profile-{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
