@@ -101,7 +101,7 @@ def test_every_package_that_is_imported_is_declared(folder):
     extras = [text for name in ("kernels", "diffusion") for text in
               PROJECT["optional-dependencies"][name]]  # fmt: skip
     known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}
-    files = list((ROOT / folder).glob("*.py"))
+    files = list((ROOT / folder).rglob("*.py"))
     ours = {"oral_lib", "lm_eval"} | {file.stem for file in files}  # a wheel never installed
     foreign = set().union(*map(imported, files)) - sys.stdlib_module_names - ours
     assert {canonicalize_name(called.get(name, name)) for name in foreign} <= known
