@@ -34,7 +34,8 @@ def calls(monkeypatch):
         made.append(("prompt", text, rest["base"]))
         return [Lora()] * rest["n"]
 
-    stand_ins = {"run": SimpleNamespace(Run=Run), "prompting": SimpleNamespace(prompt=prompt)}
+    stand_ins = {"workflow.run": SimpleNamespace(Run=Run)}
+    stand_ins["generator"] = SimpleNamespace(prompt=prompt)
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, f"oral_lib.{name}", module)
         monkeypatch.setattr(f"oral_lib.{name}", module, raising=False)

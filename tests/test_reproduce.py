@@ -40,8 +40,7 @@ os.replace(left.with_suffix(".part"), left)
 """
 STARTER = """
 import signal, sys
-from oral_lib import reproduce
-from test_reproduce import planner
+from test_reproduce import planner, reproduce
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(reproduce.main(sys.argv[1:], planner=planner))
 """
