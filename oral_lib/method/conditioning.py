@@ -1,24 +1,50 @@
-"""The condition c = [c_text ; c_model]: what the task is, in words, and what the base model is.
+"""The condition c = [c_text ; c_model]: the task in words and the base model.
 
-c_text is a sentence embedding of the task's description by a frozen encoder. c_model is the same
-embedding of the base model's structure in words and, in the `fingerprint` arm, a sketch of its very
-weights: versions of one model share their structure and differ only there.
+    c = fuse( W_text text + W_structure structure + W_fingerprint norm(fingerprint) )
+
+c_text is the sentence embedding of the task's description by a frozen encoder. c_model is the
+embedding of the base model's structure in words and, in the `fingerprint` arm, a sketch of its
+weights. Versions of one model share their structure and differ in their weights only.
+
+Letters: b batch, e values of a text embedding, f values of a fingerprint, m width of the network,
+q columns of a sketch.
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib.errors import UsageError, closest
+from oral_lib import seeds
+from oral_lib.errors import OralError, UsageError, closest
 
 ARMS = ("fingerprint", "describe")
+SKETCH = 16  # q, columns of the random projection of a weight matrix
+FINGERPRINT = 64  # f
+ENERGY_FLOOR = 1e-12  # smallest squared singular value whose logarithm is taken
 
 
 class Condition(nn.Module):
-    """Fuses text [b, e], structure [b, e] and fingerprint [b, f] into c [b, m].
+    """The condition c [b, m] from text [b, e], structure [b, e] and fingerprint [b, f].
 
-    A dropped or empty text becomes a learned vector, so that the generator can be guided and can be
-    asked without words. In the `describe` arm the fingerprint is not read at all.
+    A dropped or empty text is replaced by a learned vector: this serves guidance and generation
+    without text. The `describe` arm ignores the fingerprint. Source: ORAL (arXiv 2503.24354),
+    c = [c_model ; c_text]; the fingerprint and the fusion are choices of this project (D-CON).
+
+    Args:
+        embedding: e, size of the text and structure embeddings.
+        width: m.
+        arm: "fingerprint" (structure and weights) or "describe" (structure only).
+
+    Raises:
+        UsageError: `arm` is neither of the two.
+
+    >>> condition = Condition(embedding=6, width=8)
+    >>> text, structure = torch.randn(2, 6), torch.randn(2, 6)
+    >>> given = torch.tensor([True, False])  # the second row has no text
+    >>> condition(text, given, structure, torch.randn(2, FINGERPRINT)).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, embedding: int, width: int, arm: str = "fingerprint"):
@@ -34,16 +60,68 @@ class Condition(nn.Module):
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
         )
 
-    def forward(self, text: Tensor, given: Tensor, structure: Tensor, fingerprint: Tensor):
-        """c [b, m]; `given` [b] bool says whose text is to be read. Unit vectors of e values are
-        scaled to unit size a value, as everything else that enters a linear layer here."""
-        text = torch.where(given[:, None], text * text.shape[-1] ** 0.5, self.no_text)
-        c = self.text(text) + self.structure(structure * structure.shape[-1] ** 0.5)
+    def forward(
+        self, text: Tensor, given: Tensor, structure: Tensor, fingerprint: Tensor
+    ) -> Tensor:
+        """c [b, m].
+
+        Args:
+            text: [b, e] unit vectors.
+            given: bool [b], False where the learned vector replaces the text.
+            structure: [b, e] unit vectors.
+            fingerprint: [b, f].
+        """
+        # unit vectors of e values are scaled to unit size a value, like other inputs of a layer
+        text = torch.where(given[:, None], text * text.shape[-1] ** 0.5, self.no_text)  # [b, e]
+        c = self.text(text) + self.structure(structure * structure.shape[-1] ** 0.5)  # [b, m]
         if self.fingerprint is not None:
             c = c + self.fingerprint(F.layer_norm(fingerprint, fingerprint.shape[-1:]))
         return self.fuse(c)
 
 
-SKETCH = 16  # columns of the random projection through which a weight matrix is seen
+def fingerprint(weights: Mapping[str, Tensor]) -> Tensor:
+    """The fingerprint, float32 [64] on the CPU: a fixed random sketch of weight matrices.
 
-FINGERPRINT = 64  # values of a fingerprint
+    Each W [out, in] is multiplied by a Gaussian P [in, q] and a Gaussian u [out], both drawn from
+    the module's name. Its features are the logarithms of the singular values of W P / sqrt(q) (a
+    sketch of its leading spectrum) and u^T W P / |W|. A random matrix of each module, also drawn
+    from its name, maps the features to 64 values. These are summed over modules, so the order of
+    modules does not matter. This fingerprint is a choice of this project (D-CON).
+
+    Args:
+        weights: matrices [out, in] by module name, on one device; any floating-point dtype.
+
+    Raises:
+        OralError: there are no weights.
+
+    >>> layers = {"layers.0.q": torch.eye(5, 4), "layers.1.q": torch.ones(5, 4)}
+    >>> sketch = fingerprint(layers)
+    >>> sketch.shape
+    torch.Size([64])
+    >>> torch.equal(sketch, fingerprint(dict(reversed(layers.items()))))
+    True
+    """
+    if not weights:
+        raise OralError("A fingerprint needs at least one weight matrix, got none.")
+    names = sorted(weights)
+    draws, maps, sketches = [], [], []
+    for name in names:
+        rows, columns = weights[name].shape
+        stream = seeds.generator(0, "fingerprint", name)
+        draws += [torch.randn(columns, SKETCH, generator=stream).flatten()]  # [in q]
+        draws += [torch.randn(rows, generator=stream)]  # [out]
+        maps.append(torch.randn(FINGERPRINT, 2 * SKETCH, generator=stream))  # [f, 2 q]
+    sizes = [len(draw) for draw in draws]
+    # all draws move to the device at once
+    on_device = iter(torch.cat(draws).to(weights[names[0]].device).split(sizes))
+    for name in names:
+        w = weights[name].float()
+        p, u = next(on_device).view(-1, SKETCH), next(on_device)  # [in, q], [out]
+        wp = w @ p  # [out, q]
+        sketches.append(torch.cat([(wp.T @ wp / SKETCH).flatten(), u @ wp / w.norm()]))
+    stacked = torch.stack(sketches).cpu().double()  # [modules, q q + q]
+    gram = stacked[:, : SKETCH**2].unflatten(1, (SKETCH, SKETCH))  # [modules, q, q]
+    spectrum = torch.linalg.eigvalsh(gram).clamp_min(ENERGY_FLOOR).log() / 2  # [modules, q]
+    features = torch.cat([spectrum, stacked[:, SKETCH**2 :]], 1)  # [modules, 2 q]
+    total = torch.einsum("mfq,mq->f", torch.stack(maps).double(), features)  # [f]
+    return (total / len(weights) ** 0.5).float()

@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
-from oral_lib.method.conditioning import FINGERPRINT, SKETCH
+from oral_lib.method.conditioning import fingerprint
 from oral_lib.models.registry import BaseSpec, root
 
 
@@ -115,33 +115,8 @@ class BaseModel:
         return weights
 
     def fingerprint(self) -> Tensor:
-        """[FINGERPRINT] float32: a fixed random sketch of the adapted weights, summed over modules.
-
-        Each W [out, in] is seen through a Gaussian P [in, q] drawn from the module's own name: the
-        log singular values of W P (a sketch of its leading spectrum) and u^T W P / |W| for a fixed
-        u. Summing per-module random images makes the order of modules irrelevant.
-        """
-        weights = self.adapted()
-        draws, images, seen = [], [], []
-        for name in sorted(weights):
-            rows, columns = weights[name].shape
-            draw = seeds.generator(0, "fingerprint", name)
-            draws += [torch.randn(columns, SKETCH, generator=draw).flatten()]
-            draws += [torch.randn(rows, generator=draw)]
-            images.append(torch.randn(FINGERPRINT, 2 * SKETCH, generator=draw))
-        sizes = [len(draw) for draw in draws]
-        there = iter(torch.cat(draws).to(self.device).split(sizes))  # one transfer for all
-        for name in sorted(weights):
-            w = weights[name].float()
-            p, u = next(there).view(-1, SKETCH), next(there)
-            wp = w @ p  # [out, q]
-            seen.append(torch.cat([(wp.T @ wp / SKETCH).flatten(), u @ wp / w.norm()]))
-        seen = torch.stack(seen).cpu().double()  # [modules, q q + q]
-        gram = seen[:, : SKETCH**2].unflatten(1, (SKETCH, SKETCH))
-        spectrum = torch.linalg.eigvalsh(gram).clamp_min(1e-12).log() / 2
-        features = torch.cat([spectrum, seen[:, SKETCH**2 :]], 1)  # [modules, 2 q]
-        total = torch.einsum("mfq,mq->f", torch.stack(images).double(), features)
-        return (total / len(weights) ** 0.5).float()
+        """float32 [64]: the fingerprint of the adapted weights (`method.conditioning`)."""
+        return fingerprint(self.adapted())
 
     @contextmanager
     def attach(self, tensors: dict[str, Tensor] | None = None) -> Iterator[PeftModel]:
