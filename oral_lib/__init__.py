@@ -27,10 +27,10 @@ _PUBLIC = {
     "UsageError": ("errors", "UsageError"),
     "compare": ("evaluation.evaluate", "compare"),
     "load_base": ("models.loading", "load"),
-    "load_task": ("tasks.task", "load"),
+    "load_task": ("tasks.task", "load_task"),
     "prompt": ("generator", "prompt"),
-    "task_names": ("tasks.task", "names"),
-    "task_rows": ("tasks.rows", "rows"),
+    "task_names": ("tasks.task", "task_names"),
+    "task_rows": ("tasks.rows", "task_rows"),
 }
 __all__ = ["__version__", *_PUBLIC]
 

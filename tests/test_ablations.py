@@ -14,8 +14,8 @@ from oral_lib.experiments import ablation_study, ablation_variants, ablations, b
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
 from oral_lib.report import training_figures
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 
 BASE = "tiny-encoder"
 SMALL = {"rows": 20, "samples": 2, "steps": 4}
@@ -49,14 +49,15 @@ def variant(study, group: str, name: str) -> ablation_variants.Variant:
 
 
 def test_a_study_is_another_once_a_text_is_that_it_reads(study, monkeypatch):
-    before, load = study.key(), tasks_task.load
+    before = study.key()
     assert study.key() == before
 
     def other(name):
         told = {"description": "Another text."} if name == "movie" else {}
-        return replace(load(name), **told)
+        return replace(load_task(name), **told)
 
-    monkeypatch.setattr(tasks_task, "load", other)
+    for module in ("oral_lib.tasks.task", "oral_lib.experiments.ablation_study"):
+        monkeypatch.setattr(f"{module}.load_task", other)
     assert study.key() != before
 
 
@@ -174,7 +175,7 @@ def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
 
 def test_variants_are_judged_on_validation_rows(study):
     for task in study.tasks[BASE]:
-        split = tasks.rows(tasks_task.load(task), study.source)
+        split = task_rows(load_task(task), study.source)
         seen = {row.key for row in ablation_study.Evaluator(study).rows(task)}
         assert len(seen) == SMALL["rows"]
         assert seen <= {row.key for row in split.validation}
@@ -253,9 +254,12 @@ def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
 
 
 def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own, monkeypatch):
-    slow = replace(tasks_task.load("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
-    known = tasks_task.load
-    monkeypatch.setattr(tasks_task, "load", lambda name: slow if name == "sarcasm" else known(name))
+    slow = replace(load_task("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
+    for module in ("ablations", "ablation_study"):
+        monkeypatch.setattr(
+            f"oral_lib.experiments.{module}.load_task",
+            lambda name: slow if name == "sarcasm" else load_task(name),
+        )
     assert ablations.quick(["movie", "sarcasm"]) == ["movie"]
     assert ablations.prepare(own, "cpu", **SMALL).tasks == {BASE: ("movie",)}
     named = ablations.prepare(own, "cpu", tasks=["sarcasm"], **SMALL)

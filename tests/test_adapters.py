@@ -14,8 +14,8 @@ import yaml
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib import storage
 from oral_lib.errors import OralError, UsageError
-from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import distance, peft_folder
+from oral_lib.lora.adapter import check
 from oral_lib.lora.peft_folder import Card
 
 torch.set_num_threads(1)
@@ -377,14 +377,14 @@ def test_a_missing_adapter_is_refused(tmp_path, folder):
 
 def test_the_first_difference_to_the_base_is_told():
     reference, _ = plain()
-    lora_adapter.check(plain(seed=3)[0], reference)
+    check(plain(seed=3)[0], reference)
     for change, message in [
         ({A: torch.ones(4, 7)}, rf"'{A}' has the shape \(4, 7\), expected \(2, 7\)"),
         ({A: None, B: None}, rf"'{A}' of shape \(2, 7\) is missing"),
         ({"z": torch.ones(2)}, r"'z' of shape \(2,\) is unexpected"),
     ]:
         tensors = {n: v for n, v in {**reference, **change}.items() if v is not None}
-        refused(message, lora_adapter.check, tensors, reference)
+        refused(message, check, tensors, reference)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classifier"])

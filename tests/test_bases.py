@@ -14,11 +14,10 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.lora.stacked import Stack, attached
 from oral_lib.method import conditioning
-from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry
-from oral_lib.models.base import BaseModel
+from oral_lib.models.base import BaseModel, attention, put, take
 from oral_lib.models.text_encoder import TextEncoder
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
@@ -88,20 +87,18 @@ def test_an_adapter_that_does_not_fit_is_refused(name, refused):
     with base.attach() as model:
         before = bits(model)
         with refused(OralError, first):
-            models_base.put(model, lacking)
+            put(model, lacking)
         with refused(OralError, "base_model.model.alien"):
-            models_base.put(
-                model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)}
-            )
+            put(model, start | {"base_model.model.alien.lora_A.weight": torch.ones(4, 2)})
         with refused(OralError):
-            models_base.put(model, {})
+            put(model, {})
         assert equal(bits(model), before)
 
 
 def test_what_is_taken_is_what_was_put_in_full_precision(base):
     tensors = shaken(base.lora_init())
     with base.attach(tensors) as model:
-        assert equal(models_base.take(model), tensors)
+        assert equal(take(model), tensors)
 
 
 # ---------------------------------------------------------------- the shared start
@@ -205,7 +202,7 @@ def test_prompts_are_padded_on_the_right(base):
 
 
 def test_too_long_a_text_keeps_what_matters(base):
-    task = tasks_task.load("movie")
+    task = load_task("movie")
     long = "film " * 200
     text = task.prompt(long) if base.family == "causal" else "superb " + long
     ids = base.tokens([text], 50)["input_ids"][0]
@@ -359,7 +356,7 @@ def test_an_adapter_fits_every_architecture_and_leaves_no_trace(architecture):
     start = architecture.lora_init()
     assert len(start) == 2 * 2 * SMALL["num_hidden_layers"]  # A and B of two modules a layer
     with architecture.attach(shaken(start)) as model:
-        assert equal(models_base.take(model), shaken(start))
+        assert equal(take(model), shaken(start))
         assert not torch.allclose(logits(model, architecture), said, atol=1e-3)
     assert equal(bits(architecture.model), before)
 
@@ -374,10 +371,10 @@ def test_every_architecture_is_told_by_its_structure_and_its_weights(architectur
 
 
 def test_attention_is_fused_on_a_gpu_unless_a_model_caps_its_logits():
-    told = {name: models_base.attention(kind(), "cuda") for name, kind in KINDS.items()}
+    told = {name: attention(kind(), "cuda") for name, kind in KINDS.items()}
     assert {name for name, how in told.items() if how == "eager"} == {"gemma-2-9b"}
-    assert models_base.attention(transformers.BertConfig(), "cuda") == "sdpa"
-    assert models_base.attention(transformers.BertConfig(), "cpu") == "eager"
+    assert attention(transformers.BertConfig(), "cuda") == "sdpa"
+    assert attention(transformers.BertConfig(), "cpu") == "eager"
 
 
 def test_adapters_are_stacked_on_every_architecture_as_peft_attaches_them(architecture):
@@ -458,4 +455,4 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.scoring_kind(loading.load("tiny-convnet"), tasks_task.load("gtsrb"))
+        scoring.scoring_kind(loading.load("tiny-convnet"), load_task("gtsrb"))

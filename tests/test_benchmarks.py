@@ -9,8 +9,8 @@ from oral_lib.experiments import benchmarks
 from oral_lib.method import tokenization
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.workflow import cli
 
 
@@ -62,8 +62,8 @@ def test_the_operations_of_a_picture_are_counted_layer_by_layer():
 
 
 def test_a_profile_says_what_a_training_step_is_made_of():
-    base, task = loading.load("tiny-encoder"), tasks_task.load("movie")
-    found = benchmarks.profile(base, task, tasks.rows(task, "made"), size=2, steps=2, width=8)
+    base, task = loading.load("tiny-encoder"), load_task("movie")
+    found = benchmarks.profile(base, task, task_rows(task, "made"), size=2, steps=2, width=8)
     assert found.ms_a_step.is_monotonic_decreasing and (found.ms_a_step > 0).any()
     counts = found.set_index("kernel").kernels_a_step
     layers = len(base.lora_init()) // 2  # at most: siblings are one operation

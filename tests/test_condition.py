@@ -10,11 +10,10 @@ from oral_lib.generator import GeneratorConfig, describe_base
 from oral_lib.method import conditioning
 from oral_lib.method.conditioning import Condition
 from oral_lib.models import loading
-from oral_lib.models import text_encoder as models_text_encoder
-from oral_lib.models.text_encoder import TextEncoder, text_encoder
+from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
 
 torch.set_num_threads(1)
-ENCODERS = list(models_text_encoder.ENCODERS)
+ENCODERS = list(ENCODERS)
 TEXTS = ["Is the film good?", "Decide whether a news headline is serious or sarcastic.", "film"]
 E, M = 6, 8
 
@@ -23,10 +22,7 @@ E, M = 6, 8
 @pytest.mark.parametrize("name", ENCODERS)
 def test_embeddings_have_unit_length_and_the_stated_width(name):
     seen = text_encoder(name).encode(TEXTS)
-    assert (
-        seen.shape == (len(TEXTS), models_text_encoder.ENCODERS[name])
-        and seen.dtype == torch.float32
-    )
+    assert seen.shape == (len(TEXTS), ENCODERS[name]) and seen.dtype == torch.float32
     torch.testing.assert_close(seen.norm(dim=-1), torch.ones(len(TEXTS)))
     assert not seen.is_inference()  # training may read it
 

@@ -16,8 +16,8 @@ from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.models import evolution, loading, registry
 from oral_lib.models.registry import Evolution
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task
+from oral_lib.tasks.rows import FILLER, task_rows
+from oral_lib.tasks.task import load_task, task_names
 
 torch.set_num_threads(1)
 T1, T2 = "tiny-causal-t1", "tiny-causal-t2"
@@ -111,7 +111,7 @@ def test_another_recipe_or_another_start_is_another_version(cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(registry.REGISTRY, T1, slower)
         assert loading.version_dir(T1) != place
-    monkeypatch.setattr(tasks, "FILLER", (*tasks.FILLER, "unheard"))
+    monkeypatch.setattr(loading, "FILLER", (*FILLER, "unheard"))
     assert loading.version_dir(T1) != place
 
 
@@ -203,10 +203,10 @@ def bare(text):
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-@pytest.mark.parametrize("name", [n for n in task.names() if "packages" in task.load(n).sources])
+@pytest.mark.parametrize("name", [n for n in task_names() if "packages" in load_task(n).sources])
 def test_the_text_holds_no_test_row_of_any_task_and_of_other_rows_short_lines_alone(name):
     read = {bare(text) for text in evolution.texts(REAL)}
-    split = tasks.rows(task.load(name), "packages")
+    split = task_rows(load_task(name), "packages")
     assert not read & {bare(row.text) for row in split.test}
     both = read & {bare(row.text) for row in (*split.validation, *split.train)}
     assert all(len(text.split()) < 6 for text in both) and len(both) < 10  # "Yes!" stands anywhere

@@ -12,14 +12,14 @@ from oral_lib import devices, scales, storage
 from oral_lib.evaluation import evaluate, fid, scoring
 from oral_lib.experiments import baselines, benchmarks, unseen
 from oral_lib.experiments.generators import assemble
-from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import peft_folder
+from oral_lib.lora.adapter import check
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import store, training
 from oral_lib.zoo.recipes import Recipe
 
@@ -59,7 +59,7 @@ def loaded(name, dtype=torch.float32):
 
 
 def rows_of(*names):
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in names}
+    return {name: task_rows(load_task(name), "made") for name in names}
 
 
 @pytest.fixture
@@ -79,15 +79,13 @@ def test_every_family_is_here():
 def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
     base, data = loaded(name), rows_of(*asked)
     jobs = [(asked[0], 0, 1e-2), (asked[1], 1, 3e-3), (asked[0], 2, 1e-2)]
-    runs = [
-        training.AdapterJob(tasks_task.load(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs
-    ]
+    runs = [training.AdapterJob(load_task(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     made = list(training.train(base, runs, data))
     assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
     assert equal(base.model.state_dict(), before)
     assert not any(m.training for m in base.model.modules())
-    start, matched = base.lora_init(), tasks_task.load(asked[0]).scoring == "match"
+    start, matched = base.lora_init(), load_task(asked[0]).scoring == "match"
     for done in made:
         alone, losses = benchmarks.train_plain(base, done.run, data)
         torch.testing.assert_close(
@@ -102,8 +100,8 @@ def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
 
 @families(*SHOWN)
 def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
-    base, task = loaded(name), tasks_task.load(asked[1])
-    rows = tasks.rows(task, "made").test[:30]
+    base, task = loaded(name), load_task(asked[1])
+    rows = task_rows(task, "made").test[:30]
     made = [shaken(base, seed) for seed in range(3)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
     for adapter, outcome in zip(made, together, strict=True):
@@ -120,11 +118,11 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
 def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halved):
     recipe = replace(SHORT, steps=4)
     how = {"source": "made", "root": tmp_path, "recipe": recipe}
-    base, task = loaded(name, HALF), tasks_task.load(asked[0])
+    base, task = loaded(name, HALF), load_task(asked[0])
     folders = store.train_cells(name, asked[:1], (0, 1), **how)
     told = storage.read_json(folders[0] / "run.json")
     assert told["base"] == name and told["validation_accuracy"] is not None
-    member, rows = store.read(tmp_path, name, task.name, 1), tasks.rows(task, "made").test[:9]
+    member, rows = store.read(tmp_path, name, task.name, 1), task_rows(task, "made").test[:9]
     [outcome] = evaluate.evaluate(base, task, rows, [member.tensors])
     model = PeftModel.from_pretrained(base.model, str(folders[1])).eval()
     [said] = scoring.score(model, base, task, rows)
@@ -134,8 +132,8 @@ def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halve
 # ---------------------------------------------------------------- what others make of it
 @families(*SHOWN)
 def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path):
-    base, task = loaded(name), tasks_task.load(asked[0])
-    rows = tasks.rows(task, "made").test[:20]
+    base, task = loaded(name), load_task(asked[0])
+    rows = task_rows(task, "made").test[:20]
     own = [shaken(base, seed) for seed in range(2)]
     layout = Layout.of(own[0], 128)
     decoded = decode(layout, encode(layout, own))
@@ -144,7 +142,7 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     members = [store.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
     model, _ = assemble(SMALL, members, source="made")
     [generated] = model.generate(task.description, name, 1, 0, source="made")
-    lora_adapter.check(generated, base.lora_init())
+    check(generated, base.lora_init())
     config = model.known[name].peft_config
     assert config["task_type"] == base.peft_config().task_type
     assert config["base_model_name_or_path"] == base.spec.hub
@@ -169,8 +167,8 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
         return next(ticks)
 
     monkeypatch.setattr(benchmarks, "seconds", once)
-    base, task = loaded(name, HALF), tasks_task.load(asked[0])
-    rows = benchmarks.zoo_rows(base, task, tasks.rows(task, "made"), sizes=(1, 2), width=8)
+    base, task = loaded(name, HALF), load_task(asked[0])
+    rows = benchmarks.zoo_rows(base, task, task_rows(task, "made"), sizes=(1, 2), width=8)
     assert {row["variant"] for row in rows} == {"plain", "1 at once", "2 at once"}
     assert {row["metric"] for row in rows} == {"speed over plain", "share of limit"}
     assert all(row["value"] > 0 and row["case"].startswith(name) for row in rows)
@@ -179,7 +177,7 @@ def test_every_base_is_benched_in_bfloat16(name, asked, monkeypatch):
 @families()
 def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked):
     base, data = loaded(name, HALF), rows_of(asked[0])
-    run = training.AdapterJob(tasks_task.load(asked[0]), 0, SHORT)
+    run = training.AdapterJob(load_task(asked[0]), 0, SHORT)
     [done] = training.train(base, [run], data)
     alone, losses = benchmarks.train_plain(base, run, data)
     torch.testing.assert_close(
@@ -190,8 +188,8 @@ def test_in_bfloat16_a_stack_learns_what_peft_does_but_for_rounding(name, asked)
 
 @families()
 def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked, tmp_path):
-    base, task = loaded(name, HALF), tasks_task.load(asked[0])
-    rows, tensors = tasks.rows(task, "made").test[:12], shaken(base, 1)
+    base, task = loaded(name, HALF), load_task(asked[0])
+    rows, tensors = task_rows(task, "made").test[:12], shaken(base, 1)
     [bare] = scoring.score(base.model, base, task, rows)
     assert bare.isfinite().all()
     [outcome] = evaluate.evaluate(base, task, rows, [tensors])
@@ -207,21 +205,21 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
 
 @families("tiny-convnet", "tiny-vit")
 def test_in_bfloat16_a_probe_is_fitted(name, asked):
-    base, data = loaded(name, HALF), tasks.rows(tasks_task.load(asked[0]), "made")
+    base, data = loaded(name, HALF), task_rows(load_task(asked[0]), "made")
     data = replace(data, train=data.train[:100], validation=data.validation[:50])
-    made = baselines.adapter(base, tasks_task.load(asked[0]), data)
+    made = baselines.adapter(base, load_task(asked[0]), data)
     assert {t.dtype for t in made.values()} == {torch.float32}
 
 
 def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_path):
-    name, task = "tiny-convnet-yes-no", tasks_task.load(binary.held_out("cifar10")[0])
+    name, task = "tiny-convnet-yes-no", load_task(binary.held_out("cifar10")[0])
     names = scales.base_plan("smoke", name, "made").tasks
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
     base, text = loading.load(name), text_encoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(tmp_path, base, text)
-    [outcome] = evaluate.evaluate(base, task, tasks.rows(task, "made").test[:20], [made])
+    [outcome] = evaluate.evaluate(base, task, task_rows(task, "made").test[:20], [made])
     assert outcome.likely.dtype == torch.float32 and outcome.likely.isfinite().all()
 
 

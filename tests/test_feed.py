@@ -5,8 +5,8 @@ import torch
 
 from oral_lib.evaluation import scoring
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import batches
 from oral_lib.zoo.batches import StackBatches
 
@@ -28,8 +28,8 @@ def base():
 
 def fed(base, how):
     """(feed of two seeds of each task that is scored so, its runs, the rows of each task)."""
-    jobs = [(tasks_task.load(name), seed) for name in MIXED[how] for seed in (0, 1)]
-    data = {task.name: tasks.rows(task, "made") for task, _ in jobs}
+    jobs = [(load_task(name), seed) for name in MIXED[how] for seed in (0, 1)]
+    data = {task.name: task_rows(task, "made") for task, _ in jobs}
     return StackBatches.of(base, jobs, data, steps=STEPS, batch=BATCH), jobs, data
 
 
@@ -87,8 +87,8 @@ def test_a_wider_tail_than_a_row_has_changes_nothing(base, how):
 
 
 def test_rows_of_a_table_may_be_wider_than_any_so_that_feeds_follow_one_another(base):
-    task = tasks_task.load("movie")
-    jobs, data = [(task, 0)], {"movie": tasks.rows(task, "made")}
+    task = load_task("movie")
+    jobs, data = [(task, 0)], {"movie": task_rows(task, "made")}
     short = StackBatches.of(base, jobs, data, steps=2, batch=BATCH)
     wide = StackBatches.of(base, jobs, data, steps=2, batch=BATCH, longest=50)
     assert wide.table.ids.shape[1] == 50 > short.table.ids.shape[1]

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from oral_lib.errors import OralError
-from oral_lib.lora import adapter as lora_adapter
 from oral_lib.lora import gauge
+from oral_lib.lora.adapter import factors
 
 HEAD = "base_model.model.classifier.weight"
 
@@ -33,7 +33,7 @@ def changes(adapter) -> list[torch.Tensor]:
     """dW of every module."""
     return [
         adapter[b].flatten(1).double() @ adapter[a].flatten(1).double()
-        for a, b in lora_adapter.factors(adapter).items()
+        for a, b in factors(adapter).items()
     ]
 
 
@@ -61,7 +61,7 @@ def test_the_balanced_form_is_the_same_whatever_the_gauge_it_came_in(adapter):
 
 def test_balanced_factors_are_of_equal_size_with_their_columns_at_right_angles(adapter):
     made = gauge.balanced(adapter)
-    for a, b in lora_adapter.factors(made).items():
+    for a, b in factors(made).items():
         left, right = made[b].flatten(1), made[a].flatten(1)
         inner, outer = left.mT @ left, right @ right.mT
         assert torch.allclose(inner, outer, atol=1e-4)
@@ -71,7 +71,7 @@ def test_balanced_factors_are_of_equal_size_with_their_columns_at_right_angles(a
 
 def test_turning_keeps_the_size_of_the_factors_and_differs_by_seed(adapter):
     one, other = gauge.rotated(adapter, 0), gauge.rotated(adapter, 1)
-    for name in lora_adapter.factors(adapter):
+    for name in factors(adapter):
         assert one[name].norm().item() == pytest.approx(adapter[name].norm().item(), rel=1e-5)
         assert not torch.allclose(one[name], other[name], atol=1e-2)
     assert all(torch.equal(gauge.rotated(adapter, 0)[n], one[n]) for n in one)
@@ -86,7 +86,7 @@ def test_an_untrained_adapter_has_a_balanced_form(adapter):
 def test_factors_that_are_no_matrices_are_refused(adapter):
     name = "base_model.model.stem.conv.lora_B.weight"
     with pytest.raises(OralError, match=r"stem\.conv"):
-        lora_adapter.factors(adapter | {name: adapter[name].flatten(1).view(6, 2, 2, 1)})
+        factors(adapter | {name: adapter[name].flatten(1).view(6, 2, 2, 1)})
     del adapter[name]
     with pytest.raises(OralError, match="beside it"):
-        lora_adapter.factors(adapter)
+        factors(adapter)

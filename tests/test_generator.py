@@ -12,7 +12,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments.generators import assemble
 from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
-from oral_lib.lora import adapter as lora_adapter
+from oral_lib.lora.adapter import check
 from oral_lib.method import tokenization
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.recurrence import RecurrenceConfig
@@ -20,8 +20,8 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task, task_names
 from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
@@ -100,17 +100,17 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     assert equal(adapter, base.lora_init())
 
 
-@pytest.mark.parametrize("task", tasks_task.names("language"))
+@pytest.mark.parametrize("task", task_names("language"))
 @pytest.mark.parametrize("name", TINY)
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
-    task, base, known = tasks_task.load(task), loading.load(name), trained.known[name]
+    task, base, known = load_task(task), loading.load(name), trained.known[name]
     if task.scoring == "answer" and base.family == "encoder":
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
             scoring.scoring_kind(base, task)
         return
     zeros = torch.zeros(1, known.layout.l, trained.config.size)
     [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
-    rows = tasks.rows(task, "made").test[:60]
+    rows = task_rows(task, "made").test[:60]
     with base.attach(adapter) as model:
         said = scoring.score(model, base, task, rows)
     with base.attach(base.lora_init()) as model:
@@ -220,7 +220,7 @@ def test_regression_answers_at_once_and_its_loss_is_its_error():
 def test_what_is_generated_fits_its_base_and_differs_from_it(model, name):
     start = loading.load(name).lora_init()
     for adapter in model.generate(MOVIE, name, n=2):
-        lora_adapter.check(adapter, start)
+        check(adapter, start)
         assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.values())
         assert not any(torch.equal(t, start[n]) for n, t in adapter.items())
         assert not any(t.is_inference() for t in adapter.values())  # it may be trained on

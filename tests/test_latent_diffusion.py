@@ -17,14 +17,12 @@ from oral_lib.evaluation import evaluate, schema, scoring
 from oral_lib.experiments import generators
 from oral_lib.lora.peft_folder import Card, save
 from oral_lib.method.tokenization import Layout, decode, encode
-from oral_lib.models import latent_diffusion as tiny_diffusion
-from oral_lib.models import loading
+from oral_lib.models import latent_diffusion, loading
 from oral_lib.tasks import images
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.workflow import plan
-from oral_lib.zoo import recipes
-from oral_lib.zoo import training as zoo
+from oral_lib.zoo import recipes, training
 
 torch.set_num_threads(1)
 BASE, NAMES = "tiny-diffusion", ("pokemon", "baroque")
@@ -38,7 +36,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in NAMES}
+    return {name: task_rows(load_task(name), "made") for name in NAMES}
 
 
 def pipeline(folder):
@@ -53,7 +51,7 @@ def pipeline(folder):
 def test_without_diffusers_the_way_to_it_is_told_and_smoke_runs_leave_styles_out(
     monkeypatch, refused
 ):
-    monkeypatch.setattr(tiny_diffusion, "find_spec", lambda name: None)
+    monkeypatch.setattr(latent_diffusion, "find_spec", lambda name: None)
     with refused(PreflightError, "diffusers==", "pip install"):
         loading.load(BASE)
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
@@ -86,14 +84,14 @@ def test_a_folder_has_the_pictures_of_a_style_in_a_column_called_image(tmp_path,
     file.parent.mkdir()
     frame.to_parquet(file)
     sizes = {"seed": 0, "local": {"train": 7, "validation": 2, "test": 3}}
-    task, source = replace(tasks_task.load("pokemon"), split=sizes), f"local:{tmp_path}"
-    split = tasks.rows(task, source)
+    task, source = replace(load_task("pokemon"), split=sizes), f"local:{tmp_path}"
+    split = task_rows(task, source)
     assert [len(part) for part in (split.train, split.validation, split.test)] == [7, 2, 3]
     rows = [*split.train, *split.validation, *split.test]
     assert len({row.image for row in rows}) == 12 and {row.text for row in rows} == {""}
     frame.rename(columns={"image": "photo"}).to_parquet(file)
     with refused(PreflightError, "'pokemon'", "no column 'image'", "photo"):
-        tasks.rows(task, source)
+        task_rows(task, source)
 
 
 # ---------------------------------------------------------------- the model under LoRA
@@ -133,11 +131,11 @@ def test_adapters_hold_the_attention_projections_and_nothing_else(base):
 
 def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, data):
     recipe = replace(recipes.default(BASE), steps=40)
-    [done] = zoo.train(base, [zoo.AdapterJob(tasks_task.load(NAMES[0]), 0, recipe)], data)
+    [done] = training.train(base, [training.AdapterJob(load_task(NAMES[0]), 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     gain = {}
     for name in NAMES:
-        task, rows = tasks_task.load(name), data[name].validation
+        task, rows = load_task(name), data[name].validation
         before, after = (
             outcome.likelihood for outcome in evaluate.evaluate(base, task, rows, adapters)
         )
@@ -146,7 +144,7 @@ def test_training_lowers_the_error_of_its_own_style_and_not_of_another(base, dat
 
 
 def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
-    task, rows = tasks_task.load(NAMES[1]), data[NAMES[1]].test[:10]
+    task, rows = load_task(NAMES[1]), data[NAMES[1]].test[:10]
     made = [shaken(base, seed) for seed in range(2)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
     from oral_lib.experiments.styles import CANVASES, painted
@@ -168,7 +166,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
     from peft import PeftModel
 
     from oral_lib import seeds
-    from oral_lib.models import latent_diffusion as tiny_diffusion
+    from oral_lib.models import latent_diffusion
 
     tensors = shaken(base, 1)
     layout = Layout.of(tensors, 128)
@@ -178,11 +176,11 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
     with base.attach(again) as model:
         [wanted] = base.paint(model.get_base_model(), 2, steps=4, guidance=3.0)
     noise = torch.randn(2, *base.shape, generator=seeds.generator(0, "paint"))
-    folder = tiny_diffusion.ensure(base.spec)
+    folder = latent_diffusion.ensure(base.spec)
 
     def painted(pipe):
         found = pipe(
-            [tiny_diffusion.PROMPT] * 2, negative_prompt=[""] * 2, latents=noise,
+            [latent_diffusion.PROMPT] * 2, negative_prompt=[""] * 2, latents=noise,
             num_inference_steps=4, guidance_scale=3.0, output_type="pt",
         ).images  # fmt: skip
         return (found * 255).round().int()
@@ -202,7 +200,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
 
 
 def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
-    from oral_lib.models import latent_diffusion as tiny_diffusion
+    from oral_lib.models import latent_diffusion
 
     folder = tmp_path / "models" / "sd-2.1"
     folder.mkdir(parents=True)
@@ -210,7 +208,7 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
     source = f"local:{tmp_path}"
     with refused(OralError, "holds no whole pipeline"):
         loading.load("sd-2.1", source=source)
-    own = tiny_diffusion.ensure(base.spec)
+    own = latent_diffusion.ensure(base.spec)
     for part in own.iterdir():
         if part.name != "model_index.json":
             (folder / part.name).symlink_to(part)
@@ -225,9 +223,9 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
-        scoring.scoring_kind(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, load_task("movie"))
     with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
-        scoring.scoring_kind(loading.load("tiny-vit"), tasks_task.load("pokemon"))
+        scoring.scoring_kind(loading.load("tiny-vit"), load_task("pokemon"))
 
 
 def test_a_prediction_that_is_not_known_is_refused(base, refused):
@@ -235,7 +233,7 @@ def test_a_prediction_that_is_not_known_is_refused(base, refused):
 
     odd = DDIMScheduler.from_config(base.scheduler.config, prediction_type="flow")
     with refused(OralError, "'flow'", "v_prediction"):
-        tiny_diffusion.LatentDiffusion(
+        latent_diffusion.LatentDiffusion(
             base.spec, base.model, base.vae, odd, base.prompt, base.nothing
         )
 

@@ -21,8 +21,8 @@ from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import scoring
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
 FILES = {
@@ -154,12 +154,12 @@ def ours(tmp_path_factory):
     """name -> the same rows as this project reads them from a local folder, in the same order."""
     folder, found = tmp_path_factory.mktemp("data"), {}
     for name in FILES:
-        task = tasks_task.load(name)
+        task = load_task(name)
         (folder / name).mkdir()
         parts = {task.sources["local"]["train"], task.sources["local"]["test"]}
         for part in parts:
             pd.DataFrame(docs(name)).to_parquet(folder / name / f"{part}.parquet")
-        rows = tasks.rows(task, f"local:{folder}").test
+        rows = task_rows(task, f"local:{folder}").test
         found[name] = sorted(rows, key=lambda row: int(row.key.rpartition("-")[2]))
         assert len(found[name]) == len(docs(name))
     return found
@@ -188,7 +188,7 @@ def request(kind, *arguments):
 
 @pytest.mark.parametrize("name", FILES)
 def test_prompts_and_answers_are_those_of_the_harness(name, theirs, ours):
-    task, their = tasks_task.load(name), theirs[name]
+    task, their = load_task(name), theirs[name]
     for doc, row in zip(docs(name), ours[name], strict=True):
         if task.scoring == "option":
             assert (list(row.options), row.label) == asked(their, doc)
@@ -205,7 +205,7 @@ def test_prompts_and_answers_are_those_of_the_harness(name, theirs, ours):
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_hub_data_set_is_the_one_that_the_harness_reads(name, theirs):
-    spec, settings = tasks_task.load(name).sources["hub"], theirs[name].settings
+    spec, settings = load_task(name).sources["hub"], theirs[name].settings
     assert spec["test"] == settings.get("test_split", settings.get("validation_split"))
     if name == "boolq":  # the same rows; ours is the repository of their authors
         assert (spec["repo"], settings["dataset_path"]) == ("google/boolq", "aps/super_glue")
@@ -218,7 +218,7 @@ def test_the_hub_data_set_is_the_one_that_the_harness_reads(name, theirs):
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_log_likelihoods_and_score_are_those_of_the_harness(name, theirs, ours, base, harness):
-    task, rows = tasks_task.load(name), ours[name]
+    task, rows = load_task(name), ours[name]
     questions = [asked(theirs[name], doc) for doc in docs(name)]
     pairs = [pair for some, _ in questions for pair in some]
     likely = harness.loglikelihood(
@@ -233,7 +233,7 @@ def test_log_likelihoods_and_score_are_those_of_the_harness(name, theirs, ours, 
 
 
 def test_what_is_written_is_what_the_harness_writes(theirs, ours, base, harness):
-    task = replace(tasks_task.load("gsm8k"), new_tokens=24)
+    task = replace(load_task("gsm8k"), new_tokens=24)
     settings = theirs["gsm8k"].settings["generation_kwargs"] | {"max_gen_toks": 24}
     prompts = [task.prompt(row.text) for row in ours["gsm8k"]]
     wanted = harness.generate_until(
@@ -259,4 +259,4 @@ def test_an_answer_is_read_as_the_harness_reads_it(text, theirs):
         [[said]] = flexible.apply([[text]], [{}])
     for pattern in theirs["gsm8k"].settings["metric_list"][0]["regexes_to_ignore"]:
         said = re.sub(pattern, "", said)
-    assert tasks_task.load("gsm8k").extracted(text) == said.replace("[invalid]", "")
+    assert load_task("gsm8k").extracted(text) == said.replace("[invalid]", "")

@@ -14,8 +14,8 @@ from oral_lib.assets import sources
 from oral_lib.evaluation import results, schema
 from oral_lib.experiments import generators
 from oral_lib.report import tables
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
 BASE = "tiny-towers"
@@ -75,7 +75,7 @@ def test_a_cell_of_questions_keeps_the_contract(run):
 
 
 def test_a_generated_adapter_spans_both_towers_and_brings_the_fusion(run):
-    task, base = tasks_task.load("easy_vqa"), run.base(BASE)
+    task, base = load_task("easy_vqa"), run.base(BASE)
     [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
     start = base.lora_init()
     assert made.keys() == start.keys()
@@ -85,8 +85,8 @@ def test_a_generated_adapter_spans_both_towers_and_brings_the_fusion(run):
 
 
 def test_examples_of_matching_name_a_text_for_every_picture(run):
-    task, base = tasks_task.load("flickr8k"), run.base(BASE)
-    rows = list({r.image: r for r in tasks.rows(task, "made").test}.values())[:8]
+    task, base = load_task("flickr8k"), run.base(BASE)
+    rows = list({r.image: r for r in task_rows(task, "made").test}.values())[:8]
     trained = next(m.tensors for m in run.members(BASE) if m.task == task.name)
     said, right = oral_lib.compare(base, task, rows, {"base": base.lora_init(), "trained": trained})
     assert list(said.columns) == ["text", "truth", "base", "trained"] and len(said) == 8
@@ -135,8 +135,8 @@ def test_questions_that_packages_ship_are_fetched_beside_a_local_folder(tmp_path
 
 @pytest.mark.parametrize("name", ["easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes"])
 def test_questions_of_a_package_have_the_kind_that_their_answer_says(name):
-    task = tasks_task.load(name)
-    split = tasks.rows(task, "packages")
+    task = load_task(name)
+    split = task_rows(task, "packages")
     for row in split.test:
         answer = task.labels[row.label]
         wanted = (

@@ -9,8 +9,7 @@ import pytest
 
 from oral_lib import paths
 from oral_lib.errors import UsageError
-from oral_lib.workflow import cli
-from oral_lib.workflow import notebooks as twins
+from oral_lib.workflow import cli, notebooks
 
 SOURCE = """\
 # %% tags=["parameters"]
@@ -37,7 +36,7 @@ def notebook(tmp_path):
     folder = tmp_path / "a {b} c"  # braces, which papermill would fill in, and spaces
     folder.mkdir()
     (folder / "one.py").write_text(SOURCE)
-    twins.write(folder)
+    notebooks.write(folder)
     return folder / "one.ipynb"
 
 
@@ -141,10 +140,10 @@ def test_an_unknown_notebook_is_refused(capsys):
     ],
 )
 def test_a_value_takes_the_type_of_its_default(text, default, value):
-    found = twins.typed("name", text, default)
+    found = notebooks.typed("name", text, default)
     assert found == value and type(found) is type(value)
 
 
 def test_a_value_of_another_type_is_refused_with_the_value():
     with pytest.raises(UsageError, match=r"a list like \[0\], got '3'"):
-        twins.typed("name", "3", [0])
+        notebooks.typed("name", "3", [0])

@@ -123,13 +123,11 @@ def test_a_later_version_is_made_first_and_trained_with_the_recipes_of_its_model
 @pytest.mark.parametrize(("scale", "source"), [*SCALES, ("lab", "local:x"), ("lab", "hub")])
 def test_no_encoder_is_asked_to_write(scale, source):
     from oral_lib.models import registry
-    from oral_lib.tasks import task as tasks_task
+    from oral_lib.tasks.task import load_task, task_names
 
     asked = {(c.base, task) for c in scales.base_plans(scale, source) for task in c.tasks}
-    written = {(b, t) for b, t in asked if tasks_task.load(t).scoring == "answer"}
-    assert {t for t in tasks_task.names() if tasks_task.load(t).scoring == "answer"} == set(
-        scales.FREE_FORM
-    )
+    written = {(b, t) for b, t in asked if load_task(t).scoring == "answer"}
+    assert {t for t in task_names() if load_task(t).scoring == "answer"} == set(scales.FREE_FORM)
     assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
     assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
 
@@ -211,11 +209,11 @@ def test_unknown_scale_source_and_base_are_refused_with_the_nearest_name():
 
 
 def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_rows_there(tmp_path):
-    from oral_lib.tasks import task as tasks_task
+    from oral_lib.tasks.task import load_task, task_names
 
     for source in ("packages", "local:x", "hub"):
         kind = paths.slug(source)
-        wanted = {t for t in tasks_task.names("language") if kind in tasks_task.load(t).sources}
+        wanted = {t for t in task_names("language") if kind in load_task(t).sources}
         for cells in scales.base_plans("lab", source):
             planned = set(cells.tasks)
             assert planned in (wanted, wanted - set(scales.FREE_FORM))
@@ -358,10 +356,10 @@ def test_a_folders_own_backbones_take_part(tmp_path):
 @pytest.mark.parametrize("source", ["packages", "local:x", "hub"])
 def test_pictures_are_planned_where_their_files_say_that_there_are_any(source):
     from oral_lib.models import registry
-    from oral_lib.tasks import task as tasks_task
+    from oral_lib.tasks.task import load_task, task_names
 
     kind = paths.slug(source)
-    wanted = {t for t in tasks_task.names("vision") if kind in tasks_task.load(t).sources}
+    wanted = {t for t in task_names("vision") if kind in load_task(t).sources}
     for cells in scales.base_plans("lab", source, "vision"):
         assert set(cells.tasks) == wanted
         assert registry.spec(cells.base).experiment == "vision"
@@ -463,7 +461,7 @@ def test_snakemake_alone_plans_the_paper_for_a_cluster(tmp_path):
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "local:x")])
 def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source, tmp_path):
     from oral_lib.models import registry
-    from oral_lib.tasks import task as tasks_task
+    from oral_lib.tasks.task import load_task
 
     nodes = plan.nodes(scale, source, tmp_path)
     [cells] = scales.base_plans(scale, source, "multimodal")
@@ -476,7 +474,7 @@ def test_two_towers_are_aligned_before_anything_is_trained_on_them(scale, source
     assert f"multimodal/align/{cells.base}" in [n.name for n in chosen]
     kind = paths.slug(source)
     if kind != "made":
-        assert all(kind in tasks_task.load(task).sources for task in cells.tasks)
+        assert all(kind in load_task(task).sources for task in cells.tasks)
 
 
 def test_where_no_pictures_with_texts_are_nothing_multimodal_is_planned():

@@ -23,16 +23,15 @@ from oral_lib.experiments import cells as protocol
 from oral_lib.experiments.cells import Models, Size
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.workflow import plan as workflow_plan
+from oral_lib.tasks.rows import Row, task_rows
+from oral_lib.tasks.task import load_task, task_names
 from oral_lib.workflow.run import Run
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
-TASK = tasks_task.load("movie")
-ROWS = tasks.rows(TASK, "made").test[:40]
+TASK = load_task("movie")
+ROWS = task_rows(TASK, "made").test[:40]
 SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, draws=2)
 TASKS = ("movie", "review_topic", "sarcasm")
 
@@ -70,8 +69,8 @@ def test_the_soup_of_all_weighs_tasks_equally():
 
 
 def test_the_majority_is_that_of_the_training_rows():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
-    train = [tasks.Row("t", "text", label) for label in (0, 0, 1)]
+    rows = [Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
+    train = [Row("t", "text", label) for label in (0, 0, 1)]
     said = baselines.majority(train, rows, 2)
     assert said.predicted.tolist() == [0, 0, 0, 0]
     assert said.correct.tolist() == [False, False, True, False]
@@ -79,9 +78,9 @@ def test_the_majority_is_that_of_the_training_rows():
 
 @pytest.mark.parametrize("name", ["tiny", "minilm-l6"])
 def test_retrieval_finds_a_task_by_its_own_description(name):
-    known = tasks_task.names()
+    known = task_names()
     for task in known:
-        told = tasks_task.load(task).description
+        told = load_task(task).description
         assert baselines.nearest_task(told, known, text_encoder(name)) == task
         others = [other for other in known if other != task]
         assert baselines.nearest_task(told, others, text_encoder(name)) in others
@@ -102,7 +101,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name):
 
 
 def test_an_outcome_knows_what_was_right():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
+    rows = [Row(f"k{i}", "text", label) for i, label in enumerate([0, 1, 1])]
     outcome = Outcome(torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.5]]), rows)
     assert outcome.predicted.tolist() == [0, 1, 0]
     assert outcome.correct.tolist() == [True, True, False]
@@ -111,9 +110,9 @@ def test_an_outcome_knows_what_was_right():
 @pytest.mark.parametrize("task", ["quartz", "arithmetic"])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_options_and_written_answers_are_judged_alone_too(task, groups):
-    base, task = loading.load("tiny-causal"), tasks_task.load(task)
+    base, task = loading.load("tiny-causal"), load_task(task)
     base.model.float()
-    rows = tasks.rows(task, "made").test[:12]
+    rows = task_rows(task, "made").test[:12]
     adapters = [shaken(base, seed) for seed in range(3)]
     together = list(evaluate.evaluate(base, task, rows, adapters, groups=groups))
     assert len({outcome.likely.sum().item() for outcome in together}) == 3
@@ -127,8 +126,8 @@ def test_options_and_written_answers_are_judged_alone_too(task, groups):
 
 
 def test_answers_are_written_only_when_asked_for():
-    base, task = loading.load("tiny-causal"), tasks_task.load("arithmetic")
-    rows = tasks.rows(task, "made").test[:6]
+    base, task = loading.load("tiny-causal"), load_task("arithmetic")
+    rows = task_rows(task, "made").test[:6]
     [silent] = evaluate.evaluate(base, task, rows, [base.lora_init()], write=False)
     [said] = evaluate.evaluate(base, task, rows, [base.lora_init()])
     assert silent.written is None and accuracy_of(silent) is None
@@ -141,7 +140,7 @@ def test_nothing_is_judged_where_there_is_no_adapter():
 
 
 def test_a_written_answer_is_right_only_if_it_is_the_answer():
-    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
+    rows = [Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("12", "7", "5"))]
     outcome = Outcome(torch.tensor([[-1.0], [-2.0], [-6.0]]), rows, ["12", "", "55"])
     assert outcome.correct.tolist() == [True, False, False]
     assert outcome.labels.tolist() == [1, 1, 1] and outcome.predicted.tolist() == [1, 0, 0]
@@ -149,7 +148,7 @@ def test_a_written_answer_is_right_only_if_it_is_the_answer():
 
 
 def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
-    rows = [tasks.Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
+    rows = [Row(f"k{i}", "text", label) for i, label in enumerate([0, 1])]
     likely = torch.tensor([[0.5, 0.25], [0.1, 0.3]]).log()
     outcome = Outcome(likely - 4.0, rows)  # of other words there is no talk
     wanted = (torch.tensor([0.5 / 0.75, 0.3 / 0.4]).log()).mean().item()
@@ -157,8 +156,8 @@ def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
 
 
 def test_the_majority_of_written_answers_is_the_most_frequent_one():
-    rows = [tasks.Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
-    train = [tasks.Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
+    rows = [Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
+    train = [Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
     assert baselines.majority(train, rows, 0).correct.tolist() == [True, False, True]
 
 
@@ -285,7 +284,7 @@ def test_controls_see_fewer_rows_and_main_rows_all(planned):
 def test_the_generator_hears_what_the_condition_says(planned):
     heard = planned().heard
     texts = [text for text, _, _ in heard["generator"]]
-    others = {tasks_task.load(name).description for name in ("review_topic", "sarcasm")}
+    others = {load_task(name).description for name in ("review_topic", "sarcasm")}
     assert texts[0] == TASK.description
     assert [text for text, *_ in heard["regression"]] == [TASK.description]
     assert [text for text, *_ in heard["unconditional"]] == [""]
@@ -300,8 +299,8 @@ def test_the_generator_hears_what_the_condition_says(planned):
 
 def test_only_so_many_other_tasks_are_told_of_as_are_wanted(planned):
     two = Size(rows=30, control_rows=20, others=2)
-    names = [name for name in tasks_task.names() if tasks_task.load(name).scoring == "label"]
-    known = {tasks_task.load(name).description for name in names} - {TASK.description}
+    names = [name for name in task_names() if load_task(name).scoring == "label"]
+    known = {load_task(name).description for name in names} - {TASK.description}
     texts = [text for text, *_ in planned(only=tuple(names), size=two).heard["generator"]]
     assert len([t for t in texts if t in known]) == 2
 
@@ -325,7 +324,7 @@ def test_every_cell_of_every_scale_has_a_size(scale):
     tiny = {family: loading.load(f"tiny-{family}") for family in ("encoder", "causal")}
     for cells in scales.base_plans(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
-        for task in map(tasks_task.load, cells.tasks):
+        for task in map(load_task, cells.tasks):
             size = protocol.size_of(scale, base, task)
             assert size.control_rows <= size.rows
             if scale in ("lab", "paper"):
@@ -363,16 +362,16 @@ def test_the_rows_of_a_cell_keep_the_contract(cell):
 def test_all_methods_answer_the_same_held_out_rows(cell, smoke):
     _, items = cell
     size = protocol.SIZES["smoke", "encoder"]
-    held = [row.key for row in tasks.rows(TASK, "made").test[: size.rows]]
+    held = [row.key for row in task_rows(TASK, "made").test[: size.rows]]
     for _, part in items.groupby(["method", "condition", "sample"]):
         assert sorted(part.item) == sorted(held)
-    assert not set(items.item) & {row.key for row in tasks.rows(TASK, "made").train}
+    assert not set(items.item) & {row.key for row in task_rows(TASK, "made").train}
 
 
 def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
     _, items = cell
     base, size = smoke.base("tiny-encoder"), protocol.SIZES["smoke", "encoder"]
-    rows = tasks.rows(TASK, "made").test[: size.rows]
+    rows = task_rows(TASK, "made").test[: size.rows]
     for seed in range(3):  # the last was held out
         adapter = store.read(smoke.root, "tiny-encoder", "movie", seed).tensors
         with base.attach(adapter) as model:
@@ -530,7 +529,7 @@ def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_star
 
 
 def test_two_local_folders_never_share_what_was_trained(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(workflow_plan, "check_cell", lambda *cell: None)
+    monkeypatch.setattr("oral_lib.scales.check_cell", lambda *cell: None)
     monkeypatch.setattr("oral_lib.zoo.tuning.tune", lambda *names, **how: [])
     one, two = (Run("lab", f"local:{tmp_path / name}", tmp_path) for name in ("one", "two"))
     one.tune("minilm-l6", ["sst2"])

@@ -16,10 +16,10 @@ from oral_lib.report import (
     formats,
     method_figures,
     overview_figures,
+    tables,
     theme,
     training_figures,
 )
-from oral_lib.report import tables as report_tables
 from oral_lib.report.comparisons import contrasts, silent_places, without_signal
 from oral_lib.report.findings import overview
 from oral_lib.report.tables import MODELS, grid_legend, grid_table, ordered
@@ -119,7 +119,7 @@ def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
 
 def test_main_table_holds_every_baseline(folder):
     metrics, items = results.read(folder / "lab")
-    table = report_tables.main_table(metrics, "packages", items)
+    table = tables.main_table(metrics, "packages", items)
     assert [name for name in table if name in BASELINES] == BASELINES
     assert len(table) == 2 and (table[BASELINES] != formats.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
@@ -134,7 +134,7 @@ def test_main_table_holds_every_baseline(folder):
 
 def test_a_method_that_was_not_run_keeps_its_column():
     metrics, _ = made(profile={("base", "none"): (0.5, 1)}, n=20)
-    table = report_tables.main_table(metrics, "packages")
+    table = tables.main_table(metrics, "packages")
     assert table.loc[0, "generated"] == formats.ABSENT and set(BASELINES) <= set(table)
     assert not {"Gaussian", "small noise", "unconditional"} & set(table)
 
@@ -201,7 +201,7 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
 
 def test_targets_are_those_of_the_contrasts():
     compared = contrasts(made_items(cell(), n=200, n_control=200))
-    row = report_tables.targets_table(compared).iloc[0]
+    row = tables.targets_table(compared).iloc[0]
     found = compared.set_index(["what", "against"])
     assert row["generated over trained"].startswith(
         f"{100 * found.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
@@ -223,16 +223,16 @@ def test_answers_and_three_labels_leave_auc_tables_out():
 
 def test_novelty_is_averaged_over_seeds_and_keeps_the_smallest_ratio():
     rows = pd.DataFrame([novelty(ratio_low=0.5), novelty(seed=1, ratio=0.89, ratio_low=0.7)])
-    [line] = report_tables.novelty_table(rows, "packages").to_dict("records")
+    [line] = tables.novelty_table(rows, "packages").to_dict("records")
     assert line["ratio"] == "0.88" and line["smallest ratio"] == "0.5"
-    assert report_tables.novelty_table(rows, "hub").empty
+    assert tables.novelty_table(rows, "hub").empty
 
 
 def test_seeds_are_averaged_and_sources_never_share_a_table():
     few = {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
     places = [cell(), cell(seed=1), cell(source="hub")]
     parts = [made(place, profile=few, n=60)[0] for place in places]
-    table = report_tables.main_table(pd.concat(parts), "packages")
+    table = tables.main_table(pd.concat(parts), "packages")
     trained = [
         part[(part.method == "trained") & (part.metric == "accuracy")].value for part in parts
     ]
@@ -242,10 +242,10 @@ def test_seeds_are_averaged_and_sources_never_share_a_table():
 
 def test_terminal_table_fits_and_marks_missing_signal(folder):
     metrics, items = results.read(folder / "lab")
-    text = report_tables.short_table(metrics, items)
+    text = tables.short_table(metrics, items)
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "a_b †" in text and "movie †" not in text and "no signal" in text
-    assert "†" not in report_tables.short_table(metrics)
+    assert "†" not in tables.short_table(metrics)
 
 
 def test_readme_says_what_where_and_how_to_make_it_again(folder):
@@ -501,19 +501,17 @@ def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
         about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
         for (method, metric), (value, stderr) in numbers.items()
     ]
-    made = report_tables.painted_table(pd.DataFrame(rows))
+    made = tables.painted_table(pd.DataFrame(rows))
     assert list(made.columns) == ["method", "fid", "denoising error", "adapters"]
     assert made.to_numpy().tolist() == [
         ["training pictures", "9.0 ± 0.3", "–", ""],
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
-    told = report_tables.short_table(
-        pd.DataFrame(rows)
-    ).splitlines()  # where nothing has an accuracy
+    told = tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
     assert told[0] == "Style t on b, source made" and len(told) == 2 + 1 + len(made)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
-    assert list(report_tables.painted_table(without).method) == ["base", "trained"]
+    assert list(tables.painted_table(without).method) == ["base", "trained"]
 
 
 def test_figures_show_the_numbers_of_the_rows(folder):

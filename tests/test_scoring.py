@@ -8,13 +8,13 @@ import torch
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.models import loading
-from oral_lib.tasks import rows
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task, task_names
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
-TASK = tasks_task.load("movie")
-ROWS = rows.rows(TASK, "made").validation[:37]
+TASK = load_task("movie")
+ROWS = task_rows(TASK, "made").validation[:37]
 
 
 @pytest.fixture(params=TINY)
@@ -77,17 +77,17 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
 
 @pytest.mark.parametrize("name", ["quartz", "winogrande"])
 def test_of_options_the_place_is_asked_for_and_no_word(name):
-    task = tasks_task.load(name)
+    task = load_task(name)
     for base in map(loading.load, TINY):
         assert scoring.answer_ids(base, task).tolist() == [0, 1]
 
 
-LABELLED = [name for name in tasks_task.names() if tasks_task.load(name).scoring == "label"]
+LABELLED = [name for name in task_names() if load_task(name).scoring == "label"]
 
 
 @pytest.mark.parametrize("name", LABELLED)
 def test_label_words_of_every_task_begin_differently(name, smollm2):
-    task = tasks_task.load(name)
+    task = load_task(name)
     for base in (loading.load("tiny-causal"), smollm2):
         ids = scoring.answer_ids(base, task).tolist()
         assert len(set(ids)) == len(task.labels)

@@ -16,10 +16,10 @@ from oral_lib.evaluation import scoring
 from oral_lib.experiments import benchmarks
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.models import base as models_base
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.models.base import take
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import batches, training
 from oral_lib.zoo.recipes import Recipe
 
@@ -31,13 +31,12 @@ SHORT = Recipe(steps=8, batch=4, lr=1e-2, checkpoints=(5,))
 @pytest.fixture(scope="module")
 def data():
     names = ("movie", "sarcasm", "quartz", "winogrande", "arithmetic", "gsm8k")
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in names}
+    return {name: task_rows(load_task(name), "made") for name in names}
 
 
 def runs(*jobs):
     return [
-        training.AdapterJob(tasks_task.load(task), seed, replace(SHORT, lr=lr))
-        for task, seed, lr in jobs
+        training.AdapterJob(load_task(task), seed, replace(SHORT, lr=lr)) for task, seed, lr in jobs
     ]
 
 
@@ -181,7 +180,7 @@ def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypa
 
 def test_tasks_and_seeds_of_ragged_lengths_need_little_padding(data, monkeypatch):
     base, rng = loading.load("tiny-causal"), np.random.default_rng(0)
-    ragged, jobs = {}, [(tasks_task.load(n), s) for n in ("movie", "sarcasm") for s in range(4)]
+    ragged, jobs = {}, [(load_task(n), s) for n in ("movie", "sarcasm") for s in range(4)]
     for task, _ in jobs:  # lengths as SST-2 has them: most short, a few long
         long = np.clip(rng.lognormal(2.2, 0.8, 400), 2, 60).astype(int)
         rows = [replace(r, text=" ".join(["the"] * n)) for r, n in
@@ -210,7 +209,7 @@ def test_a_convolution_under_a_stack_is_that_of_peft():
             for name, value in wrapped.named_parameters():
                 if "lora_" in name:
                     value.normal_(generator=torch.Generator().manual_seed(s))
-        parts.append(models_base.take(wrapped))
+        parts.append(take(wrapped))
         plain.append(wrapped(x[s]).detach())
         net = wrapped.unload()
     stack = Stack(parts[0], 3)
@@ -307,7 +306,7 @@ def test_layers_that_read_something_else_than_their_siblings_are_right_too():
 def test_a_compiled_block_learns_what_a_plain_one_does(data):
     base = loading.load("tiny-causal")
     base.model.float()
-    task = tasks_task.load("movie")
+    task = load_task("movie")
     found = batches.StackBatches.of(base, [(task, 0), (task, 1)], data, steps=2, batch=4)
     stack = Stack(base.lora_init(), 2)
     with torch.no_grad():

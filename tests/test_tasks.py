@@ -13,14 +13,14 @@ from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import FILLER, MADE, MADE_PAIRS, full_rows, task_rows
+from oral_lib.tasks.task import PAIRED, load_task, task_names
 
 PARTS = ("train", "validation", "test")
 SOURCES = ("packages", "made")
-PACKAGED = [name for name in tasks_task.names() if "packages" in tasks_task.load(name).sources]
-ROWS = [(n, s) for n in tasks_task.names() for s in SOURCES if s == "made" or n in PACKAGED]
-TEXTS, STYLES = tasks_task.names("language"), tasks_task.names("style")
+PACKAGED = [name for name in task_names() if "packages" in load_task(name).sources]
+ROWS = [(n, s) for n in task_names() for s in SOURCES if s == "made" or n in PACKAGED]
+TEXTS, STYLES = task_names("language"), task_names("style")
 
 
 def bare(text):
@@ -29,7 +29,7 @@ def bare(text):
 
 @pytest.fixture(scope="module")
 def splits():
-    return {(name, source): tasks.rows(tasks_task.load(name), source) for name, source in ROWS}
+    return {(name, source): task_rows(load_task(name), source) for name, source in ROWS}
 
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
@@ -43,23 +43,23 @@ def test_no_text_of_the_evaluation_is_met_before(splits, name, source):
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_split_is_the_same_at_every_call(splits, name, source):
     np.random.seed(123)  # no hidden state decides
-    assert tasks.rows(tasks_task.load(name), source) == splits[name, source]
+    assert task_rows(load_task(name), source) == splits[name, source]
 
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_split_has_the_sizes_that_the_task_states(splits, name, source):
-    task = tasks_task.load(name)
-    few = task.scoring in (*tasks_task.PAIRED, "style")
-    made = tasks.MADE_PAIRS if few else tasks.MADE
+    task = load_task(name)
+    few = task.scoring in (*PAIRED, "style")
+    made = MADE_PAIRS if few else MADE
     wanted = task.split["packages"] if source == "packages" else made
     least = 1.0 if source == "packages" else 0.95
     for part in PARTS:  # what is made on the spot repeats itself now and then
         assert least * wanted[part] <= len(getattr(splits[name, source], part)) <= wanted[part]
 
 
-@pytest.mark.parametrize("name", tasks_task.names())
+@pytest.mark.parametrize("name", task_names())
 def test_evaluation_stays_affordable_and_every_source_has_its_sizes(name):
-    task = tasks_task.load(name)
+    task = load_task(name)
     assert set(task.split) == {"seed", *task.sources}
     for kind in task.sources:
         assert task.split[kind]["test"] <= 1500 and task.split[kind]["validation"] <= 600
@@ -67,14 +67,14 @@ def test_evaluation_stays_affordable_and_every_source_has_its_sizes(name):
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
-    task = tasks_task.load(name)
+    task = load_task(name)
     low, high = (0.3, 0.7) if source == "packages" else (0.4, 0.6)  # real sets lean to one side
     for part in PARTS:
         rows = getattr(splits[name, source], part)
         assert all(row.image or row.text.strip() for row in rows)
-        if task.scoring in ("image", *tasks_task.PAIRED):
+        if task.scoring in ("image", *PAIRED):
             classes = len(task.labels) or len({row.label for row in splits[name, source].train})
-            if task.scoring in tasks_task.PAIRED and source == "made":
+            if task.scoring in PAIRED and source == "made":
                 classes = 2 if classes == 2 else len(task.made)
             assert {row.label for row in rows} == set(range(classes))
             continue
@@ -88,7 +88,7 @@ def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
 def test_a_row_has_what_its_scoring_asks_for_and_no_more(splits, name, source):
-    task = tasks_task.load(name)
+    task = load_task(name)
     for row in (row for part in PARTS for row in getattr(splits[name, source], part)):
         assert len(row.options) == (len(task.labels) if task.scoring == "option" else 0)
         assert bool(row.target) == bool(row.answer) == (task.scoring == "answer")
@@ -100,7 +100,7 @@ def test_a_row_has_what_its_scoring_asks_for_and_no_more(splits, name, source):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_examples_look_like_rows(name):
-    task = tasks_task.load(name)
+    task = load_task(name)
     assert len(task.examples) == 2
     for example in task.examples:
         assert example["text"].strip()
@@ -112,7 +112,7 @@ def test_examples_look_like_rows(name):
 
 def grouped(name, key):
     """The groups of each part of a package set: `key` reads one off a text."""
-    split = tasks.rows(tasks_task.load(name), "packages")
+    split = task_rows(load_task(name), "packages")
     return [{key(row.text) for row in getattr(split, part)} for part in PARTS]
 
 
@@ -135,10 +135,10 @@ def test_no_premise_schema_or_template_is_in_two_parts(splits):
 
 
 def test_every_task_of_the_paper_has_a_task_that_stands_in_where_only_packages_are():
-    paper = [n for n in TEXTS if {"local", "hub"} <= set(tasks_task.load(n).sources)]
+    paper = [n for n in TEXTS if {"local", "hub"} <= set(load_task(n).sources)]
     assert paper == ["boolq", "gsm8k", "mrpc", "rte", "sst2", "winogrande", "wnli"]
-    for task in map(tasks_task.load, paper):
-        other = tasks_task.load(task.stand_in)
+    for task in map(load_task, paper):
+        other = load_task(task.stand_in)
         assert set(other.sources) == {"packages"} and other.scoring == task.scoring
         assert task.sources["hub"]["text"] == task.sources["local"]["text"]
 
@@ -156,7 +156,7 @@ def test_every_task_of_the_paper_has_a_task_that_stands_in_where_only_packages_a
     ],
 )
 def test_the_answer_is_found_in_what_a_model_writes(text, answer):
-    assert tasks_task.load("gsm8k").extracted(text) == answer
+    assert load_task("gsm8k").extracted(text) == answer
 
 
 @pytest.mark.parametrize(("name", "source"), ROWS)
@@ -166,32 +166,30 @@ def test_a_key_names_one_row(splits, name, source):
     assert all(key.startswith(f"{name}-") for key in keys)
 
 
-@pytest.mark.parametrize("name", tasks_task.names())
+@pytest.mark.parametrize("name", task_names())
 def test_unseen_wordings_are_unseen(name):
-    task = tasks_task.load(name)
+    task = load_task(name)
     assert len(set(task.paraphrases["train"])) >= 8
     if name not in STYLES:
         assert len(set(map(bare, task.training_texts))) == 81
     assert len(set(task.paraphrases["test"])) >= 3
     assert task.training_texts[0] == task.description
-    seen = {
-        bare(text) for other in tasks_task.names() for text in tasks_task.load(other).training_texts
-    }
+    seen = {bare(text) for other in task_names() for text in load_task(other).training_texts}
     assert not seen & {bare(text) for text in task.paraphrases["test"]}
 
 
-@pytest.mark.parametrize("name", tasks_task.names())
+@pytest.mark.parametrize("name", task_names())
 def test_unseen_wordings_are_no_echo_of_the_seen_ones(name):
-    task, encoder = tasks_task.load(name), text_encoder("minilm-l6")
+    task, encoder = load_task(name), text_encoder("minilm-l6")
     seen, kept = encoder.encode(task.training_texts), encoder.encode(task.paraphrases["test"])
     assert (kept @ seen.T).max() < 0.81
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_made_rows_can_be_learned_from_one_word(splits, name):
-    task = tasks_task.load(name)
+    task = load_task(name)
     markers = [set(words) for words in task.made]
-    assert not markers[0] & markers[1] and not (markers[0] | markers[1]) & set(tasks.FILLER)
+    assert not markers[0] & markers[1] and not (markers[0] | markers[1]) & set(FILLER)
     for part in PARTS:
         for row in getattr(splits[name, "made"], part):
             found = [bool(words & set(row.text.split())) for words in markers]
@@ -207,7 +205,7 @@ def test_made_rows_can_be_learned_from_one_word(splits, name):
 def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
     from oral_lib.models.loading import word_tokenizer
 
-    tokenizer, task = word_tokenizer(), tasks_task.load(name)
+    tokenizer, task = word_tokenizer(), load_task(name)
     for row in splits[name, "made"].test[:50]:
         rest = [row.target, *chain(*row.options)]
         for text in (task.prompt(row.text), *rest):
@@ -215,32 +213,32 @@ def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
 
 
 def test_a_prompt_holds_the_text_as_it_is():
-    task = tasks_task.load("movie")
+    task = load_task("movie")
     assert task.prompt("{0} {text} 100%") == task.template.replace("{text}", "{0} {text} 100%")
 
 
 def test_an_unknown_task_suggests_the_nearest(refused):
     with refused(UsageError, "'moive'", "Did you mean 'movie'?"):
-        tasks_task.load("moive")
+        load_task("moive")
     with refused(UsageError, "../tasks/movie"):
-        tasks_task.load("../tasks/movie")
+        load_task("../tasks/movie")
 
 
 def test_a_source_that_a_task_has_not_is_refused(refused, tmp_path):
     with refused(UsageError, "'packagse'"):
-        tasks.rows(tasks_task.load("movie"), "packagse")
+        task_rows(load_task("movie"), "packagse")
     with refused(UsageError, "'sarcasm'", "'local'", "packages"):
-        tasks.rows(tasks_task.load("sarcasm"), f"local:{tmp_path}")
+        task_rows(load_task("sarcasm"), f"local:{tmp_path}")
     with refused(UsageError, "'sst2'", "'packages'", "local, hub"):
-        tasks.rows(tasks_task.load("sst2"), "packages")
+        task_rows(load_task("sst2"), "packages")
     with refused(PreflightError, "nowhere"):
-        tasks.rows(tasks_task.load("sst2"), f"local:{tmp_path}/nowhere")
+        task_rows(load_task("sst2"), f"local:{tmp_path}/nowhere")
     with refused(PreflightError, "train.parquet"):
-        tasks.rows(tasks_task.load("sst2"), f"local:{tmp_path}")
+        task_rows(load_task("sst2"), f"local:{tmp_path}")
 
 
 def test_a_task_without_sizes_for_a_source_is_refused(refused):
-    task = tasks_task.load("movie")
+    task = load_task("movie")
     with refused(UsageError, "'movie'", "no sizes", "packages", "`split`"):
         replace(task, split={"seed": 0})
     with refused(UsageError, "'movie'", "'guess'", "label, option, answer"):
@@ -264,7 +262,7 @@ def local(tmp_path):
 
 
 def test_a_local_folder_is_read_in_hub_column_names(local):
-    split = tasks.rows(tasks_task.load("sst2"), f"local:{local}")
+    split = task_rows(load_task("sst2"), f"local:{local}")
     assert split.source == "local"
     assert len(split.test) == 40 and len(split.validation) == 600 and len(split.train) == 299
     assert {row.text for row in split.test} == {f"held {i}" for i in range(39)} | {"Train 7!"}
@@ -294,7 +292,7 @@ def test_columns_of_the_hub_become_one_text(tmp_path, name):
     (tmp_path / name).mkdir()
     for part, row in columns.items():
         pd.DataFrame([row]).to_parquet(tmp_path / name / f"{part}.parquet")
-    split = tasks.rows(tasks_task.load(name), f"local:{tmp_path}")
+    split = task_rows(load_task(name), f"local:{tmp_path}")
     assert [(row.text, row.label) for row in split.test] == [(READ[name], 1)]
     assert split.train == ()  # the same text is in the test part
 
@@ -315,7 +313,7 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
         "answer": "2",
     }
     source = written(tmp_path, "winogrande", ("train", "validation"), row)
-    [found] = tasks.rows(tasks_task.load("winogrande"), source).test
+    [found] = task_rows(load_task("winogrande"), source).test
     assert found.label == 1
     assert found.text == f"{row['sentence']}\nFirst: cup\nSecond: box"
     assert found.options == (
@@ -328,7 +326,7 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
         (tmp_path / str(i)).mkdir()
         source = written(tmp_path / str(i), "winogrande", ("train", "validation"), row | change)
         with refused(PreflightError, "'winogrande'", *words):
-            tasks.rows(tasks_task.load("winogrande"), source)
+            task_rows(load_task("winogrande"), source)
 
 
 @pytest.mark.parametrize(
@@ -347,17 +345,17 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
     ],
 )  # fmt: skip
 def test_a_damaged_row_is_told_by_its_place(tmp_path, refused, name, row, words):
-    spec = tasks_task.load(name).sources["local"]
+    spec = load_task(name).sources["local"]
     source = written(tmp_path, spec["set"], {spec["train"], spec["test"]}, row)
     with refused(PreflightError, f"'{name}'", *words):
-        tasks.rows(tasks_task.load(name), source)
+        task_rows(load_task(name), source)
 
 
 def test_a_set_that_leaves_nothing_to_learn_from_is_refused(tmp_path, refused):
     rows = [{"sentence": f"text {i}", "label": i % 2} for i in range(20)]
     source = written(tmp_path, "sst2", ("train", "validation"), *rows)
     with refused(PreflightError, "'sst2'", "too few", "0 train"):
-        tasks.full_rows(tasks_task.load("sst2"), source)
+        full_rows(load_task("sst2"), source)
 
 
 def test_a_solution_becomes_a_target_without_notes_and_a_bare_answer(tmp_path):
@@ -366,13 +364,13 @@ def test_a_solution_becomes_a_target_without_notes_and_a_bare_answer(tmp_path):
         "answer": "He has 3*400=<<3*400=1200>>1200 coins.\nThat is $1,200.\n#### $1,200",
     }
     source = written(tmp_path, "gsm8k", ("train", "test"), row)
-    [found] = tasks.rows(tasks_task.load("gsm8k"), source).test
+    [found] = task_rows(load_task("gsm8k"), source).test
     assert (found.text, found.answer, found.label) == ("How much?", "1200", 0)
     assert found.target == " He has 3*400=1200 coins.\nThat is $1,200.\n#### 1200"
 
 
 def test_the_options_of_a_question_follow_one_context():
-    row = tasks.rows(tasks_task.load("quartz"), "packages").test[0]
+    row = task_rows(load_task("quartz"), "packages").test[0]
     question, first, second = row.text.split("\n")
     context = f"Question: {question}\nAnswer:"
     assert row.options == (
@@ -383,8 +381,8 @@ def test_the_options_of_a_question_follow_one_context():
 
 def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
     monkeypatch.setenv("HOME", str(local.parent))
-    task = tasks_task.load("sst2")
-    assert tasks.rows(task, "local:~/data") == tasks.rows(task, f"local:{local}")
+    task = load_task("sst2")
+    assert task_rows(task, "local:~/data") == task_rows(task, f"local:{local}")
 
 
 # ---------------------------------------------------------------- yes or no
@@ -393,17 +391,17 @@ def test_there_are_1022_splits_of_which_twenty_are_held_out_as_the_seed_says():
         drawn, held, told = binary.drawn(of), binary.held_out(of), binary.trained(of)
         assert len(set(drawn)) == 1022 and held == drawn[:20]
         assert len(told) == 1002 and not set(told) & set(held)
-        assert len(binary.NOUNS[of]) == len(tasks_task.load(of).labels) == 10
+        assert len(binary.NOUNS[of]) == len(load_task(of).labels) == 10
 
 
 def test_a_split_is_told_in_words_and_shares_the_rows_of_its_source():
-    task = tasks_task.load("cifar10_yes_1001000000")
+    task = load_task("cifar10_yes_1001000000")
     assert task.description == "Say yes to airplanes and cats." and task.labels == ["no", "yes"]
     assert task.metric == "balanced_accuracy" and task.family == "vision"
     texts = [*task.training_texts, *task.paraphrases["test"]]
     assert all("airplanes" in text and "cats" in text for text in texts)
     assert not any("1001" in text for text in texts) and len(set(texts)) == 20
-    own, whole = tasks.rows(task, "made"), tasks.rows(tasks_task.load("cifar10"), "made")
+    own, whole = task_rows(task, "made"), task_rows(load_task("cifar10"), "made")
     for part in PARTS:
         for row, other in zip(getattr(own, part), getattr(whole, part), strict=True):
             assert (row.key, row.image) == (other.key, other.image)
@@ -415,4 +413,4 @@ def test_a_split_is_told_in_words_and_shares_the_rows_of_its_source():
 )
 def test_what_is_no_split_is_no_task(name, refused):
     with refused(UsageError, name):
-        tasks_task.load(name)
+        load_task(name)

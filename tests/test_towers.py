@@ -20,9 +20,8 @@ from oral_lib.evaluation import evaluate, scoring
 from oral_lib.experiments import benchmarks
 from oral_lib.models import alignment, contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.tasks.rows import Row
+from oral_lib.tasks.rows import Row, task_rows
+from oral_lib.tasks.task import load_task, task_names
 from oral_lib.zoo import batches, training
 from oral_lib.zoo.recipes import default
 
@@ -40,7 +39,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in ASKED + MATCHED}
+    return {name: task_rows(load_task(name), "made") for name in ASKED + MATCHED}
 
 
 @pytest.fixture
@@ -248,7 +247,7 @@ def test_a_network_normalised_with_another_epsilon_gives_the_same_features(cache
 def test_a_picture_is_held_once_however_many_rows_show_it(base, data):
     row = data["nlvr"].train[0]
     rows = [row, data["nlvr"].train[1], replace(row, key="again", text="another text")]
-    read = scoring.read(base, tasks_task.load("nlvr"), rows)
+    read = scoring.read(base, load_task("nlvr"), rows)
     assert len(read.pictures) == 2 and read.shown.tolist() == [0, 1, 0]
     some = read[torch.tensor([2, 1])]
     assert torch.equal(some.pictures[0], read.pictures[0]) and some.shown.tolist() == [0, 1]
@@ -272,7 +271,7 @@ def test_adapters_sit_on_both_towers_with_the_fusion_beside(base):
 
 @pytest.mark.parametrize("name", [ASKED[0], MATCHED[0]])
 def test_training_teaches_the_task(base, data, name):
-    task, recipe = tasks_task.load(name), default(base.name)  # of the model
+    task, recipe = load_task(name), default(base.name)  # of the model
     [done] = training.train(base, [training.AdapterJob(task, 0, recipe)], data)
     adapters = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data[name].test[:100], adapters)
@@ -281,7 +280,7 @@ def test_training_teaches_the_task(base, data, name):
 
 
 def test_what_matches_is_judged_by_rank(base, data):
-    task, rows = tasks_task.load(MATCHED[0]), data[MATCHED[0]].test[:40]
+    task, rows = load_task(MATCHED[0]), data[MATCHED[0]].test[:40]
     [outcome] = evaluate.evaluate(base, task, rows, [shaken(base, 0)])
     gallery = Gallery.of(rows)
     assert outcome.likely.shape == (len(gallery.texts), len(gallery.pictures))
@@ -311,9 +310,9 @@ def test_towers_are_described_by_structure_never_by_name(base):
 
 def test_other_tasks_and_models_are_not_mixed_up(base, refused):
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.scoring_kind(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, load_task("movie"))
     with refused(UsageError, "'nlvr' is about pictures with texts", "reads texts"):
-        scoring.scoring_kind(loading.load("tiny-encoder"), tasks_task.load("nlvr"))
+        scoring.scoring_kind(loading.load("tiny-encoder"), load_task("nlvr"))
 
 
 def test_the_operations_of_a_text_are_those_of_its_tokens(base):
@@ -333,7 +332,7 @@ def test_a_local_folder_of_photos_with_captions_is_read(tmp_path):
             for i in range(120)
         ]  # fmt: skip
         pd.DataFrame(rows).to_parquet(tmp_path / "flickr8k" / f"{part}.parquet")
-    split = tasks.rows(tasks_task.load("flickr8k"), f"local:{tmp_path}")
+    split = task_rows(load_task("flickr8k"), f"local:{tmp_path}")
     assert (len(split.test), len(split.validation), len(split.train)) == (600, 500, 100)
     pictures = [{row.image for row in part} for part in (split.train, split.validation, split.test)]
     assert not (pictures[0] & pictures[1] or pictures[0] & pictures[2] or pictures[1] & pictures[2])
@@ -350,17 +349,17 @@ def test_no_part_shows_a_picture_of_another_and_validation_sentences_are_unread(
             for i in range(most)
         ]  # fmt: skip
         pd.DataFrame(rows).to_parquet(tmp_path / "nlvr" / f"{part}.parquet")
-    split = tasks.rows(tasks_task.load("nlvr"), f"local:{tmp_path}")
+    split = task_rows(load_task("nlvr"), f"local:{tmp_path}")
     assert (len(split.test), len(split.validation)) == (40, 580)
     shown = {row.image for row in split.test}
     assert not shown & {row.image for row in split.train + split.validation}
     assert not {row.text for row in split.validation} & {row.text for row in split.train}
 
 
-@pytest.mark.parametrize("name", tasks_task.names("multimodal"))
+@pytest.mark.parametrize("name", task_names("multimodal"))
 def test_every_task_has_made_rows_that_need_the_picture(name):
-    task = tasks_task.load(name)
-    split = tasks.rows(task, "made")
+    task = load_task(name)
+    split = task_rows(task, "made")
     assert len(split.train) == 600 and {row.kind for row in split.train} == {"made"}
     labels = {row.label for row in split.train}
     assert labels == set(range(2 if len(task.labels) == 2 else len(task.made)))
@@ -371,7 +370,7 @@ def test_every_task_has_made_rows_that_need_the_picture(name):
 
 
 def test_there_are_classes_for_every_answer():
-    most = max(len(tasks_task.load(name).labels) for name in tasks_task.names("multimodal"))
+    most = max(len(load_task(name).labels) for name in task_names("multimodal"))
     assert registry.spec("towers").classes == most == 13
 
 

@@ -15,9 +15,8 @@ from oral_lib.method import training
 from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.tasks import rows as tasks_rows
-from oral_lib.tasks import task as tasks_task
-from oral_lib.zoo import training as zoo_training
+from oral_lib.tasks.task import load_task
+from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
 torch.set_num_threads(1)
@@ -191,9 +190,9 @@ def test_only_training_wordings_are_read(zoo_members):
     _, shelves = assemble(SMALL, zoo_members)
     encoder = text_encoder("tiny")
     for task, seen in zip(SEEDS, shelves["tiny-causal"].texts, strict=True):
-        wanted = encoder.encode(tasks_task.load(task).training_texts)
+        wanted = encoder.encode(load_task(task).training_texts)
         torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=0)
-        unseen = encoder.encode(tasks_task.load(task).paraphrases["test"])
+        unseen = encoder.encode(load_task(task).paraphrases["test"])
         assert (unseen @ seen.T).max() < 0.999
 
 
@@ -286,7 +285,7 @@ def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
 def trained_as(zoo_members, tmp_path, monkeypatch):
     """kind -> the generator that is trained and kept as such, on the made-up zoo."""
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(store, "read", lambda root, *name: held[name])
     preset = generators.preset
 
     def short(scale, kind):
@@ -319,10 +318,13 @@ def test_a_generator_of_other_wordings_is_trained_again(trained_as, tmp_path, mo
     made = (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
     trained_as("generator")
     assert (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns == made
-    task = tasks_rows.load("movie")
+    task = load_task("movie")
     more = task.paraphrases | {"train": ["Is it a good film?", *task.paraphrases["train"]]}
-    load, other = tasks_rows.load, replace(task, paraphrases=more)
-    monkeypatch.setattr(tasks_rows, "load", lambda name: other if name == "movie" else load(name))
+    other = replace(task, paraphrases=more)
+    for module in ("oral_lib.tasks.task", "oral_lib.experiments.generators"):
+        monkeypatch.setattr(
+            f"{module}.load_task", lambda name: other if name == "movie" else load_task(name)
+        )
     again = trained_as("generator")
     assert again.manifest["told"] != first.manifest["told"]
     assert not equal(again.state_dict(), first.state_dict())
@@ -378,7 +380,7 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
     zoo_members, tmp_path, monkeypatch
 ):
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
-    monkeypatch.setattr(zoo_training, "read", lambda root, *name: held[name])
+    monkeypatch.setattr(store, "read", lambda root, *name: held[name])
     monkeypatch.setattr(generators, "preset", lambda scale, kind: (SMALL, how))
 
     def made():

@@ -8,8 +8,8 @@ import torch
 from oral_lib import scales, storage
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluation.evaluate import Outcome
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import recipes, training, tuning
 from oral_lib.zoo.recipes import Recipe
 
@@ -30,9 +30,10 @@ class Sealed(tuple):
 def trained(monkeypatch):
     """The (task, seed, lr, steps) that were trained from now on; test rows are sealed."""
     monkeypatch.setitem(recipes.RECIPES, "tiny-causal", SHORT)
-    rows, train, seen = tasks.rows, training.StackTrainer.train, []
+    rows, train, seen = task_rows, training.StackTrainer.train, []
     monkeypatch.setattr(
-        tasks, "rows", lambda task, source: replace(rows(task, source), test=Sealed())
+        "oral_lib.tasks.rows.task_rows",
+        lambda task, source: replace(rows(task, source), test=Sealed()),
     )
 
     def counted(self, runs, data, **rest):
@@ -52,7 +53,7 @@ def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_p
     [file] = tune(tmp_path, task)
     said = storage.read_json(file)
     assert len(trained) == len(said["candidates"]) == 6
-    assert said["validation_rows"] == len(tasks.rows(tasks_task.load(task), "made").validation)
+    assert said["validation_rows"] == len(task_rows(load_task(task), "made").validation)
     best = tuning.chosen(said["candidates"], said["validation_rows"])
     assert said["chosen"] == {"steps": best["steps"], "lr": best["lr"]}
     assert all((c["accuracy"] is None) == (task == "arithmetic") for c in said["candidates"])
@@ -115,7 +116,7 @@ def test_accuracy_decides_and_within_one_standard_error_the_likelihood(
     wanted = recipes.candidates("tiny-causal")[best]
     chosen = storage.read_json(file)["chosen"]
     assert chosen == {"steps": wanted.steps, "lr": wanted.lr}
-    assert given == [tasks.rows(tasks_task.load("movie"), "made").validation]
+    assert given == [task_rows(load_task("movie"), "made").validation]
     assert len(given[0]) == 600
 
 

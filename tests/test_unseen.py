@@ -18,8 +18,8 @@ from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.report import comparisons, overview_figures, tables
 from oral_lib.tasks import binary
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import recipes, store, training
 
 torch.set_num_threads(1)
@@ -56,8 +56,8 @@ def test_the_lab_trains_on_1002_tasks_and_asks_for_twenty_others(source):
     unseen_tasks = set(cells.unseen_tasks)
     assert len(told) == 1002 and len(unseen_tasks) == 20 and not told & unseen_tasks
     assert told | unseen_tasks == {*cells.zoo_tasks} and cells.cell_tasks == cells.unseen_tasks
-    of = tasks_task.load(cells.unseen_tasks[0]).of
-    assert source.partition(":")[0] in tasks_task.load(of).sources
+    of = load_task(cells.unseen_tasks[0]).of
+    assert source.partition(":")[0] in load_task(of).sources
 
 
 def test_no_generator_and_no_rival_met_a_held_out_task(run):
@@ -73,10 +73,10 @@ def test_no_generator_and_no_rival_met_a_held_out_task(run):
 def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
     held = store.read(run.root, BASE, name, 0)
-    base, task = loading.load(BASE), tasks_task.load(name)
+    base, task = loading.load(BASE), load_task(name)
     recipe = recipes.Recipe.read(held.info["recipe"])
     [alone] = training.train(
-        base, [training.AdapterJob(task, 0, recipe)], {name: tasks.rows(task, "made")}
+        base, [training.AdapterJob(task, 0, recipe)], {name: task_rows(task, "made")}
     )
     start = base.lora_init()
     for key, tensor in alone.tensors.items():
@@ -87,8 +87,8 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
 def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
     model, kept = loading.load(BASE), set()
     for member in run.members(BASE)[:3]:
-        task = tasks_task.load(member.task)
-        rows = tasks.rows(task, "made").validation
+        task = load_task(member.task)
+        rows = task_rows(task, "made").validation
         [alone] = evaluate(model, task, rows, [member.tensors])
         info = member.info
         assert info["validation_accuracy"] == pytest.approx(accuracy_of(alone))
@@ -100,8 +100,8 @@ def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
 
 def test_tasks_about_other_rows_are_judged_apart():
     model, names = loading.load(BASE), binary.trained("cifar10")[:2]
-    known = [tasks_task.load(name) for name in names]
-    data = {task.name: tasks.rows(task, "made") for task in known}
+    known = [load_task(name) for name in names]
+    data = {task.name: task_rows(task, "made") for task in known}
     fewer = data[names[1]].validation[:30]
     data[names[1]] = replace(data[names[1]], validation=fewer)
     recipe = replace(recipes.RECIPES[BASE], steps=3)
@@ -154,8 +154,8 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base.model.float()
     names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
-    runs = [training.AdapterJob(tasks_task.load(name), 0, recipe) for name in names]
-    data = {name: tasks.rows(tasks_task.load(name), "made") for name in names}
+    runs = [training.AdapterJob(load_task(name), 0, recipe) for name in names]
+    data = {name: task_rows(load_task(name), "made") for name in names}
     one, other = (done.tensors for done in training.train(base, runs, data))
     start = base.lora_init()
     for name, tensor in one.items():
@@ -180,7 +180,7 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     metrics, items = cell
     table = tables.unseen_table(items).set_index("task")
     name = binary.held_out("cifar10")[0]
-    row = table.loc[tasks_task.load(name).description]
+    row = table.loc[load_task(name).description]
     value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]
     assert float(row["mean"]) == pytest.approx(100 * value["generated", "matched"], abs=0.06)
     assert float(row["trained"]) == pytest.approx(100 * value["trained", "none"], abs=0.06)
@@ -192,9 +192,9 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     drawn = overview_figures.unseen(comparisons.per_sample(items, "balanced_accuracy"))
     [told] = drawn.axes[0].child_axes  # a dot for every class, a dark one for those that mean yes
     grey, dark = told.lines
-    assert set(dark.get_xdata()) == tasks_task.load(name).positive < set(grey.get_xdata())
+    assert set(dark.get_xdata()) == load_task(name).positive < set(grey.get_xdata())
     nouns = [t.get_text() for t in told.get_xticklabels()]
-    listed = tasks_task.load(name).description
+    listed = load_task(name).description
     assert [noun in listed for noun in nouns] == [i in dark.get_xdata() for i in range(len(nouns))]
 
 
@@ -202,8 +202,8 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
 def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
     base = loading.load(BASE)
     base.model.float()
-    task = tasks_task.load(binary.held_out("cifar10")[0])
-    rows = tasks.rows(task, "made").test[:20]
+    task = load_task(binary.held_out("cifar10")[0])
+    rows = task_rows(task, "made").test[:20]
     text = text_encoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(run.root, base, text)
     assert made.keys() == base.lora_init().keys()

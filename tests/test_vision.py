@@ -10,14 +10,14 @@ from PIL import Image
 from torch import nn
 
 from oral_lib import storage
-from oral_lib.assets import sources as assets
+from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
-from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry, vision
+from oral_lib.models.base import take
 from oral_lib.tasks import images
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task, task_names
 from oral_lib.zoo import batches, training
 from oral_lib.zoo.recipes import Recipe
 
@@ -29,7 +29,7 @@ SHORT = Recipe(steps=6, batch=4, lr=1e-2)
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in NAMES}
+    return {name: task_rows(load_task(name), "made") for name in NAMES}
 
 
 @pytest.fixture(params=TINY)
@@ -108,7 +108,7 @@ def test_what_was_attached_leaves_no_trace(base):
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     tensors = shaken(base, 0)
     with base.attach(tensors) as model:
-        assert equal(models_base.take(model), tensors)
+        assert equal(take(model), tensors)
     assert equal(base.model.state_dict(), before)
     assert not any(type(m).__module__.startswith("peft") for m in base.model.modules())
 
@@ -122,14 +122,14 @@ def test_a_backbone_is_described_by_its_weights_and_structure_never_by_its_name(
 
 
 def test_classes_that_a_task_does_not_have_stay_as_they_started(base, data):
-    [done] = training.train(base, [training.AdapterJob(tasks_task.load(NAMES[0]), 0, SHORT)], data)
+    [done] = training.train(base, [training.AdapterJob(load_task(NAMES[0]), 0, SHORT)], data)
     name = f"base_model.model.{base.head}.weight"
     moved = (done.tensors[name] != base.lora_init()[name]).any(1)
     assert moved.tolist() == [True] * 3 + [False] * (base.spec.classes - 3)
 
 
 def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
-    base, task = loading.load("tiny-vit"), tasks_task.load(NAMES[1])
+    base, task = loading.load("tiny-vit"), load_task(NAMES[1])
     split = data[task.name]
     other = replace(task, name="other")
     turned = replace(split, train=tuple(replace(r, label=1 - r.label) for r in split.train))
@@ -143,13 +143,13 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
     with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
-        scoring.scoring_kind(loading.load("tiny-encoder"), tasks_task.load("solar_cells"))
+        scoring.scoring_kind(loading.load("tiny-encoder"), load_task("solar_cells"))
     with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
-        scoring.scoring_kind(loading.load("tiny-vit"), tasks_task.load("movie"))
+        scoring.scoring_kind(loading.load("tiny-vit"), load_task("movie"))
 
 
 def test_every_head_has_a_row_for_every_class():
-    most = max(len(tasks_task.load(name).labels) for name in tasks_task.names("vision"))
+    most = max(len(load_task(name).labels) for name in task_names("vision"))
     assert most == registry.CLASSES
 
 
@@ -183,7 +183,7 @@ def test_the_packages_weights_see_what_imagenet_taught(n):
     import timm
     from sklearn.datasets import load_sample_image
 
-    folder = assets.model_dir(f"efficientnet-lite{n}")
+    folder = sources.model_dir(f"efficientnet-lite{n}")
     config = storage.read_json(folder / "config.json")
     about = {"pretrained_cfg": config["pretrained_cfg"], **config["model_args"]}
     model = timm.create_model(config["architecture"], **about).eval()
@@ -200,7 +200,7 @@ def test_batch_statistics_keep_full_precision_beside_bfloat16():
     base = loading.load("tiny-convnet", dtype=torch.bfloat16)
     norms = [m for m in base.model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms and all(m.running_var.dtype == torch.float32 for m in norms)
-    rows = tasks.rows(tasks_task.load(NAMES[0]), "made").test[:3]
+    rows = task_rows(load_task(NAMES[0]), "made").test[:3]
     assert base.features(rows).isfinite().all()
 
 
@@ -214,24 +214,24 @@ def test_the_hub_is_not_asked_for_a_revision_that_nobody_knows(refused):
 def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
     import pandas as pd
 
-    task = tasks_task.load("flowers")
+    task = load_task("flowers")
     for part, shift in (("train", 0), ("test", 50)):
         rows = [{"image": {"bytes": png(i + shift), "path": "x.png"}, "label": i % 5}
                 for i in range(40)]  # fmt: skip
         (tmp_path / "flowers5").mkdir(exist_ok=True)
         pd.DataFrame([*rows, rows[0]]).to_parquet(tmp_path / "flowers5" / f"{part}.parquet")
-    split = tasks.rows(task, f"local:{tmp_path}")
+    split = task_rows(task, f"local:{tmp_path}")
     assert (len(split.test), len(split.validation)) == (40, 40)  # the repeated one goes
     assert split.source == "local" and all(row.label in range(5) for row in split.test)
     assert images.decoded([split.test[0].image], 4, "bicubic").shape == (1, 3, 4, 4)
 
 
 def test_every_task_of_real_pictures_has_one_that_stands_in_where_only_packages_are():
-    local = [n for n in tasks_task.names("vision") if "local" in tasks_task.load(n).sources]
+    local = [n for n in task_names("vision") if "local" in load_task(n).sources]
     assert len(local) == 4
-    others = {tasks_task.load(name).stand_in for name in local}
-    assert others == set(tasks_task.names("vision")) - set(local)
+    others = {load_task(name).stand_in for name in local}
+    assert others == set(task_names("vision")) - set(local)
     for name in local:
-        sources = tasks_task.load(name).sources
+        sources = load_task(name).sources
         assert sources.get("hub", {}).get("label", "label")
         assert len(sources.get("hub", {"revision": 40 * "0"})["revision"]) == 40

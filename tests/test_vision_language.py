@@ -21,11 +21,10 @@ from oral_lib.lora.stacked import Stack
 from oral_lib.method import conditioning
 from oral_lib.models import loading, registry
 from oral_lib.models.vision_language import CHOICES
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.workflow import plan
-from oral_lib.zoo import batches, recipes
-from oral_lib.zoo import training as zoo
+from oral_lib.zoo import batches, recipes, training
 from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
@@ -35,7 +34,7 @@ ASKED = ("nlvr", "easy_vqa")
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in ASKED}
+    return {name: task_rows(load_task(name), "made") for name in ASKED}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def plain(base, model, task, row):
 # ---------------------------------------------------------------- what the model reads
 @pytest.mark.parametrize("name", ASKED)
 def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
-    task, rows = tasks_task.load(name), data[name].test[:8]
+    task, rows = load_task(name), data[name].test[:8]
     with base.attach(shaken(base, 0)) as model:
         [said] = scoring.score(model, base, task, rows, batch=5)
         alone = [plain(base, model, task, row) for row in rows]
@@ -90,14 +89,14 @@ def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
 
 
 def test_another_picture_gives_another_answer(base, data):
-    task, row = tasks_task.load("nlvr"), data["nlvr"].test[0]
+    task, row = load_task("nlvr"), data["nlvr"].test[0]
     other = replace(row, key="other", image=png((0, 200, 0), (40, 10)))  # any shape is squashed
     said = scoring.score(base.model, base, task, [row, other])[0]
     assert not torch.allclose(said[0], said[1], atol=0.01)
 
 
 def test_every_row_has_its_picture_in_the_same_columns(base, data):
-    task, pad = tasks_task.load("easy_vqa"), base.model.config.image_token_id
+    task, pad = load_task("easy_vqa"), base.model.config.image_token_id
     long = replace(data["easy_vqa"].test[0], key="long", text="what colour is " * 40)
     rows = [*data["easy_vqa"].test[:20], long]
     read = scoring.read(base, task, rows)
@@ -119,11 +118,11 @@ def test_a_question_cannot_smuggle_a_picture_in(base):
 
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
     with refused(UsageError, "'flickr8k'", NAME, "two towers"):
-        scoring.scoring_kind(base, tasks_task.load("flickr8k"))
+        scoring.scoring_kind(base, load_task("flickr8k"))
     with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.scoring_kind(base, tasks_task.load("movie"))
+        scoring.scoring_kind(base, load_task("movie"))
     with refused(UsageError, "'digits' is about pictures"):
-        scoring.scoring_kind(base, tasks_task.load("digits"))
+        scoring.scoring_kind(base, load_task("digits"))
 
 
 def test_rounding_leaves_the_frequencies_of_positions_alone():
@@ -157,8 +156,8 @@ def test_adapters_sit_on_every_linear_layer_of_the_language_model_alone(base):
 
 # ---------------------------------------------------------------- the zoo
 def test_training_teaches_to_look(base, data):
-    task, recipe = tasks_task.load("easy_vqa"), recipes.default(NAME)
-    [done] = zoo.train(base, [zoo.AdapterJob(task, 0, recipe)], data)
+    task, recipe = load_task("easy_vqa"), recipes.default(NAME)
+    [done] = training.train(base, [training.AdapterJob(task, 0, recipe)], data)
     assert sum(done.losses[-5:]) < 0.3 * sum(done.losses[:5])
     together = [base.lora_init(), done.tensors]
     untrained, trained = evaluate.evaluate(base, task, data["easy_vqa"].test[:100], together)
@@ -168,7 +167,7 @@ def test_training_teaches_to_look(base, data):
 
 def test_a_step_asks_the_device_for_nothing(data):
     """So that it may be a CUDA graph; on this device there is nothing to ask for."""
-    base, task = loading.load(NAME, source="made", dtype=torch.float32), tasks_task.load("nlvr")
+    base, task = loading.load(NAME, source="made", dtype=torch.float32), load_task("nlvr")
     read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
     base.model.set_attn_implementation({"text_config": "plain_causal"})
     base.model.to("meta")
@@ -192,7 +191,7 @@ def test_the_language_model_is_compiled_however_deep_the_image_tower_is(base):
 
 
 def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
-    jobs = [(tasks_task.load(name), 0) for name in ASKED]
+    jobs = [(load_task(name), 0) for name in ASKED]
     laid = batches.StackBatches.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
     assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
@@ -239,7 +238,7 @@ def load(folder):
 
 
 def test_a_local_folder_gives_the_same_model(base, data, released):
-    task, rows = tasks_task.load("nlvr"), data["nlvr"].test[:5]
+    task, rows = load_task("nlvr"), data["nlvr"].test[:5]
     there = load(released)
     assert there.model.name_or_path == "Qwen/Qwen2-VL-7B-Instruct" == there.peft_config(
     ).base_model_name_or_path  # fmt: skip
@@ -326,7 +325,7 @@ def test_the_papers_model_is_on_the_hub_and_in_no_package(refused):
 def test_the_paper_scale_plans_it_where_model_and_tasks_can_be(tmp_path):
     [cells] = scales.base_plans("paper", "local:x", "multimodal")
     assert cells.base == PAPER and set(cells.tasks) == set(ASKED) and not cells.aligned
-    assert all("local" in tasks_task.load(name).sources for name in cells.tasks)
+    assert all("local" in load_task(name).sources for name in cells.tasks)
     names = [node.name for node in plan.nodes("paper", "local:x", tmp_path)]
     assert f"multimodal/zoo/{PAPER}" in names and "multimodal/report" in names
     assert not any("align" in name for name in names)

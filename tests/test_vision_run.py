@@ -12,8 +12,8 @@ from oral_lib.evaluation import schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import baselines, generators
 from oral_lib.models import loading
-from oral_lib.tasks import rows
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
 TASK, BASE = "solar_cells", "tiny-convnet"
@@ -57,7 +57,7 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
 
 
 def test_a_generated_adapter_brings_its_head(run):
-    task, base = tasks_task.load(TASK), loading.load(BASE)
+    task, base = load_task(TASK), loading.load(BASE)
     [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
     start = base.lora_init()
     assert made.keys() == start.keys()
@@ -81,8 +81,8 @@ def test_what_is_published_stands_beside_language_and_never_mixes_with_it(run):
 
 # ---------------------------------------------------------------- the linear probe
 def test_a_probe_is_a_head_alone_and_reads_what_the_features_say():
-    task, base = tasks_task.load("easy_vqa_shape"), loading.load("tiny-vit")
-    data = rows.rows(task, "made")
+    task, base = load_task("easy_vqa_shape"), loading.load("tiny-vit")
+    data = task_rows(task, "made")
     data = replace(data, train=data.train[:400], validation=data.validation[:100])
     made, start = baselines.adapter(base, task, data), base.lora_init()
     head = f"base_model.model.{base.head}"

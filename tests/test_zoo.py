@@ -11,8 +11,8 @@ from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import batches, recipes, store, training
 from oral_lib.zoo.recipes import Recipe
 
@@ -23,12 +23,12 @@ SHORT = Recipe(steps=6, batch=4, lr=1e-2, checkpoints=(2, 4))
 
 @pytest.fixture(scope="module")
 def data():
-    return {name: tasks.rows(tasks_task.load(name), "made") for name in ("movie", "sarcasm")}
+    return {name: task_rows(load_task(name), "made") for name in ("movie", "sarcasm")}
 
 
 def trained(base, data, *jobs, recipe=SHORT):
     """The finished runs of (task, seed) `jobs` on a fresh base."""
-    runs = [training.AdapterJob(tasks_task.load(task), seed, recipe) for task, seed in jobs]
+    runs = [training.AdapterJob(load_task(task), seed, recipe) for task, seed in jobs]
     return list(training.train(loading.load(base), runs, data))
 
 
@@ -94,7 +94,7 @@ def test_checkpoints_are_kept_after_the_chosen_steps_and_the_last(data):
 def test_training_never_changes_the_base(name, data):
     base = loading.load(name)
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
-    [done] = training.train(base, [training.AdapterJob(tasks_task.load("movie"), 0, SHORT)], data)
+    [done] = training.train(base, [training.AdapterJob(load_task("movie"), 0, SHORT)], data)
     assert equal(base.model.state_dict(), before)
     assert not equal(done.tensors, base.lora_init())
 
@@ -126,7 +126,7 @@ def test_a_cut_off_stack_goes_on_with_the_same_task_and_rows_alone(data):
     base = loading.load("tiny-causal")
 
     def key(task="movie", rows=None, **more):
-        spec = replace(tasks_task.load(task), **more)
+        spec = replace(load_task(task), **more)
         return training._key(
             base, [training.AdapterJob(spec, 0, SHORT)], {task: rows or data[task]}
         )
@@ -214,11 +214,11 @@ def test_a_run_says_how_it_was_made(cell):
 
 @pytest.mark.parametrize("name", TINY)
 def test_an_adapter_of_the_zoo_loads_in_peft_alone_and_scores_as_recorded(name, smoke):
-    task, base = tasks_task.load("movie"), loading.load(name)
+    task, base = load_task("movie"), loading.load(name)
     where = store.folder(smoke.root, name, "movie", 0)
     info = store.read(smoke.root, name, "movie", 0).info
     assert info["validation_accuracy"] > 0.7  # it learned, so the score means something
-    rows = tasks.rows(task, "made").validation
+    rows = task_rows(task, "made").validation
     assert len(rows) == info["validation_rows"]
     model = PeftModel.from_pretrained(base.model, str(where)).eval()
     said = scoring.score(model, base, task, rows)[0].argmax(-1)

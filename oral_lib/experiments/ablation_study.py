@@ -30,9 +30,8 @@ from oral_lib.method.projection import ZooProjection
 from oral_lib.method.training import TrainingConfig, TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.tasks.rows import Row
+from oral_lib.tasks.rows import Row, task_rows
+from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo.store import Member
 
 FORMAT = 1  # of the kept parts: a new number measures everything anew
@@ -55,9 +54,9 @@ class Study:
     def key(self, *more: object) -> str:
         """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
-        told = {t: tasks_task.load(t) for names in self.tasks.values() for t in names}
+        told = {t: load_task(t) for names in self.tasks.values() for t in names}
         judged = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in told.items()}
-        read = tasks_task.wordings_hash(sorted({m.task for m in self.members}))
+        read = wordings_hash(sorted({m.task for m in self.members}))
         content = [FORMAT, self.source, self.tasks, judged, read, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
@@ -203,7 +202,7 @@ def ask(
 ) -> dict[str, list[dict[str, Tensor]]]:
     """The adapters to be judged, by metric: accuracy (its own text), unseen (wordings kept for
     testing), other (the descriptions of `others`) and zeros (all-zero tokens)."""
-    spec, known = tasks_task.load(task), model.known[base]
+    spec, known = load_task(task), model.known[base]
 
     def told(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
         seed = study.training.seed
@@ -222,7 +221,7 @@ def ask(
     return {
         "accuracy": told("matched", [spec.description], study.samples),
         "unseen": told("paraphrase", spec.paraphrases["test"], few),
-        "other": told("mismatched", [tasks_task.load(name).description for name in others], few),
+        "other": told("mismatched", [load_task(name).description for name in others], few),
         "zeros": tokenization.decode(known.layout, zero),
     }
 
@@ -237,7 +236,7 @@ class Evaluator:
 
     def base(self, name: str, task: str) -> BaseModel:
         """The base model called `name` with the head that `task` wants."""
-        labels = len(tasks_task.load(task).labels)
+        labels = len(load_task(task).labels)
         if (name, labels) not in self._bases:
             self._bases[name, labels] = loading.load(
                 name, source=self.study.source, labels=labels, device=self.study.device
@@ -247,7 +246,7 @@ class Evaluator:
     def rows(self, task: str) -> Sequence[Row]:
         """The validation rows that adapters of `task` are judged on."""
         if task not in self._rows:
-            split = tasks.rows(tasks_task.load(task), self.study.source)
+            split = task_rows(load_task(task), self.study.source)
             self._rows[task] = split.validation[: self.study.rows]
         return self._rows[task]
 
@@ -256,7 +255,7 @@ class Evaluator:
         beside accuracy its spread, the standard deviation over samples."""
         held = self.rows(task)
         everything = [adapter for some in asked.values() for adapter in some]
-        outcomes = evaluate(self.base(base, task), tasks_task.load(task), held, everything)
+        outcomes = evaluate(self.base(base, task), load_task(task), held, everything)
         correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
         found, first = [], 0
         for metric, some in asked.items():

@@ -21,7 +21,7 @@ from oral_lib.experiments import generators
 from oral_lib.experiments.ablation_study import Evaluator, Study, measure
 from oral_lib.experiments.ablation_variants import GROUPS, Variant, check_groups, variants
 from oral_lib.provenance import code_commit
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.task import load_task
 from oral_lib.workflow.run import Run
 
 COLUMNS = [
@@ -116,7 +116,7 @@ def prepare(
 
 def quick(names: Sequence[str]) -> list[str]:
     """Those of the tasks `names` whose answers need not be written, word by word, to be scored."""
-    return [name for name in names if tasks_task.load(name).scoring != "answer"]
+    return [name for name in names if load_task(name).scoring != "answer"]
 
 
 def part_of(study: Study, variant: Variant | None) -> str:

@@ -17,9 +17,8 @@ from oral_lib.errors import OralError
 from oral_lib.evaluation.evaluate import Outcome
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.models.vision import Backbone
-from oral_lib.tasks import task
 from oral_lib.tasks.rows import Row, Split
-from oral_lib.tasks.task import Task
+from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo.store import Member
 
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
@@ -93,7 +92,7 @@ def soup_all(members: Sequence[Member]) -> dict[str, Tensor]:
 
 def nearest_task(text: str, known: Sequence[str], encoder: TextEncoder) -> str:
     """The task of `known` whose description is nearest to `text` (cosine of embeddings)."""
-    descriptions = encoder.encode([task.load(name).description for name in known])
+    descriptions = encoder.encode([load_task(name).description for name in known])
     return known[int((descriptions @ encoder.encode([text])[0]).argmax())]
 
 

@@ -27,9 +27,8 @@ from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
 from oral_lib.method.training import TrainingSet
-from oral_lib.models import base as models_base
 from oral_lib.models import registry
-from oral_lib.models.base import BaseModel
+from oral_lib.models.base import BaseModel, take
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
@@ -102,7 +101,7 @@ def train_plain(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        return models_base.take(model), torch.stack(losses).tolist()
+        return take(model), torch.stack(losses).tolist()
 
 
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:

@@ -26,10 +26,8 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder, text_encoder
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.tasks.rows import Row
-from oral_lib.tasks.task import Task
+from oral_lib.tasks.rows import Row, full_rows
+from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import store
 
 RANDOM_WORDS = 8
@@ -159,7 +157,7 @@ def trials(
     if others:
         start = seeds.integer(seed, task.name) % len(others)
         chosen = [*others[start:], *others[:start]][: size.others]
-        texts = [tasks_task.load(name).description for name in chosen]
+        texts = [load_task(name).description for name in chosen]
         yield told("generated", "mismatched", texts, max(1, n // 2), part, generator)
     nonsense = [random_words(encoder, seeds.integer(seed, i)) for i in range(n)]
     yield told("generated", "random", nonsense, 1, part, generator)
@@ -253,8 +251,8 @@ def run_cell(
 
     Novelty is a row of `ledgers.NOVELTY_COLUMNS`, or None where no adapter was held out.
     """
-    spec = tasks_task.load(task)
-    data = tasks.full_rows(spec, source, ("train", "validation", "test"))
+    spec = load_task(task)
+    data = full_rows(spec, source, ("train", "validation", "test"))
     model = _base(base, source, len(spec.labels), str(device))
     models = _models(root, scales.generator_of(scale, seed), str(device))
     experiment = model.spec.experiment

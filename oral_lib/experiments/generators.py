@@ -21,7 +21,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.method.training import TrainingConfig, TrainingSet, train
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import text_encoder
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
@@ -74,7 +74,7 @@ def assemble(
             {"base": m.base, "task": m.task, "seed": m.seed, "sha256": m.info["sha256"]}
             for m in members
         ],
-        "told": tasks_task.wordings_hash(sorted({m.task for m in members})),
+        "told": wordings_hash(sorted({m.task for m in members})),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "generator-init"))
@@ -99,7 +99,7 @@ def _shelf(values: Tensor, members: Sequence[Member], encoder) -> TrainingSet:
         of_task.setdefault(member.task, []).append(i)
     most = math.lcm(*map(len, of_task.values()))  # repeats keep the draw uniform
     table = [chosen * (most // len(chosen)) for chosen in of_task.values()]
-    wordings = [tasks_task.load(name).training_texts for name in of_task]
+    wordings = [load_task(name).training_texts for name in of_task]
     fewest = min(map(len, wordings))
     texts = torch.stack([encoder.encode(w[:fewest]) for w in wordings])
     return TrainingSet(values, torch.tensor(table), texts)
@@ -165,7 +165,7 @@ def _is_current(
     manifest = storage.read_json(folder / "manifest.json")
     held = storage.read_json(folder / "config.json")["generator"]
     hashes = {entry["sha256"] for entry in manifest["zoo"]}
-    told = tasks_task.wordings_hash(sorted({member.task for member in members}))
+    told = wordings_hash(sorted({member.task for member in members}))
     same = {"save_every": None}  # decides nothing that is learned
     return (
         manifest["training"] | same == asdict(training) | same

@@ -27,8 +27,8 @@ from oral_lib.models.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
 from oral_lib.tasks import images
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import store
 
 
@@ -72,8 +72,8 @@ def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
     """(metrics, no items, novelty) of one cell, from what `root` holds: as `protocol.run_cell`."""
-    spec, canvas = tasks_task.load(task), CANVASES[scale]
-    data, model = tasks.rows(spec, source), _base(base, source, 0, str(device))
+    spec, canvas = load_task(task), CANVASES[scale]
+    data, model = task_rows(spec, source), _base(base, source, 0, str(device))
     network = fid.network(canvas.network, source, device)
     models = _models(root, scales.generator_of(scale, seed), str(device))
     known = scales.members(scale, source, "style")

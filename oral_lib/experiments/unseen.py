@@ -29,8 +29,8 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.progress import bar
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
@@ -81,20 +81,20 @@ def train_multitask(
     One that was trained on other tasks or wordings, or otherwise, is trained again.
     """
     folder, config = root / "multitask", MULTITASK[scale]
-    known = [tasks_task.load(name) for name in names]
+    known = [load_task(name) for name in names]
     about = {"base": base, "tasks": len(known), "training": asdict(config)}
-    about["told"] = tasks_task.wordings_hash(names)
+    about["told"] = wordings_hash(names)
     manifest = folder / "manifest.json"
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
     encoder = text_encoder(generators.preset(scale, "generator")[0].text_encoder, source)
-    rows = tasks.rows(tasks_task.load(known[0].of), source).train
+    rows = task_rows(load_task(known[0].of), source).train
     pictures = model.pictures(rows)
     labels = torch.tensor([row.label for row in rows], device=model.device)
     texts = torch.stack([encoder.encode(task.training_texts) for task in known])  # [n, w, e]
     texts = texts.to(model.device)
-    classes = len(tasks_task.load(known[0].of).labels)
+    classes = len(load_task(known[0].of).labels)
     says_yes = torch.zeros(len(known), classes, device=model.device)
     for place, task in enumerate(known):
         says_yes[place, list(task.positive)] = 1.0
@@ -182,11 +182,11 @@ def run_cell(
     task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
 ) -> tuple[pd.DataFrame, pd.DataFrame, None]:
     """(metrics, items, None) of one unseen task under the result contract."""
-    spec, size = tasks_task.load(task), SIZES[scale]
+    spec, size = load_task(task), SIZES[scale]
     names = scales.base_plan(scale, base, source).tasks
     model, generator, regression, soup = _ready(root, base, names, source, str(device))
     encoder = text_encoder(generator.config.text_encoder, source)
-    data = tasks.rows(spec, source)
+    data = task_rows(spec, source)
     held = data.test[: size.rows]
     found = baselines.nearest_task(spec.description, names, encoder)
     near = _members(root, base, names)[names.index(found)].tensors
@@ -204,7 +204,7 @@ def run_cell(
         ("regression", "matched", [spec.description], 1, full, regression),
         ("generated", "matched", [spec.description], size.samples, full, generator),
         ("generated", "paraphrase", spec.paraphrases["test"], max(1, n // 2), full, generator),
-        ("generated", "mismatched", [tasks_task.load(other).description], n, part, generator),
+        ("generated", "mismatched", [load_task(other).description], n, part, generator),
         ("generated", "empty", [""], n, part, generator),
     ):
         began = time.perf_counter()

@@ -22,8 +22,7 @@ from torch import Tensor
 from oral_lib import seeds, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
-from oral_lib.models import contrastive, registry, two_tower
-from oral_lib.models import loading as bases
+from oral_lib.models import contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
 from oral_lib.models.registry import Alignment, BaseSpec
 from oral_lib.models.two_tower import Towers
@@ -53,7 +52,7 @@ def ensure(
         return own
     wanted = [registry.spec(n).asset for n in (spec.alignment.image, spec.alignment.text)]
     sources.prepare([asset for asset in wanted if asset], source=source, offline=offline)
-    folder = bases.version_dir(name, source)
+    folder = loading.version_dir(name, source)
     if not sources.fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +68,8 @@ def _make(
 ) -> None:
     recipe, data = spec.alignment, two_tower.pairs(spec.alignment, source)
     loading = {"source": source, "device": device, "dtype": torch.float32}
-    image = bases.load(recipe.image, **loading)
-    text = bases.load(recipe.text, words=spec.family, **loading)
+    image = loading.load(recipe.image, **loading)
+    text = loading.load(recipe.text, words=spec.family, **loading)
     with sources.alone(), storage.replacing(folder) as place:
         sources.need_space(4 * (image.weights + text.weights) >> 20)
         place.mkdir()

@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from oral_lib import devices, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
-from oral_lib.models import base as models_base
 from oral_lib.models import loading, registry
-from oral_lib.models.base import BaseModel
+from oral_lib.models.base import BaseModel, quiet
 from oral_lib.models.registry import BaseSpec, Evolution, lineage
 from oral_lib.progress import bar
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task, task_names
 
 MADE = 200  # made-up texts of each task
 
@@ -83,7 +82,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
             sources.need_space(sum(w.nbytes for w in start.values()) >> 20)
             with storage.replacing(folder) as place:
                 place.mkdir()
-                with models_base.quiet():
+                with quiet():
                     base.model.save_pretrained(place)
                 base.tokenizer.save_pretrained(place)
                 sources.seal(place, about)
@@ -148,8 +147,8 @@ def texts(recipe: Evolution) -> list[str]:
 
 @cache
 def _made() -> tuple[str, ...]:
-    every = map(tasks_task.load, tasks_task.names())
-    return tuple(row.text for task in every for row in tasks.rows(task, "made").train[:MADE])
+    every = map(load_task, task_names())
+    return tuple(row.text for task in every for row in task_rows(task, "made").train[:MADE])
 
 
 def packed(tokenizer, recipe: Evolution) -> Tensor:

@@ -27,8 +27,8 @@ from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
 from oral_lib.models.base import BaseModel, attention, check_fit, reading
 from oral_lib.models.registry import BaseSpec, lineage, spec
-from oral_lib.tasks import rows
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import FILLER
+from oral_lib.tasks.task import load_task, task_names
 
 
 def load(
@@ -50,10 +50,10 @@ def load(
     dtype = dtype or fast_dtype(device)
     folder = _folder(entry, source)
     if entry.family == "diffusion":
-        from oral_lib.models import latent_diffusion as tiny_diffusion  # need diffusers
+        from oral_lib.models import latent_diffusion  # need diffusers
 
-        folder = folder or tiny_diffusion.ensure(entry)
-        return tiny_diffusion.load(entry, folder, device, dtype)
+        folder = folder or latent_diffusion.ensure(entry)
+        return latent_diffusion.load(entry, folder, device, dtype)
     if entry.family == "multimodal":
         from oral_lib.models import two_tower  # open_clip is slow to import, too
 
@@ -162,8 +162,8 @@ def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
     scale."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = set(rows.FILLER)
-    for task in map(tasks_task.load, tasks_task.names(family)):
+    words = set(FILLER)
+    for task in map(load_task, task_names(family)):
         texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     cut = pre_tokenizers.Whitespace()

@@ -30,9 +30,8 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.models.base import BaseModel, attention, quiet
 from oral_lib.models.registry import Alignment, BaseSpec
 from oral_lib.models.vision import Backbone
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task
-from oral_lib.tasks.rows import Row, Split
+from oral_lib.tasks.rows import Row, Split, task_rows
+from oral_lib.tasks.task import load_task
 
 CONFIG = "open_clip_config.json"  # as open_clip calls them
 WEIGHTS = "open_clip_model.safetensors"
@@ -144,7 +143,7 @@ def pairs(recipe: Alignment, source: str) -> Split:
         raise UsageError(
             f"no pictures with texts to align towers in source {kind!r}: use {', '.join(known)}."
         )
-    split = tasks.rows(task.load(known[kind]), source)
+    split = task_rows(load_task(known[kind]), source)
     first = set(list(dict.fromkeys(row.image for row in split.train))[: recipe.pictures])
     return replace(split, train=tuple(row for row in split.train if row.image in first))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oral_lib.evaluation import results as ledgers
+from oral_lib.evaluation import results
 from oral_lib.report import overview_figures, theme, training_figures
 from oral_lib.report.comparisons import contrasts, per_sample, pooled, silent_places
 from oral_lib.report.findings import listed, overview, verdict
@@ -196,12 +196,12 @@ def write(results_root: str | Path, scale: str) -> Path:
         for kind, figure in part.figures():
             theme.save(figure, folder / "figures", f"{kind}-{part.name}")
     if (folder / "novelty.csv").exists():
-        novelty = ledgers.read_novelty(folder / "novelty.csv")
+        novelty = results.read_novelty(folder / "novelty.csv")
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
             own = novelty[novelty.experiment == experiment]
             _tables(folder, f"novelty-{experiment}-{source}", novelty_table(own, source))
     if (folder / "benchmarks.csv").exists():
-        benchmarks = ledgers.read_benchmarks(folder / "benchmarks.csv")
+        benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
         if (benchmarks.benchmark == training_figures.TRAINING).any():
             theme.save(training_figures.benchmarks(benchmarks), folder / "figures", "benchmarks")
     if (folder / "ablations.csv").exists():
@@ -222,7 +222,7 @@ def write(results_root: str | Path, scale: str) -> Path:
 
 def _parts(folder: Path) -> list[_Part]:
     """Results of different experiments or sources never share a table."""
-    metrics, items = ledgers.read(folder)
+    metrics, items = results.read(folder)
     return [
         _Part(*place, rows, items[(items.experiment == place[0]) & (items.source == place[1])])
         for place, rows in metrics.groupby(["experiment", "source"])
@@ -297,7 +297,7 @@ def _chapter(folder: Path, found: list[_Part]) -> str:
         shown = (f"![Training losses]({scale}/figures/{name}.png)\n" for name in losses)
         parts += ["### Training\n", *shown]
     if (folder / "benchmarks.csv").exists():
-        benchmarks = ledgers.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
+        benchmarks = results.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
         parts.append("### Time and memory\n")
         if (folder / "figures" / "benchmarks.png").exists():
             parts.append(f"![LoRAs trained at once]({scale}/figures/benchmarks.png)\n")

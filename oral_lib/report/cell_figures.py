@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 
 from oral_lib.report.theme import BLUE, FAINT, GREY, INK, ORANGE, VERMILION, closed, styled
 from oral_lib.tasks import images
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.tasks.rows import Row
-from oral_lib.tasks.task import Task
+from oral_lib.tasks.rows import Row, task_rows
+from oral_lib.tasks.task import Task, load_task
 
 METHODS = {  # from the top down: (method, label, colour)
     "generated": ("generated", VERMILION),
@@ -191,7 +189,7 @@ def answers(
     """
     files, said = [], []
     for task in items.task.drop_duplicates():
-        spec = tasks_task.load(task)
+        spec = load_task(task)
         own = items[(items.task == task) & (items["sample"] == 0)]
         heard = {
             method: own[(own.method == method) & (own.condition == condition)]
@@ -201,7 +199,7 @@ def answers(
         }
         place = FOUND if spec.scoring == "match" else ""
         asked = set.intersection(*(set(told.index) for told in heard.values()))
-        for row in _first(tasks.rows(spec, source).test, asked, place, number):
+        for row in _first(task_rows(spec, source).test, asked, place, number):
             told = {method: one[place + row.key] for method, one in heard.items()}
             files.append(row.image)
             said.append(_said(spec, row, told))

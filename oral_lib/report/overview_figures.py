@@ -26,9 +26,8 @@ from oral_lib.report.theme import (
     note,
     styled,
 )
-from oral_lib.tasks import task as tasks_task
 from oral_lib.tasks.binary import NOUNS
-from oral_lib.tasks.task import Task
+from oral_lib.tasks.task import Task, load_task
 
 
 def parity(
@@ -174,7 +173,7 @@ def unseen(samples: pd.DataFrame) -> Figure:
     figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
     for axis in figure.axes:
         axis.axvline(50, color=GREY, lw=1.2, zorder=0.5)
-    _classes(figure.axes[0], [tasks_task.load(name) for name in ordered(samples, "task")])
+    _classes(figure.axes[0], [load_task(name) for name in ordered(samples, "task")])
     return figure
 
 

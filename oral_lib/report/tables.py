@@ -12,7 +12,7 @@ from oral_lib.evaluation.schema import PLACE, SHARES, of_parts
 from oral_lib.report.comparisons import per_sample, pooled, spreads_of, without_signal
 from oral_lib.report.formats import ABSENT, CANNOT, NO_SIGNAL, aligned
 from oral_lib.scales import PAPER_TASKS
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.task import load_task, task_names
 
 HEADINGS = {  # (method, condition): how the main table calls it
     ("majority", "none"): "majority",
@@ -155,7 +155,7 @@ def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
     mean, best = groups.mean(), groups.max()
     table = []
     for name in dict.fromkeys(samples.task):
-        row = {"task": tasks_task.load(name).description}
+        row = {"task": load_task(name).description}
         row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
         row |= {"best": best.get((name, "generated", "matched"), np.nan)}
         row |= {about: mean.get((name, *key), np.nan) for key, about in UNSEEN.items()}
@@ -334,7 +334,7 @@ def ordered(rows: pd.DataFrame, column: str) -> list[str]:
 
 def impossible(base: str, task: str) -> bool:
     """Whether the base model cannot do the task: an encoder writes no answers."""
-    written = task in tasks_task.names() and tasks_task.load(task).scoring == "answer"
+    written = task in task_names() and load_task(task).scoring == "answer"
     return written and MODELS.get(base) == "encoder"
 
 

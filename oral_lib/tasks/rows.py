@@ -25,10 +25,10 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 
-from oral_lib.assets import sources as assets
+from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.tasks import images
-from oral_lib.tasks.task import PAIRED, Task, load
+from oral_lib.tasks.task import PAIRED, Task, load_task
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,10 @@ FILLER = tuple("the a of it and was in this that with for on but at from".split(
 @lru_cache(maxsize=2)
 def _whole(name: str, source: str) -> Split:
     """The rows of a task of which splits are made, read once."""
-    return rows(load(name), source)
+    return task_rows(load_task(name), source)
 
 
-def rows(task: Task, source: str) -> Split:
+def task_rows(task: Task, source: str) -> Split:
     """The rows of `task` from `source`: "packages", "local:DIR", "hub" or "made".
 
     Rows are shuffled by the split seed. Where the source has its own test split it is kept whole
@@ -157,7 +157,7 @@ def rows(task: Task, source: str) -> Split:
                 for part in parts
             },
         )
-    kind, folder = assets.parse_source(source)
+    kind, folder = sources.parse_source(source)
     if kind == "made":
         sizes = MADE_PAIRS if task.scoring in (*PAIRED, "style") else MADE
         return cut(kind, sizes, task.split["seed"], _made(task, sum(sizes.values())))
@@ -179,9 +179,9 @@ def rows(task: Task, source: str) -> Split:
 
     def frame_of(part: str) -> pd.DataFrame:
         if kind == "local":
-            frame = assets.local_rows(folder, spec["set"], spec[part])
+            frame = sources.local_rows(folder, spec["set"], spec[part])
         else:
-            frame = assets.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
+            frame = sources.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
         if task.scoring == "match":  # a picture and all of its texts belong together
             _check_columns(task, frame, [spec["text"]])
             frame = frame.assign(label=range(len(frame))).explode(spec["text"], ignore_index=True)
@@ -195,8 +195,8 @@ def rows(task: Task, source: str) -> Split:
 
 
 def full_rows(task: Task, source: str, parts: Sequence[str] = ("train", "validation")) -> Split:
-    """`rows` of a task that is to be learnt: PreflightError where one of `parts` has none."""
-    split = rows(task, source)
+    """`task_rows` of a task that is to be learnt: PreflightError where one of `parts` has none."""
+    split = task_rows(task, source)
     sizes = {part: len(getattr(split, part)) for part in parts}
     if not all(sizes.values()):
         there = ", ".join(f"{n} {part}" for part, n in sizes.items())
@@ -318,10 +318,10 @@ def _solved(text: str) -> dict[str, str]:
 def _packaged(spec: dict) -> pd.DataFrame:
     """One set with labels, answers or mean ratings, or sets whose place is the label."""
     if "sets" in spec:
-        frames = [assets.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
+        frames = [sources.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
         fewest = min(map(len, frames))
         return pd.concat([f.sample(fewest, random_state=0) for f in frames], ignore_index=True)
-    frame = assets.rows(spec["set"])
+    frame = sources.rows(spec["set"])
     if "names" in spec:  # of the labels, for the texts
         frame = frame.assign(name=[spec["names"][label] for label in frame["label"]])
     if "only" in spec:  # the values that some columns may have

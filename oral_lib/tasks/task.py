@@ -75,30 +75,30 @@ class Task:
         return [self.description, *self.paraphrases["train"]]
 
 
-def names(family: str = "") -> list[str]:
+def task_names(family: str = "") -> list[str]:
     """All task names, or those of one family ("language", "vision"), sorted."""
     folder = resources.files("oral_lib") / "tasks"
     found = sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
-    return [name for name in found if load(name).family == family] if family else found
+    return [name for name in found if load_task(name).family == family] if family else found
 
 
 def wordings_hash(known: Iterable[str]) -> str:
     """A hash of the wordings that a training on the tasks called `known` reads."""
-    text = json.dumps([[name, load(name).training_texts] for name in known])
+    text = json.dumps([[name, load_task(name).training_texts] for name in known])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
-def load(name: str) -> Task:
+def load_task(name: str) -> Task:
     """The task called `name`, of a file or a split (`splits.py`); `UsageError` with the nearest
     name if there is none."""
     if split := binary.parsed(name):
         return _split(name, *split)
-    if name not in names():
+    if name not in task_names():
         raise UsageError(
-            f"unknown task {name!r}.{closest(name, names())} Known: {', '.join(names())}."
+            f"unknown task {name!r}.{closest(name, task_names())} Known: {', '.join(task_names())}."
         )
     text = (resources.files("oral_lib") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
     return Task(**yaml.safe_load(text))
@@ -111,7 +111,7 @@ def _split(name: str, of: str, positive: frozenset[int]) -> Task:
         return binary.sentence(form, of, positive)
 
     return replace(
-        load(of),
+        load_task(of),
         name=name,
         description=told(binary.DESCRIPTION),
         paraphrases={part: [told(f) for f in forms] for part, forms in binary.WORDINGS.items()},

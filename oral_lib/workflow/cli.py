@@ -193,10 +193,10 @@ def _run(args: argparse.Namespace):
 
 def _tasks(args: argparse.Namespace) -> list[str]:
     if args.task:
-        from oral_lib.tasks import task
+        from oral_lib.tasks.task import load_task
 
         for name in args.task:
-            task.load(name)
+            load_task(name)
         return args.task
     cells = scales.base_plan(args.scale, args.base, _source(args))
     return list(cells.cell_tasks if args.command == "cells" else cells.zoo_tasks)

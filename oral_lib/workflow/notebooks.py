@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oral_lib import paths as the_paths
 from oral_lib import scales
 from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.paths import ROOT, slug
 from oral_lib.storage import write_text
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -23,7 +23,7 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 def find(name: str) -> Path:
     """The notebook file called `name` (with or without .ipynb), or at the path `name`."""
-    folder = the_paths.ROOT / "notebooks"
+    folder = ROOT / "notebooks"
     for path in (folder / f"{name}.ipynb", Path(name)):
         if path.suffix == ".ipynb" and path.is_file():
             return path.absolute()
@@ -72,9 +72,9 @@ def typed(name: str, text: str, default: Any) -> Any:
 
 
 def _known_task(value: str) -> None:
-    from oral_lib.tasks import task
+    from oral_lib.tasks.task import load_task
 
-    task.load(value)
+    load_task(value)
 
 
 def _known_base(value: str) -> None:
@@ -102,7 +102,7 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "groups": _known_groups,
     "seed": _from_zero,
     "scale": scales.base_plans,
-    "source": the_paths.slug,
+    "source": slug,
 }
 
 
@@ -153,7 +153,7 @@ def run(notebook: Path, output: Path, given: Mapping[str, str]) -> None:
     # a kernel called python3 in the home folder must not take the place of this environment's,
     # and it must find the same oral_lib
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    paths = [str(the_paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     try:
         papermill.execute_notebook(

@@ -20,8 +20,8 @@ from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.report import build, cell_figures, theme
 from oral_lib.runner import nodes
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import task_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import recipes, store, tuning
 from oral_lib.zoo.store import Member
 
@@ -274,11 +274,9 @@ class Run:
 
     def _bench_case(self, cells: scales.BasePlan):
         """(base model, the task of its longest rows, its rows)."""
-        longest = max(
-            map(tasks_task.load, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0)
-        )
-        labels = len(tasks_task.load(cells.tasks[0]).labels)
-        return self.base(cells.base, labels), longest, tasks.rows(longest, self.source)
+        longest = max(map(load_task, cells.tasks), key=lambda t: t.words * (len(t.labels) > 0))
+        labels = len(load_task(cells.tasks[0]).labels)
+        return self.base(cells.base, labels), longest, task_rows(longest, self.source)
 
     def publish(self) -> Path:
         """Collects all cells into results/<scale>, writes curves, manifest, tables and figures.

@@ -11,9 +11,8 @@ from oral_lib.errors import PreflightError
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
-from oral_lib.tasks.rows import Split
+from oral_lib.tasks.rows import Split, full_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo.recipes import Recipe, default, recipe_of
 from oral_lib.zoo.training import MOST, AdapterJob, StackTrainer, Trained
 
@@ -51,14 +50,14 @@ def train_cells(
         for name in names
     }  # fmt: skip
     todo = [name for name in names if missing[name]]
-    for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
-        alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
+    for labels in sorted({len(load_task(name).labels) for name in todo}):
+        alike = [name for name in todo if len(load_task(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = StackTrainer(model, max(tasks_task.load(name).words for name in alike))
+        workshop = StackTrainer(model, max(load_task(name).words for name in alike))
         for name in alike:
             spec, data = (
-                tasks_task.load(name),
-                {name: tasks.full_rows(tasks_task.load(name), source)},
+                load_task(name),
+                {name: full_rows(load_task(name), source)},
             )
             # all seeds of a stack: a smaller one rounds differently
             chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
@@ -75,7 +74,7 @@ def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
         return
     info = storage.read_json(held / "run.json")
     known = Recipe.read(info["recipe"]), info["task_version"]
-    if known != (recipe, tasks_task.load(task).version):
+    if known != (recipe, load_task(task).version):
         raise PreflightError(
             f"{held} was trained with another recipe or version of the task: remove it, or "
             "run ./reproduce.sh --from-scratch."
@@ -99,10 +98,10 @@ def train_tasks(
         _check_recipe(held, name, recipe)
     workshop = StackTrainer(model)
     for first in range(0, len(names), MOST):
-        some = {name: tasks_task.load(name) for name in names[first : first + MOST]}
+        some = {name: load_task(name) for name in names[first : first + MOST]}
         if not missing & some.keys():
             continue
-        data = {name: tasks.full_rows(task, source) for name, task in some.items()}
+        data = {name: full_rows(task, source) for name, task in some.items()}
         runs = [AdapterJob(task, 0, recipe) for task in some.values()]
         for stack in _stacks(workshop, runs, data, root / "zoo" / base):
             _save(root, model, [d for d in stack if d.run.task.name in missing], data)

@@ -11,8 +11,8 @@ from oral_lib import storage
 from oral_lib.errors import OralError
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.models import loading
-from oral_lib.tasks import rows as tasks
-from oral_lib.tasks import task as tasks_task
+from oral_lib.tasks.rows import full_rows
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import training
 from oral_lib.zoo.recipes import candidates
 
@@ -38,12 +38,12 @@ def tune(
     """
     files = [root / "tuning" / base / f"{name}.json" for name in names]
     todo = [name for name, file in zip(names, files, strict=True) if not file.exists()]
-    for labels in sorted({len(tasks_task.load(name).labels) for name in todo}):
-        alike = [name for name in todo if len(tasks_task.load(name).labels) == labels]
+    for labels in sorted({len(load_task(name).labels) for name in todo}):
+        alike = [name for name in todo if len(load_task(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = training.StackTrainer(model, max(tasks_task.load(name).words for name in alike))
+        workshop = training.StackTrainer(model, max(load_task(name).words for name in alike))
         for name in alike:
-            task, data = tasks_task.load(name), tasks.full_rows(tasks_task.load(name), source)
+            task, data = load_task(name), full_rows(load_task(name), source)
             runs = [training.AdapterJob(task, SEED, recipe) for recipe in candidates(base)]
             trained = list(workshop.train(runs, {name: data}, strict=False))
             made = [done for done in trained if done.finite]
