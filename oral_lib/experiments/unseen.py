@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oral_lib import scales, seeds, storage
+from oral_lib import learning_rate, scales, seeds, storage
 from oral_lib.errors import PreflightError
 from oral_lib.experiments import baselines, generators
 from oral_lib.experiments.cells import Size, Trial, judged
@@ -64,8 +64,8 @@ class MultitaskConfig:
 
     def lr_at(self, step: int) -> float:
         """The share of the learning rates: up from zero, then linearly down to it."""
-        warm = max(1, round(self.warmup * self.steps))
-        return min((step + 1) / warm, (self.steps - step) / max(1, self.steps - warm))
+        warmup = max(1, round(self.warmup * self.steps))
+        return learning_rate.linear(1.0, step, steps=self.steps, warmup=warmup, at_peak=2)
 
 
 MULTITASK = {"smoke": MultitaskConfig(steps=60, pictures=16, tasks=16), "lab": MultitaskConfig()}

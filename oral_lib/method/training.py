@@ -8,7 +8,6 @@ step comes from (seed, step): a run that was interrupted goes on bit for bit.
 """
 
 import copy
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, seeds, storage
+from oral_lib import devices, learning_rate, seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import Generator
@@ -73,10 +72,7 @@ class TrainingConfig:
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up to `lr`, then a cosine to zero."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        share = (step - self.warmup) / max(self.steps - self.warmup, 1)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
 
     def share_at(self, step: int) -> float:
         """The weight of a step's values in their average, whose memory grows up to `ema`, so that

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import seeds, storage
+from oral_lib import learning_rate, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models import contrastive, loading, registry, two_tower
@@ -178,9 +178,9 @@ def _train(
             )
         )
         loss = contrastive.contrastive(v, u, own[chosen], parts[2].exp()).mean()
-        rate = min((step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1))
+        rate = learning_rate.linear(recipe.lr, step, steps=recipe.steps, warmup=warmup)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * rate
+            group["lr"] = rate
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from oral_lib import devices, seeds, storage
+from oral_lib import devices, learning_rate, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models import loading, registry
@@ -181,8 +181,8 @@ def train(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> l
     warmup = max(1, round(recipe.warmup * recipe.steps))
     losses = torch.zeros(recipe.steps, device=device)
     for step in bar(range(recipe.steps), label=label, unit="step"):
-        rise, fall = (step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1)
-        optimizer.param_groups[0]["lr"] = recipe.lr * min(rise, fall)
+        rate = learning_rate.linear(recipe.lr, step, steps=recipe.steps, warmup=warmup)
+        optimizer.param_groups[0]["lr"] = rate
         ids = rows[step * recipe.batch : (step + 1) * recipe.batch].to(device)
         loss = _loss(model, ids)
         optimizer.zero_grad()

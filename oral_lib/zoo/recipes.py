@@ -8,7 +8,7 @@ of a model have its recipes.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from oral_lib import storage
+from oral_lib import learning_rate, storage
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.models import registry
 
@@ -35,9 +35,7 @@ class Recipe:
     def lr_at(self, step: int) -> float:
         """Linear warm-up from zero to `lr`, then linearly to zero, where it stays."""
         warmup = round(self.warmup * self.steps)
-        if step < warmup:
-            return self.lr * step / warmup
-        return self.lr * max(0, self.steps - step) / max(1, self.steps - warmup)
+        return learning_rate.linear_from_zero(self.lr, step, steps=self.steps, warmup=warmup)
 
     @property
     def kept(self) -> set[int]:
