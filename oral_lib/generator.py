@@ -124,7 +124,7 @@ class GeneratorConfig:
     def fit(self, layout: Layout, values: Tensor, center: Tensor) -> TokenStatistics:
         """The statistics of a zoo's `values` [b, l, k] about `center` [l, k]."""
         turned = self.turned != "none"
-        return TokenStatistics.fit(layout, values, center, self.components, turned=turned)
+        return TokenStatistics.fit(layout, values, center, self.components, align=turned)
 
     def draw(self, length: int, stream: torch.Generator) -> Tensor:
         """The noise [l, k or r] of an adapter of `length` tokens, at temperature 1."""

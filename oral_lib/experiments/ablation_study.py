@@ -119,6 +119,7 @@ def _set(known, statistics: TokenStatistics) -> None:
     known.scale.copy_(statistics.scale)
     if statistics.basis is not None:
         known.basis.copy_(statistics.basis)
+        known.squared_length.copy_(statistics.squared_length)
     known.mask.copy_(statistics.mask(known.layout))
 
 

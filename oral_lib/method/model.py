@@ -48,10 +48,11 @@ class BaseEntry(nn.Module):
         for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
             self.register_buffer(name, tensor, persistent=False)
         self.register_buffer("mask", statistics.mask(layout), persistent=False)
+        self.register_buffer("squared_length", statistics.squared_length, persistent=False)
 
     @property
     def statistics(self) -> TokenStatistics:
-        return TokenStatistics(self.center, self.scale, self.basis)
+        return TokenStatistics(self.center, self.scale, self.basis, self.squared_length)
 
     @property
     def mixtures(self) -> ZooProjection | None:

@@ -1,8 +1,11 @@
-"""Statistics: between the values of tokens and the numbers that a network reads and writes.
+"""Normalisation: from the raw values of tokens to the numbers that a network reads, and back.
 
-Letters: b batch (adapters), l tokens, k values a token, r components.
+    token = basis (values - center) / scale / |basis|^2      values = scale basis^T token + center
 
-values = scale * (token @ basis) + center, fitted on a zoo and shared by all tasks of a base model.
+Statistics are fitted on a zoo and shared by all tasks of a base model. Statistics of one task
+would decode all-zero tokens to that task's mean adapter, and the condition would leak.
+
+Letters: b batch (adapters), l tokens, k values a token, r components a token.
 """
 
 from dataclasses import dataclass, replace
@@ -14,40 +17,75 @@ from torch import Tensor
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.tokenization import Layout
 
+ROUNDING = 1e-6  # a part smaller than this share of the whole is float32 rounding
+NOTHING = 1e-12  # absolute floor of that test, for tensors and tokens that are zero everywhere
+PREFER_IDENTITY = 1e-3  # weight of the identity where Procrustes leaves a rotation open
+
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class TokenStatistics:
-    """What takes values [b, l, k] to tokens of unit size and back: values = scale * token + center.
+    """Center, scale and basis that normalise values [b, l, k]; shared by all tasks of a base model.
 
-    Shared by all tasks of a base model: statistics of one task would return that task's mean
-    adapter from all-zero tokens, and the condition would leak.
+    Without a basis a token is its k values, centred and divided by the scale of its tensor
+    (the tokens of RPG, arXiv 2501.11587).
 
-    With a `basis` a token is told by its first r principal components over the zoo instead of k
-    values, values = scale * (token @ basis) + center: adapters of one start differ in few
-    directions, other ones in every token, and a network need not find them. Each token's are
-    turned so that an adapter has, as far as can be, the same r numbers in all of its tokens; of a
-    token of fewer directions they are smaller. `rotated` turns all of them alike. Tokens of zeros
-    alone stay the center.
+    With a basis a token is represented by its first r principal components over the zoo instead of
+    k raw values. Adapters trained from one initialisation vary along few directions, which differ
+    from token to token; the basis spares the network from learning them. The components of each
+    token are rotated so that all tokens of an adapter have nearly the same r numbers (D-TOK).
+    Components that a token lacks are zero rows of the basis.
+
+    The rows of a token's basis are orthogonal. Their length is one number for all tokens, chosen
+    so that components have unit size, and not 1. `squared_length` stores its square, by which
+    `normalise` divides. It is measured on the basis once, when statistics are made or rotated.
+
+    Args:
+        center: float32 [l, k], padding 0.
+        scale: float32 [l, 1], above 0, one number for each tensor.
+        basis: float32 [l, r, k], or None.
+        squared_length: float32 [l], measured on the basis if None.
+
+    Raises:
+        UsageError: shapes do not fit together.
+        OralError: NaN, infinity, or a scale of zero or below.
+
+    >>> from oral_lib.method.tokenization import Layout, encode
+    >>> start = {"q.lora_A.weight": torch.ones(2, 3), "q.lora_B.weight": torch.zeros(3, 2)}
+    >>> zoo = [{n: t + torch.randn_like(t) for n, t in start.items()} for _ in range(5)]
+    >>> layout = Layout.of(start, k=4)
+    >>> values, center = encode(layout, zoo), encode(layout, [start])[0]
+    >>> statistics = TokenStatistics.fit(layout, values, center, components=4)
+    >>> tokens = statistics.normalise(values)  # 5 adapters of 4 tokens of 4 components
+    >>> tokens.shape
+    torch.Size([5, 4, 4])
+    >>> torch.allclose(statistics.denormalise(tokens), values, atol=1e-4)
+    True
     """
 
-    center: Tensor  # float32 [l, k], padding 0
-    scale: Tensor  # float32 [l, 1], above 0, one number a tensor
-    basis: Tensor | None = None  # float32 [l, r, k], zero for components that the zoo lacks
+    center: Tensor
+    scale: Tensor
+    basis: Tensor | None = None
+    squared_length: Tensor | None = None
 
     def __post_init__(self) -> None:
         center, scale = tuple(self.center.shape), tuple(self.scale.shape)
         if len(center) != 2 or scale != (center[0], 1):
-            raise UsageError(f"Statistics want center [l, k], scale [l, 1]: got {center}, {scale}.")
+            raise UsageError(
+                f"Statistics need center [l, k] and scale [l, 1]: got {center} and {scale}."
+            )
         if not self.center.isfinite().all() or not self.scale.isfinite().all():
-            raise OralError("Statistics hold NaN or infinite values: fit them again.")
+            raise OralError("Statistics contain NaN or infinity: fit them again.")
         if not (self.scale > 0).all():
-            raise OralError("Statistics hold a scale of zero or below: fit them again.")
-        if self.basis is not None:
-            shape = tuple(self.basis.shape)
-            if len(shape) != 3 or (shape[0], shape[2]) != center:
-                raise UsageError(f"Statistics of {center} want a basis [l, r, k]: got {shape}.")
-            if not self.basis.isfinite().all():
-                raise OralError("Statistics hold NaN or infinite values: fit them again.")
+            raise OralError("Statistics contain a scale of zero or below: fit them again.")
+        if self.basis is None:
+            return
+        shape = tuple(self.basis.shape)
+        if len(shape) != 3 or (shape[0], shape[2]) != center:
+            raise UsageError(f"Statistics of {center} need a basis [l, r, k]: got {shape}.")
+        if not self.basis.isfinite().all():
+            raise OralError("Statistics contain NaN or infinity: fit them again.")
+        if self.squared_length is None:
+            object.__setattr__(self, "squared_length", _squared_length(self.basis))
 
     @classmethod
     def fit(
@@ -57,121 +95,150 @@ class TokenStatistics:
         center: Tensor | None = None,
         components: int = 0,
         *,
-        turned: bool = True,
+        align: bool = True,
     ) -> "TokenStatistics":
-        """Statistics of `values` [b, l, k], all tasks and seeds of a base model together; with a
-        basis of that many principal components a token, if `components` is not 0; without `turned`
-        each token's stay as they are, alike in none.
+        """Statistics of a zoo.
 
-        `center` [l, k] is the shared LoRA initialisation, `encode(layout, [init])[0]`: all-zero
-        tokens then decode to it exactly, that is, to the base model. Without it the center of a
-        tensor is its mean (RPG). The scale of a tensor is the root mean square of (value - center)
-        over all adapters and its unpadded values, and 1 where that is rounding noise.
+        The scale of a tensor is the root mean square of (value - center) over all adapters and its
+        unpadded values. It is 1 where that is rounding noise.
+
+        Args:
+            layout: how the adapters are cut into tokens.
+            values: [b, l, k], all tasks and seeds of a base model together.
+            center: [l, k], the shared LoRA initialisation, `encode(layout, [init])[0]`. All-zero
+                tokens then decode exactly to it, that is, to the base model. If None, the center of
+                a tensor is its mean (RPG).
+            components: r principal components a token; 0 for no basis.
+            align: rotate the components of each token so that they agree over tokens.
+
+        Raises:
+            UsageError: values or center do not have the shape of the layout.
         """
         if values.ndim != 3 or values.shape[1:] != (layout.l, layout.k) or not len(values):
             raise UsageError(
-                f"Statistics want values {('b', layout.l, layout.k)} of one adapter or more, "
+                f"Statistics need values {('b', layout.l, layout.k)} of one adapter or more, "
                 f"got {tuple(values.shape)}."
             )
         if center is not None and tuple(center.shape) != (layout.l, layout.k):
             raise UsageError(
-                f"The center has the shape {tuple(center.shape)}, the layout wants "
+                f"The center has the shape {tuple(center.shape)}, the layout needs "
                 f"{(layout.l, layout.k)}: use encode(layout, [init])[0]."
             )
         mask, _, owner = layout.on(values.device)
-        values = torch.where(mask, values.float(), 0.0)
+        values = torch.where(mask, values.float(), 0.0)  # [b, l, k]
         if center is None:
             mean = _mean(layout, values.sum((0, 2), dtype=torch.float64), len(values))
-            center = mean[owner, None].float()
-        center = torch.where(mask, center.to(values.device, torch.float32), 0.0)
-        rms = _rms(layout, values - center)
-        noise = 1e-6 * _rms(layout, values) + 1e-12  # a constant tensor leaves float32 rounding
-        scale = torch.where(rms > noise, rms, 1.0)[owner, None]
+            center = mean[owner, None].float()  # [l, 1]
+        center = torch.where(mask, center.to(values.device, torch.float32), 0.0)  # [l, k]
+        rms = _rms(layout, values - center)  # [tensors]
+        noise = ROUNDING * _rms(layout, values) + NOTHING
+        scale = torch.where(rms > noise, rms, 1.0)[owner, None]  # [l, 1]
         plain = cls(center, scale.float())
         if not components:
             return plain
-        return cls(center, plain.scale, _basis(plain.normalise(values), components, turned))
+        basis = _principal_directions(plain.normalise(values), components, align)
+        return cls(center, plain.scale, basis)
 
     def normalise(self, values: Tensor) -> Tensor:
         """Tokens [b, l, k or r] of `values` [b, l, k]; padding stays 0."""
-        plain = (values - self.center) / self.scale
+        plain = (values - self.center) / self.scale  # [b, l, k]
         if self.basis is None:
             return plain
-        gram = self.basis @ self.basis.mT  # [l, r, r] a projection, but for one number a token
-        trace = gram.diagonal(dim1=1, dim2=2).sum(1)
-        size = gram.square().sum((1, 2)) / trace.where(trace > 0, 1.0)
-        found = torch.einsum("blk,lrk->blr", plain, self.basis)
-        return found / size.where(trace > 0, 1.0)[:, None]
+        products = torch.einsum("blk,lrk->blr", plain, self.basis)
+        return products / self.squared_length[:, None]  # [b, l, r]
 
     def denormalise(self, tokens: Tensor) -> Tensor:
         """float32 values [b, l, k] of `tokens` [b, l, k or r]."""
         tokens = tokens.float()
         if self.basis is not None:
             tokens = torch.einsum("blr,lrk->blk", tokens, self.basis)
-        return torch.addcmul(self.center, tokens, self.scale)
+        return torch.addcmul(self.center, tokens, self.scale)  # [b, l, k]
 
-    def rotated(self, turn: Tensor) -> "TokenStatistics":
-        """The same, but its tokens are `tokens @ turn`, turn float [r, r], orthogonal. UsageError
-        where there are no components to turn."""
+    def rotated(self, rotation: Tensor) -> "TokenStatistics":
+        """Statistics whose tokens are `tokens @ rotation`, for an orthogonal float [r, r].
+
+        UsageError for statistics without components.
+        """
         if self.basis is None:
-            raise UsageError("Statistics without components cannot be turned: fit them with some.")
-        return replace(self, basis=turn.mT @ self.basis)
+            raise UsageError(
+                "Statistics without components cannot be rotated: fit them with components."
+            )
+        return replace(self, basis=rotation.mT @ self.basis, squared_length=None)
 
     def mask(self, layout: Layout) -> Tensor:
-        """bool [l, k or r]: what of a token means something."""
+        """bool [l, k or r] on the CPU: the numbers of a token that carry information."""
         return layout.mask if self.basis is None else self.basis.cpu().square().sum(-1) > 0
 
     def to(self, device: str | torch.device) -> "TokenStatistics":
         """The same statistics on `device`."""
-        basis = self.basis if self.basis is None else self.basis.to(device)
-        return TokenStatistics(self.center.to(device), self.scale.to(device), basis)
+        if self.basis is None:
+            return TokenStatistics(self.center.to(device), self.scale.to(device))
+        tensors = self.center, self.scale, self.basis, self.squared_length
+        return TokenStatistics(*(tensor.to(device) for tensor in tensors))
 
 
 def procrustes_rotation(codes: Tensor, others: Tensor) -> Tensor:
-    """The turn [r, r] that brings `codes` [t, r] as near as can be to `others` [t, r], and moves
-    nothing further than it must (orthogonal Procrustes), in the dtype of `codes`. Components that
-    no code has stay as they are: the others turn among themselves."""
-    real = codes.any(0)
-    pull = codes[:, real].double().mT @ others[:, real].double()
-    stay = torch.eye(len(pull), dtype=pull.dtype, device=pull.device)
-    # where the codes leave the turn open, stay; what they say clearly is missed by about 1e-3
-    left, _, right = torch.linalg.svd(pull + 1e-3 * pull.norm() * stay)
-    turn = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)
-    turn[real.nonzero(), real.nonzero().mT] = (left @ right).to(codes.dtype)
-    return turn
+    """Rotation [r, r] that brings `codes` [t, r] closest to `others` [t, r].
 
-
-def _basis(tokens: Tensor, components: int, turned: bool) -> Tensor:
-    """[l, components, k] principal directions of `tokens` [b, l, k] about zero, as long as gives
-    components of unit size; zero where b adapters have no more of them.
-
-    By the Gram matrices of the adapters [l, b, b], which are small where tokens are long. Principal
-    directions are known up to a turn: each token's are turned (orthogonal Procrustes) to bring the
-    components of the adapters in it, [b, r], as near as can be to those in all tokens together, the
-    strongest first. A network then has one thing to learn and not l of them.
+    Orthogonal Procrustes, in the dtype of `codes`. It rotates no further than needed. Components
+    that are zero in all codes stay as they are.
     """
-    gram = torch.einsum("alk,blk->lab", tokens, tokens).double()
-    energy, mixes = _strongest(gram, components)
-    found = energy > 1e-6 * energy[:, :1].clamp_min(1e-12)
-    root = torch.where(found, energy.clamp_min(1e-30).sqrt(), 0.0)
-    turn = torch.eye(root.shape[1], dtype=root.dtype, device=root.device).expand(len(root), -1, -1)
-    if turned:
-        joint, shared = _strongest(gram.mean(0), components)
-        shared = shared * joint.clamp_min(0).sqrt()  # [b, r] what every token's are to be like
-        left, _, right = torch.linalg.svd((mixes * root[:, None]).mT @ shared)
-        real = joint > 1e-6 * joint[:1].clamp_min(1e-12)  # there may be fewer than asked for
-        turn = left @ right * real  # [l, r, r]
-    turn = torch.where(found[..., None], turn, 0.0)
-    mixes = mixes / root.where(found, 1.0)[:, None] @ turn
-    basis = torch.einsum("lar,alk->lrk", mixes.float(), tokens)
-    size = (energy[found].sum() / (found.sum() * len(tokens)).clamp_min(1)).sqrt()
-    return F.pad(basis * size.float(), (0, 0, 0, components - basis.shape[1]))
+    active = codes.any(0)  # [r]
+    cross = codes[:, active].double().mT @ others[:, active].double()  # [active, active]
+    identity = torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
+    # where the codes leave the rotation open, prefer the identity: clear codes then miss their
+    # targets by about as much as the weight says
+    left, _, right = torch.linalg.svd(cross + PREFER_IDENTITY * cross.norm() * identity)
+    rotation = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)  # [r, r]
+    rotation[active.nonzero(), active.nonzero().mT] = (left @ right).to(codes.dtype)
+    return rotation
+
+
+def _squared_length(basis: Tensor) -> Tensor:
+    """[l] squared length of the rows of `basis` [l, r, k]; 1 for a token without directions.
+
+    The Gram matrix G of a token is that number times a projection P, and trace(P P) = trace(P), so
+    the number is trace(G G) / trace(G).
+    """
+    gram = basis @ basis.mT  # [l, r, r]
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)  # [l]
+    present = trace > 0
+    squared = gram.square().sum((1, 2)) / trace.where(present, 1.0)  # [l]
+    return squared.where(present, 1.0)
+
+
+def _principal_directions(tokens: Tensor, components: int, align: bool) -> Tensor:
+    """Principal directions [l, components, k] about zero of `tokens` [b, l, k], strongest first.
+
+    All have the length that gives components of unit size; zero rows where a token has fewer.
+    They are computed from the Gram matrices of the adapters [l, b, b], which are small where
+    tokens are long. With `align`, the components [b, r] of each token are rotated (orthogonal
+    Procrustes) towards the components of all tokens together, so that the network has one set of
+    numbers to learn instead of l.
+    """
+    gram = torch.einsum("alk,blk->lab", tokens, tokens).double()  # [l, b, b]
+    energy, vectors = _strongest(gram, components)  # [l, r], [l, b, r]
+    present = energy > ROUNDING * energy[:, :1].clamp_min(NOTHING)  # [l, r]
+    root = torch.where(present, energy.clamp_min(0).sqrt(), 0.0)  # [l, r] singular values
+    eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+    rotation = eye.expand(len(root), -1, -1)  # [l, r, r]
+    if align:
+        joint_energy, joint_vectors = _strongest(gram.mean(0), components)  # [r], [b, r]
+        joint = joint_vectors * joint_energy.clamp_min(0).sqrt()  # [b, r] joint components
+        left, _, right = torch.linalg.svd((vectors * root[:, None]).mT @ joint)  # [l, r, r] each
+        joint_present = joint_energy > ROUNDING * joint_energy[:1].clamp_min(NOTHING)  # [r]
+        rotation = left @ right * joint_present  # [l, r, r]
+    rotation = torch.where(present[..., None], rotation, 0.0)  # [l, r, r]
+    weights = vectors / root.where(present, 1.0)[:, None] @ rotation  # [l, b, r]
+    basis = torch.einsum("lar,alk->lrk", weights.float(), tokens)  # [l, r, k]
+    length = (energy[present].sum() / (present.sum() * len(tokens)).clamp_min(1)).sqrt()
+    return F.pad(basis * length.float(), (0, 0, 0, components - basis.shape[1]))
 
 
 def _strongest(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """(values [..., m], vectors [..., b, m]) of the m = min(n, b) largest eigenvalues."""
-    energy, mixes = torch.linalg.eigh(gram)
-    return energy[..., -n:].flip(-1), mixes[..., -n:].flip(-1)
+    """(values [..., m], vectors [..., b, m]) of the m = min(n, b) largest eigenvalues, falling."""
+    energy, vectors = torch.linalg.eigh(gram)
+    return energy[..., -n:].flip(-1), vectors[..., -n:].flip(-1)
 
 
 def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:
@@ -183,5 +250,5 @@ def _mean(layout: Layout, of_tokens: Tensor, adapters: int) -> Tensor:
 
 def _rms(layout: Layout, values: Tensor) -> Tensor:
     """float64 [tensors]: root mean square of `values` [b, l, k] whose padding is 0."""
-    norms = torch.linalg.vector_norm(values, dim=(0, 2), dtype=torch.float64)
+    norms = torch.linalg.vector_norm(values, dim=(0, 2), dtype=torch.float64)  # [l]
     return _mean(layout, norms**2, len(values)).sqrt()
