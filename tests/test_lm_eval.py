@@ -90,7 +90,9 @@ def docs(name):
 def wheel():
     """The path of the pinned lm-evaluation-harness, from which modules can be imported."""
     try:
-        found = sources.harness(offline=True)  # fetched by ./reproduce.sh test, before its tests
+        found = sources.lm_eval_wheel(
+            offline=True
+        )  # fetched by ./reproduce.sh test, before its tests
     except PreflightError as error:
         pytest.skip(f"lm-evaluation-harness is not to be had: {error}")
     sys.path.append(str(found))

@@ -81,11 +81,11 @@ def test_the_lab_has_five_language_models_and_four_where_terms_are_not_accepted(
 
 
 def test_no_model_under_terms_is_planned_before_they_are_accepted(monkeypatch):
-    from oral_lib.assets import sources
+    from oral_lib.assets import packages
 
     monkeypatch.setenv("ORAL_ACCEPT", "")
     for source in ("packages", "local:x", "hub"):
-        assert not {c.base for c in scales.base_plans("lab", source)} & set(sources.TERMS_OF)
+        assert not {c.base for c in scales.base_plans("lab", source)} & set(packages.TERMS)
 
 
 def test_who_asks_for_a_model_under_terms_is_told_how_to_accept_them(monkeypatch, refused):

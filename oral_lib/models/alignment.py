@@ -21,6 +21,7 @@ from torch import Tensor
 
 from oral_lib import learning_rate, seeds, storage
 from oral_lib.assets import sources
+from oral_lib.assets.cache import cache_lock, folder_fault, require_space, write_manifest
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models import contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
@@ -53,12 +54,12 @@ def ensure(
     wanted = [registry.spec(n).asset for n in (spec.alignment.image, spec.alignment.text)]
     sources.prepare([asset for asset in wanted if asset], source=source, offline=offline)
     folder = loading.version_dir(name, source)
-    if not sources.fault(folder):
+    if not folder_fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     state = folder.with_name(f".{folder.name}.state.safetensors")
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if sources.fault(folder):  # nobody else made it meanwhile
+        if folder_fault(folder):  # nobody else made it meanwhile
             _make(spec, folder, source, device, state)
     return folder
 
@@ -70,8 +71,8 @@ def _make(
     loading = {"source": source, "device": device, "dtype": torch.float32}
     image = loading.load(recipe.image, **loading)
     text = loading.load(recipe.text, words=spec.family, **loading)
-    with sources.alone(), storage.replacing(folder) as place:
-        sources.need_space(4 * (image.weights + text.weights) >> 20)
+    with cache_lock(), storage.replacing(folder) as place:
+        require_space(4 * (image.weights + text.weights) >> 20)
         place.mkdir()
         two_tower.write_config(place, spec, image, text)
         base = two_tower.joined(place, spec, image, text)
@@ -82,7 +83,7 @@ def _make(
             "source": source.split(":")[0],
             "task": dict(recipe.pairs)[data.source],
         }
-        sources.seal(place, about)
+        write_manifest(place, about)
     state.unlink(missing_ok=True)
 
 

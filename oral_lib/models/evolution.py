@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from oral_lib import devices, learning_rate, seeds, storage
 from oral_lib.assets import sources
+from oral_lib.assets.cache import MANIFEST, cache_lock, folder_fault, require_space, write_manifest
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel, quiet
@@ -55,7 +56,7 @@ def ensure(
     if first.asset:
         sources.prepare([first.asset], source=source, offline=offline)
     folder = loading.version_dir(name, source)
-    if not sources.fault(folder):
+    if not folder_fault(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name.replace(name, first.name, 1)}.lock"):
@@ -67,7 +68,7 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
     start, before = None, None
     for entry in versions:
         folder = loading.version_dir(entry.name, source)
-        if not sources.fault(folder):
+        if not folder_fault(folder):
             before = None  # that of this version is not at hand
             continue
         if start is None:
@@ -78,14 +79,14 @@ def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) ->
         about = evolve(base, entry.version, start=start, before=before)
         before = about["perplexity_after"]
         about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
-        with sources.alone():
-            sources.need_space(sum(w.nbytes for w in start.values()) >> 20)
+        with cache_lock():
+            require_space(sum(w.nbytes for w in start.values()) >> 20)
             with storage.replacing(folder) as place:
                 place.mkdir()
                 with quiet():
                     base.model.save_pretrained(place)
                 base.tokenizer.save_pretrained(place)
-                sources.seal(place, about)
+                write_manifest(place, about)
 
 
 def evolve(
@@ -131,7 +132,7 @@ def history(name: str, source: str = "packages") -> list[dict]:
     if sources.local_model(name, source):
         return []
     made = [loading.made_dir(entry.name, source) for entry in lineage(name)[1:]]
-    return [storage.read_json(folder / sources.MANIFEST) for folder in made]
+    return [storage.read_json(folder / MANIFEST) for folder in made]
 
 
 def texts(recipe: Evolution) -> list[str]:
@@ -139,7 +140,7 @@ def texts(recipe: Evolution) -> list[str]:
     found = [
         text
         for name in recipe.texts
-        for text in (_made() if name == "made" else sources.rows(name)["text"])
+        for text in (_made() if name == "made" else sources.package_rows(name)["text"])
     ]
     order = torch.randperm(len(found), generator=seeds.generator(recipe.seed, "evolve", "texts"))
     return [found[i] for i in order]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from oral_lib import seeds, storage
-from oral_lib.assets import sources
+from oral_lib.assets.cache import cache_dir, cache_lock
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.models.base import BaseModel, reading
 from oral_lib.models.registry import BaseSpec
@@ -273,9 +273,9 @@ def ensure(spec: BaseSpec) -> Path:
     need_diffusers()
     recipe = [PICTURES, BATCH, STEPS, LR, VAE, UNET, SCHEDULE, WORDS, version("diffusers")]
     key = sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:10]
-    folder = sources.cache_dir() / "models" / f"{spec.name}-{key}"
+    folder = cache_dir() / "models" / f"{spec.name}-{key}"
     if not folder.is_dir():
-        with sources.alone():
+        with cache_lock():
             if not folder.is_dir():  # another process may have made it
                 with storage.replacing(folder) as temporary, torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seeds.integer(0, "tiny", spec.name))

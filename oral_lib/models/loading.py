@@ -23,6 +23,7 @@ from transformers import (
 
 from oral_lib import seeds
 from oral_lib.assets import sources
+from oral_lib.assets.cache import cache_dir, folder_fault, weights_hash
 from oral_lib.devices import fast_dtype
 from oral_lib.errors import PreflightError
 from oral_lib.models.base import BaseModel, attention, check_fit, reading
@@ -106,7 +107,7 @@ def made_dir(name: str, source: str = "packages") -> Path:
     """`version_dir` of what is there and whole; PreflightError, with the command that makes it, of
     anything else."""
     folder, how = version_dir(name, source), "align" if spec(name).alignment else "evolve"
-    if sources.local_model(name, source) or not (fault := sources.fault(folder)):
+    if sources.local_model(name, source) or not (fault := folder_fault(folder)):
         return folder
     command = ["python", "-m", "oral_lib", how, "--base", name]
     command += ["--source", source] if source not in ("packages", "made") else []
@@ -129,14 +130,14 @@ def version_dir(name: str, source: str = "packages") -> Path:
     else:
         made_of = [asdict(entry.evolution), _origin(first, source)]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:10]
-    return sources.cache_dir() / "models" / f"{name}-{key}"
+    return cache_dir() / "models" / f"{name}-{key}"
 
 
 def _origin(entry: BaseSpec, source: str, words: str = "language") -> str:
     """What tells the weights of a released model, or of one made on the spot, from others."""
     if entry.asset is None:
         return " ".join(sorted(word_tokenizer(words).get_vocab()))
-    return sources.weights_hash(sources.model_dir(entry.asset, source=source))
+    return weights_hash(sources.model_dir(entry.asset, source=source))
 
 
 def _tiny(entry: BaseSpec, labels: int, words: str) -> tuple[nn.Module, PreTrainedTokenizerFast]:

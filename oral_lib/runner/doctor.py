@@ -150,11 +150,14 @@ def torchvision() -> Check:
 def assets(source: str, plan: Sequence[Node] = ()) -> Iterator[Check]:
     """One check for the cache and one for each asset that `plan` reads and the cache lacks."""
     from oral_lib.assets import sources
+    from oral_lib.assets.cache import cache_dir
 
     places = [node.name.rpartition("/") for node in plan]
     read = [first or "language" for first, _, last in places if last == "assets"]
-    missing = sorted({name for one in read or ["language"] for name in sources.ready(source, one)})
-    seen = f"{sources.cache_dir()}, " + ("all there" if not missing else f"{len(missing)} missing")
+    missing = sorted(
+        {name for one in read or ["language"] for name in sources.missing(source, one)}
+    )
+    seen = f"{cache_dir()}, " + ("all there" if not missing else f"{len(missing)} missing")
     yield Check("assets", "warn" if missing else "ok", seen)
     for name in missing:
         yield Check(f"asset {name}", "warn", "not there", "python -m oral_lib assets")

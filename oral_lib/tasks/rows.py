@@ -318,10 +318,10 @@ def _solved(text: str) -> dict[str, str]:
 def _packaged(spec: dict) -> pd.DataFrame:
     """One set with labels, answers or mean ratings, or sets whose place is the label."""
     if "sets" in spec:
-        frames = [sources.rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
+        frames = [sources.package_rows(name).assign(label=i) for i, name in enumerate(spec["sets"])]
         fewest = min(map(len, frames))
         return pd.concat([f.sample(fewest, random_state=0) for f in frames], ignore_index=True)
-    frame = sources.rows(spec["set"])
+    frame = sources.package_rows(spec["set"])
     if "names" in spec:  # of the labels, for the texts
         frame = frame.assign(name=[spec["names"][label] for label in frame["label"]])
     if "only" in spec:  # the values that some columns may have

@@ -161,6 +161,7 @@ def _source(args: argparse.Namespace) -> str:
 def _assets(args: argparse.Namespace) -> None:
     from oral_lib import storage
     from oral_lib.assets import sources
+    from oral_lib.assets.cache import cache_dir
 
     source = _source(args)
     if args.experiment == "style":
@@ -171,9 +172,9 @@ def _assets(args: argparse.Namespace) -> None:
         how = {"source": source, "experiment": experiment, "offline": args.offline}
         sources.prepare(args.names or None, **how)
     if args.tests:
-        sources.harness(offline=args.offline)
+        sources.lm_eval_wheel(offline=args.offline)
     if not args.names:
-        done = {"source": source, "cache": str(sources.cache_dir())}
+        done = {"source": source, "cache": str(cache_dir())}
         out = args.out.absolute()
         folder = paths.experiment_folder(args.scale, source, out, args.experiment)
         storage.write_json(folder / "assets.json", done)

@@ -259,15 +259,16 @@ def _models_in_reach(scale: str, source: str) -> None:
 def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
     """Has missing assets fetched again although their node is done; `PreflightError` if offline."""
     from oral_lib.assets import sources
+    from oral_lib.assets.cache import cache_dir
 
     for node in wanted:
         first, _, last = node.name.rpartition("/")
         if last != "assets":
             continue
-        missing = sources.ready(source, first or "language")
+        missing = sources.missing(source, first or "language")
         if missing and offline:
             raise PreflightError(
-                f"--offline, but these are not in {sources.cache_dir()}: {', '.join(missing)}. "
+                f"--offline, but these are not in {cache_dir()}: {', '.join(missing)}. "
                 "Run once without --offline."
             )
         for path in node.outputs if missing else ():

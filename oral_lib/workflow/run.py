@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from oral_lib import paths, provenance, scales, storage
 from oral_lib.assets import sources
+from oral_lib.assets.cache import MANIFEST
 from oral_lib.errors import PreflightError, UsageError, closest
 from oral_lib.evaluation import results
 from oral_lib.experiments import benchmarks, generators, unseen
@@ -124,7 +125,7 @@ class Run:
 
         folder = alignment.ensure(base, self.source, self.device)
         path = self.root / "aligned" / f"{base}.json"
-        told = folder / sources.MANIFEST  # a user's own towers need none
+        told = folder / MANIFEST  # a user's own towers need none
         storage.write_json(path, storage.read_json(told) if told.exists() else {})
         return path
 
