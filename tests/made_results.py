@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from oral_lib.evaluation.results import join, outcomes, summarise
+from oral_lib.evaluation.item_tables import join, label_items, summarise
 
 PROFILE = {  # (method, condition): (accuracy in the long run, samples)
     ("majority", "none"): (0.50, 1),
@@ -49,7 +49,7 @@ def made_items(
             logits = np.stack([0 * margin, np.where(labels == 1, margin, -margin)], axis=1)[:size]
             ids = [f"{place['task']}-{i:04d}" for i in range(size)]
             row = {"item": ids, "labels": labels[:size], "logits": logits, "sample": sample}
-            tables.append(outcomes(place, method, condition, **row))
+            tables.append(label_items(place, method, condition, **row))
     return join(tables)
 
 

@@ -11,7 +11,7 @@ import torch
 import oral_lib
 from oral_lib import scales, storage
 from oral_lib.assets import sources
-from oral_lib.evaluation import results, schema
+from oral_lib.evaluation import item_tables, schema
 from oral_lib.experiments import generators
 from oral_lib.report import tables
 from oral_lib.tasks.rows import task_rows
@@ -117,8 +117,8 @@ def test_each_kind_of_question_has_an_accuracy_of_its_own():
     names = [f"q{i}" for i in range(6)]
     kinds = dict(zip(names, ["colour"] * 4 + ["shape"] * 2, strict=True))
     logits, labels = np.eye(3)[[0, 1, 2, 0, 1, 1]], [0, 1, 2, 2, 0, 1]
-    items = results.outcomes(cell, "base", "none", item=names, labels=labels, logits=logits)
-    metrics = results.summarise(items, family="multimodal", base_version="t0", kinds=kinds)
+    items = item_tables.label_items(cell, "base", "none", item=names, labels=labels, logits=logits)
+    metrics = item_tables.summarise(items, family="multimodal", base_version="t0", kinds=kinds)
     value = metrics.set_index("metric").value
     assert value["accuracy_colour"] == 0.75 and value["accuracy_shape"] == 0.5
     assert value["accuracy"] == pytest.approx(4 / 6, abs=1e-5)

@@ -7,7 +7,7 @@ import pytest
 from made_results import PROFILE, cell, made, made_items
 
 from oral_lib.errors import OralError
-from oral_lib.evaluation import results
+from oral_lib.evaluation import item_tables, results
 from oral_lib.report import (
     build,
     cell_figures,
@@ -148,14 +148,14 @@ FEW = {
 
 
 def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
-    written = results.answered(
+    written = item_tables.answer_items(
         cell("gsm8k", "smollm2-135m", source="local"), "trained", "none",
         item=["a", "b"], correct=[True, False],
     )  # fmt: skip
     cells = [made(cell(t, source="local"), profile=FEW, n=40) for t in ("sst2", "extra")]
     metrics = [rows for rows, _ in cells]
-    metrics.append(results.summarise(written, family="language", base_version="t0", commit="a"))
-    items = results.join([rows for _, rows in cells] + [written])
+    metrics.append(item_tables.summarise(written, family="language", base_version="t0", commit="a"))
+    items = item_tables.join([rows for _, rows in cells] + [written])
     monkeypatch.setattr(
         "oral_lib.report.tables.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
     )
@@ -212,7 +212,8 @@ def test_targets_are_those_of_the_contrasts():
 
 
 def test_answers_and_three_labels_leave_auc_tables_out():
-    written = results.answered(cell(), "base", "none", item=["a", "b"], correct=[True, False])
+    answers = {"item": ["a", "b"], "correct": [True, False]}
+    written = item_tables.answer_items(cell(), "base", "none", **answers)
     assert comparisons.per_sample(written, "auc").empty
     assert (
         comparisons.per_sample(made(profile=FEW, n=20)[1], "calibrated_accuracy")
@@ -447,7 +448,7 @@ def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
     ):  # fmt: skip
         logits = np.where((np.arange(100) < wrong)[:, None], [1.0, 0.0], [0.0, 1.0])
         rows = {"item": [str(i) for i in range(100)], "labels": np.ones(100, int)}
-        tables_of.append(results.outcomes(cell(), method, condition, logits=logits, **rows))
+        tables_of.append(item_tables.label_items(cell(), method, condition, logits=logits, **rows))
     found = contrasts(pd.concat(tables_of)).set_index("what").loc["lost with mismatched"]
     assert found.against == "majority" and found.difference == pytest.approx(0.5)
     assert 0.3 < found.ci_low < 0.5 < found.ci_high < 0.7

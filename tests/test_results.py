@@ -1,3 +1,4 @@
+import os
 import subprocess
 
 import numpy as np
@@ -5,9 +6,9 @@ import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
-from oral_lib import provenance
-from oral_lib.errors import OralError
-from oral_lib.evaluation import bootstrap, results, schema
+from oral_lib import provenance, storage
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.evaluation import bootstrap, item_tables, results, schema
 
 SMALL = {("majority", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
 SMALL[("generated", "matched")] = (0.8, 3)
@@ -40,18 +41,19 @@ def test_a_row_is_summed_up_from_its_items(sound):
 def test_more_than_two_labels_have_no_auc():
     random = np.random.default_rng(0)
     rows = {"item": [str(i) for i in range(30)], "labels": np.arange(30) % 3}
-    items = results.outcomes(cell(), "base", "none", logits=random.normal(size=(30, 3)), **rows)
-    metrics = results.summarise(items, family="vision", base_version="1", commit="abc")
+    rows["logits"] = random.normal(size=(30, 3))
+    items = item_tables.label_items(cell(), "base", "none", **rows)
+    metrics = item_tables.summarise(items, family="vision", base_version="1", commit="abc")
     assert list(metrics.metric) == ["accuracy"]
 
 
 def test_written_answers_count_as_right_or_wrong_and_have_no_auc():
     right = np.arange(30) % 3 == 0
     rows = {"item": [str(i) for i in range(30)], "correct": right, "sample": 2}
-    items = results.answered(cell(task="gsm8k"), "generated", "matched", **rows)
+    items = item_tables.answer_items(cell(task="gsm8k"), "generated", "matched", **rows)
     assert (items.label == 1).all() and items.score.isna().all()
     assert items.predicted.sum() == 10 and (items["sample"] == 2).all()
-    metrics = results.summarise(items, family="language", base_version="t0", commit="abc")
+    metrics = item_tables.summarise(items, family="language", base_version="t0", commit="abc")
     assert metrics.metric.tolist() == ["accuracy"] and metrics.value.item() == pytest.approx(1 / 3)
 
 
@@ -68,8 +70,8 @@ def test_calibrated_accuracy_forgives_a_lost_threshold():
     labels = np.arange(200) % 2
     lost = np.stack([np.zeros(200), 40 + labels + np.linspace(0, 0.1, 200)], axis=1)
     rows = {"item": [f"{i:03d}" for i in range(200)], "labels": labels}
-    items = results.outcomes(cell(), "generated", "matched", logits=lost, **rows)
-    metrics = results.summarise(items, family="language", base_version="t0", commit="abc")
+    items = item_tables.label_items(cell(), "generated", "matched", logits=lost, **rows)
+    metrics = item_tables.summarise(items, family="language", base_version="t0", commit="abc")
     found = metrics.set_index("metric").value
     assert found.accuracy == 0.5 and found.calibrated_accuracy == 1 and found.auc == 1
 
@@ -80,7 +82,7 @@ def test_rounded_scores_keep_the_order_of_items(offset):
     labels = np.arange(400) % 2
     logits = np.stack([np.zeros(400), offset + random.normal(size=400) + labels], axis=1)
     rows = {"item": [f"{i:03d}" for i in range(400)], "labels": labels}
-    score = results.outcomes(cell(), "base", "none", logits=logits, **rows).score.to_numpy()
+    score = item_tables.label_items(cell(), "base", "none", logits=logits, **rows).score.to_numpy()
     assert bootstrap.auc(labels, score) == pytest.approx(
         bootstrap.auc(labels, logits[:, 1]), abs=5e-4
     )
@@ -140,7 +142,9 @@ def test_contract_refuses_duplicates_and_wrong_columns(sound):
     metrics = sound[0]
     with pytest.raises(OralError, match="repeats an earlier row"):
         schema.check(pd.concat([metrics, metrics.tail(1)]))
-    with pytest.raises(OralError, match=r"lacks columns \['value'\].*unknown ones \['worth'\]"):
+    with pytest.raises(
+        OralError, match=r"missing columns \['value'\].*unknown columns \['worth'\]"
+    ):
         schema.check(metrics.rename(columns={"value": "worth"}))
 
 
@@ -163,7 +167,7 @@ def test_samples_on_different_items_are_refused(sound):
     items = sound[1]
     ragged = items.drop(items.index[(items.method == "trained") & (items["sample"] == 1)][0])
     with pytest.raises(OralError, match="trained/none were scored on different items"):
-        results.summarise(ragged, family="language", base_version="1", commit="abc")
+        item_tables.summarise(ragged, family="language", base_version="1", commit="abc")
 
 
 def test_cell_is_written_whole_or_not_at_all(sound, tmp_path, monkeypatch):
@@ -194,11 +198,50 @@ def test_half_written_files_are_refused_in_one_line(sound, tmp_path):
     folder = results.write_cell(tmp_path / "cell", *sound)
     parquet = folder / "items.parquet"
     parquet.write_bytes(parquet.read_bytes()[:100])
-    with pytest.raises(OralError, match="no whole items table"):
+    with pytest.raises(OralError, match="truncated or invalid items table"):
         results.read(folder)
     (folder / "metrics.csv").unlink()
-    with pytest.raises(OralError, match="no whole table"):
+    with pytest.raises(OralError, match="truncated or invalid table"):
         results.read(folder)
+
+
+def network(root, name: str, weights: str = "a", **config) -> None:
+    storage.write_json(root / name / "config.json", {"generator": config})
+    storage.write_json(root / name / "manifest.json", {"sha256": weights})
+
+
+def test_a_cell_is_current_for_the_very_networks_that_it_was_measured_with(sound, tmp_path):
+    for name in ("generator", "regression"):
+        network(tmp_path, name)
+    folder, names = tmp_path / "cell", ["generator", "regression"]
+    hashes = results.network_hashes(tmp_path, names)
+    assert set(hashes) == set(names) and not results.is_current(folder, hashes)
+    results.write_cell(folder, *sound, hashes)
+    assert results.is_current(folder, hashes)
+    os.utime(tmp_path / "generator" / "manifest.json", (0, 0))  # a date is not what matters
+    assert results.is_current(folder, results.network_hashes(tmp_path, names))
+    assert not results.is_current(folder, results.network_hashes(tmp_path, names[:1]))
+    network(tmp_path, "regression", "b")
+    assert not results.is_current(folder, results.network_hashes(tmp_path, names))
+    network(tmp_path, "regression", "a")
+    assert results.is_current(folder, results.network_hashes(tmp_path, names))
+    network(tmp_path, "generator", temperature=0.5)  # other settings, equal weights
+    assert not results.is_current(folder, results.network_hashes(tmp_path, names))
+
+
+def test_a_cell_without_hashes_or_without_its_items_is_not_current(sound, tmp_path):
+    folder = results.write_cell(tmp_path / "cell", *sound)
+    assert results.is_current(folder, {}) and not results.is_current(folder, {"generator": "a"})
+    (folder / "cell.json").unlink()  # as an earlier version of the code wrote it
+    assert not results.is_current(folder, {})
+    results.write_cell(folder, *sound)
+    (folder / "items.parquet").unlink()
+    assert not results.is_current(folder, {})
+
+
+def test_a_network_that_was_not_trained_has_no_hash_and_the_command_is_named(tmp_path, refused):
+    with refused(PreflightError, "no generator in", "oral_lib train regression"):
+        results.network_hashes(tmp_path, ["regression"])
 
 
 def collected(tmp_path, cells, name="results") -> dict[str, bytes]:
@@ -235,7 +278,7 @@ def test_samples_of_far_seeds_are_never_taken_for_one_another(tmp_path):
     folders = [results.write_cell(tmp_path / str(i), *one) for i, one in enumerate(cells)]
     results.collect(folders, tmp_path / "results")
     _, items = results.read(tmp_path / "results")
-    assert results.matrix(items, "generated", "matched").shape == (10, 30)
+    assert item_tables.matrix(items, "generated", "matched").shape == (10, 30)
 
 
 def test_methods_are_stored_in_the_order_of_the_tables(tmp_path):

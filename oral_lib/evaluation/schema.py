@@ -1,12 +1,11 @@
-"""The contract of a result: the columns, words and numbers of a row, and what refuses all else.
+"""The schema of a result: columns, allowed strings and ranges of numbers, and their checks.
 
-A cell is one experiment, task, source, base model and seed. It is written as `metrics.csv` (a row a
-method, condition and metric) beside `items.parquet` (an outcome a held-out row and sample), so that
-any two rows can be compared item by item. Tables, figures and the report read nothing else but the
-small tables beside it: benchmarks, novelty, curves (`ledgers`) and ablations.
+A cell is one experiment, task, source, base model and seed. `metrics.csv` has a row for each
+method, condition and metric; `items.parquet` has an outcome for each held-out row and sample. So
+any two rows can be compared item by item. Tables, figures and the report read these two files and
+the small tables in the same folder: benchmarks, novelty, curves and ablations.
 
-A method of `ONCE` does not depend on the seed of the generator, so of several seeds of a cell only
-the first one need hold it.
+A method of `ONCE` does not depend on the generator's seed, so only a cell of seed 0 has it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,45 +33,39 @@ ITEM_COLUMNS = {
 METHODS = [  # in the order in which tables show them
     "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
     "retrieval", "regression", "generated",
-    "gaussian", "noise_small", "noise_large", "unconditional", "copy_oldest", "copy_newest",
-    "retrained",
+    "gaussian", "noise_small", "noise_large", "unconditional",
 ]
 ONCE = [  # the methods that do not depend on the generator
     "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
-    "retrieval", "gaussian",
-    "noise_small", "noise_large", "copy_oldest", "copy_newest", "retrained",
+    "retrieval", "gaussian", "noise_small", "noise_large",
 ]
 # fmt: on
-PROMPTED = [
-    "multitask",
-    "retrieval",
-    "regression",
-    "generated",
-]  # the methods that read the task's text
+PROMPTED = ["multitask", "retrieval", "regression", "generated"]  # conditioned on the task's text
 CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
 SOURCES = ["packages", "local", "hub", "made"]
 ALLOWED = {"method": METHODS, "condition": CONDITIONS, "source": SOURCES}
-SHARES = [
+SHARES = [  # metrics between 0 and 1, higher is better
     "accuracy",
     "auc",
     "calibrated_accuracy",
     "balanced_accuracy",
-]  # between 0 and 1, higher is better
-PARTS = r"accuracy_\w+|\w+_recall@\d+"  # those of one kind of items, which are shares, too
+]
+PARTS = r"accuracy_\w+|\w+_recall@\d+"  # metrics of one kind of items, also between 0 and 1
 
 PLACE = ["experiment", "source", "base", "task"]
-CELL = [*PLACE, "seed"]  # with the family, which the task implies
+CELL = [*PLACE, "seed"]  # the task implies the family
 GROUP = [*CELL, "method", "condition"]
 ITEM_KEY = [*GROUP, "sample", "item"]
 KEY = ["family", *CELL, "base_version", "method", "condition", "metric"]
+REFERENCE = "reference"  # the ablation group of the trained adapters, their average and the base
 
 
 def check(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` itself when every row keeps the contract, else OralError naming row and column."""
+    """`frame` itself if every row is valid; else OralError with the row and the column."""
     check_columns(frame, COLUMNS, "metrics")
     check_words(frame, COLUMNS)
     prompted = frame.method.isin(PROMPTED)
-    rule = f"must be 'none' for methods that read no text, and only there ({PROMPTED} read it)"
+    rule = f"must be 'none' exactly for methods without text, all but {PROMPTED}"
     refuse(frame, prompted == (frame.condition == "none"), "condition", rule)
     for column, kind in COLUMNS.items():
         if kind in (int, float):
@@ -87,35 +80,35 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     shares = frame.metric.isin(SHARES) | of_parts(frame)
     for column in ("value", "ci_low", "ci_high"):
         outside = shares & ~frame[column].between(0, 1)
-        refuse(frame, outside, column, "must lie between 0 and 1")
-    refuse(frame, ~frame.higher_is_better.isin([True, False]), "higher_is_better", "is no bool")
+        refuse(frame, outside, column, "must be between 0 and 1")
+    refuse(frame, ~frame.higher_is_better.isin([True, False]), "higher_is_better", "must be a bool")
     downward = shares & (frame.higher_is_better == False)  # noqa: E712
     refuse(frame, downward, "higher_is_better", "must be True for this metric")
-    refuse(frame, frame.ci_low > frame.value, "ci_low", "must not lie above the value")
-    refuse(frame, frame.ci_high < frame.value, "ci_high", "must not lie below the value")
+    refuse(frame, frame.ci_low > frame.value, "ci_low", "must be <= the value")
+    refuse(frame, frame.ci_high < frame.value, "ci_high", "must be >= the value")
     refuse(frame, frame.duplicated(KEY), "metric", "repeats an earlier row with the same key")
     return frame
 
 
 def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.DataFrame:
-    """`items` itself when sound and, with `metrics`, when every accuracy is its items' mean."""
+    """`items` itself if valid and, with `metrics`, if every accuracy is the mean of its items."""
     check_columns(items, ITEM_COLUMNS, "items")
     check_words(items, [name for name in ITEM_COLUMNS if name != "score"])
     refuse(items, np.isinf(items.score.astype(float)), "score", "must be finite")
     wrong = items.correct != (items.label == items.predicted)
-    refuse(items, wrong, "correct", "must say whether predicted equals label")
+    refuse(items, wrong, "correct", "must be whether predicted equals label")
     again = pd.Series(row_keys(items, ITEM_KEY)).duplicated().to_numpy()
     refuse(items, again, "item", "repeats an earlier item of its sample")
     if metrics is not None:
         group, first = pd.factorize(row_keys(items, GROUP))
         total = len(first)
-        found = items.iloc[np.unique(group, return_index=True)[1]][GROUP]
-        found = found.astype({name: str for name in GROUP if name != "seed"}).assign(
+        groups = items.iloc[np.unique(group, return_index=True)[1]][GROUP]
+        groups = groups.astype({name: str for name in GROUP if name != "seed"}).assign(
             mean=np.bincount(group, items.correct, total) / np.bincount(group, minlength=total),
             items=_different(group, _codes(items["item"]), total),
             samples=_different(group, items["sample"].to_numpy(), total),
         )
-        rows = metrics[metrics.metric == "accuracy"].merge(found, on=GROUP, how="left")
+        rows = metrics[metrics.metric == "accuracy"].merge(groups, on=GROUP, how="left")
         refuse(rows, rows["mean"].isna(), "value", "has no items")
         differs = (rows.value - rows["mean"]).abs() > 2e-6  # six significant digits on disk
         refuse(rows, differs, "value", "is not the mean of its items")
@@ -125,51 +118,55 @@ def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.
 
 
 def of_parts(metrics: pd.DataFrame) -> pd.Series:
-    """Which rows speak of one kind of items only: recall@k one way, accuracy of one kind."""
+    """Which rows are metrics of one kind of items: recall@k one way, accuracy of one kind."""
     return metrics.metric.astype(str).str.fullmatch(PARTS)
 
 
 def _different(group: np.ndarray, codes: np.ndarray, total: int) -> np.ndarray:
-    """How many different codes each group has."""
+    """The number of different codes of each group."""
     pairs = pd.unique(group * (int(codes.max(initial=0)) + 1) + codes.astype(np.int64))
     return np.bincount(pairs // (int(codes.max(initial=0)) + 1), minlength=total)
 
 
 def _codes(column: pd.Series) -> np.ndarray:
-    """Whole numbers in the order of the column: by the tables for methods and conditions."""
+    """Integers in the order of the column, which `ALLOWED` sets for methods and conditions."""
     if is_numeric_dtype(column):
         return column.to_numpy().astype(np.int64)
     kind = pd.CategoricalDtype(ALLOWED[column.name]) if column.name in ALLOWED else "category"
-    made = column.astype(kind) if column.dtype != kind or kind == "category" else column
-    rank = np.arange(len(made.cat.categories))
+    categories = column.astype(kind) if column.dtype != kind or kind == "category" else column
+    names = categories.cat.categories
+    rank = np.arange(len(names))
     if column.name not in ALLOWED:
-        rank[np.argsort(made.cat.categories.astype(str), kind="stable")] = rank.copy()
-    return rank[made.cat.codes].astype(np.int64) if len(rank) else np.zeros(len(made), np.int64)
+        rank[np.argsort(names.astype(str), kind="stable")] = rank.copy()
+    codes = categories.cat.codes
+    return rank[codes].astype(np.int64) if len(rank) else np.zeros(len(codes), np.int64)
 
 
 def row_keys(items: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """One whole number a row that sorts as its columns do: 15 million rows in a second or two."""
+    """One integer a row in the order of `columns`; 15 million rows take a second or two."""
     key, room = np.zeros(len(items), np.int64), 1
     for name in columns:
         codes = _codes(items[name])
         codes -= codes.min(initial=0)
         size = int(codes.max(initial=0)) + 1
-        if room * size > 2**62:  # only the order counts: close the gaps
+        if room * size > 2**62:  # only the order matters: close the gaps
             key, room = pd.factorize(key, sort=True)[0], len(items)
         key, room = key * size + codes, room * size
     return key
 
 
-def check_columns(frame: pd.DataFrame, wanted: Iterable[str], what: str) -> None:
-    """OralError unless `frame` has just the `wanted` columns."""
-    missing = [column for column in wanted if column not in frame]
-    unknown = [column for column in frame if column not in wanted]
+def check_columns(frame: pd.DataFrame, columns: Iterable[str], table: str) -> None:
+    """Raises OralError unless `frame` has exactly `columns`; `table` is its name in the message."""
+    missing = [column for column in columns if column not in frame]
+    unknown = [column for column in frame if column not in columns]
     if missing or unknown:
-        raise OralError(f"The {what} table lacks columns {missing} and has unknown ones {unknown}.")
+        raise OralError(
+            f"The {table} table has missing columns {missing} and unknown columns {unknown}."
+        )
 
 
 def check_words(frame: pd.DataFrame, columns: Iterable[str]) -> None:
-    """OralError about the first empty cell of `columns`, or word that is not allowed there."""
+    """Raises OralError at the first empty or disallowed string in `columns`."""
     for column in columns:
         if is_numeric_dtype(frame[column]) and not frame[column].hasnans:
             continue
@@ -186,22 +183,29 @@ def check_words(frame: pd.DataFrame, columns: Iterable[str]) -> None:
 
 
 def refuse(frame: pd.DataFrame, broken: pd.Series, column: str, rule: str) -> None:
-    """OralError about the first broken row, if any."""
+    """Raises OralError with `rule` about the first row that is True in `broken`, if any.
+
+    Args:
+        frame: the table.
+        broken: bool by row.
+        column: the column whose value is quoted.
+        rule: the rest of the message: "must be ...".
+    """
     if broken.any():
-        place = int(np.flatnonzero(broken)[0])
-        row = frame.iloc[place]
+        index = int(np.flatnonzero(broken)[0])
+        row = frame.iloc[index]
         names = [*GROUP, "metric", "sample", "item", "benchmark", "variant", "case"]
         key = ", ".join(f"{name}={row[name]}" for name in names if name in frame)
-        raise OralError(f"Row {place} ({key}): {column} '{row[column]}' {rule}.")
+        raise OralError(f"Row {index} ({key}): {column} '{row[column]}' {rule}.")
 
 
 # ---------------------------------------------------------------- as tables and files
 def items_frame(items: pd.DataFrame) -> pd.DataFrame:
-    """Items with the columns and types of the contract, in the order of its key."""
+    """Items with the columns and types of the schema, in the order of its key."""
     check_columns(items, ITEM_COLUMNS, "items")
     check_words(items, [name for name in ITEM_COLUMNS if name != "score"])
-    made = {name: _typed(items[name], kind) for name, kind in ITEM_COLUMNS.items()}
-    frame = pd.DataFrame(made, index=items.index)
+    columns = {name: _typed(items[name], kind) for name, kind in ITEM_COLUMNS.items()}
+    frame = pd.DataFrame(columns, index=items.index)
     key = row_keys(frame, ITEM_KEY)
     if (np.diff(key) < 0).any():
         frame = frame.iloc[np.argsort(key, kind="stable")]
@@ -209,39 +213,38 @@ def items_frame(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _typed(column: pd.Series, kind: str) -> pd.Series:
-    """The column as `kind`; categories are those of the tables, or those there are, sorted."""
+    """The column as `kind`; its categories are those of `ALLOWED`, or its sorted values."""
     if kind != "category":
         return column.astype(kind)
     if column.name in ALLOWED:
         return column.astype(pd.CategoricalDtype(ALLOWED[column.name]))
-    made = column.astype("category").cat.remove_unused_categories()
-    words = made.cat.categories.astype(str)
-    return made.cat.rename_categories(words).cat.reorder_categories(sorted(words))
+    column = column.astype("category").cat.remove_unused_categories()
+    words = column.cat.categories.astype(str)
+    return column.cat.rename_categories(words).cat.reorder_categories(sorted(words))
 
 
 def read_csv(path: str | Path, columns: Mapping[str, type]) -> pd.DataFrame:
-    """The table in `path`, not yet checked. OralError when it is no whole one."""
+    """The unchecked table in `path`; OralError if the file is truncated or invalid."""
     text = {name: str for name, kind in columns.items() if kind is str}
-    empty = {name: [""] for name in columns}  # only "" is missing: "none" and "null" are words
+    empty = {name: [""] for name in columns}  # only "" is missing: "none" and "null" are names
     try:
         return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except (OSError, ValueError) as error:
-        raise OralError(f"{path} is no whole table ({error}). Run the job again.") from error
+        raise OralError(
+            f"{path} is a truncated or invalid table ({error}). Run the job again."
+        ) from error
 
 
 def csv_text(frame: pd.DataFrame, key: list[str]) -> str:
-    """The rows in the order of `key` as csv, numbers with six digits."""
+    """The rows in the order of `key` as CSV, numbers with six significant digits."""
     return in_order(frame, key).to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def in_order(frame: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """Rows by key; methods and conditions in the order in which tables show them."""
-    places = {name: {word: i for i, word in enumerate(words)} for name, words in ALLOWED.items()}
+    """Rows sorted by key; methods and conditions in the order of the tables."""
+    ranks = {name: {word: i for i, word in enumerate(words)} for name, words in ALLOWED.items()}
 
     def rank(column: pd.Series) -> pd.Series:
-        return column.map(places[column.name]) if column.name in places else column
+        return column.map(ranks[column.name]) if column.name in ranks else column
 
     return frame.sort_values(key, key=rank, kind="stable", ignore_index=True)
-
-
-REFERENCE = "reference"  # the group of trained, soup and base

@@ -16,7 +16,7 @@ import pandas as pd
 from torch import Tensor
 
 from oral_lib import scales, seeds
-from oral_lib.evaluation import results, scoring
+from oral_lib.evaluation import item_tables, scoring
 from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
 from oral_lib.experiments import baselines
 from oral_lib.generator import Generator
@@ -217,11 +217,11 @@ def judged(
         for sample, adapter in enumerate(trial.adapters):
             outcome = known[id(adapter), trial.rows]
             tables.append(_items(cell, trial.method, trial.condition, sample, outcome))
-    items = results.join(tables)
+    items = item_tables.join(tables)
     kinds = {row.key: row.kind for row in held if row.kind}  # of items, for a metric each
     for outcome in known.values():
         kinds |= outcome.queries if isinstance(outcome, Matched) else {}
-    metrics = results.summarise(
+    metrics = item_tables.summarise(
         items,
         family=spec.family,
         base_version=model.spec.version,
@@ -236,12 +236,13 @@ def judged(
 def _items(cell: dict, method: str, condition: str, sample: int, outcome: Outcome) -> pd.DataFrame:
     if isinstance(outcome, Matched):
         told = {"item": list(outcome.queries), "ranks": outcome.predicted.numpy()}
-        return results.ranked(cell, method, condition, sample=sample, **told)
+        return item_tables.rank_items(cell, method, condition, sample=sample, **told)
     about = {"sample": sample, "item": [row.key for row in outcome.rows]}
     if outcome.written is None:
         about |= {"labels": outcome.labels.numpy(), "logits": outcome.likely.numpy()}
-        return results.outcomes(cell, method, condition, **about)
-    return results.answered(cell, method, condition, **about, correct=outcome.correct.numpy())
+        return item_tables.label_items(cell, method, condition, **about)
+    about["correct"] = outcome.correct.numpy()
+    return item_tables.answer_items(cell, method, condition, **about)
 
 
 def run_cell(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from oral_lib.errors import OralError
 from oral_lib.evaluation import bootstrap
-from oral_lib.evaluation.results import matrix
+from oral_lib.evaluation.item_tables import matrix
 from oral_lib.evaluation.schema import PLACE, PROMPTED
 
 RIVALS = [
