@@ -1,4 +1,4 @@
-"""Steps that are repeated: launched once, replayed from then on."""
+"""Devices: CUDA graphs for repeated steps, and the fastest dtype."""
 
 from collections.abc import Callable, Hashable
 
@@ -6,11 +6,11 @@ import torch
 
 
 class Replay:
-    """`call(key)`; on a GPU it becomes a CUDA graph for each key and is replayed from then on.
+    """Runs `call(key)`; on a GPU captures one CUDA graph for each key and replays it.
 
-    A step of a small model is hundreds of kernels, which take longer to launch than to run. What
-    `call` reads and writes must stay where it is: it may not return anything or ask the device.
-    The first call of a key runs as it is, for what is compiled and set up at a first use.
+    A step of a small model is hundreds of kernels that take longer to launch than to run. The
+    tensors that `call` reads and writes must keep their addresses. It must not return a value or
+    synchronise with the device. The first call of a key is not captured: it compiles and allocates.
     """
 
     def __init__(self, call: Callable[[Hashable], None], device: torch.device):
@@ -24,14 +24,14 @@ class Replay:
         if self.graphs[key] is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self.pool):
-                self.call(key)  # noted down, not run
-            self.pool = graph.pool()  # never replayed at once, so all share their memory
+                self.call(key)  # recorded, not run
+            self.pool = graph.pool()  # graphs never run concurrently, so they share one memory pool
             self.graphs[key] = graph
         self.graphs[key].replay()
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it natively, else float32."""
+    """bfloat16 if the device multiplies it natively, else float32."""
     if torch.device(device).type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the code, the machine, the versions of the packages."""
+"""Origin of a result: commit of the code, machine, versions of the packages."""
 
 import os
 import platform
@@ -14,19 +14,19 @@ PACKAGES = ["torch", "transformers", "peft", "datasets", "safetensors", "numpy",
 
 
 def code_commit() -> str:
-    """The commit of this code, "-dirty" when tracked files differ.
+    """Commit of this code, with "-dirty" if tracked files differ.
 
-    Outside git it is what $ORAL_COMMIT says, for copies that left .git behind, else "unknown".
+    Without a git repository: $ORAL_COMMIT if it is set, else "unknown".
     """
     here = Path(__file__).resolve()
 
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here.parent), *words]
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # or it lies installed in another repository
-        # results/ is what a run writes: it must not make its own commit look dirty
+        git("ls-files", "--error-unmatch", here.name)  # fails if another repository contains it
+        # a run writes results/: exclude it, or every run would mark its commit as dirty
         paths = ("--", ":/", ":(top,exclude)results")
         changed = git("status", "--porcelain", "--untracked-files=no", *paths)
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
@@ -35,7 +35,7 @@ def code_commit() -> str:
 
 
 def hardware() -> dict:
-    """Processor, cores this process may use, memory and GPUs of this machine."""
+    """Processor, cores available to this process, memory and GPUs of this machine."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -52,10 +52,16 @@ def hardware() -> dict:
 def manifest(
     results_dir: str | Path, *, source: str, seeds: Mapping, assets: Mapping, **more
 ) -> dict:
-    """Writes results_dir/manifest.json and returns it: one entry a source, others are kept.
+    """Content of results_dir/manifest.json after the entry of `source` is written.
 
-    An entry holds seeds, assets (revisions and hashes), package versions, hardware, commit, date
-    and whatever `more` names (the resolved configuration, the command).
+    The entries of other sources are kept.
+
+    Args:
+        results_dir: folder of the manifest.
+        source: source of models and data.
+        seeds: seeds of the run.
+        assets: origin and hashes by asset.
+        more: further values, such as the resolved configuration and the command.
     """
     path = Path(results_dir) / "manifest.json"
     content = read_json(path) if path.exists() else {}

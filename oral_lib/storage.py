@@ -1,6 +1,6 @@
-"""State on disk: safetensors and JSON, written whole or not at all, read without trust.
+"""State on disk: safetensors and JSON, written atomically and validated when read.
 
-Nothing here imports torch before a tensor is asked for, so that the command line can use it.
+torch is imported by the functions that use tensors, so that the command line starts without it.
 """
 
 import errno
@@ -20,23 +20,29 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-NAME_LIMIT = 120  # bytes; leaves room for the suffix of a temporary file
+NAME_LIMIT = 120  # bytes; a temporary file adds a suffix
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
-def replacing(path: str | Path, wanted: int = 0) -> Iterator[Path]:
-    """A path beside `path` to write a file or a folder at; it takes `path`'s place at the end.
+def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
+    """A temporary path next to `path`, for a file or a folder that replaces `path` at the end.
 
-    When the block raises, or the process dies, `path` stays as it was. `wanted` is the number of
-    bytes to be written, told to the user when the disk is full (PreflightError).
+    `path` is unchanged if the block raises or the process is killed.
+
+    Args:
+        path: the file or folder to write.
+        size: bytes to write, for the message when the disk is full.
+
+    Raises:
+        PreflightError: if the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if path.is_dir():  # a folder cannot be replaced in one step: move the old one aside
+        if path.is_dir():  # os.replace refuses a folder that is not empty: move the old one away
             old = temporary.with_suffix(".old.tmp")
             os.replace(path, old)
             os.replace(temporary, path)
@@ -44,11 +50,11 @@ def replacing(path: str | Path, wanted: int = 0) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except Exception as error:
-        # safetensors reports the system's error number in its text only
+        # safetensors has the system's error number in its message only
         if getattr(error, "errno", None) in _FULL or "os error 28" in str(error):
             raise PreflightError(
-                f"No space left in {path.parent} to write {path.name} ({wanted:,} bytes wanted). "
-                "Free some space or name another folder."
+                f"No space left in {path.parent} to write {path.name} ({size:,} bytes). "
+                "Free some space or use another folder."
             ) from error
         raise
     finally:
@@ -59,56 +65,60 @@ def replacing(path: str | Path, wanted: int = 0) -> Iterator[Path]:
 
 
 def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, "Tensor"]:
-    """The tensors of a safetensors file by name, on the CPU.
+    """Tensors of a safetensors file by name, on the CPU. No content of the file is executed.
 
-    OralError in one line when the file is missing, cut off, not safetensors (nothing in it is
-    ever executed) or, with `finite`, when it holds NaN or infinite values.
+    Raises:
+        OralError: if the file is missing, truncated or not safetensors, or contains NaN or
+            infinite values although `finite` is set.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = _present(path)
+    path = _existing_file(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise OralError(
-            f"{path} is no whole safetensors file ({_first_line(error)}). "
-            "Make or download it again; pickled weights are never read."
+            f"{path} is truncated or not a safetensors file ({_first_line(error)}). "
+            "Create or download it again; pickled weights are never read."
         ) from error
     if finite:
         for name, tensor in tensors.items():
             if not _finite(tensor):
-                raise OralError(f"{path} holds NaN or infinite values in {name!r}: do not use it.")
+                raise OralError(
+                    f"{path} has NaN or infinite values in {name!r}: create or download it again."
+                )
     return tensors
 
 
 def write_tensors(
     path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file whole or not at all. PreflightError when the disk is full."""
+    """Writes a safetensors file atomically. Raises PreflightError if the disk is full."""
     from safetensors.torch import save_file
 
-    # clones: views of one flat vector must not be taken for tied weights
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    wanted = sum(tensor.nbytes for tensor in plain.values())
-    with replacing(path, wanted) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt", **(metadata or {})})
-        temporary.chmod(0o644)  # safetensors makes private files
+    # safetensors refuses tensors that share memory, such as views of one flat vector: clone them
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    size = sum(tensor.nbytes for tensor in copies.values())
+    with replacing(path, size) as temporary:
+        save_file(copies, temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(0o644)  # safetensors writes private files
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. OralError in one line when it is missing, cut off or no JSON."""
-    path = _present(path)
+    """Content of a JSON file. Raises OralError if it is missing, truncated or invalid."""
+    path = _existing_file(path)
     try:
         return json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
     except (ValueError, OSError, RecursionError) as error:
         raise OralError(
-            f"{path} is no whole JSON file ({_first_line(error)}). Make or download it again."
+            f"{path} is a truncated or invalid JSON file ({_first_line(error)}). "
+            "Create or download it again."
         ) from error
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Writes JSON with sorted keys, whole or not at all. OralError for NaN: JSON has none."""
+    """Writes JSON with sorted keys, atomically. Raises OralError for NaN, which JSON lacks."""
     try:
         text = json.dumps(content, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
     except (ValueError, TypeError) as error:
@@ -117,19 +127,19 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a UTF-8 text file whole or not at all. PreflightError when the disk is full."""
+    """Writes a UTF-8 text file atomically. Raises PreflightError if the disk is full."""
     data = text.encode()
     with replacing(path, len(data)) as temporary:
         temporary.write_bytes(data)
 
 
 def safe_name(name: str) -> str:
-    """`name` itself when it can name a file inside a folder, else UsageError."""
+    """`name` if it is a valid file name inside a folder. Raises UsageError if not."""
     fault = None
     if not isinstance(name, str) or not name.strip():
-        fault = "is empty or no text"
+        fault = "is empty or not a text"
     elif any(unicodedata.category(letter).startswith("C") for letter in name):
-        fault = "holds invisible or control characters"
+        fault = "contains invisible or control characters"
     elif "/" in name or "\\" in name or ".." in name or name.startswith("."):
         fault = "looks like a path"
     elif len(name.encode()) > NAME_LIMIT:
@@ -143,22 +153,24 @@ def safe_name(name: str) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file in hexadecimal. OralError when it is missing."""
-    with _present(path).open("rb") as stream:
+    """SHA-256 of a file in hexadecimal. Raises OralError if it is missing."""
+    with _existing_file(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _present(path: str | Path) -> Path:
+def _existing_file(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise OralError(f"{path} is a folder, not a file." if path.is_dir() else f"No file {path}.")
+        raise OralError(
+            f"{path} is a folder, not a file." if path.is_dir() else f"{path} does not exist."
+        )
     return path
 
 
 def _finite(tensor: "Tensor") -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    if tensor.element_size() == 1:  # 8-bit floats have no isfinite of their own
+    if tensor.element_size() == 1:  # isfinite does not support 8-bit floats
         tensor = tensor.float()
     return bool(tensor.isfinite().all())
 

@@ -1,9 +1,8 @@
-"""Lets torchvision be imported beside a torch without CUDA.
+"""Makes torchvision importable with a torch without CUDA.
 
-A torchvision wheel built against CUDA cannot load its C++ library there, and then fails at import
-with `operator torchvision::nms does not exist`; transformers, timm and open_clip fail with it.
-Declaring the two operators that torchvision refers to is enough. Calling them still fails, as it
-must.
+A torchvision wheel built against CUDA cannot load its C++ library with such a torch. Its import
+fails with `operator torchvision::nms does not exist`, and with it transformers, timm and open_clip.
+Declaring the two operators that torchvision refers to is enough; calling them still fails.
 """
 
 import sys
@@ -12,11 +11,11 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-_kept = []  # a torch.library.Library takes its operators along when it is collected
+_libraries = []  # a torch.library.Library removes its operators when it is garbage-collected
 
 
 class _Guard(MetaPathFinder):
-    """Finds torchvision as ever, and has it declare its operators before its first line runs."""
+    """Finds torchvision as usual and declares its operators before its module is executed."""
 
     def find_spec(self, fullname, path=None, target=None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(fullname, path) if fullname == "torchvision" else None
@@ -32,22 +31,22 @@ class _Guard(MetaPathFinder):
 
 
 def install() -> None:
-    """Puts the guard in place, once. It costs nothing until something imports torchvision."""
+    """Installs the guard once. It has no effect until torchvision is imported."""
     if "torchvision" not in sys.modules and not any(isinstance(f, _Guard) for f in sys.meta_path):
         sys.meta_path.insert(0, _Guard())
 
 
 def declare_operators(folder: Path) -> None:
-    """Declares `nms` and `qnms` if the C++ library in torchvision's `folder` cannot do it."""
+    """Declares `nms` and `qnms` if the C++ library in torchvision's `folder` does not load."""
     import torch
 
-    # where the library loads it declares them itself, and twice is fatal
+    # a library that loads declares them itself, and declaring them twice is an error
     if torch.version.cuda is not None or any(_loads(torch, path) for path in folder.glob("_C*")):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _kept.append(library)
+    _libraries.append(library)
 
 
 def _loads(torch: ModuleType, path: Path) -> bool:

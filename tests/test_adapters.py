@@ -278,7 +278,7 @@ def test_a_pickle_under_any_name_is_refused_and_never_read(tmp_path, folder, mon
     monkeypatch.chdir(tmp_path)
     for content in (pickle.dumps(Bomb()), b"PK\x03\x04" + bytes(64)):
         (folder / peft_folder.WEIGHTS).write_bytes(content)
-        refused("no whole safetensors", peft_folder.load, folder)
+        refused("not a safetensors file", peft_folder.load, folder)
     (folder / peft_folder.WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
     refused("only adapter_model.bin.*pickle can run code", peft_folder.load, folder)
@@ -290,7 +290,7 @@ def test_a_truncated_file_is_refused(folder, kept):
     for name in (peft_folder.WEIGHTS, peft_folder.CONFIG):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole.rstrip()[:kept])
-        refused("no whole", peft_folder.load, folder)
+        refused("truncated or", peft_folder.load, folder)
         (folder / name).write_bytes(whole)
 
 

@@ -188,7 +188,7 @@ def torchvision_folder(tmp_path, monkeypatch):
     """A torchvision with a C++ library that cannot be loaded, and no CUDA."""
     (tmp_path / "_C.so").write_bytes(b"not a library")
     monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torchvision_guard, "_kept", [])
+    monkeypatch.setattr(torchvision_guard, "_libraries", [])
     declared = []
     library = SimpleNamespace(define=declared.append)
     monkeypatch.setattr(torch.library, "Library", lambda *how: declared.append(how) or library)
@@ -201,7 +201,7 @@ def test_the_guard_declares_what_a_broken_torchvision_lacks(torchvision_folder):
     assert where == ("torchvision", "FRAGMENT")
     assert nms == "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     assert qnms == "q" + nms
-    assert len(torchvision_guard._kept) == 1  # or the operators vanish with the library
+    assert len(torchvision_guard._libraries) == 1  # or the operators vanish with the library
 
 
 def test_the_guard_leaves_a_sound_torchvision_alone(torchvision_folder, monkeypatch):

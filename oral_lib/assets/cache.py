@@ -104,7 +104,7 @@ def write_manifest(folder: Path, about: dict) -> None:
 def weights_hash(folder: Path) -> str:
     """SHA-256 over the hashes of all safetensors files in a model's folder.
 
-    Raises PreflightError if there are none.
+    Raises PreflightError if it contains no such file.
     """
     states = [(file, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
     if not states:

