@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from oral_lib import paths, scales, seeds, storage
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
-from oral_lib.lora import distance, peft_folder
+from oral_lib.lora import distances, peft_folder
 from oral_lib.method import tokenization
 from oral_lib.method.conditioning import ARMS, Condition
 from oral_lib.method.denoiser import DenoiserConfig, denoiser
@@ -466,7 +466,7 @@ def prompt(
     members = _zoo_beside(folder, model, base)
     loras = []
     for tensors in made:
-        name, far = distance.nearest(tensors, members, config) if members else ("", None)
+        name, far = distances.nearest(tensors, members, config) if members else ("", None)
         card = peft_folder.Card(
             text=task,
             base=config["base_model_name_or_path"],

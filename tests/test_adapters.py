@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import runpy
+import subprocess
+import sys
 from math import hypot
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import yaml
 import oral_lib  # noqa: F401 - makes transformers importable beside a torchvision without CUDA
 from oral_lib import storage
 from oral_lib.errors import OralError, UsageError
-from oral_lib.lora import distance, peft_folder
-from oral_lib.lora.adapter import check
+from oral_lib.lora import distances, peft_folder
+from oral_lib.lora.adapter import LoraSettings, check, factors_by_module
 from oral_lib.lora.peft_folder import Card
 
 torch.set_num_threads(1)
@@ -187,7 +189,7 @@ def test_a_folder_in_use_is_never_overwritten_by_accident(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     peft_folder.save(folder, tensors, config, CARD)  # empty folders are free
-    with pytest.raises(UsageError, match="holds an adapter"):
+    with pytest.raises(UsageError, match="already contains an adapter"):
         peft_folder.save(folder, tensors, config, CARD)
     other, _ = plain(seed=1)
     peft_folder.save(folder, other, config, CARD, overwrite=True)
@@ -198,7 +200,7 @@ def test_a_folder_in_use_is_never_overwritten_by_accident(tmp_path):
         peft_folder.save(folder, tensors, config, CARD, overwrite=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("mine")
-    with pytest.raises(UsageError, match="no adapter"):
+    with pytest.raises(UsageError, match="not contain an adapter"):
         peft_folder.save(tmp_path / "home", tensors, config, CARD, overwrite=True)
     with pytest.raises(UsageError, match="is a file"):
         peft_folder.save(folder / "notes.txt", tensors, config, CARD, overwrite=True)
@@ -219,6 +221,13 @@ def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
             peft_folder.save(tmp_path / folder, plain(1)[0], config, CARD, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old" / peft_folder.WEIGHTS).read_bytes() == before
+
+
+def test_only_reading_and_writing_folders_imports_peft():
+    words = "from oral_lib import lora; lora.distance, lora.novelty, lora.Stack, lora.attached; "
+    words += "import sys; assert 'peft' not in sys.modules; lora.load; assert 'peft' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def refused(message, function, *arguments, error=OralError, **options):
@@ -315,9 +324,12 @@ NOT_LORA = [
     ({A: None}, "lora_B.weight' has no '.lora_A.weight'"),
     ({B: None}, "lora_A.weight' has no '.lora_B.weight'"),
     ({A: torch.ones(2, 7, dtype=torch.int64)}, "torch.int64"),
-    ({"base_model.model.a.lora_A.default.weight": torch.ones(2, 7)}, "no LoRA tensor that PEFT"),
-    ({"../../etc/passwd": torch.ones(1)}, "no name of a tensor"),
-    ({"x\ny": torch.ones(1)}, "no name of a tensor"),
+    (
+        {"base_model.model.a.lora_A.default.weight": torch.ones(2, 7)},
+        "not a LoRA tensor under a name",
+    ),
+    ({"../../etc/passwd": torch.ones(1)}, "not a tensor name"),
+    ({"x\ny": torch.ones(1)}, "not a tensor name"),
 ]
 
 
@@ -343,20 +355,20 @@ def test_an_adapter_without_lora_is_refused(folder):
     ("change", "message"),
     [
         ({"peft_type": "LOHA"}, "LOHA"),
-        ({"peft_type": "__import__"}, "No LoRA configuration"),
-        ({"peft_type": ["LORA"]}, "No LoRA configuration"),
+        ({"peft_type": "__import__"}, "Invalid LoRA configuration"),
+        ({"peft_type": ["LORA"]}, "Invalid LoRA configuration"),
         ({"peft_type": None}, "None, not 'LORA'"),
         ({"r": 0}, "0"),
         ({"r": "2"}, "'2'"),
         ({"r": True}, "True"),
         ({"rank_pattern": {"b": -1}}, "rank -1"),
-        ({"rank_pattern": ["b"]}, "No LoRA configuration"),
-        ({"rank_pattern": {"(": 2}}, "No LoRA configuration"),
+        ({"rank_pattern": ["b"]}, "Invalid LoRA configuration"),
+        ({"rank_pattern": {"(": 2}}, "Invalid LoRA configuration"),
         ({"rank_pattern": {"b": 4}}, "'base_model.model.b.lora_A.weight'.*rank 4"),
-        ({"lora_alpha": "x"}, "No LoRA configuration"),
-        ({"lora_alpha": 10**400}, "No LoRA configuration"),
+        ({"lora_alpha": "x"}, "Invalid LoRA configuration"),
+        ({"lora_alpha": 10**400}, "Invalid LoRA configuration"),
         ({"target_parameters": ["w"]}, "target_parameters"),
-        ({"task_type": "EVIL"}, "No LoRA configuration"),
+        ({"task_type": "EVIL"}, "Invalid LoRA configuration"),
     ],
 )
 def test_a_configuration_that_is_no_lora_is_refused(folder, change, message):
@@ -370,7 +382,7 @@ def test_a_missing_adapter_is_refused(tmp_path, folder):
     (folder / peft_folder.CONFIG).write_text('{"r": 2, "lora_alpha": 6}')
     refused("None, not 'LORA'", peft_folder.load, folder)
     (folder / peft_folder.CONFIG).write_text("[]")
-    refused("no JSON object", peft_folder.load, folder)
+    refused("must be a JSON object", peft_folder.load, folder)
     (folder / peft_folder.CONFIG).unlink()
     refused("No file", peft_folder.load, folder)
 
@@ -387,6 +399,15 @@ def test_the_first_difference_to_the_base_is_told():
         refused(message, check, tensors, reference)
 
 
+def delta(tensors, config):
+    """(module, dW = s B A) for each adapted module, written out: [out, in, kernel...]."""
+    settings = LoraSettings.of(config)
+    for module, (a, b) in factors_by_module(tensors, settings).items():
+        groups = a.shape[0] // b.shape[1]
+        left = torch.block_diag(*b.flatten(1).chunk(groups))
+        yield module, settings.scale(module) * (left @ a.flatten(1)).view(len(b), *a.shape[1:])
+
+
 @pytest.mark.parametrize("kind", ["causal", "classifier"])
 def test_delta_is_what_peft_adds_to_the_weights(kind):
     from peft import get_peft_model, set_peft_model_state_dict
@@ -396,7 +417,7 @@ def test_delta_is_what_peft_adds_to_the_weights(kind):
     model = get_peft_model(make(), config)
     set_peft_model_state_dict(model, tensors)
     merged, base = model.merge_and_unload(), make()
-    deltas = dict(distance.delta(tensors, config))
+    deltas = dict(delta(tensors, config))
     assert len(deltas) == 4
     for module, change in deltas.items():
         moved = merged.get_submodule(module).weight - base.get_submodule(module).weight
@@ -413,19 +434,13 @@ def test_delta_of_a_convolution_is_what_the_model_computes(groups):
     model = get_peft_model(torch.nn.Sequential(torch.nn.ModuleDict(layers)), config)
     conv = model.base_model.model[0]["conv"]
     image = torch.randn(1, 4, 8, 8)
-    ((_, change),) = distance.delta(get_peft_model_state_dict(model), config)
+    ((_, change),) = delta(get_peft_model_state_dict(model), config)
     added = conv(image) - conv.base_layer(image)
     torch.testing.assert_close(torch.nn.functional.conv2d(image, change), added)
 
 
-def test_delta_makes_one_module_at_a_time():
-    tensors, config = plain(modules=("a", "b"))
-    deltas = distance.delta(tensors, config)
-    assert iter(deltas) is deltas and next(deltas)[0] == "a"
-
-
 def dense(one, other, config):
-    pairs = zip(distance.delta(one, config), distance.delta(other, config), strict=True)
+    pairs = zip(delta(one, config), delta(other, config), strict=True)
     lora = sum(float((a - b).double().square().sum()) for (_, a), (_, b) in pairs) ** 0.5
     rest = [n for n in one if "lora_A" not in n and "lora_B" not in n]
     return lora, sum(float((one[n] - other[n]).square().sum()) for n in rest) ** 0.5
@@ -439,11 +454,11 @@ def test_distance_is_the_dense_distance(rslora):
         wide, _ = plain(len(tensors), r=3, modules=["layers.1.up"], out=9)
         tensors |= wide
     config |= {"use_rslora": rslora, "rank_pattern": {"up": 3}, "alpha_pattern": {"q": 1.5}}
-    found = distance.distance(one, other, config)
+    found = distances.distance(one, other, config)
     assert found == pytest.approx(dense(one, other, config), rel=1e-5)
     assert found.total == pytest.approx(hypot(*found))
-    assert distance.distance(other, one, config) == pytest.approx(found)
-    assert distance.distance(one, one, config) == (0, 0)
+    assert distances.distance(other, one, config) == pytest.approx(found)
+    assert distances.distance(one, one, config) == (0, 0)
 
 
 def test_distance_of_grouped_convolutions_is_the_dense_distance():
@@ -456,7 +471,7 @@ def test_distance_of_grouped_convolutions_is_the_dense_distance():
         }
         for _ in range(2)
     )
-    found = distance.distance(one, other, config)
+    found = distances.distance(one, other, config)
     assert found == pytest.approx(dense(one, other, config), rel=1e-5)
 
 
@@ -466,24 +481,24 @@ def test_distance_is_exact_for_near_adapters_and_blind_to_the_gauge():
     near[B][0, 0] += 1e-4  # dW moves by s times 1e-4 |first row of A|
     moved = float(near[B].double()[0, 0] - one[B].double()[0, 0])
     expected = 3 * moved * float(one[A].double()[0].norm())
-    assert distance.distance(one, near, config).lora == pytest.approx(expected, rel=1e-6)
+    assert distances.distance(one, near, config).lora == pytest.approx(expected, rel=1e-6)
     turned = {**one, A: one[A] * 3, B: one[B] / 3}  # B A = (B R)(R^-1 A)
     none = {name: torch.zeros_like(tensor) for name, tensor in one.items()}
-    size = distance.distance(one, none, config).lora
-    assert distance.distance(one, turned, config).lora < 1e-6 * size
+    size = distances.distance(one, none, config).lora
+    assert distances.distance(one, turned, config).lora < 1e-6 * size
 
 
 def test_distance_wants_adapters_of_one_shape():
-    refused("shape", distance.distance, plain()[0], plain(width=8)[0], plain()[1])
+    refused("shape", distances.distance, plain()[0], plain(width=8)[0], plain()[1])
 
 
 def test_the_nearest_of_the_zoo_is_named():
     one, config = plain()
     near = {name: tensor + 0.01 for name, tensor in one.items()}
     zoo = [("far", plain(1)[0]), ("near", near), ("farther", plain(2)[0])]
-    name, found = distance.nearest(one, iter(zoo), config)
-    assert name == "near" and found == distance.distance(one, near, config)
-    refused("empty", distance.nearest, one, [], config, error=UsageError)
+    name, found = distances.nearest(one, iter(zoo), config)
+    assert name == "near" and found == distances.distance(one, near, config)
+    refused("empty", distances.nearest, one, [], config, error=UsageError)
 
 
 # ---------------------------------------------------------------- novelty
@@ -508,10 +523,10 @@ def change(adapter: dict, scale: float) -> torch.Tensor:
 
 def test_distances_of_many_are_those_of_the_weight_changes():
     ones, others = loras(3, 0), loras(4, 1)
-    found = distance.distances(ones, others, scale=0.5)
+    found = distances.pairwise(ones, others, scale=0.5)
     wanted = [[(change(a, 0.5) - change(b, 0.5)).norm() for b in others] for a in ones]
     assert torch.allclose(found, torch.tensor(wanted).double(), rtol=1e-5)
-    assert distance.distances(ones, ones).diagonal().abs().max() < 1e-5
+    assert distances.pairwise(ones, ones).diagonal().abs().max() < 1e-5
 
 
 def test_distances_do_not_see_how_a_change_is_factored():
@@ -520,14 +535,14 @@ def test_distances_do_not_see_how_a_change_is_factored():
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(3)))[0]
     turned["x.lora_A.weight"] = turn.T @ one["x.lora_A.weight"]
     turned["x.lora_B.weight"] = one["x.lora_B.weight"] @ turn
-    assert distance.distances([one], [turned]).item() < 1e-3
+    assert distances.pairwise([one], [turned]).item() < 1e-3
 
 
 def test_a_copy_has_no_novelty_and_another_run_is_as_new_as_a_held_out_one():
     train, held = loras(8, 0), loras(2, 1)
-    copied = distance.novelty([dict(train[2])], train, held, scale=2.0)
+    copied = distances.novelty([dict(train[2])], train, held, scale=2.0)
     assert copied.ratio < 1e-3 and copied.samples != copied.samples  # NaN: there is one sample
-    fresh = distance.novelty(loras(20, 2), train, held, scale=2.0)
+    fresh = distances.novelty(loras(20, 2), train, held, scale=2.0)
     assert 0.7 < fresh.ratio < 1.4 and fresh.ratio_low <= fresh.ratio
     assert fresh.generated == pytest.approx(fresh.ratio * fresh.held_out)
 
@@ -535,13 +550,13 @@ def test_a_copy_has_no_novelty_and_another_run_is_as_new_as_a_held_out_one():
 def test_the_mean_of_all_runs_is_nearer_to_each_than_they_are_to_one_another():
     train, held = loras(8, 0, spread=0.1, about=1.0), loras(2, 1, spread=0.1, about=1.0)
     soup = {name: torch.stack([a[name] for a in train]).mean(0) for name in train[0]}
-    found = distance.novelty([soup], train, held, scale=1.0)
+    found = distances.novelty([soup], train, held, scale=1.0)
     assert found.ratio < 1 and found.generated < found.seeds < found.norm
 
 
 def test_novelty_of_nothing_and_of_other_shapes_is_refused():
     with pytest.raises(UsageError, match="got 0, 2 and 1"):
-        distance.novelty([], loras(2, 0), loras(1, 1), 1.0)
+        distances.novelty([], loras(2, 0), loras(1, 1), 1.0)
     strange = [{**one, "x.lora_A.weight": torch.ones(2, 7)} for one in loras(1, 0)]
     with pytest.raises(OralError, match="does not fit"):
-        distance.novelty(strange, loras(2, 0), loras(1, 1), 1.0)
+        distances.novelty(strange, loras(2, 0), loras(1, 1), 1.0)

@@ -86,7 +86,7 @@ def test_an_untrained_adapter_has_a_balanced_form(adapter):
 def test_factors_that_are_no_matrices_are_refused(adapter):
     name = "base_model.model.stem.conv.lora_B.weight"
     with pytest.raises(OralError, match=r"stem\.conv"):
-        factors(adapter | {name: adapter[name].flatten(1).view(6, 2, 2, 1)})
+        gauge.balanced(adapter | {name: adapter[name].flatten(1).view(6, 2, 2, 1)})
     del adapter[name]
-    with pytest.raises(OralError, match="beside it"):
+    with pytest.raises(OralError, match="next to it"):
         factors(adapter)

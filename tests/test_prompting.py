@@ -11,7 +11,7 @@ from peft import PeftModel
 import oral_lib
 from oral_lib import paths, storage
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.lora import distance, peft_folder
+from oral_lib.lora import distances, peft_folder
 from oral_lib.models import loading
 from oral_lib.zoo import store
 
@@ -84,7 +84,7 @@ def test_the_card_says_what_made_the_adapter(prompted, smoke, tmp_path):
 def test_the_card_names_the_nearest_adapter_of_the_zoo(prompted, smoke):
     [lora] = prompted()
     near = {
-        f"{m.task}, seed {m.seed}": distance.distance(lora.tensors, m.tensors, lora.config).total
+        f"{m.task}, seed {m.seed}": distances.distance(lora.tensors, m.tensors, lora.config).total
         for m in smoke.members("tiny-causal")
     }
     assert len(near) == 4 and lora.card.nearest == min(near, key=near.get)

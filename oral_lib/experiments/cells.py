@@ -20,7 +20,7 @@ from oral_lib.evaluation import item_tables, scoring
 from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
 from oral_lib.experiments import baselines
 from oral_lib.generator import Generator
-from oral_lib.lora import distance
+from oral_lib.lora import distances
 from oral_lib.models import contrastive, loading
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder, text_encoder
@@ -283,7 +283,7 @@ def run_cell(
     apart = [m.tensors for m in held_out]
     if not apart:
         return metrics, items, None
-    found = distance.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
+    found = distances.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
     row = cell | found._asdict() | counts | {"method": "generated", "commit": code_commit()}
     return metrics, items, row

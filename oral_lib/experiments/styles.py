@@ -21,7 +21,7 @@ from oral_lib import scales, seeds
 from oral_lib.evaluation import fid, schema
 from oral_lib.evaluation.evaluate import GROUPS, evaluate
 from oral_lib.experiments.cells import Size, _base, _models, trials
-from oral_lib.lora import distance, stacked
+from oral_lib.lora import distances, stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
@@ -122,7 +122,7 @@ def run_cell(
     own = [m.tensors for m in members if m.task == task]
     made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
     apart = [m.tensors for m in held_out]
-    new = distance.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
+    new = distances.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
     counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
     cell = {name: about[name] for name in (*schema.CELL, "commit")}
     return metrics, nothing, cell | new._asdict() | counts | {"method": "generated"}

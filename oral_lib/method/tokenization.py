@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.lora.adapter import Adapter, _cut, _natural, first_difference
+from oral_lib.lora.adapter import Adapter, first_difference, natural_key, split_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,7 +66,7 @@ class Layout:
         UsageError for `k` below 1, for a dtype that float32 cannot hold, for no values at all and
         for names that differ in nothing but PEFT's prefix.
         """
-        names = sorted(tensors, key=_natural)
+        names = sorted(tensors, key=natural_key)
         shapes = tuple(tuple(tensors[name].shape) for name in names)
         return cls(tuple(names), shapes, tuple(tensors[name].dtype for name in names), k)
 
@@ -88,7 +88,7 @@ class Layout:
     @cached_property
     def _places(self) -> tuple[tuple[int, str], ...]:
         """(layer, type) of each tensor."""
-        cut = [_cut(name) for name in self.names]
+        cut = [split_name(name) for name in self.names]
         single = len({before for before, layer, _ in cut if layer}) == 1
         return tuple(
             (layer, after if single or not layer else f"{before}.*.{after}")
