@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from oral_lib.scales import CELL_NOTEBOOKS
+from oral_lib.experiments.records import EXPERIMENTS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    stem, _ = CELL_NOTEBOOKS["style"]
+    stem = EXPERIMENTS["style"].notebook
     if find_spec("diffusers") is None:
         reason = "the extra `diffusion` is not installed"
         for item in items:

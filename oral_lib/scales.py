@@ -235,13 +235,6 @@ PAPER = {
 }
 SCALES = {"smoke": SMOKE, "desk": DESK, "lab": LAB, "paper": PAPER}
 EXPERIMENTS = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
-CELL_NOTEBOOKS = {  # (notebook, its parameter for the base model) by experiment
-    "language": ("10_language", "base"),
-    "vision": ("20_vision", "backbone"),
-    "unseen": ("21_unseen", ""),
-    "multimodal": ("30_multimodal", "towers"),
-    "style": ("22_style", "base"),
-}
 
 
 # ---------------------------------------------------------------- queries

@@ -10,6 +10,7 @@ import pytest
 
 from oral_lib import paths, scales
 from oral_lib.errors import UsageError
+from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import plan
@@ -319,11 +320,12 @@ def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refus
 def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():
     from oral_lib.workflow import notebooks
 
-    assert set(scales.CELL_NOTEBOOKS) == set(scales.EXPERIMENTS)
-    for stem, called in scales.CELL_NOTEBOOKS.values():
-        known = notebooks.defaults(notebooks.find(stem))
-        assert {"seed", "scale", "source", "out"} <= set(known)
-        assert not called or {"task", called} <= set(known)
+    assert list(EXPERIMENTS) == list(scales.EXPERIMENTS)
+    for name, record in EXPERIMENTS.items():
+        assert record.name == name
+        parameters = notebooks.defaults(notebooks.find(record.notebook))
+        assert {"seed", "scale", "source", "out"} <= set(parameters)
+        assert not record.base_parameter or {"task", record.base_parameter} <= set(parameters)
 
 
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("paper", "local:x")])

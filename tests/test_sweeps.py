@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import oral_lib
-from oral_lib import paths, scales
+from oral_lib import paths, scales, storage
 from oral_lib.errors import UsageError
 from oral_lib.runner import engine
 from oral_lib.workflow import cli, notebooks, plan, sweeps
@@ -153,12 +153,12 @@ def test_the_command_of_a_cell_gives_the_notebook_the_values_of_the_file(tmp_pat
         ({"grid": {"task": ["review_topic"]}}, "has no task 'review_topic' on 'tiny-encoder'"),
         ({"grid": {"base": ["minilm-l7"]}}, "unknown base model 'minilm-l7'"),
         ({"grid": {"base": ["minilm-l6"]}}, "scale 'smoke' has no base 'minilm-l6'"),
-        ({"grid": {"seed": 3}}, "`grid` wants a list of values for 'seed', got 3"),
-        ({"grid": {"seed": []}}, "`grid` wants a list of values for 'seed'"),
+        ({"grid": {"seed": 3}}, "`grid` needs a list of values for 'seed', got 3"),
+        ({"grid": {"seed": []}}, "`grid` needs a list of values for 'seed'"),
         ({"grid": {"scale": ["smoke", "lab"]}}, "'scale' must be the same in all cells"),
         ({"parameters": {"scale": "smok"}}, "unknown scale 'smok'. Did you mean 'smoke'?"),
         ({"parameters": {"seed": 1}}, "'seed' is in `parameters` and in a cell"),
-        ({"parameters": {"out": "x"}}, "`out` is no parameter of a sweep: give --out"),
+        ({"parameters": {"out": "x"}}, "`out` is not a parameter of a sweep: use --out"),
         ({"parameters": [1]}, "`parameters` must be a map of names"),
         ({"cells": [3]}, "each of `cells` must be a map"),
         ({"parameters": {1: 2}}, "the name of a parameter must be a text, got 1"),
@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_meant_gives_2_and_one_line_with_its_name_before_a
 
 
 def test_what_is_no_yaml_or_is_not_there_is_refused(tmp_path, refused):
-    with refused(UsageError, "one.yaml", "is no YAML (line 2)"):
+    with refused(UsageError, "one.yaml", "is not valid YAML (line 2)"):
         sweeps.read(written(tmp_path, "notebook: 10_language\n  grid: ["))
     with refused(UsageError, "none.yaml", "cannot be read"):
         sweeps.read(tmp_path / "none.yaml")
@@ -251,24 +251,25 @@ def test_a_dry_run_tells_the_cells_and_starts_nothing(tmp_path, ran, capsys):
     assert not ran and not (tmp_path / "runs").exists()
 
 
-def test_the_report_takes_cells_that_a_sweep_added_but_none_of_an_older_generator(
+def test_the_report_takes_cells_that_a_sweep_added_but_none_of_another_generator(
     tmp_path, monkeypatch
 ):
     run = oral_lib.Run("smoke", out=tmp_path)
     monkeypatch.setattr(oral_lib.Run, "cell", lambda *given: None)
 
-    def put(path: Path, when: float) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.utime(path, (when, when))
+    from oral_lib.evaluation import results
 
-    put(run.root / "generator" / "manifest.json", 1000.0)
+    storage.write_json(run.root / "generator" / "manifest.json", {"losses": [1.0]})
+    networks = results.network_hashes(run.root, ["generator"])
     folders = {
         seed: paths.cell_folder(run.root, "language", "tiny-encoder", "movie", seed)
         for seed in (1, 2, 3)
     }
-    put(folders[1] / "metrics.csv", 2000.0)
-    put(folders[2] / "metrics.csv", 500.0)
+    for seed, hashes in ((1, networks), (2, {"generator": "of another generator"})):
+        folders[seed].mkdir(parents=True)
+        for name in ("metrics.csv", "items.parquet"):
+            (folders[seed] / name).touch()
+        storage.write_json(folders[seed] / "cell.json", {"networks": hashes})
     folders[3].mkdir()
     planned = [cell for cell in run.cells() if cell not in folders.values()]
     assert run.cells() == [*planned, folders[1]]

@@ -78,7 +78,7 @@ def test_a_saved_output_and_a_notebook_without_source_are_found(folder):
 
 def test_a_python_file_without_cells_is_refused(tmp_path):
     (tmp_path / "plain.py").write_text("# %% [markdown]\n# words alone\n")
-    with pytest.raises(OralError, match="no percent notebook"):
+    with pytest.raises(OralError, match="is not a percent notebook"):
         notebooks.twin(tmp_path / "plain.py")
 
 

@@ -1,23 +1,21 @@
-"""The plan: every node of a run, with what it reads, what it leaves, and the command that makes it.
+"""The plan: every node of a run, with its inputs, outputs and command.
 
-Nothing here computes. The Snakefile turns the nodes into rules, `reproduce` runs them, and a
-notebook asks where things are. Imports with the standard library alone.
+Nothing here computes. The Snakefile turns the nodes into rules, and `reproduce` runs them. Imports
+with the standard library only.
 """
 
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from oral_lib import scales
+from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.paths import ROOT, cell_folder, experiment_folder, results_folder, run_folder
 from oral_lib.runner.nodes import Node
-from oral_lib.scales import CELL_NOTEBOOKS, base_plans, experiments, generators
 
-PROJECT = ("-m", "oral_lib")  # what every command starts with
-# what a run is made of: (scale, source, out) -> nodes, each after those it needs
-Planner = Callable[[str, str, Path], list[Node]]
-
-
-NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}
+PROJECT = ("-m", "oral_lib")  # the first arguments of every command
+Planner = Callable[[str, str, Path], list[Node]]  # (scale, source, out) -> nodes in order
+NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}  # file stems by node name
 
 
 def notebook_node(
@@ -29,203 +27,231 @@ def notebook_node(
     inputs: Iterable[str] = (),
     **rest,
 ) -> Node:
-    """A node that runs a notebook; the executed notebook is the last of its outputs."""
+    """A node that runs a notebook; the executed notebook is the last of its outputs.
+
+    Args:
+        name: of the node.
+        stem: file stem of the notebook.
+        run: the run folder, where the executed notebook is stored.
+        parameters: of the notebook.
+        outputs: further files that the notebook writes.
+        inputs: further files that it reads.
+        rest: further fields of `Node`.
+    """
     executed = run / "notebooks" / f"{name.replace('/', '--')}.ipynb"
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in parameters.items()}
-    given = [word for name, text in texts.items() for word in ("-p", name, text)]
+    arguments = [word for name, text in texts.items() for word in ("-p", name, text)]
     return Node(
         name,
         tuple(str(path) for path in (*outputs, executed)),
-        (*PROJECT, "notebook", stem, str(executed), *given),
+        (*PROJECT, "notebook", stem, str(executed), *arguments),
         inputs=(str(ROOT / "notebooks" / f"{stem}.ipynb"), *inputs),
         **rest,
     )
 
 
-class _Draft:
-    """The nodes of an experiment, as far as they were added: all names begin with `prefix`."""
+class _ExperimentNodes:
+    """Collects the nodes of one experiment in order."""
 
     def __init__(self, scale: str, source: str, out: Path, experiment: str):
-        self.scale, self.source, self.experiment = scale, source, experiment
+        self.scale, self.source, self.record = scale, source, EXPERIMENTS[experiment]
         self.run = run_folder(scale, source, out)
         self.root = experiment_folder(scale, source, out, experiment)
-        self.models = base_plans(scale, source, experiment)
-        self.prefix = "" if experiment == "language" else f"{experiment}/"
-        self.known = {"scale": scale, "source": source, "out": str(out)}
-        self.where = [word for key, value in self.known.items() for word in (f"--{key}", value)]
-        self.told = ["--experiment", experiment] if self.prefix else []
+        self.plans = scales.base_plans(scale, source, experiment)
+        self.where = {"scale": scale, "source": source, "out": str(out)}
         self.gpu = int(scale in ("lab", "paper"))
-        self.largest = max(model.memory_mb for model in self.models)
+        self.largest = max(plan.memory_mb for plan in self.plans)
         self.nodes: list[Node] = []
 
     def add(self, name: str, *command: str, outputs: Iterable[Path], **rest) -> tuple[str, ...]:
-        made = tuple(str(path) for path in outputs)
-        command = (*PROJECT, *command, *self.where)
-        self.nodes.append(Node(self.prefix + name, made, command, **rest))
-        return made
+        """Adds a node that runs a subcommand of `python -m oral_lib`; returns its outputs."""
+        files = tuple(str(path) for path in outputs)
+        options = [word for key, value in self.where.items() for word in (f"--{key}", value)]
+        command = (*PROJECT, *command, *options)
+        self.nodes.append(Node(self.record.prefix + name, files, command, **rest))
+        return files
 
     def notebook(self, name: str, stem: str, **rest) -> tuple[str, ...]:
-        parameters = rest.pop("parameters", {}) | self.known
+        """Adds a node that runs a notebook; returns its outputs."""
+        parameters = rest.pop("parameters", {}) | self.where
         self.nodes.append(notebook_node(name, stem, self.run, parameters, **rest))
         return self.nodes[-1].outputs
 
 
 def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
-    """All nodes of a run, each after those it needs."""
-    out, made, results = Path(out), [], []
+    """All nodes of a run, each after those that it needs.
+
+    Args:
+        scale: a key of `scales.SCALES`.
+        source: "packages", "hub", "local:DIR" or, at the smoke scale, "made".
+        out: the folder of runs/ and results/.
+
+    Raises:
+        UsageError: unknown scale or source, or a source that the scale does not have.
+    """
+    out = Path(out)
     published = results_folder(scale, out)
-    for experiment in experiments(scale, source):
-        draft = _Draft(scale, source, out, experiment)
+    experiments, reported = [], []
+    for experiment in scales.experiments(scale, source):
+        part = _ExperimentNodes(scale, source, out, experiment)
         assets = ()
-        if source != "made":  # what is made on the spot needs no asset
-            file = draft.root / "assets.json"
-            assets = draft.add("assets", "assets", *draft.told, outputs=[file])
-        zoo = _zoo(draft, assets)
-        trained = _generators(draft, zoo)
-        cells = _cells(draft, trained)
-        if experiment == "language":
-            _notebooks(draft, zoo, trained)
-            last, results = draft, [*results, *cells]
+        if source != "made":  # generated data needs no assets
+            file = part.root / "assets.json"
+            assets = part.add("assets", "assets", *part.record.options, outputs=[file])
+        zoo = _add_zoo(part, assets)
+        manifests = _add_generators(part, zoo)
+        cells = _add_cells(part, manifests)
+        if part.record.main:
+            _add_notebooks(part, zoo, manifests)
+            main, reported = part, [*reported, *cells]
         else:
-            results += draft.add(
+            reported += part.add(
                 "report",
-                *("report", *draft.told),
-                outputs=[draft.root / "published.json"],
+                *("report", *part.record.options),
+                outputs=[part.root / "published.json"],
                 inputs=tuple(cells),
                 published=(str(published / "metrics.csv"),),
                 minutes=0.3,
             )
-        made.append(draft)
-    last.nodes, ends = [], [*(node for draft in made for node in draft.nodes)]
-    last.notebook(
+        experiments.append(part)
+    planned = [node for part in experiments for node in part.nodes]
+    main.notebook(
         "report",
         "90_report",
-        inputs=tuple(results),
+        inputs=tuple(reported),
         published=(str(published / "metrics.csv"), str(published.parent / "README.md")),
         minutes=0.3,
     )
-    return [*ends, *last.nodes]
+    return [*planned, main.nodes[-1]]
 
 
-def _zoo(draft: _Draft, assets: tuple[str, ...]) -> tuple[str, ...]:
-    """Adds what makes the zoo; the files that say that it is there."""
-    root, gpu = draft.root, draft.gpu
-    chosen: dict[str, tuple[str, ...]] = {}  # recipes, by base model
-    for model in draft.models:
-        if model.aligned:
-            assets = draft.add(
-                f"align/{model.base}",
-                *("align", "--base", model.base),
-                outputs=[root / "aligned" / f"{model.base}.json"],
+def _add_zoo(part: _ExperimentNodes, assets: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds alignment, tuning and training of the adapters; returns the files written last."""
+    root, gpu = part.root, part.gpu
+    recipes: dict[str, tuple[str, ...]] = {}  # files of tuned recipes, by base model
+    for plan in part.plans:
+        if plan.aligned:
+            assets = part.add(
+                f"align/{plan.base}",
+                *("align", "--base", plan.base),
+                outputs=[root / "aligned" / f"{plan.base}.json"],
                 after=assets,
-                memory_mb=model.memory_mb,
+                memory_mb=plan.memory_mb,
                 minutes=1.0,
                 gpu=gpu,
             )
-        if model.tuned:
-            chosen[model.base] = draft.add(
-                f"tune/{model.base}",
-                *("tune", "--base", model.base),
-                outputs=[root / "tuning" / model.base / f"{task}.json" for task in model.tasks],
+        if plan.tuned:
+            recipes[plan.base] = part.add(
+                f"tune/{plan.base}",
+                *("tune", "--base", plan.base),
+                outputs=[root / "tuning" / plan.base / f"{task}.json" for task in plan.tasks],
                 after=assets,
                 resumes=True,
-                memory_mb=model.memory_mb,
-                minutes=4 * model.zoo_minutes * len(model.tasks),
+                memory_mb=plan.memory_mb,
+                minutes=4 * plan.zoo_minutes * len(plan.tasks),
                 gpu=gpu,
             )
     zoo: list[str] = []
-    for model in draft.models:
+    for plan in part.plans:
         first = assets
-        if model.parent:
-            first = draft.add(
-                f"evolve/{model.base}",
-                *("evolve", "--base", model.base),
-                outputs=[root / "evolved" / f"{model.base}.json"],
+        if plan.parent:
+            first = part.add(
+                f"evolve/{plan.base}",
+                *("evolve", "--base", plan.base),
+                outputs=[root / "evolved" / f"{plan.base}.json"],
                 after=assets,
                 memory_mb=8000,
                 minutes=0.5,
                 gpu=gpu,
             )
-        seeds = range(model.zoo_seeds + model.held_out)
-        folders = [root / "zoo" / model.base / task / f"seed-{s}" for task in model.zoo_tasks
-                   for s in seeds]  # fmt: skip
-        zoo += draft.add(
-            f"zoo/{model.base}",
-            *("zoo", "--base", model.base),
+        seeds = range(plan.zoo_seeds + plan.held_out)
+        folders = [
+            root / "zoo" / plan.base / task / f"seed-{seed}"
+            for task in plan.zoo_tasks
+            for seed in seeds
+        ]
+        zoo += part.add(
+            f"zoo/{plan.base}",
+            *("zoo", "--base", plan.base),
             outputs=[folder / "run.json" for folder in folders],  # written last
-            inputs=chosen.get(model.parent or model.base, ()),
+            inputs=recipes.get(plan.parent or plan.base, ()),
             after=first,
             resumes=True,
-            memory_mb=model.memory_mb,
-            minutes=model.zoo_minutes * len(folders),
+            memory_mb=plan.memory_mb,
+            minutes=plan.zoo_minutes * len(folders),
             gpu=gpu,
         )
     return tuple(zoo)
 
 
-def _generators(draft: _Draft, zoo: tuple[str, ...]) -> tuple[str, ...]:
-    """Adds the training of generators; their manifests."""
-    adapters = sum(m.zoo_minutes * len(m.tasks) * m.zoo_seeds for m in draft.models)
-    made: list[str] = []
-    for kind in generators(draft.scale, draft.experiment):
-        made += draft.add(
-            kind,
-            *("train", kind, *draft.told),
-            outputs=[draft.root / kind / "manifest.json"],  # written last, too
+def _add_generators(part: _ExperimentNodes, zoo: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds the training of generators and baselines; returns their manifests."""
+    minutes = sum(plan.zoo_minutes * len(plan.tasks) * plan.zoo_seeds for plan in part.plans)
+    manifests: list[str] = []
+    for name in scales.generators(part.scale, part.record.name):
+        manifests += part.add(
+            name,
+            *("train", name, *part.record.options),
+            outputs=[part.root / name / "manifest.json"],  # written last
             inputs=zoo,
-            memory_mb=draft.largest,
-            minutes=0.25 * adapters,
-            gpu=draft.gpu,
+            memory_mb=part.largest,
+            minutes=0.25 * minutes,
+            gpu=part.gpu,
         )
-    return tuple(made)
+    return tuple(manifests)
 
 
-def _cells(draft: _Draft, made: tuple[str, ...]) -> list[str]:
-    """Adds the measuring of all cells, with a notebook each; their result files."""
-    stem, called = CELL_NOTEBOOKS[draft.experiment]
+def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
+    """Adds the measurement of all cells and their notebooks; returns the result files."""
+    record = part.record
     results: list[str] = []
-    for model in draft.models:
-        measured, together = (), draft.experiment == "unseen"
-        if draft.gpu or together:
-            measured = draft.add(
-                f"cells/{model.base}",
-                *("cells", "--base", model.base),
-                outputs=[draft.root / "cells" / f"{model.base}.json"],
-                inputs=made,
-                memory_mb=model.memory_mb,
-                minutes=model.cell_minutes * len(model.cell_tasks) * model.seeds,
-                gpu=draft.gpu,
+    for plan in part.plans:
+        measured = ()
+        if part.gpu or not record.base_parameter:  # all cells of a base model in one process
+            measured = part.add(
+                f"cells/{plan.base}",
+                *("cells", "--base", plan.base),
+                outputs=[part.root / "cells" / f"{plan.base}.json"],
+                inputs=manifests,
+                memory_mb=plan.memory_mb,
+                minutes=plan.cell_minutes * len(plan.cell_tasks) * plan.seeds,
+                gpu=part.gpu,
             )
-        if together:  # many tasks, one notebook
-            name = f"{draft.experiment}/{model.base}"
-            results += draft.notebook(name, stem, inputs=measured, minutes=0.3, gpu=draft.gpu)
+        if not record.base_parameter:
+            name = f"{record.name}/{plan.base}"
+            results += part.notebook(
+                name, record.notebook, inputs=measured, minutes=0.3, gpu=part.gpu
+            )
             continue
-        for task in model.tasks:
-            for seed in range(model.seeds):
-                folder = cell_folder(draft.root, draft.experiment, model.base, task, seed)
-                written = draft.notebook(
-                    f"{draft.experiment}/{model.base}/{task}/seed-{seed}",
-                    stem,
+        for task in plan.tasks:
+            for seed in range(plan.seeds):
+                folder = cell_folder(part.root, record.name, plan.base, task, seed)
+                outputs = part.notebook(
+                    f"{record.name}/{plan.base}/{task}/seed-{seed}",
+                    record.notebook,
                     outputs=[folder / "metrics.csv", folder / "items.parquet"],
-                    inputs=made,
-                    parameters={"task": task, called: model.base, "seed": seed},
-                    memory_mb=model.memory_mb,
-                    minutes=0.2 if measured else model.cell_minutes,
-                    gpu=draft.gpu,
+                    inputs=manifests,
+                    parameters={"task": task, record.base_parameter: plan.base, "seed": seed},
+                    memory_mb=plan.memory_mb,
+                    minutes=0.2 if measured else plan.cell_minutes,
+                    gpu=part.gpu,
                     after=measured,
-                    resumes=bool(measured),  # then it only shows what is there
+                    resumes=bool(measured),  # the notebook shows the cell that is already measured
                 )
-                results += written[:2]
+                results += outputs[:2]
     return results
 
 
-def _notebooks(draft: _Draft, zoo: tuple[str, ...], made: tuple[str, ...]) -> None:
-    """Adds the notebooks that are no cells."""
-    if draft.gpu:
-        about = {"bases": draft.models[0].base, "groups": "all"}
-        about |= {"rows": 300, "samples": 10, "steps": 0}
-        draft.notebook(
-            "ablations", "70_ablations", inputs=zoo, parameters=about, minutes=90.0, gpu=draft.gpu
+def _add_notebooks(
+    part: _ExperimentNodes, zoo: tuple[str, ...], manifests: tuple[str, ...]
+) -> None:
+    """Adds the notebooks that show no cell."""
+    gpu = part.gpu
+    if gpu:
+        parameters = {"bases": part.plans[0].base, "groups": "all"}
+        parameters |= {"rows": 300, "samples": 10, "steps": 0}
+        part.notebook(
+            "ablations", "70_ablations", inputs=zoo, parameters=parameters, minutes=90.0, gpu=gpu
         )
     for name, stem in NOTEBOOKS.items():
-        draft.notebook(name, stem, inputs=made, memory_mb=draft.largest, minutes=0.5, gpu=draft.gpu)
+        part.notebook(name, stem, inputs=manifests, memory_mb=part.largest, minutes=0.5, gpu=gpu)

@@ -1,13 +1,14 @@
-"""Sweeps: a YAML file names a notebook and a grid of its parameters; every cell is run once.
+"""Sweeps: a YAML file names a notebook and a grid of its parameters; every cell runs once.
 
     notebook: 10_language
-    parameters: {scale: lab, source: packages}            the same in every cell
-    grid: {base: [minilm-l6], task: [movie], seed: [0, 1, 2]}       cells: their product,
-    cells: [{base: smollm2-135m, task: sarcasm, seed: 1}]           and these
+    parameters: {scale: lab, source: packages}                  # the same in every cell
+    grid: {base: [minilm-l6], task: [movie], seed: [0, 1, 2]}   # cells: the product of the lists
+    cells: [{base: smollm2-135m, task: sarcasm, seed: 1}]       # further cells
 
-A cell is known by the values of all its parameters, given or not. Where the plan has a node of the
-same values that node is the cell, and a cell that differs from one of the plan's in base, task or
-seed alone lies where the plan would put it. So no two files, and no later plan, run a cell again.
+A cell is identified by the values of all its parameters, defaults included. If the plan has a node
+with the same values, the cell is that node. A cell that differs from a cell of the plan only in
+base model, task or seed has the outputs that the plan would give it. So a second sweep or a later
+plan never runs a cell again.
 """
 
 import hashlib
@@ -22,29 +23,39 @@ from typing import Any
 
 import yaml
 
-from oral_lib import paths, scales
+from oral_lib import paths
 from oral_lib.errors import UsageError, closest
+from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import notebooks, plan, reproduce
 
 PARTS = ("notebook", "parameters", "grid", "cells")
-WHERE = ("scale", "source", "out")  # one run a sweep: these are the same in every cell
-OF_NOTEBOOK = {stem: experiment for experiment, (stem, _) in scales.CELL_NOTEBOOKS.items()}
-# of two experiments that call their base model alike, the first
-CALLED = {called: name for name, (_, called) in reversed(scales.CELL_NOTEBOOKS.items())}
-PLACE = (*CALLED, "task", "seed")  # what names a cell of the plan
-# of notebooks that are not in the plan: the nodes that each word of `bases` needs (others need all
-# generators), and what it writes to results/<scale>
+WHERE = ("scale", "source", "out")  # the same in every cell: a sweep belongs to one run
+# experiment by notebook, and by the parameter for the base model (of several, the first)
+BY_NOTEBOOK = {record.notebook: name for name, record in EXPERIMENTS.items()}
+BY_PARAMETER = {record.base_parameter: name for name, record in reversed(EXPERIMENTS.items())}
+CELL_PARAMETERS = (*BY_PARAMETER, "task", "seed")  # those that identify a cell of the plan
+# of notebooks outside the plan: the nodes that they need for each base model (default: all
+# generators), and the file that they write to results/<scale>
 NEEDS = {"70_ablations": "zoo/{base}*"}
 PUBLISHED = {"70_ablations": "ablations.csv"}
 
-Cell = Mapping[str, Any]  # every parameter of the notebook but WHERE
+Cell = Mapping[str, Any]  # every parameter of the notebook except WHERE
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file as it is meant: the cells are checked, complete and no two the same."""
+    """A sweep file after all checks.
+
+    Args:
+        path: the file.
+        notebook: the notebook that runs.
+        defaults: of all parameters of the notebook.
+        scale: of the run.
+        source: of the run.
+        cells: complete parameter values, no two equal.
+    """
 
     path: Path
     notebook: Path
@@ -56,10 +67,16 @@ class Sweep:
 
 # ---------------------------------------------------------------- the file
 def read(path: Path, scale: str | None = None, source: str | None = None) -> Sweep:
-    """The sweep in the file `path`; `scale` and `source` go before what it says.
+    """The sweep in the file `path`.
 
-    `UsageError` in one line that names the file, for whatever could not run: another form, an
-    unknown notebook or parameter, a value of another type, a cell that its scale does not have.
+    Args:
+        path: the YAML file.
+        scale: replaces the scale in the file.
+        source: replaces the source in the file.
+
+    Raises:
+        UsageError: one line that names the file. The form is wrong, a notebook, parameter or value
+            is unknown or of another type, or the scale has no such cell.
     """
     try:
         return _read(path, scale, source)
@@ -70,37 +87,39 @@ def read(path: Path, scale: str | None = None, source: str | None = None) -> Swe
 def _read(path: Path, scale: str | None, source: str | None) -> Sweep:
     content = _content(path)
     notebook = notebooks.find(content["notebook"])
-    known = notebooks.defaults(notebook)
-    if missing := [name for name in WHERE if name not in known]:
-        raise UsageError(f"{notebook.name} has no parameter {missing[0]!r}: no run has its cells.")
+    defaults = notebooks.defaults(notebook)
+    if missing := [name for name in WHERE if name not in defaults]:
+        raise UsageError(
+            f"{notebook.name} has no parameter {missing[0]!r}: a notebook of a sweep needs it."
+        )
     fixed = content["parameters"]
     if "out" in fixed:
-        raise UsageError("`out` is no parameter of a sweep: give --out.")
-    scale = scale or fixed.get("scale", known["scale"])
-    source = source or fixed.get("source", known["source"])
-    found: dict[str, Cell] = {}
-    for place, varied in enumerate(_combinations(content), 1):
-        given = fixed | varied | {"scale": scale, "source": source}
+        raise UsageError("`out` is not a parameter of a sweep: use --out.")
+    scale = scale or fixed.get("scale", defaults["scale"])
+    source = source or fixed.get("source", defaults["source"])
+    cells: dict[str, Cell] = {}
+    for number, varied in enumerate(_combinations(content), 1):
+        values = fixed | varied | {"scale": scale, "source": source}
         try:
-            texts = {name: _text(name, value, known) for name, value in given.items()}
-            cell = known | notebooks.checked(notebook, known, texts)
+            texts = {name: _text(name, value, defaults) for name, value in values.items()}
+            cell = defaults | notebooks.check_against(notebook, defaults, texts)
         except UsageError as error:
-            told = ", ".join(f"{name}={value!r}" for name, value in varied.items())
-            raise UsageError(f"cell {place} ({told}): {error}") from error
+            settings = ", ".join(f"{name}={value!r}" for name, value in varied.items())
+            raise UsageError(f"cell {number} ({settings}): {error}") from error
         cell = {name: value for name, value in cell.items() if name not in WHERE}
-        found.setdefault(_key(notebook.stem, cell), cell)
-    return Sweep(path, notebook, known, scale, source, tuple(found.values()))
+        cells.setdefault(_key(notebook.stem, cell), cell)
+    return Sweep(path, notebook, defaults, scale, source, tuple(cells.values()))
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The parts of the file, those left out empty; `UsageError` for another form."""
+    """The parts of the file, missing ones empty. Raises UsageError if the form is wrong."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot be read ({type(error).__name__}).") from error
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise UsageError(f"is no YAML (line {line}).") from error
+        raise UsageError(f"is not valid YAML (line {line}).") from error
     if not isinstance(content, dict) or not isinstance(content.get("notebook"), str):
         raise UsageError(f"a sweep has the parts {', '.join(PARTS)}; `notebook` names one.")
     for part in content:
@@ -112,12 +131,13 @@ def _content(path: Path) -> dict[str, Any]:
     for part, form in forms.items():
         if not isinstance(content[part], form):
             raise UsageError(f"`{part}` must be a {'list' if form is list else 'map of names'}.")
-    maps = [content["parameters"], content["grid"], *content["cells"]]
-    if odd := [k for one in maps if isinstance(one, dict) for k in one if not isinstance(k, str)]:
-        raise UsageError(f"the name of a parameter must be a text, got {odd[0]!r}.")
+    maps = [m for m in (content["parameters"], content["grid"], *content["cells"]) if
+            isinstance(m, dict)]  # fmt: skip
+    if names := [name for names in maps for name in names if not isinstance(name, str)]:
+        raise UsageError(f"the name of a parameter must be a text, got {names[0]!r}.")
     for name, values in content["grid"].items():
         if not isinstance(values, list) or not values:
-            raise UsageError(f"`grid` wants a list of values for {name!r}, got {values!r}.")
+            raise UsageError(f"`grid` needs a list of values for {name!r}, got {values!r}.")
     if not all(isinstance(cell, dict) for cell in content["cells"]):
         raise UsageError("each of `cells` must be a map of names to values.")
     if not content["grid"] and not content["cells"]:
@@ -132,6 +152,7 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _combinations(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The varied parameters of each cell: the product of the grid, then the listed cells."""
     grid = content["grid"]
     if grid:
         for values in product(*grid.values()):
@@ -139,13 +160,16 @@ def _combinations(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield from content["cells"]
 
 
-def _text(name: str, value: Any, known: Mapping[str, Any]) -> str:
-    """`value` as the command line would give it; `UsageError` for a text's place taken by YAML's
-    own idea of a value (no, 12, a list)."""
+def _text(name: str, value: Any, defaults: Mapping[str, Any]) -> str:
+    """`value` as the command line would pass it.
+
+    Raises UsageError if YAML read a text as something else (no, 12, a list).
+    """
     if isinstance(value, str):
         return value
-    if isinstance(known.get(name), str):
-        raise UsageError(f"parameter {name} must be a text like {known[name]!r}, got {value!r}.")
+    default = defaults.get(name)
+    if isinstance(default, str):
+        raise UsageError(f"parameter {name} must be a text like {default!r}, got {value!r}.")
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -153,43 +177,44 @@ def _text(name: str, value: Any, known: Mapping[str, Any]) -> str:
 
 
 def _key(stem: str, cell: Cell) -> str:
+    """A hash of the notebook and all its parameters."""
     text = json.dumps([stem, cell], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # ---------------------------------------------------------------- the nodes
 def nodes(sweep: Sweep, scale: str, source: str, out: Path) -> tuple[list[Node], list[Node]]:
-    """(the cells, and with them all that they need in the order in which it is made)."""
+    """(nodes of the cells, these and all nodes that they need in order)."""
     planned = plan.nodes(scale, source, out)
-    known = {}  # the plan's cells of this notebook, by key
+    by_key = {}  # (node, cell) of this notebook in the plan
     for node in planned:
-        told = _told(node, sweep)
-        if told is not None:
-            known[_key(sweep.notebook.stem, told)] = (node, told)
+        cell = _cell_of(node, sweep)
+        if cell is not None:
+            by_key[_key(sweep.notebook.stem, cell)] = (node, cell)
     where = {"scale": scale, "source": source, "out": str(out)}
     chosen, added = [], []
     for cell in sweep.cells:
         key = _key(sweep.notebook.stem, cell)
-        if key not in known:
+        if key not in by_key:
             run = paths.run_folder(scale, source, out)
-            siblings = list(known.values())
-            known[key] = (_node(sweep, cell, key, run, where, siblings, planned), cell)
-            added.append(known[key][0])
-        chosen.append(known[key][0])
+            siblings = list(by_key.values())
+            by_key[key] = (_node(sweep, cell, key, run, where, siblings, planned), cell)
+            added.append(by_key[key][0])
+        chosen.append(by_key[key][0])
     return chosen, graph.with_needs([*planned, *added], chosen)
 
 
-def _told(node: Node, sweep: Sweep) -> Cell | None:
-    """The parameters of a node that runs the sweep's notebook, else None."""
+def _cell_of(node: Node, sweep: Sweep) -> Cell | None:
+    """The parameters of a node that runs the notebook of the sweep, else None."""
     start = (*plan.PROJECT, "notebook", sweep.notebook.stem)
     if node.command[: len(start)] != start:
         return None
-    words = node.command[len(start) + 1 :]  # the executed notebook, then -p NAME VALUE ...
-    given = {
+    words = node.command[len(start) + 1 :]  # after the executed notebook: -p NAME VALUE ...
+    values = {
         name: notebooks.typed(name, text, sweep.defaults[name])
         for name, text in zip(words[1::3], words[2::3], strict=True)
     }
-    return {n: v for n, v in (sweep.defaults | given).items() if n not in WHERE}
+    return {n: v for n, v in (sweep.defaults | values).items() if n not in WHERE}
 
 
 def _node(
@@ -201,49 +226,61 @@ def _node(
     siblings: Sequence[tuple[Node, Cell]],
     planned: Sequence[Node],
 ) -> Node:
-    """The node of a cell that the plan does not have."""
+    """The node of a cell that the plan does not have.
+
+    Args:
+        sweep: the sweep of the cell.
+        cell: its parameters.
+        key: `_key` of the cell.
+        run: the run folder.
+        where: scale, source and out.
+        siblings: (node, parameters) of other cells of this notebook.
+        planned: all nodes of the plan.
+    """
     stem = sweep.notebook.stem
-    like = {"memory_mb": max(node.memory_mb for node in planned), "minutes": 1.0}
-    like |= {"gpu": max(node.gpu for node in planned)}
+    costs = {"memory_mb": max(node.memory_mb for node in planned), "minutes": 1.0}
+    costs |= {"gpu": max(node.gpu for node in planned)}
     if stem in PUBLISHED:
         results = paths.results_folder(where["scale"], where["out"])
-        like |= {"published": (str(results / PUBLISHED[stem]),)}
-    inputs = _made(planned, stem, cell)
+        costs |= {"published": (str(results / PUBLISHED[stem]),)}
+    inputs = _inputs(planned, stem, cell)
     name, outputs = f"sweep/{stem}/{_readable(cell, sweep.defaults)}{key}", ()
-    near = [s for s in siblings if _without(s[1]) == _without(cell)]
-    if near and has_place(cell):
-        place = [cell[part] for part in PLACE if part in cell]
-        node, _ = next((s for s in near if place[0] in s[1].values()), near[0])
-        like = {"memory_mb": node.memory_mb, "minutes": node.minutes, "gpu": node.gpu}
-        inputs = node.inputs[1:]  # the notebook is the first
+    similar = [s for s in siblings if _other_parameters(s[1]) == _other_parameters(cell)]
+    if similar and identifies_cell(cell):
+        place = [cell[name] for name in CELL_PARAMETERS if name in cell]
+        node, _ = next((s for s in similar if place[0] in s[1].values()), similar[0])
+        costs = {"memory_mb": node.memory_mb, "minutes": node.minutes, "gpu": node.gpu}
+        inputs = node.inputs[1:]  # the first is the notebook
         experiment = node.name.split("/")[0]
         name = "{}/{}/{}/seed-{}".format(experiment, *place)
         root = paths.experiment_folder(where["scale"], where["source"], where["out"], experiment)
         folder = paths.cell_folder(root, experiment, *place)
         outputs = [folder / Path(path).name for path in node.outputs[:-1]]
-    return plan.notebook_node(name, stem, run, {**cell, **where}, outputs, inputs, **like)
+    return plan.notebook_node(name, stem, run, {**cell, **where}, outputs, inputs, **costs)
 
 
-def has_place(cell: Collection[str]) -> bool:
-    """Whether the parameters name a base model, a task and a seed."""
-    return len(set(PLACE) & set(cell)) == 3 and {"task", "seed"} <= set(cell)
+def identifies_cell(parameters: Collection[str]) -> bool:
+    """Whether the parameters include a base model, a task and a seed."""
+    return len(set(CELL_PARAMETERS) & set(parameters)) == 3 and {"task", "seed"} <= set(parameters)
 
 
-def experiment_of(stem: str, cell: Collection[str]) -> str:
-    """The experiment whose notebook is called `stem`; of other notebooks the one that the name of
-    the base model speaks of."""
-    called = next((CALLED[name] for name in cell if name in CALLED), "language")
-    return OF_NOTEBOOK.get(stem, called)
+def experiment_of(stem: str, parameters: Collection[str]) -> str:
+    """The experiment of the notebook `stem`.
+
+    For a notebook of no experiment, that of its parameter for the base model (default: language).
+    """
+    by_name = (BY_PARAMETER[name] for name in parameters if name in BY_PARAMETER)
+    return BY_NOTEBOOK.get(stem) or next(by_name, "language")
 
 
-def _without(cell: Cell) -> dict[str, Any]:
-    return {name: value for name, value in cell.items() if name not in PLACE}
+def _other_parameters(cell: Cell) -> dict[str, Any]:
+    """The parameters that do not identify a cell of the plan."""
+    return {name: value for name, value in cell.items() if name not in CELL_PARAMETERS}
 
 
-def _made(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
-    """What the nodes leave that a cell of the notebook `stem` needs."""
-    experiment = experiment_of(stem, cell)
-    prefix = "" if experiment == "language" else f"{experiment}/"
+def _inputs(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
+    """The outputs of the plan that a cell of the notebook `stem` needs."""
+    prefix = EXPERIMENTS[experiment_of(stem, cell)].prefix
     patterns = [f"{prefix}generator*", f"{prefix}regression*"]
     if stem in NEEDS:
         patterns = [NEEDS[stem].format(base=base) for base in cell["bases"].split()]
@@ -251,7 +288,7 @@ def _made(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
 
 
 def _readable(cell: Cell, defaults: Mapping[str, Any]) -> str:
-    """What of a cell is not the notebook's default, as part of a file name."""
+    """Up to three parameters that differ from their defaults, as part of a file name."""
     parts = [f"{name}-{value}" for name, value in cell.items() if value != defaults[name]]
     return "".join(re.sub(r"[^\w.]+", "-", part)[:40].strip("-.") + "--" for part in parts[:3])
 
@@ -267,9 +304,18 @@ def run(
     dry_run: bool = False,
     offline: bool = False,
 ) -> int:
-    """Runs the cells of the file `path` that are due, and what they need; returns the exit code.
+    """The exit code, after running the due cells of the file `path` and the nodes that they need.
 
-    Everything in the file is checked before anything starts.
+    The whole file is checked before anything starts.
+
+    Args:
+        path: the sweep file.
+        scale: replaces the scale in the file.
+        source: replaces the source in the file.
+        out: the folder of runs/ and results/.
+        jobs: nodes that run at the same time.
+        dry_run: only print what would run, and why.
+        offline: fail if a model or data set has to be downloaded.
     """
     sweep = read(Path(path), scale, source)
     words = ["--scale", sweep.scale, "--jobs", str(jobs), "--out", str(out)]
@@ -278,13 +324,13 @@ def run(
 
     def planner(scale: str, source: str, out: Path) -> list[Node]:
         cells, wanted = nodes(sweep, scale, source, out)
-        todo = graph.due(wanted)
-        left = sum(node.name in todo for node in cells)
+        due = graph.due(wanted)
+        left = sum(node.name in due for node in cells)
         print(f"{path}: {len(cells)} cells, {len(cells) - left} of them done", flush=True)
         return wanted
 
     code = reproduce.main(words, planner=planner)
-    if code == 0 and not dry_run and has_place(sweep.defaults):
+    if code == 0 and not dry_run and identifies_cell(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
         where += ["--experiment", experiment_of(sweep.notebook.stem, sweep.defaults)]
         print("publish:", shlex.join(["python", "-m", "oral_lib", "report", *where]))

@@ -1,0 +1,123 @@
+"""The experiments: one record each, with what it trains, measures and shows.
+
+Imports with the standard library only: the plan and the command line read the records. The
+functions of a record import what computes when they are called.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an experiment is computed: its scale and data source, its folder, its device."""
+
+    scale: str
+    source: str
+    root: Path
+    device: str
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """The fields called `names`, as keyword arguments."""
+        return {name: getattr(self, name) for name in names}
+
+
+def _train_cells(place: Place, base: str, tasks: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """A zoo of few tasks with several seeds each."""
+    from oral_lib.zoo import recipes, store
+
+    recipe = recipes.DESK.get(base) if place.scale == "desk" else None
+    options = place.options("source", "root", "device")
+    return store.train_cells(base, tasks, seeds, recipe=recipe, **options)
+
+
+def _train_tasks(place: Place, base: str, tasks: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """A zoo of many tasks with one seed each; `seeds` has no effect."""
+    from oral_lib.zoo import store
+
+    return store.train_tasks(base, tasks, **place.options("source", "root", "device"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What distinguishes one experiment from the others.
+
+    Args:
+        name: one of `scales.EXPERIMENTS`.
+        notebook: file stem of the notebook of its cells.
+        base_parameter: the parameter of that notebook for the base model. Empty: one notebook
+            shows all cells of a base model, and has no parameter for base model or task.
+        main: its files are stored in the run folder itself and its nodes have no prefix.
+        cells: the module of `oral_lib.experiments` with `run_cell`.
+        presets: the module of `oral_lib.experiments` with `preset`.
+        train_zoo: trains the missing adapters of (place, base model, tasks, seeds) and returns
+            the folders of all.
+        zoo_curves: the training losses of single adapters are published.
+        shows_images: a figure of test images with answers is published.
+        requires_diffusers: the optional package diffusers has to be installed.
+    """
+
+    name: str
+    notebook: str
+    base_parameter: str = "base"
+    main: bool = False
+    cells: str = "cells"
+    presets: str = "generators"
+    train_zoo: Callable[[Place, str, Sequence[str], Sequence[int]], list[Path]] = _train_cells
+    zoo_curves: bool = True
+    shows_images: bool = False
+    requires_diffusers: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its nodes begin with."""
+        return "" if self.main else f"{self.name}/"
+
+    @property
+    def options(self) -> list[str]:
+        """The option that selects it on the command line; none for the main experiment."""
+        return [] if self.main else ["--experiment", self.name]
+
+    def publication(self, source: str) -> str:
+        """Its entry in the manifest of published results; `source` is a slug."""
+        return source if self.main else f"{source}-{self.name}"
+
+    def run_cell(self, place: Place, task: str, base: str, seed: int) -> tuple:
+        """(metrics, items, novelty or None) of one cell."""
+        return self._module(self.cells).run_cell(
+            task, base, seed, **place.options("scale", "source", "root", "device")
+        )
+
+    def preset(self, scale: str, kind: str) -> Any:
+        """The configurations of a generator of this experiment."""
+        return self._module(self.presets).preset(scale, kind)
+
+    def _module(self, name: str):
+        return import_module(f"oral_lib.experiments.{name}")
+
+
+EXPERIMENTS = {
+    record.name: record
+    for record in (
+        Experiment(name="language", notebook="10_language", main=True),
+        Experiment(
+            name="vision", notebook="20_vision", base_parameter="backbone", shows_images=True
+        ),
+        Experiment(
+            name="unseen",
+            notebook="21_unseen",
+            base_parameter="",
+            cells="unseen",
+            presets="unseen",
+            train_zoo=_train_tasks,
+            zoo_curves=False,  # a thousand
+        ),
+        Experiment(
+            name="multimodal", notebook="30_multimodal", base_parameter="towers", shows_images=True
+        ),
+        Experiment(name="style", notebook="22_style", cells="styles", requires_diffusers=True),
+    )
+}

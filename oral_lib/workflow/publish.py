@@ -1,0 +1,142 @@
+"""Publishing: the finished cells of an experiment become tables, curves, figures and a README."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from oral_lib import paths, provenance, scales, storage
+from oral_lib.assets import sources
+from oral_lib.errors import PreflightError
+from oral_lib.evaluation import results as tables
+from oral_lib.experiments.records import EXPERIMENTS
+from oral_lib.report import build, cell_figures, theme
+from oral_lib.zoo import store
+
+
+def publish(
+    scale: str, source: str, experiment: str, root: Path, results: Path, cells: Sequence[Path]
+) -> Path:
+    """The path of the new report, results/README.md.
+
+    Adds the cells to the tables in `results`, writes curves and manifest, and draws all figures.
+    Waits while another experiment writes there.
+
+    Args:
+        scale: the scale of the run.
+        source: its data source, with the folder of a local one.
+        experiment: one of `scales.EXPERIMENTS`.
+        root: the folder of the experiment, with zoo and generators.
+        results: the folder of published results of the scale.
+        cells: the folders of the cells to publish.
+
+    Raises:
+        OralError: a cell breaks the schema of results, or a file of the run is damaged.
+    """
+    with writing(results):
+        tables.collect(cells, results)
+        if rows := _json_files(root / "novelty"):
+            tables.append_novelty(results / "novelty.csv", rows)
+        losses = curves(scale, source, experiment, root)
+        path = results / f"curves-{experiment}-{paths.slug(source)}.csv"
+        losses.to_csv(path, index=False, float_format="%.5g")
+        _write_manifest(scale, source, experiment, root, results)
+        if EXPERIMENTS[experiment].shows_images:
+            _draw_answers(scale, source, experiment, results)
+        report = build.write(results.parent, scale)
+        storage.write_json(root / "published.json", {"report": report.name})
+        return report
+
+
+def published(results: Path, experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """(metrics, items) of `experiment` among the published results."""
+    frames = tables.read(results)
+    return tuple(frame[frame.experiment == experiment] for frame in frames)
+
+
+def writing(results: Path) -> FileLock:
+    """The lock of the published results: experiments read and rewrite the same files in turn."""
+    results.mkdir(parents=True, exist_ok=True)
+    return FileLock(results.parent.parent / ".report.lock")
+
+
+def curves(scale: str, source: str, experiment: str, root: Path) -> pd.DataFrame:
+    """[series, step, loss] of every adapter of the zoo and of every generator, thinned out."""
+    parts = []
+    if EXPERIMENTS[experiment].zoo_curves:
+        for base, task, seed in scales.members(scale, source, experiment):
+            losses = store.read(root, base, task, seed).info["losses"]
+            parts.append((f"zoo of {base}/{task} seed {seed}", losses))
+    for name in scales.generators(scale, experiment):
+        losses = storage.read_json(root / name / "manifest.json")["losses"]
+        parts.append((f"generator/{name}", losses))
+    frames = [
+        pd.DataFrame({"series": name, "step": range(1, len(losses) + 1), "loss": losses})
+        for name, losses in parts
+    ]
+    return tables.thinned(pd.concat(frames, ignore_index=True))
+
+
+def _write_manifest(scale: str, source: str, experiment: str, root: Path, results: Path) -> None:
+    """Writes what the results were made with: data, seeds, configurations, recipes."""
+    generator = storage.read_json(root / "generator" / "manifest.json")
+    unread = scales.members(scale, source, experiment, held_out=True)
+    jobs = scales.generator_jobs(scale, experiment)
+    provenance.manifest(
+        results,
+        source=EXPERIMENTS[experiment].publication(paths.slug(source)),
+        seeds={
+            "zoo": sorted({member["seed"] for member in generator["zoo"]}),
+            "held out of training": sorted({seed for _, _, seed in unread}),
+            "generator": [job.seed for job in jobs if job.kind == "generator"],
+        },
+        zoo=generator["zoo"],
+        assets=sources.identities(source, experiment),
+        training=generator["training"],
+        generator=storage.read_json(root / "generator" / "config.json")["generator"],
+        recipes=_recipes(root, generator["zoo"]),
+        tuning=_tuning(root),
+        aligned=_json_files(root / "aligned"),
+        evolved=_json_files(root / "evolved"),
+    )
+
+
+def _recipes(root: Path, zoo: Sequence[dict]) -> dict[str, dict[str, dict]]:
+    """The training recipe of the adapters in `zoo`, by base model and task."""
+    recipes: dict[str, dict[str, dict]] = {}
+    for entry in zoo:
+        info = store.read(root, entry["base"], entry["task"], entry["seed"]).info
+        recipes.setdefault(entry["base"], {})[entry["task"]] = info["recipe"]
+    return recipes
+
+
+def _tuning(root: Path) -> dict[str, dict[str, dict]]:
+    """The recipes that tuning compared, by base model and task."""
+    candidates: dict[str, dict[str, dict]] = {}
+    for path in sorted((root / "tuning").glob("*/*.json")):
+        candidates.setdefault(path.parent.name, {})[path.stem] = storage.read_json(path)
+    return candidates
+
+
+def _json_files(folder: Path) -> list[dict]:
+    """The content of the JSON files in `folder`, sorted by file name."""
+    return [storage.read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> None:
+    """Draws test images with answers, on the first base model. Prints a line and draws nothing if
+    the images have been removed since they were measured."""
+    _, items = published(results, experiment)
+    slug = paths.slug(source)
+    base = scales.base_plans(scale, source, experiment)[0].base
+    items = items[(items.source == slug) & (items.base == base) & (items.seed == 0)]
+    try:
+        examples = cell_figures.answers(items, source)
+    except PreflightError as error:
+        print(f"no figure of images with answers: {error}", file=sys.stderr)
+        return
+    if examples:
+        figure = cell_figures.pictures(*examples)
+        theme.save(figure, results / "figures", f"answers-{experiment}-{slug}")
