@@ -86,7 +86,7 @@ def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path
     monkeypatch.setattr(
         sources, "prepare", lambda *given, experiment, **rest: asked.append(experiment)
     )
-    monkeypatch.setattr(sources, "harness", lambda *, offline: asked.append(offline))
+    monkeypatch.setattr(sources, "lm_eval_wheel", lambda *, offline: asked.append(offline))
     words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
     assert cli.main(words) == 0 and asked == ["language"]
     assert cli.main([*words, "--tests", "--offline"]) == 0
