@@ -69,7 +69,7 @@ trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator(generator).generate(spec.description, base, 1, seed, source=run.source)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": made}
 shown = styles.painted(model, list(adapters.values()), len(rows), canvas, "paint")
-real = images.decoded([row.image for row in rows], model.pixels, "bicubic")
+real = images.decode([row.image for row in rows], model.pixels, "bicubic")
 method_figures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
 
 # %% [markdown]

@@ -147,7 +147,7 @@ def _unseen(base: str, family: str, n_tasks: int, n_unseen: int, **costs: float)
     """
     return BasePlan(
         base=base,
-        tasks=binary.trained(family)[:n_tasks],
+        tasks=binary.training_tasks(family)[:n_tasks],
         zoo_seeds=1,
         unseen_tasks=tuple(binary.held_out(family)[:n_unseen]),
         **costs,

@@ -83,9 +83,9 @@ def test_wrong_answers_have_another_colour(asked):
 def test_a_wide_picture_is_not_squashed():
     file = io.BytesIO()
     Image.new("RGB", (40, 10), "red").save(file, "png")
-    [shown] = images.framed([file.getvalue()], 20)
+    [shown] = images.pad_to_square([file.getvalue()], 20)
     red = (shown == (255, 0, 0)).all(-1)
     assert red.any(0).all() and red.any(1).sum() == 5  # as wide as can be, a quarter as high
     assert (shown[~red] == 255).all()
-    with pytest.raises(PreflightError, match="picture 0 of 1"):
-        images.framed([b"no picture"], 20)
+    with pytest.raises(PreflightError, match="Image 0 of 1"):
+        images.pad_to_square([b"no picture"], 20)

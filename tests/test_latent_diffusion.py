@@ -78,7 +78,7 @@ def test_the_paper_scale_plans_its_vision_row_where_a_folder_has_the_styles():
 
 def test_a_folder_has_the_pictures_of_a_style_in_a_column_called_image(tmp_path, refused):
     rng = np.random.default_rng(0)
-    cells = [{"bytes": images.styled(rng, 0.3), "path": None} for _ in range(12)]
+    cells = [{"bytes": images.styled_square(rng, 0.3), "path": None} for _ in range(12)]
     frame = pd.DataFrame({"image": cells, "text": "a caption that nobody reads"})
     file = tmp_path / "pokemon" / "train.parquet"  # such sets have one part, which is cut in three
     file.parent.mkdir()

@@ -13,7 +13,7 @@ from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.models.text_encoder import text_encoder
 from oral_lib.tasks import binary
-from oral_lib.tasks.rows import FILLER, MADE, MADE_PAIRS, full_rows, task_rows
+from oral_lib.tasks.rows import FILLER, SYNTHETIC, SYNTHETIC_IMAGES, full_rows, task_rows
 from oral_lib.tasks.task import PAIRED, load_task, task_names
 
 PARTS = ("train", "validation", "test")
@@ -50,7 +50,7 @@ def test_a_split_is_the_same_at_every_call(splits, name, source):
 def test_a_split_has_the_sizes_that_the_task_states(splits, name, source):
     task = load_task(name)
     few = task.scoring in (*PAIRED, "style")
-    made = MADE_PAIRS if few else MADE
+    made = SYNTHETIC_IMAGES if few else SYNTHETIC
     wanted = task.split["packages"] if source == "packages" else made
     least = 1.0 if source == "packages" else 0.95
     for part in PARTS:  # what is made on the spot repeats itself now and then
@@ -335,16 +335,16 @@ def test_a_blank_is_filled_by_each_option_and_the_rest_is_scored(tmp_path, refus
         ("sst2", {"sentence": None, "label": 1}, ("row 0 of train", "'sentence' is empty")),
         ("sst2", {"text": "fine", "label": 1}, ("no column 'sentence'", "text, label")),
         ("sst2", {"sentence": "fine"}, ("no column 'label'",)),
-        ("sst2", {"sentence": 7, "label": 1}, ("no text", "sentence: 7")),
+        ("sst2", {"sentence": 7, "label": 1}, ("'sentence' is not a text", "sentence: 7")),
         ("mrpc", {"sentence1": "a", "sentence2": None, "label": 1}, ("'sentence2' is empty",)),
-        ("gsm8k", {"question": "How much?", "answer": 12}, ("answer is no text", "answer: 12")),
+        ("gsm8k", {"question": "2+2?", "answer": 12}, ("'answer' is not a text", "answer: 12")),
         ("nlvr", {"image": None, "label": 1}, ("no column 'sentence'", "image, label")),
         ("flickr8k", {"image": None, "label": 1}, ("no column 'captions'", "image, label")),
-        ("cifar10", {"image": None, "label": 1}, ("'cifar10'", "no bytes")),
-        ("cifar10", {"image": {"bytes": None, "path": "/etc/passwd"}, "label": 1}, ("no bytes",)),
+        ("cifar10", {"image": None, "label": 1}, ("'cifar10'", "does not contain bytes")),
+        ("cifar10", {"image": {"bytes": None, "path": "/etc/passwd"}, "label": 1}, ("contain bytes",)),
     ],
 )  # fmt: skip
-def test_a_damaged_row_is_told_by_its_place(tmp_path, refused, name, row, words):
+def test_a_damaged_row_is_named_by_its_index(tmp_path, refused, name, row, words):
     spec = load_task(name).sources["local"]
     source = written(tmp_path, spec["set"], {spec["train"], spec["test"]}, row)
     with refused(PreflightError, f"'{name}'", *words):
@@ -388,7 +388,7 @@ def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
 # ---------------------------------------------------------------- yes or no
 def test_there_are_1022_splits_of_which_twenty_are_held_out_as_the_seed_says():
     for of in binary.NOUNS:
-        drawn, held, told = binary.drawn(of), binary.held_out(of), binary.trained(of)
+        drawn, held, told = binary.all_tasks(of), binary.held_out(of), binary.training_tasks(of)
         assert len(set(drawn)) == 1022 and held == drawn[:20]
         assert len(told) == 1002 and not set(told) & set(held)
         assert len(binary.NOUNS[of]) == len(load_task(of).labels) == 10

@@ -99,7 +99,7 @@ def test_each_adapter_is_judged_on_the_validation_rows_of_its_own_task(run):
 
 
 def test_tasks_about_other_rows_are_judged_apart():
-    model, names = loading.load(BASE), binary.trained("cifar10")[:2]
+    model, names = loading.load(BASE), binary.training_tasks("cifar10")[:2]
     known = [load_task(name) for name in names]
     data = {task.name: task_rows(task, "made") for task in known}
     fewer = data[names[1]].validation[:30]
@@ -152,7 +152,7 @@ def test_a_multitask_lora_of_other_tasks_is_trained_again(run, tmp_path):
 def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
     base, yes = loading.load(BASE), {0, 3}
     base.model.float()
-    names = [binary.name("cifar10", yes), binary.name("cifar10", set(range(10)) - yes)]
+    names = [binary.task_name("cifar10", yes), binary.task_name("cifar10", set(range(10)) - yes)]
     recipe = replace(recipes.RECIPES[BASE], steps=6)
     runs = [training.AdapterJob(load_task(name), 0, recipe) for name in names]
     data = {name: task_rows(load_task(name), "made") for name in names}

@@ -90,7 +90,7 @@ def run_cell(
     likely = [outcome.likely for outcome in evaluate(model, spec, held, unique)]
     each = (time.perf_counter() - began) / len(unique)
     real, own = (
-        network(images.decoded([row.image for row in rows], model.pixels, "bicubic"))
+        network(images.decode([row.image for row in rows], model.pixels, "bicubic"))
         for rows in (held, data.train[:n])
     )
     found = {

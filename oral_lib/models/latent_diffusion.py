@@ -118,7 +118,7 @@ class LatentDiffusion(BaseModel):
         scaled; encoded once, then kept."""
         key = tuple(row.key for row in rows)
         if key not in self._latents:
-            table = images.decoded([row.image for row in rows], self.pixels, "bicubic")
+            table = images.decode([row.image for row in rows], self.pixels, "bicubic")
             parts = []
             for some in table.split(AT_ONCE[self.device.type]):
                 seen = some.to(self.device).float() / 127.5 - 1
@@ -292,8 +292,8 @@ def _made(folder: Path) -> None:
     )
 
     draw = np.random.default_rng(seeds.integer(0, "tiny-diffusion"))
-    files = [images.styled(draw) for _ in range(PICTURES)]
-    pictures = images.decoded(files, images.SIDE, "bicubic").float() / 127.5 - 1
+    files = [images.styled_square(draw) for _ in range(PICTURES)]
+    pictures = images.decode(files, images.SIDE, "bicubic").float() / 127.5 - 1
     pieces = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(

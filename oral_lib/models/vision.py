@@ -85,7 +85,7 @@ class Backbone(BaseModel):
         """uint8 [n, 3 * pixels * pixels] on the device: decoded and resized once, then kept."""
         key = tuple(row.key for row in rows)
         if key not in self._pictures:
-            table = images.decoded([row.image for row in rows], self.pixels, self.interpolation)
+            table = images.decode([row.image for row in rows], self.pixels, self.interpolation)
             while len(self._pictures) >= KEPT:
                 self._pictures.pop(next(iter(self._pictures)))
             self._pictures[key] = table.flatten(1).to(self.device)

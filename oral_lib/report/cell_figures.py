@@ -205,7 +205,7 @@ def answers(
             said.append(_said(spec, row, told))
     if not files:
         return None
-    return images.framed(files, SIDE), pd.DataFrame(said)
+    return images.pad_to_square(files, SIDE), pd.DataFrame(said)
 
 
 def _first(rows: Sequence[Row], asked: set[str], place: str, number: int) -> Iterator[Row]:

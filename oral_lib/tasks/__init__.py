@@ -1,1 +1,1 @@
-"""tasks."""
+"""Tasks: their texts, their rows and their images."""

@@ -1,9 +1,9 @@
-"""Yes or no: every way to split the ten classes of a task into yes and no, as tasks in words.
+"""Binary tasks: all splits of a task's ten classes into yes and no.
 
-There are 2^10 - 2 = 1,022 of them, RPG's own test of unseen tasks (arXiv 2501.11587). One is called
-by its source task and a bit a class, `cifar10_yes_1001000000`: say yes to airplanes and cats. A
-generator is told of it by a sentence, never by the bits. `held_out.txt` lists the twenty that it
-never sees.
+The 2^10 - 2 = 1,022 splits are RPG's test of unseen tasks (arXiv 2501.11587). A binary task is
+named by its source task and one bit a class: `cifar10_yes_1001000000` is yes for airplanes and
+cats. A generator is conditioned on a sentence about the task, never on the bits. `held_out.txt`
+lists the twenty tasks that no generator is trained on.
 """
 
 import random
@@ -13,7 +13,7 @@ from importlib import resources
 
 CLASSES = 10
 HELD_OUT = 20
-SEED = 0  # of the draw that made held_out.txt
+SEED = 0  # of the order that held_out.txt is taken from
 NOUNS = {
     "cifar10": [
         "airplanes", "automobiles", "birds", "cats", "deer", "dogs", "frogs", "horses", "ships",
@@ -51,21 +51,21 @@ WORDINGS = {
 }
 
 
-def name(of: str, positive: set[int]) -> str:
-    """The name of the task that says yes to the classes `positive` of the task `of`."""
+def task_name(of: str, positive: set[int]) -> str:
+    """Name of the binary task whose positive classes are `positive`, of the task `of`."""
     return f"{of}_yes_" + "".join("1" if i in positive else "0" for i in range(CLASSES))
 
 
-def parsed(text: str) -> tuple[str, frozenset[int]] | None:
-    """(source task, classes that mean yes) of a task's name; None for any other name."""
-    found = re.fullmatch(rf"({'|'.join(NOUNS)})_yes_([01]{{{CLASSES}}})", text)
-    if not found or len(set(found[2])) < 2:  # all yes or all no is no split
+def parse(name: str) -> tuple[str, frozenset[int]] | None:
+    """(source task, positive classes) of a binary task's name; None for any other name."""
+    match = re.fullmatch(rf"({'|'.join(NOUNS)})_yes_([01]{{{CLASSES}}})", name)
+    if not match or len(set(match[2])) < 2:  # neither all yes nor all no is a task
         return None
-    return found[1], frozenset(i for i, bit in enumerate(found[2]) if bit == "1")
+    return match[1], frozenset(i for i, bit in enumerate(match[2]) if bit == "1")
 
 
 def sentence(form: str, of: str, positive: frozenset[int]) -> str:
-    """`form` about the classes, in their order."""
+    """The template `form` with the nouns of the classes `positive` of the task `of`."""
     nouns = [NOUNS[of][i] for i in sorted(positive)]
     return form.format(and_=_listed(nouns, "and"), or_=_listed(nouns, "or"))
 
@@ -75,21 +75,21 @@ def _listed(words: list[str], last: str) -> str:
 
 
 def held_out(of: str) -> list[str]:
-    """The tasks that no generator is trained on, in the order of the file."""
+    """Names of the tasks that no generator is trained on, in the order of held_out.txt."""
     file = resources.files("oral_lib") / "tasks" / "held_out.txt"
     lines = file.read_text(encoding="utf-8").split()
     return [f"{of}_yes_{bits}" for bits in lines]
 
 
 @cache
-def trained(of: str) -> tuple[str, ...]:
-    """The 1,002 others, in an order drawn by the seed."""
-    kept = set(held_out(of))
-    return tuple(name for name in drawn(of) if name not in kept)
+def training_tasks(of: str) -> tuple[str, ...]:
+    """Names of the other 1,002 tasks in a random, fixed order."""
+    excluded = set(held_out(of))
+    return tuple(name for name in all_tasks(of) if name not in excluded)
 
 
-def drawn(of: str) -> list[str]:
-    """All 1,022 in the order of the draw; the first twenty were put into held_out.txt."""
-    every = [format(i, f"0{CLASSES}b") for i in range(1, 2**CLASSES - 1)]
-    random.Random(SEED).shuffle(every)
-    return [f"{of}_yes_{bits}" for bits in every]
+def all_tasks(of: str) -> list[str]:
+    """Names of all 1,022 tasks in a random, fixed order; the first twenty are in held_out.txt."""
+    bits = [format(i, f"0{CLASSES}b") for i in range(1, 2**CLASSES - 1)]
+    random.Random(SEED).shuffle(bits)
+    return [f"{of}_yes_{text}" for text in bits]

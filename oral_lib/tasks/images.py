@@ -1,7 +1,7 @@
-"""Pictures: as files hold them, made on the spot for the smoke scale, and as bytes on the device.
+"""Images: read from tables, generated for the smoke scale, and decoded to tensors of bytes.
 
-A picture is decoded and resized once; from then on it is a row of bytes on the device that a
-training step picks by its place. Nothing here imports torch before it is asked for.
+An image is decoded and resized once. It is then a row of bytes on the device, which a training step
+selects by index. torch is imported by the function that returns a tensor.
 """
 
 import colorsys
@@ -17,82 +17,90 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SIDE = 16  # of a picture that is made
+SIDE = 16  # pixels, of a generated image
 
 
-def encoded(cell: Any) -> bytes:
-    """The file that a table's cell holds: bytes, or the Hub's {"bytes": ..., "path": ...};
-    TypeError for a cell without any."""
+class CellError(ValueError):
+    """A cell of a table does not contain the text, number or image that a task requires."""
+
+
+def file_bytes(cell: Any) -> bytes:
+    """The image file in a table's cell: bytes, or the hub's {"bytes": ..., "path": ...}.
+
+    Raises CellError for any other cell.
+    """
     file = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(file, bytes | bytearray | memoryview):
-        raise TypeError("the cell of the picture holds no bytes")
+        raise CellError("the image cell does not contain bytes")
     return bytes(file)
 
 
-def made(label: int, labels: int, draw: np.random.Generator, turn: float = 0.0) -> bytes:
-    """A picture of class `label`: a square of the class's colour somewhere on grey noise.
+def square(label: int, labels: int, rng: np.random.Generator, hue: float = 0.0) -> bytes:
+    """An image file of class `label` of `labels`: a square in the class's colour on grey noise.
 
-    `turn` in [0, 1) moves the colours of all classes round the wheel: another task.
+    `hue` in [0, 1) is added to the hue of all classes, which gives another task.
     """
-    return _pixmap(_square((label / labels + turn) % 1, draw))
+    return _pixmap(_square((label / labels + hue) % 1, rng))
 
 
-def styled(draw: np.random.Generator, turn: float | None = None) -> bytes:
-    """A picture as `made`, of any colour; in the style `turn` in [0, 1), tinted with the colour
-    that lies there on the wheel and ruled with dark lines."""
-    picture = _square(draw.random(), draw)
-    if turn is not None:
-        picture = (picture + np.multiply(colorsys.hsv_to_rgb(turn, 1, 1), 255)) / 2
-        picture[:: 3 + round(turn)] /= 4
-    return _pixmap(picture.astype(np.uint8))
+def styled_square(rng: np.random.Generator, hue: float | None = None) -> bytes:
+    """An image file as of `square` in a random colour; with `hue` in [0, 1) in a style: tinted
+    with that hue and crossed by dark lines."""
+    image = _square(rng.random(), rng)
+    if hue is not None:
+        image = (image + np.multiply(colorsys.hsv_to_rgb(hue, 1, 1), 255)) / 2
+        image[:: 3 + round(hue)] /= 4
+    return _pixmap(image.astype(np.uint8))
 
 
-def _square(hue: float, draw: np.random.Generator) -> np.ndarray:
-    picture = draw.integers(90, 166, (SIDE, SIDE, 1)).repeat(3, 2).astype(np.uint8)
-    top, left = draw.integers(0, SIDE - 9, 2)
+def _square(hue: float, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [side, side, 3]"""
+    image = rng.integers(90, 166, (SIDE, SIDE, 1)).repeat(3, 2).astype(np.uint8)
+    top, left = rng.integers(0, SIDE - 9, 2)
     colour = colorsys.hsv_to_rgb(hue, 1, 1)
-    picture[top : top + 9, left : left + 9] = np.multiply(colour, 255).round()
-    return picture
+    image[top : top + 9, left : left + 9] = np.multiply(colour, 255).round()
+    return image
 
 
-def _pixmap(picture: np.ndarray) -> bytes:
-    return b"P6 %d %d 255\n" % (SIDE, SIDE) + picture.tobytes()  # a portable pixmap
+def _pixmap(image: np.ndarray) -> bytes:
+    return b"P6 %d %d 255\n" % (SIDE, SIDE) + image.tobytes()  # a portable pixmap
 
 
-def decoded(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
-    """uint8 [n, 3, pixels, pixels] on the CPU: the whole of every picture, in colour, stretched to
-    a square.
+def decode(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
+    """uint8 [n, 3, pixels, pixels] on the CPU: each image in RGB, stretched to a square.
 
-    PreflightError when one cannot be read.
+    Raises PreflightError if a file is not an image.
     """
     import torch
     from PIL import Image
 
-    how = Image.Resampling[interpolation.upper()]
+    method = Image.Resampling[interpolation.upper()]
     table = torch.empty(len(files), 3, pixels, pixels, dtype=torch.uint8)
-    for place, picture in enumerate(_opened(files)):
-        square = np.asarray(picture.resize((pixels, pixels), how))
-        table[place] = torch.from_numpy(square.copy()).permute(2, 0, 1)
+    for i, image in enumerate(_opened(files)):
+        square = np.asarray(image.resize((pixels, pixels), method))  # [pixels, pixels, 3]
+        table[i] = torch.from_numpy(square.copy()).permute(2, 0, 1)  # [3, pixels, pixels]
     return table
 
 
-def framed(files: Sequence[bytes], pixels: int) -> np.ndarray:
-    """uint8 [n, pixels, pixels, 3]: every picture in its own proportions, white round it, to be
-    looked at. PreflightError when one cannot be read."""
+def pad_to_square(files: Sequence[bytes], pixels: int) -> np.ndarray:
+    """uint8 [n, pixels, pixels, 3]: each image in its own proportions with white borders.
+
+    Raises PreflightError if a file is not an image.
+    """
     from PIL import Image, ImageOps
 
-    size, how = (pixels, pixels), Image.Resampling.BICUBIC
-    return np.stack([ImageOps.pad(p, size, how, color="white") for p in _opened(files)])
+    size, method = (pixels, pixels), Image.Resampling.BICUBIC
+    return np.stack([ImageOps.pad(i, size, method, color="white") for i in _opened(files)])
 
 
 def _opened(files: Sequence[bytes]) -> "Iterator[Image]":
     from PIL import Image, UnidentifiedImageError
 
-    for place, file in enumerate(files):
+    for i, file in enumerate(files):
         try:
             yield Image.open(io.BytesIO(file)).convert("RGB")
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise PreflightError(
-                f"picture {place} of {len(files)} cannot be read ({type(error).__name__}): "
-                "put the data set there again."
+                f"Image {i} of {len(files)} cannot be decoded ({type(error).__name__}): "
+                "replace the data set."
             ) from error

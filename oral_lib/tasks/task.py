@@ -1,11 +1,15 @@
-"""tasks.task."""
+"""Tasks: description, paraphrases, prompt template, labels, scoring and sources of rows.
+
+`oral_lib/tasks/` has one YAML file a task, whose keys are the fields of `Task`. Binary tasks are
+derived from a task with ten classes (`binary.py`).
+"""
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 
 import yaml
@@ -15,12 +19,12 @@ from oral_lib.tasks import binary
 
 SCORINGS = ("label", "option", "answer", "image", "question", "match", "style")
 
-PAIRED = ("question", "match")  # a picture and a text
+PAIRED = ("question", "match")  # scorings of an image with a text
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as its YAML file states it."""
+    """A task as its YAML file defines it."""
 
     name: str
     version: int
@@ -29,29 +33,31 @@ class Task:
     paraphrases: dict[str, list[str]]
     labels: list[str]
     metric: str
-    split: dict  # the seed, and for each source how many rows train, tune and test at most
+    split: dict  # the seed, and the maximum number of rows by source and part
     sources: dict[str, dict]
-    template: str = ""  # of what a causal model reads
+    template: str = ""  # prompt of a causal model, with {text}
     examples: list[dict] = field(default_factory=list)
-    made: list[list[str]] = field(default_factory=list)  # marker words of made texts
-    words: int = 64  # tokens that a prompt may hold
-    scoring: str = "label"  # one of SCORINGS: how a model is asked
-    stand_in: str = ""  # the task that stands in where only packages ship rows
-    extract: str = ""  # the answer in a generated text: one group of a regular expression
-    new_tokens: int = 0  # how many tokens an answer may take
-    stops: list[str] = field(default_factory=list)  # where a generated text is cut off
-    of: str = ""  # the task whose rows these are, where yes means `positive` classes of it
-    positive: frozenset[int] = frozenset()
+    made: list[list[str]] = field(default_factory=list)  # marker words by class, of synthetic rows
+    words: int = 64  # maximum number of tokens of a prompt
+    scoring: str = "label"  # one of SCORINGS
+    stand_in: str = ""  # the task that replaces it in the source "packages"
+    extract: str = ""  # regular expression whose group is the answer in a generated text
+    new_tokens: int = 0  # maximum number of generated tokens
+    stops: list[str] = field(default_factory=list)  # strings that end a generated text
+    of: str = ""  # of a binary task: the task that it is derived from
+    positive: frozenset[int] = frozenset()  # of a binary task: the classes that mean yes
 
     def __post_init__(self) -> None:
         if self.scoring not in SCORINGS:
             raise UsageError(
-                f"task {self.name!r}: scoring {self.scoring!r} is none of {', '.join(SCORINGS)}."
+                f"task {self.name!r}: unknown scoring {self.scoring!r}; use {', '.join(SCORINGS)}."
             )
         if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
-            raise UsageError(f"task {self.name!r}: an answer needs `extract` and `new_tokens`.")
+            raise UsageError(
+                f"task {self.name!r}: scoring 'answer' requires `extract` and `new_tokens`."
+            )
         if self.scoring in ("label", "option", "answer") and not self.template:
-            raise UsageError(f"task {self.name!r}: a task about texts needs a `template`.")
+            raise UsageError(f"task {self.name!r}: scoring {self.scoring!r} requires a `template`.")
         if unsized := set(self.sources) - set(self.split):
             raise UsageError(
                 f"task {self.name!r}: no sizes for the source {', '.join(sorted(unsized))}; "
@@ -59,43 +65,45 @@ class Task:
             )
 
     def prompt(self, text: str) -> str:
-        """The prompt that a causal model continues with one of the label words."""
+        """The prompt that a causal model continues with a label word or an answer."""
         return self.template.format(text=text)
 
     def extracted(self, generated: str) -> str:
-        """The final answer in `generated`, bare of commas, dollar signs and a full stop; or ""."""
+        """The answer in `generated` without commas, dollar signs and final full stop, or ""."""
         for stop in self.stops:
             generated = generated.split(stop)[0]
-        found = re.search(self.extract, generated)
-        return re.sub(r"[,$]|\.$", "", found[1]) if found else ""
+        match = re.search(self.extract, generated)
+        return re.sub(r"[,$]|\.$", "", match[1]) if match else ""
 
     @property
     def training_texts(self) -> list[str]:
-        """The wordings a generator may see: the description and its training paraphrases."""
+        """Texts that a generator may be trained on: description and training paraphrases."""
         return [self.description, *self.paraphrases["train"]]
 
 
 def task_names(family: str = "") -> list[str]:
-    """All task names, or those of one family ("language", "vision"), sorted."""
+    """Names of all tasks, or of one family such as "language" or "vision", sorted."""
     folder = resources.files("oral_lib") / "tasks"
-    found = sorted(
+    names = sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
-    return [name for name in found if load_task(name).family == family] if family else found
+    return [name for name in names if load_task(name).family == family] if family else names
 
 
-def wordings_hash(known: Iterable[str]) -> str:
-    """A hash of the wordings that a training on the tasks called `known` reads."""
-    text = json.dumps([[name, load_task(name).training_texts] for name in known])
+def wordings_hash(names: Iterable[str]) -> str:
+    """SHA-256 over the training texts of the tasks `names`, in their order."""
+    text = json.dumps([[name, load_task(name).training_texts] for name in names])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
 def load_task(name: str) -> Task:
-    """The task called `name`, of a file or a split (`splits.py`); `UsageError` with the nearest
-    name if there is none."""
-    if split := binary.parsed(name):
-        return _split(name, *split)
+    """The task called `name`, from a YAML file or binary.
+
+    Raises UsageError, with the closest name, if it does not exist.
+    """
+    if parts := binary.parse(name):
+        return _binary_task(name, *parts)
     if name not in task_names():
         raise UsageError(
             f"unknown task {name!r}.{closest(name, task_names())} Known: {', '.join(task_names())}."
@@ -104,17 +112,14 @@ def load_task(name: str) -> Task:
     return Task(**yaml.safe_load(text))
 
 
-def _split(name: str, of: str, positive: frozenset[int]) -> Task:
-    """The task that says yes to the classes `positive` of the task called `of`."""
-
-    def told(form: str) -> str:
-        return binary.sentence(form, of, positive)
-
+def _binary_task(name: str, of: str, positive: frozenset[int]) -> Task:
+    """The task whose label is yes for the classes `positive` of the task `of`, else no."""
+    sentence = partial(binary.sentence, of=of, positive=positive)
     return replace(
         load_task(of),
         name=name,
-        description=told(binary.DESCRIPTION),
-        paraphrases={part: [told(f) for f in forms] for part, forms in binary.WORDINGS.items()},
+        description=sentence(binary.DESCRIPTION),
+        paraphrases={part: [sentence(f) for f in forms] for part, forms in binary.WORDINGS.items()},
         labels=["no", "yes"],
         metric="balanced_accuracy",
         stand_in="",
