@@ -62,7 +62,7 @@ def test_a_file_that_is_not_an_image_is_refused(refused):
     with refused(PreflightError, "Image 1 of 2"):
         images.decode([png(3), b"no picture"], 8, "bicubic")
     huge = b"P6 30000 30000 255\n"  # which would fill 2.7 GB
-    with refused(PreflightError, "picture 0 of 1", "DecompressionBombError"):
+    with refused(PreflightError, "Image 0 of 1", "DecompressionBombError"):
         images.decode([huge], 8, "bicubic")
 
 
