@@ -1,6 +1,6 @@
-# One rule a node of the plan (oral_lib/workflow/plan.py); no science here.
+# One rule for each node of the plan (oral_lib/workflow/plan.py).
 #
-# ./reproduce.sh runs this file. On a cluster run it yourself, from the repository's root:
+# ./reproduce.sh runs this file. On a cluster run it directly, from the root of the repository:
 #   snakemake -s Snakefile --directory runs/paper/hub --config scale=paper source=hub threads=8 \
 #     --executor slurm --jobs 50 --keep-going --rerun-triggers mtime input
 
@@ -21,18 +21,21 @@ else:
     NODES = plan.nodes(scale, source, os.path.abspath(config.get("out", paths.ROOT)))
 
 
-def here(paths):
-    """Outputs relative to the run folder, which is the working directory: no path can be mistaken
-    for a wildcard, and the folder may be moved."""
+def relative(paths):
+    """`paths` relative to the working directory, the run folder.
+
+    So no part of a path is read as a wildcard, and the folder may be moved.
+    """
     return [os.path.relpath(path) for path in paths]
 
 
-def reads(node):
-    """An input function, because what a function returns is never searched for wildcards."""
-    return lambda wildcards: [*here(node.inputs), *ancient(here(node.after))]
+def inputs(node):
+    """An input function: what a function returns is not searched for wildcards."""
+    return lambda wildcards: [*relative(node.inputs), *ancient(relative(node.after))]
 
 
-def runs(node):
+def command(node):
+    """A function that returns the shell command of `node`."""
     log = os.path.join("logs", f"{node.name}.log")
     words = [sys.executable, "-m", "oral_lib.runner.worker", node.name, log, *node.command]
     return lambda wildcards: shlex.join(words)
@@ -41,21 +44,21 @@ def runs(node):
 rule all:
     default_target: True
     input:
-        lambda wildcards: [path for node in NODES for path in here(node.outputs)],
+        lambda wildcards: [path for node in NODES for path in relative(node.outputs)],
 
 
-for place, node in enumerate(NODES):
+for number, node in enumerate(NODES):
 
     rule:
         name:
             re.sub(r"\W", "_", node.name)
-        priority: len(NODES) - place
+        priority: len(NODES) - number
         input:
-            reads(node),
+            inputs(node),
         output:
-            update(here(node.outputs)) if node.resumes else here(node.outputs),
+            update(relative(node.outputs)) if node.resumes else relative(node.outputs),
         params:
-            command=runs(node),
+            command=command(node),
         threads:
             config.get("threads", 1)
         resources:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Finds a Python that can start, then hands over: oral_lib/workflow/reproduce.py sets up and runs the rest.
-# ./reproduce.sh --help says what it can do.
+# Finds a Python of the right version and starts oral_lib/workflow/reproduce.py, which does the rest.
+# See ./reproduce.sh --help.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -13,5 +13,6 @@ for python in "${PYTHON:-python3}" python3.12 python3.11; do
   fi
   [ -z "${PYTHON:-}" ] || break
 done
-echo "oral: found no Python 3.11 or 3.12${PYTHON:+ at PYTHON=$PYTHON}. Install one, or name one: PYTHON=/path/to/python3.12 $0" >&2
+where=${PYTHON:+ at PYTHON=$PYTHON}
+echo "oral: there is no Python 3.11 or 3.12$where. Install one, or name one: PYTHON=/path/to/python3.12 $0" >&2
 exit 3

@@ -110,7 +110,7 @@ def test_generate_takes_a_sentence_a_base_and_a_new_folder(calls, tmp_path, caps
     folder.mkdir()
     (folder / "something").touch()
     assert cli.main(words) == 2
-    assert "is in use" in capsys.readouterr().err
+    assert "is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

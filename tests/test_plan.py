@@ -376,7 +376,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(tmp_pat
 
 
 def test_a_node_that_leaves_nothing_or_costs_nothing_is_refused():
-    with pytest.raises(UsageError, match="leaves no output"):
+    with pytest.raises(UsageError, match="has no output"):
         Node("one", (), ())
     with pytest.raises(UsageError, match="memory_mb=0"):
         Node("one", ("x",), (), memory_mb=0)
@@ -418,16 +418,16 @@ def test_a_newer_input_makes_its_node_and_all_behind_it_due(done):
 
 def test_a_missing_or_published_or_forced_file_makes_its_node_due(done):
     (done / "page").unlink()
-    assert graph.due(chain(done)) == {"three": "page is not there"}
+    assert graph.due(chain(done)) == {"three": "page is missing"}
     assert list(graph.due(chain(done), {"one"})) == ["one", "two", "three"]
     (done / "cache").unlink()
     assert list(graph.due(chain(done))) == ["cache", "three"]
 
 
 def test_an_input_that_nobody_makes_is_found(done):
-    assert graph.lacking(chain(done)) == []
+    assert graph.missing_inputs(chain(done)) == []
     (done / "source").unlink()
-    assert graph.lacking(chain(done)) == [str(done / "source")]
+    assert graph.missing_inputs(chain(done)) == [str(done / "source")]
 
 
 def test_a_plan_is_read_as_it_was_written_and_belongs_to_one_source(tmp_path):
@@ -435,7 +435,7 @@ def test_a_plan_is_read_as_it_was_written_and_belongs_to_one_source(tmp_path):
     graph.write(tmp_path / "plan.json", nodes, "local:/a")
     assert graph.read(tmp_path / "plan.json") == nodes
     graph.same_source(tmp_path / "plan.json", "local:/a")
-    with pytest.raises(UsageError, match="holds a run of --source local:/a, not local:/b"):
+    with pytest.raises(UsageError, match="has a run of --source local:/a, not local:/b"):
         graph.same_source(tmp_path / "plan.json", "local:/b")
 
 

@@ -268,19 +268,19 @@ def test_ctrl_c_gives_130_ends_the_nodes_and_leaves_no_half_result(out, holding)
     holding.send_signal(signal.SIGINT)
     said, _ = holding.communicate(timeout=20)
     assert holding.returncode == 130
-    assert "The same command goes on from here" in said
+    assert "Run the same command again to continue" in said
     assert gone(node)
     run_folder = paths.run_folder("smoke", "made", out)
     assert (run_folder / "a.txt").exists() and not (run_folder / "b.txt").exists()
 
 
 def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
-    with lock.held(tmp_path):
+    with lock.hold(tmp_path):
         holder = json.loads((tmp_path / ".oral.lock").read_text())
         assert holder["pid"] == os.getpid()
-        with pytest.raises(PreflightError, match=f"process {os.getpid()} on"), lock.held(tmp_path):
+        with pytest.raises(PreflightError, match=f"process {os.getpid()} on"), lock.hold(tmp_path):
             pass
-    with lock.held(tmp_path):
+    with lock.hold(tmp_path):
         pass
 
 
@@ -294,7 +294,7 @@ def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
         (["--source", "package"], "Did you mean 'packages'?"),
         (["--source", "made"], "belongs to --scale smoke"),
         (["--only", "lost"], "Did you mean 'last'?"),
-        (["--jobs", "0"], "'0' is no number of nodes"),
+        (["--jobs", "0"], "'0' is not a number of nodes"),
         (["--sclae", "lab"], "Did you mean '--scale'?"),
         (["tset"], "invalid choice: 'tset'"),
         (["run", "--", "-k", "x"], "only `test` passes arguments on"),
@@ -347,7 +347,7 @@ def test_an_experiment_that_a_source_has_not_is_told_from_a_mistyped_node(capsys
 def test_offline_gives_3_and_names_what_is_missing(out, monkeypatch, capsys):
     from oral_lib.assets import sources
 
-    monkeypatch.setattr(sources, "ready", lambda source, experiment: ["minilm-l6", "tweets"])
+    monkeypatch.setattr(sources, "missing", lambda source, experiment: ["minilm-l6", "tweets"])
     prepare = Node("assets", (str(out / "assets.json"),), ("-c", "pass"))
     words = ["--out", str(out), "--offline"]
     assert reproduce.main(words, planner=lambda *given: [prepare]) == 3
@@ -433,7 +433,7 @@ def test_an_environment_is_made_once_and_sees_the_project_from_anywhere(bare, mo
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([python, "-P", "-c", "import oral_lib"], cwd="/", env=kept)
     assert done.returncode == 0
-    monkeypatch.setattr(environment, "_make", None)
+    monkeypatch.setattr(environment, "_create", None)
     assert environment.prepare(offline=True) == environment.best() == python
     (bare / "env" / "lock-cpu.txt").write_text("# another lock\n")
     with pytest.raises(PreflightError, match="--offline forbids"):

@@ -247,7 +247,7 @@ def test_a_dry_run_tells_the_cells_and_starts_nothing(tmp_path, ran, capsys):
     path = written(tmp_path, LANGUAGE)
     assert cli.main(["sweep", str(path), "--dry-run", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "language/tiny-encoder/movie/seed-1: metrics.csv is not there" in said
+    assert "language/tiny-encoder/movie/seed-1: metrics.csv is missing" in said
     assert not ran and not (tmp_path / "runs").exists()
 
 

@@ -1,1 +1,1 @@
-"""runner."""
+"""Runs nodes that make files out of files. Standard library only."""

@@ -1,7 +1,4 @@
-"""The README's test command: every check of the project, each run to its end, then the verdict.
-
-Imports with the standard library alone.
-"""
+"""The checks of `./reproduce.sh test`. Imports with the standard library only."""
 
 import os
 import shlex
@@ -14,18 +11,25 @@ from typing import NamedTuple
 
 from oral_lib.paths import ROOT
 
-CELL_SECONDS = 300
+CELL_SECONDS = 300  # limit of a notebook cell
+HUB_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 
 class Step(NamedTuple):
-    """One check: its name and the arguments of python that make it."""
+    """One check: its name and the arguments of Python that run it."""
 
     name: str
     command: tuple[str, ...]
 
 
 def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
-    """All checks in order; `extra` goes to pytest, and a path in it replaces the whole suite."""
+    """All checks in order.
+
+    Args:
+        extra: arguments of pytest; a path among them replaces the whole test suite.
+        offline: fail instead of downloading.
+    """
     pytest = ["-m", "pytest", "-n", "2", "--dist", "loadscope"]
     pytest += ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
     paths = [] if any(Path(word.split("::")[0]).exists() for word in extra) else ["tests"]
@@ -42,21 +46,20 @@ def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
     ]
 
 
-def run(todo: Sequence[Step], folder: Path = ROOT) -> list[str]:
-    """Runs all of `todo` in `folder` and returns the names of those that failed.
+def run(checks: Sequence[Step], folder: Path = ROOT) -> list[str]:
+    """The names of the checks that failed, after running all of them in `folder`.
 
-    All but the assets run without network: the hub's libraries are told to stay offline.
+    Only the step "assets" may use the network.
     """
     failed = []
-    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    quiet |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    for step in todo:
+    offline = HUB_OFFLINE | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for step in checks:
         print(f"== {step.name}: python {shlex.join(step.command)}", flush=True)
         began = time.monotonic()
-        environment = os.environ if step.name == "assets" else {**os.environ, **quiet}
+        environment = os.environ if step.name == "assets" else {**os.environ, **offline}
         code = subprocess.call([sys.executable, *step.command], cwd=folder, env=environment)
         if code:
             failed.append(step.name)
-        how = f"FAILED (exit {code})" if code else "ok"
-        print(f"== {step.name}: {how} in {time.monotonic() - began:.0f} s", flush=True)
+        verdict = f"FAILED (exit {code})" if code else "ok"
+        print(f"== {step.name}: {verdict} in {time.monotonic() - began:.0f} s", flush=True)
     return failed

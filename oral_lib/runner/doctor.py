@@ -1,6 +1,6 @@
-"""What this machine has and lacks: a table of checks, and the checks that a run starts with.
+"""What is installed on this machine: a table of checks, and the checks before a run.
 
-Imports with the standard library alone, because it has to speak when nothing else does.
+Imports with the standard library only: it has to work when nothing else does.
 """
 
 import json
@@ -25,22 +25,22 @@ SETUP = "run ./reproduce.sh test, which sets everything up"
 
 
 class Check(NamedTuple):
-    """One line of the table: what, state ("ok", "warn" or "fail"), what was seen, what to do."""
+    """One line of the table."""
 
     what: str
-    state: str
-    seen: str
-    remedy: str = ""
+    state: str  # "ok", "warn" or "fail"
+    finding: str
+    remedy: str = ""  # what to do about it
 
 
 def memory_mb() -> tuple[int, int]:
-    """(total, free to use) in MB, within the limit of the container if there is one."""
+    """(total, free) memory in MB, within the limit of the container if it has one."""
     page = os.sysconf("SC_PAGE_SIZE") / 2**20
     total = free = os.sysconf("SC_PHYS_PAGES") * page
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]) / 1024
-    with suppress(OSError, ValueError):  # "max" is no number: no limit
+    with suppress(OSError, ValueError):  # without a limit the file says "max"
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**20
         used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**20
         total, free = min(total, limit), min(free, limit - used)
@@ -48,7 +48,7 @@ def memory_mb() -> tuple[int, int]:
 
 
 def gpus() -> list[str]:
-    """The GPUs that nvidia-smi lists, empty without a working one."""
+    """The GPUs that nvidia-smi lists; empty without a working nvidia-smi."""
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
@@ -57,10 +57,10 @@ def gpus() -> list[str]:
 
 
 def cards() -> list[str]:
-    """The UUIDs of the GPUs, the one with the most free memory first; empty without any."""
-    asked = ["nvidia-smi", "--query-gpu=memory.free,uuid", "--format=csv,noheader,nounits"]
+    """The UUIDs of the GPUs, most free memory first; empty without a working nvidia-smi."""
+    query = ["nvidia-smi", "--query-gpu=memory.free,uuid", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return []
     rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
@@ -69,42 +69,43 @@ def cards() -> list[str]:
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _existing(folder: Path) -> Path:
+    """`folder` or its closest parent that exists."""
     return folder if folder.exists() else _existing(folder.parent)
 
 
 def python() -> Check:
-    """Whether this Python is one that the project runs on."""
-    seen = ".".join(map(str, sys.version_info[:3]))
+    """Whether the project runs on this version of Python."""
+    number = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] in PYTHONS:
-        return Check("python", "ok", seen)
-    return Check("python", "fail", seen, "install Python 3.11 or 3.12, or name one: PYTHON=...")
+        return Check("python", "ok", number)
+    return Check("python", "fail", number, "install Python 3.11 or 3.12, or name one: PYTHON=...")
 
 
 def disk(folder: Path) -> Check:
-    """Whether the disk of `folder` has FREE_GB left."""
+    """Whether the disk of `folder` has FREE_GB free."""
     free = shutil.disk_usage(_existing(folder)).free / 1e9
-    seen = f"{free:.1f} GB free for {folder}"
+    finding = f"{free:.1f} GB free for {folder}"
     if free >= FREE_GB:
-        return Check("disk", "ok", seen)
-    return Check("disk", "fail", seen, f"free {FREE_GB:.0f} GB, or use another disk with --out")
+        return Check("disk", "ok", finding)
+    return Check("disk", "fail", finding, f"free {FREE_GB:.0f} GB, or use another disk with --out")
 
 
 def memory(plan: Sequence[Node]) -> Check:
-    """Whether the largest node of `plan` fits; a warning when other programs are in its way."""
+    """Whether the largest node of `plan` fits; a warning if other programs leave too little."""
     total, free = memory_mb()
     largest = max(plan, key=lambda node: node.memory_mb, default=None)
-    wanted = largest.memory_mb if largest else 0
-    seen = f"{total / 1024:.1f} GB, {free / 1024:.1f} GB free, {wanted / 1024:.1f} GB wanted"
-    if total < wanted:
-        return Check("memory", "fail", seen, f"{largest.name} needs a machine with more memory")
-    if free < wanted:
-        return Check("memory", "warn", seen, "close other programs, or expect swapping")
-    return Check("memory", "ok", seen)
+    needed = largest.memory_mb if largest else 0
+    finding = f"{total / 1024:.1f} GB, {free / 1024:.1f} GB free, {needed / 1024:.1f} GB needed"
+    if total < needed:
+        return Check("memory", "fail", finding, f"{largest.name} needs a machine with more memory")
+    if free < needed:
+        return Check("memory", "warn", finding, "close other programs, or expect swapping")
+    return Check("memory", "ok", finding)
 
 
 def packages() -> Check:
@@ -117,29 +118,29 @@ def packages() -> Check:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             return Check("packages", "ok", f"as in {lock.name}")
-    words = (done.stdout + done.stderr).strip().splitlines() or ["they differ from every lock"]
-    return Check("packages", "warn", words[-1], SETUP)
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["they differ from every lock"]
+    return Check("packages", "warn", lines[-1], SETUP)
 
 
 def torch() -> Check:
-    """What torch can compute on."""
+    """The devices that torch can use."""
     import torch
 
-    seen = f"torch {torch.__version__}, "
+    finding = f"torch {torch.__version__}, "
     if torch.cuda.is_available():
-        halves = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        return Check("torch", "ok", seen + f"{torch.cuda.get_device_name()}, {halves}")
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        return Check("torch", "ok", finding + f"{torch.cuda.get_device_name()}, {bf16}")
     if gpus():
-        remedy = "install env/lock-gpu.txt: this torch does not see the GPU"
-        return Check("torch", "warn", seen + "a GPU that it cannot use", remedy)
+        remedy = "install env/lock-gpu.txt: this torch has no CUDA"
+        return Check("torch", "warn", finding + "a GPU that it cannot use", remedy)
     with suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text()
-        seen += "CPU with bf16, " if "bf16" in flags else "CPU without bf16, "
-    return Check("torch", "ok", seen + f"{torch.get_num_threads()} threads")
+        finding += "CPU with bf16, " if "bf16" in flags else "CPU without bf16, "
+    return Check("torch", "ok", finding + f"{torch.get_num_threads()} threads")
 
 
 def torchvision() -> Check:
-    """Whether torchvision can be imported beside this torch."""
+    """Whether torchvision can be imported with this torch."""
     if find_spec("torchvision") is None:
         return Check("torchvision", "warn", "not installed", SETUP)
     import torchvision
@@ -148,7 +149,7 @@ def torchvision() -> Check:
 
 
 def assets(source: str, plan: Sequence[Node] = ()) -> Iterator[Check]:
-    """One check for the cache and one for each asset that `plan` reads and the cache lacks."""
+    """One check of the cache, and one of each asset that `plan` reads and the cache lacks."""
     from oral_lib.assets import sources
     from oral_lib.assets.cache import cache_dir
 
@@ -164,7 +165,7 @@ def assets(source: str, plan: Sequence[Node] = ()) -> Iterator[Check]:
 
 
 def kernels() -> Check:
-    """Whether the optional CUDA kernels are there; plain torch does without."""
+    """Whether the optional CUDA kernels are installed; plain torch replaces them."""
     try:
         return Check("mamba_ssm", "ok", version("mamba_ssm"))
     except PackageNotFoundError:
@@ -172,14 +173,13 @@ def kernels() -> Check:
 
 
 def kernelspec() -> Check:
-    """Whether notebooks would run in this environment's Python."""
+    """Whether notebooks run in the Python of this environment."""
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
     try:
-        words = KernelSpecManager().get_kernel_spec("python3").argv
+        path = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
     except NoSuchKernel:
         return Check("notebooks", "fail", "no kernel called python3", SETUP)
-    path = Path(words[0])
     if path.is_absolute() and Path(sys.prefix) not in path.parents:
         return Check("notebooks", "warn", f"python3 is {path}", "jupyter kernelspec remove python3")
     return Check("notebooks", "ok", "kernel python3 of this environment")
@@ -189,55 +189,60 @@ def commit() -> Check:
     """The commit that results will name."""
     from oral_lib.provenance import code_commit
 
-    found = code_commit()
-    if found == "unknown":
-        return Check("git", "warn", "no commit", "results will not say which code made them")
-    if found.endswith("-dirty"):
-        return Check("git", "warn", found, "commit your changes before a run that counts")
-    return Check("git", "ok", found)
+    name = code_commit()
+    if name == "unknown":
+        return Check("git", "warn", "no commit", "results will not name the code that made them")
+    if name.endswith("-dirty"):
+        return Check("git", "warn", name, "commit your changes before a run whose results count")
+    return Check("git", "ok", name)
 
 
 def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
-    """All checks; one that cannot even be made is a failure, never an exception."""
-    makers: list[Callable[[], Check | Iterator[Check]]] = [
-        python,
-        lambda: disk(out),
-        lambda: memory(plan),
-        packages,
-        torch,
-        torchvision,
-        kernels,
-        kernelspec,
-        lambda: assets(source, plan),
-        commit,
-    ]
-    names = ["python", "disk", "memory", "packages", "torch", "torchvision", "mamba_ssm"]
-    for name, make in zip([*names, "notebooks", "assets", "git"], makers, strict=True):
+    """All checks; a check that raises an error has the state "fail".
+
+    Args:
+        plan: the nodes that would run.
+        source: the data source of their assets.
+        out: the folder of their results.
+    """
+    checks: dict[str, Callable[[], Check | Iterator[Check]]] = {
+        "python": python,
+        "disk": lambda: disk(out),
+        "memory": lambda: memory(plan),
+        "packages": packages,
+        "torch": torch,
+        "torchvision": torchvision,
+        "mamba_ssm": kernels,
+        "notebooks": kernelspec,
+        "assets": lambda: assets(source, plan),
+        "git": commit,
+    }
+    for name, check in checks.items():
         try:
-            made = make()
-            yield from [made] if isinstance(made, Check) else made
+            result = check()
+            yield from [result] if isinstance(result, Check) else result
         except (ImportError, RuntimeError, OSError, OralError, json.JSONDecodeError) as error:
             yield Check(name, "fail", (str(error).splitlines() or [repr(error)])[0], SETUP)
 
 
 def table(checks: Sequence[Check]) -> str:
-    """The checks as lines: state, what, seen, and what to do."""
+    """The checks as text, a line each, with the remedies below."""
     width = max(len(check.what) for check in checks)
     lines = []
     for check in checks:
-        lines.append(f"{check.state:4}  {check.what:{width}}  {check.seen}")
+        lines.append(f"{check.state:4}  {check.what:{width}}  {check.finding}")
         if check.remedy and check.state != "ok":
             lines.append(f"{'':4}  {'':{width}}  -> {check.remedy}")
     return "\n".join(lines)
 
 
 def preflight(plan: Sequence[Node], out: Path) -> None:
-    """`PreflightError` with everything that would make a run of `plan` fail later."""
+    """Raises PreflightError, with all reasons, if a run of `plan` would fail on this machine."""
     on_gpu = [node for node in plan if node.gpu]
     if on_gpu and len(gpus()) < max(node.gpu for node in on_gpu):
         raise PreflightError(
             f"{on_gpu[0].name} and {len(on_gpu) - 1} other nodes need a CUDA GPU (80 GB for models "
-            "of 7B) and models from the hub or a local folder; nvidia-smi finds no GPU here. "
+            "of 7B) and models from the hub or a local folder; nvidia-smi finds too few GPUs. "
             "--dry-run shows the plan, --scale desk runs without."
         )
     checks = [python(), disk(out), memory(plan)]

@@ -1,7 +1,7 @@
-"""Runs a plan with Snakemake and tells how it goes: what starts, what ends, how long is left.
+"""Runs a plan with Snakemake and prints its progress: starts, ends, time left.
 
-Snakemake decides and starts; its own talk goes to logs/snakemake.log. What reaches the terminal is
-each node's output and one line at its start and end. Imports with the standard library alone.
+Snakemake orders and starts the nodes; its own output goes to logs/snakemake.log. The terminal gets
+the output of each node and a line at its start and end. Imports with the standard library only.
 """
 
 import json
@@ -19,7 +19,7 @@ from oral_lib.runner import doctor, worker
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 def clock(seconds: float) -> str:
@@ -29,87 +29,93 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
 class Progress:
-    """Turns the workers' lines into what a person wants to see, and keeps what happened."""
+    """Prints the progress of `due` nodes from the lines of their workers.
 
-    def __init__(self, todo: Sequence[Node], jobs: int, say: Say = _say) -> None:
-        self.todo, self.jobs, self.say = list(todo), jobs, say
+    Args:
+        due: the nodes to run.
+        jobs: nodes at a time.
+        write: prints one line.
+    """
+
+    def __init__(self, due: Sequence[Node], jobs: int, write: Print = _print) -> None:
+        self.due, self.jobs, self.write = list(due), jobs, write
         self.began = time.monotonic()
-        self.started: dict[str, float] = {}  # node -> when
-        self.ended: dict[str, float] = {}  # node -> minutes it took
-        self.codes: dict[str, int] = {}
+        self.started: dict[str, float] = {}  # time of start by node, in seconds
+        self.ended: dict[str, float] = {}  # duration by node, in minutes
+        self.codes: dict[str, int] = {}  # exit code by node
 
     def line(self, text: str) -> None:
-        """Takes one line of a worker: an event, or output to pass on."""
+        """Processes one line of a worker: an event, or output to print."""
         if text.startswith(worker.MARK):
             event = json.loads(text[len(worker.MARK) :])
             getattr(self, f"_{event['event']}")(event)
         else:
-            self.say(f"    {text}")
+            self.write(f"    {text}")
 
     def _start(self, event: dict) -> None:
         self.started[event["node"]] = time.monotonic()
-        self._tell(event["node"], f"started, {self._left()}")
+        self._report(event["node"], f"started, {self._left()}")
 
     def _end(self, event: dict) -> None:
         name, code, seconds = event["node"], event["code"], event["seconds"]
         self.codes[name], self.ended[name] = code, seconds / 60
-        how = "done" if code == 0 else f"FAILED (exit {code})"
-        self._tell(name, f"{how} in {clock(seconds)}, {self._left()}")
+        verdict = "done" if code == 0 else f"FAILED (exit {code})"
+        self._report(name, f"{verdict} in {clock(seconds)}, {self._left()}")
 
-    def _tell(self, name: str, what: str) -> None:
-        place = list(self.started).index(name) + 1
-        self.say(f"node {place}/{len(self.todo)} {name}: {what}")
+    def _report(self, name: str, event: str) -> None:
+        number = list(self.started).index(name) + 1
+        self.write(f"node {number}/{len(self.due)} {name}: {event}")
 
     def _left(self) -> str:
         now = time.monotonic()
         running = {n: (now - t) / 60 for n, t in self.started.items() if n not in self.ended}
-        left = graph.minutes_left(self.todo, self.ended, running, self.jobs)
+        left = graph.minutes_left(self.due, self.ended, running, self.jobs)
         return f"elapsed {clock(now - self.began)}, about {clock(60 * left)} left"
 
     def failed(self) -> dict[str, str]:
-        """The nodes that failed or did not leave what they promised, each with a reason."""
-        found = {}
-        for node in self.todo:
+        """The nodes that failed or did not write all outputs, each with the reason."""
+        reasons = {}
+        for node in self.due:
             if node.name not in self.started:
                 continue
             code = self.codes.get(node.name)
             missing = [path for path in node.outputs if not Path(path).exists()]
             if code is None:
-                found[node.name] = "was cut off"
+                reasons[node.name] = "was interrupted"
             elif code == 128 + signal.SIGKILL:
-                found[node.name] = "was killed, as a system does that is out of memory"
+                reasons[node.name] = "was killed, probably because memory ran out"
             elif code:
-                found[node.name] = f"ended with exit code {code}"
+                reasons[node.name] = f"ended with exit code {code}"
             elif missing:
-                found[node.name] = f"did not write {missing[0]}"
-        return found
+                reasons[node.name] = f"did not write {missing[0]}"
+        return reasons
 
 
 def command(folder: Path, jobs: int) -> list[str]:
     """The Snakemake command for the plan written in `folder`."""
     memory = max(1, int(0.9 * doctor.memory_mb()[0]))
-    threads = max(1, doctor.cores() // jobs)  # Snakemake tells every node, by OMP_NUM_THREADS
+    threads = max(1, doctor.cores() // jobs)  # passed to every node as OMP_NUM_THREADS
     cards = len(doctor.gpus())  # several nodes may share one
     return [
         *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),
         *("--config", f"threads={threads}"),
         *("--resources", f"mem_mb={memory}", f"gpu={max(jobs, cards) if cards else 0}"),
-        # a node's own outputs are whole or absent, so a failed node need not lose the whole ones
+        # a node writes each output as a whole or not at all: those of a failed node are kept
         *("--keep-going", "--keep-incomplete", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "input"),
-        "--nolock",  # oral_lib.lock holds the folder; Snakemake's own lock outlives kill -9
+        "--nolock",  # runner.lock locks the folder; Snakemake's own lock outlives kill -9
     ]
 
 
 def run(
     nodes: Sequence[Node],
-    todo: Collection[str],
+    due: Collection[str],
     folder: Path,
     source: str,
     *,
@@ -117,48 +123,56 @@ def run(
     locked: int,
     environment: Mapping[str, str],
 ) -> dict[str, str]:
-    """Runs what is due of `nodes` (by name: `todo`); returns the failed nodes and why.
+    """The failed nodes with the reason, after running the due ones.
 
-    `locked` is the descriptor of the folder's lock, which Snakemake keeps if this process dies.
+    Args:
+        nodes: the plan, in order.
+        due: the names of the nodes to run.
+        folder: the run folder.
+        source: the data source, written with the plan.
+        jobs: nodes at a time.
+        locked: descriptor of the folder's lock, which Snakemake keeps if this process dies.
+        environment: environment variables of the nodes.
     """
-    written = folder / "plan.json"
-    graph.write(written, nodes, source)
-    talk = folder / "logs" / "snakemake.log"
-    talk.parent.mkdir(parents=True, exist_ok=True)
-    progress = Progress([node for node in nodes if node.name in todo], jobs)
-    ends, here = os.pipe()  # workers read `ends`; it closes when this process dies, however it dies
-    with talk.open("w", encoding="utf-8") as log:
+    plan = folder / "plan.json"
+    graph.write(plan, nodes, source)
+    log_path = folder / "logs" / "snakemake.log"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    progress = Progress([node for node in nodes if node.name in due], jobs)
+    # workers read from one end; it closes when this process ends, however it ends
+    read_end, write_end = os.pipe()
+    with log_path.open("w", encoding="utf-8") as log:
         engine = subprocess.Popen(
             command(folder, jobs),
-            stdin=ends,
+            stdin=read_end,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             encoding="utf-8",
             errors="replace",
             pass_fds=(locked,),
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others
-            env={**environment, worker.EVENTS: "1", "ORAL_PLAN": str(written)},
+            start_new_session=True,  # Ctrl-C reaches only this process, which then ends the others
+            env={**environment, worker.EVENTS: "1", "ORAL_PLAN": str(plan)},
         )
-    os.close(ends)
+    os.close(read_end)
     try:
         for line in engine.stdout:
             progress.line(line.rstrip("\n"))
         code = engine.wait()
     except BaseException:
-        os.close(here)
+        os.close(write_end)
         _end(engine)
         raise
-    os.close(here)
+    os.close(write_end)
     failed = progress.failed()
     if code != 0 and not failed:
-        words = talk.read_text(encoding="utf-8").strip().splitlines()
-        failed["snakemake"] = "stopped: " + (" | ".join(words[-3:]) or f"exit code {code}")
+        lines = log_path.read_text(encoding="utf-8").strip().splitlines()
+        failed["snakemake"] = "stopped: " + (" | ".join(lines[-3:]) or f"exit code {code}")
     return failed
 
 
 def _end(engine: subprocess.Popen) -> None:
-    """Lets the workers end their nodes (their pipe is closed), then leaves nothing behind."""
+    """Waits until the workers have ended their nodes (their pipe is closed), then ends them."""
     engine.stdout.close()
     engine.send_signal(signal.SIGINT)
     try:

@@ -1,7 +1,7 @@
-"""One run at a time in a folder: a lock that the system frees however its holder ends.
+"""One run at a time in a folder: a lock that the system frees however its process ends.
 
-The holder is written into the lock file. The lock can be handed to a child, so that a folder stays
-locked until the last process of a killed run has left it. Imports with the standard library alone.
+The process is named in the lock file. A child can inherit the lock: the folder stays locked until
+the last process of a killed run has ended. Imports with the standard library only.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ PATIENCE = 30.0  # seconds for the processes of a killed run to end
 
 
 def _holder(path: Path) -> dict:
+    """The process named in the lock file; empty if it is unreadable."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -27,7 +28,7 @@ def _holder(path: Path) -> dict:
 
 
 def _killed(holder: dict) -> bool:
-    """Whether the process that took the lock was on this machine and is gone."""
+    """Whether the process that took the lock was on this machine and has ended."""
     if holder.get("host") != socket.gethostname():
         return False
     try:
@@ -39,7 +40,8 @@ def _killed(holder: dict) -> bool:
     return False
 
 
-def _taken(descriptor: int) -> bool:
+def _lock(descriptor: int) -> bool:
+    """Whether this process now has the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -48,11 +50,13 @@ def _taken(descriptor: int) -> bool:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[int]:
-    """Holds the lock of `folder`; the value is a descriptor that keeps it held (for `pass_fds`).
+def hold(folder: Path) -> Iterator[int]:
+    """Holds the lock of `folder`; the value is its descriptor, for `pass_fds` of a child.
 
-    `PreflightError` names the process that holds it. When that one was killed and only its
-    children are still ending, waits for them instead.
+    If the process that had the lock was killed, waits up to PATIENCE for its children to end.
+
+    Raises:
+        PreflightError: another process has the lock, or `folder` cannot be written.
     """
     path = folder / ".oral.lock"
     try:
@@ -63,11 +67,11 @@ def held(folder: Path) -> Iterator[int]:
             f"{folder} cannot be written ({error.strerror}): name another folder with --out."
         ) from error
     try:
-        until = time.monotonic() + PATIENCE
+        end = time.monotonic() + PATIENCE
         waited = False
-        while not _taken(descriptor):
+        while not _lock(descriptor):
             holder = _holder(path)
-            if not _killed(holder) or time.monotonic() > until:
+            if not _killed(holder) or time.monotonic() > end:
                 raise PreflightError(
                     f"another run works in {folder}: process {holder.get('pid', '?')} on "
                     f"{holder.get('host', '?')}, since {holder.get('since', '?')}. "

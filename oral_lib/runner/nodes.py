@@ -1,6 +1,6 @@
-"""Nodes that make files out of files: which to run, why, and how long it may take.
+"""Nodes that make files out of files: which are due, why, and the time that is left.
 
-Nothing here knows what the nodes do; `plan` names them. Imports with the standard library alone.
+Nothing here depends on what the nodes compute. Imports with the standard library only.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,11 +14,22 @@ from oral_lib.errors import OralError, PreflightError, UsageError, closest
 
 @dataclass(frozen=True)
 class Node:
-    """One step: `command` (arguments of python) makes `outputs` out of `inputs`.
+    """One step: `command` makes `outputs` out of `inputs`.
 
-    `after` must be there first, but its age says nothing (a cache). `published` is written outside
-    the run folder, where nothing may delete it. `resumes` says that the command goes on from those
-    of its outputs that are there. `minutes` is a guess on 2 cores, for the time left.
+    Args:
+        name: unique in a plan.
+        outputs: the files that it writes, in the run folder.
+        command: the arguments of Python.
+        inputs: the files that it reads. A newer one makes the node due.
+        after: files that have to exist first; their age has no effect (a cache).
+        published: files outside the run folder, which nothing may delete.
+        resumes: the command continues from existing outputs.
+        memory_mb: estimate of the memory.
+        minutes: estimate of the duration on 2 cores.
+        gpu: number of GPUs.
+
+    Raises:
+        UsageError: it has no output, or a negative cost.
     """
 
     name: str
@@ -34,7 +45,7 @@ class Node:
 
     def __post_init__(self) -> None:
         if not self.outputs:
-            raise UsageError(f"node {self.name!r} leaves no output, so it would never be done.")
+            raise UsageError(f"node {self.name!r} has no output, so it would never be done.")
         if self.memory_mb <= 0 or self.minutes < 0 or self.gpu < 0:
             raise UsageError(
                 f"node {self.name!r}: memory_mb={self.memory_mb}, minutes={self.minutes}, "
@@ -43,7 +54,10 @@ class Node:
 
 
 def select(plan: Sequence[Node], patterns: Sequence[str] | None) -> list[Node]:
-    """The nodes whose names match one of `patterns` (all without patterns), in the plan's order."""
+    """The nodes whose names match one of `patterns` (none: all nodes), in the order of the plan.
+
+    Raises UsageError, with the nearest name, if a pattern matches no node.
+    """
     names = [node.name for node in plan]
     for pattern in patterns or ():
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -55,79 +69,85 @@ def select(plan: Sequence[Node], patterns: Sequence[str] | None) -> list[Node]:
 
 
 def with_needs(plan: Sequence[Node], chosen: Sequence[Node]) -> list[Node]:
-    """`chosen` and every node that makes something they need, in the plan's order."""
+    """`chosen` and all nodes that they depend on, in the order of the plan."""
     maker = {path: node for node in plan for path in node.outputs}
-    wanted, todo = set(), [*chosen]
-    while todo:
-        node = todo.pop()
-        if node.name not in wanted:
-            wanted.add(node.name)
-            todo += [maker[path] for path in (*node.inputs, *node.after) if path in maker]
-    return [node for node in plan if node.name in wanted]
+    names, stack = set(), [*chosen]
+    while stack:
+        node = stack.pop()
+        if node.name not in names:
+            names.add(node.name)
+            stack += [maker[path] for path in (*node.inputs, *node.after) if path in maker]
+    return [node for node in plan if node.name in names]
 
 
 def due(plan: Sequence[Node], forced: Collection[str] = ()) -> dict[str, str]:
-    """The nodes of `plan` that have to run, each with the reason; empty when all is done.
+    """The names of the nodes of `plan` that have to run, each with the reason.
 
-    The rule is Snakemake's (missing, or older than an input), told in milliseconds. The nodes
-    named in `forced` count as missing.
+    A node is due if an output is missing or older than an input, as in Snakemake. The nodes named
+    in `forced` are due.
     """
     reasons: dict[str, str] = {}
     maker = {path: node.name for node in plan for path in node.outputs}
     for node in plan:
-        ages = {path: _age(path) for path in (*node.inputs, *node.outputs)}
+        times = {path: _modified(path) for path in (*node.inputs, *node.outputs)}
         missing = [p for p in (*node.outputs, *node.published) if not Path(p).exists()]
         before = [maker[p] for p in node.inputs if maker.get(p) in reasons]
         if node.name in forced:
-            reasons[node.name] = "wanted anew"
+            reasons[node.name] = "is forced"
         elif missing:
-            reasons[node.name] = f"{Path(missing[0]).name} is not there"
+            reasons[node.name] = f"{Path(missing[0]).name} is missing"
         elif before:
             reasons[node.name] = f"{before[0]} runs again"
         else:
-            oldest = min(ages[p] for p in node.outputs)
-            newer = [p for p in node.inputs if ages[p] > oldest]
+            oldest = min(times[p] for p in node.outputs)
+            newer = [p for p in node.inputs if times[p] > oldest]
             if newer:
                 reasons[node.name] = f"{Path(newer[0]).name} is newer"
     return reasons
 
 
-def lacking(plan: Sequence[Node]) -> list[str]:
-    """The inputs that are not there and that no node of `plan` makes."""
-    made = {path for node in plan for path in node.outputs}
-    needed = {path for node in plan for path in (*node.inputs, *node.after)}
-    return sorted(path for path in needed - made if not Path(path).exists())
+def missing_inputs(plan: Sequence[Node]) -> list[str]:
+    """The inputs that do not exist and that no node of `plan` writes."""
+    outputs = {path for node in plan for path in node.outputs}
+    inputs = {path for node in plan for path in (*node.inputs, *node.after)}
+    return sorted(path for path in inputs - outputs if not Path(path).exists())
 
 
-def _age(path: str) -> float:
+def _modified(path: str) -> float:
+    """The modification time in seconds; 0 for a missing file."""
     try:
         return Path(path).stat().st_mtime
-    except OSError:  # not there, or below what is no folder
+    except OSError:
         return 0.0
 
 
 def minutes_left(
     plan: Sequence[Node], finished: dict[str, float], running: dict[str, float], jobs: int
 ) -> float:
-    """Minutes until all of `plan` is done: the guesses, scaled by how the finished nodes fared.
+    """Minutes until all of `plan` is done: the estimates, scaled by those of the finished nodes.
 
-    `finished` and `running` map names to the minutes spent on them. A node that took less than a
-    tenth of its guess found its work done (a cache) and says nothing of the pace.
+    A node that took less than a tenth of its estimate used a cache; it does not count.
+
+    Args:
+        plan: the nodes.
+        finished: minutes by name of a finished node.
+        running: minutes so far by name of a running node.
+        jobs: nodes at a time.
     """
-    guess = {node.name: node.minutes for node in plan}
-    worked = {name: took for name, took in finished.items() if took >= 0.1 * guess[name]}
-    known = sum(guess[name] for name in worked)
-    pace = sum(worked.values()) / known if known else 1.0
+    estimate = {node.name: node.minutes for node in plan}
+    worked = {name: took for name, took in finished.items() if took >= 0.1 * estimate[name]}
+    expected = sum(estimate[name] for name in worked)
+    pace = sum(worked.values()) / expected if expected else 1.0
     left = sum(
         max(0.0, pace * minutes - running.get(name, 0.0))
-        for name, minutes in guess.items()
+        for name, minutes in estimate.items()
         if name not in finished
     )
     return left / max(1, jobs)
 
 
 def write(path: Path, plan: Sequence[Node], source: str) -> None:
-    """Writes the nodes for the Snakefile, and the source they belong to."""
+    """Writes the nodes for the Snakefile, and their data source."""
     storage.write_json(path, {"source": source, "nodes": [asdict(node) for node in plan]})
 
 
@@ -140,18 +160,20 @@ def read(path: str | Path) -> list[Node]:
 
 
 def same_source(path: Path, source: str) -> None:
-    """`UsageError` if what is noted at `path` belongs to another source: results must never mix.
-    `PreflightError` if that cannot be read."""
+    """Raises UsageError if the file `path` names another data source: results must not mix.
+
+    Raises PreflightError if the file is damaged.
+    """
     if path.exists():
         try:
             before = storage.read_json(path)["source"]
         except (OralError, KeyError, TypeError) as error:
             raise PreflightError(
-                f"{path} is damaged, so whose run this is cannot be told: remove it if the run is "
-                f"of --source {source}, or start --from-scratch."
+                f"{path} is damaged, so the source of this run is unknown: remove the file if it "
+                f"is --source {source}, or use --from-scratch."
             ) from error
         if before != source:
             raise UsageError(
-                f"{path.parent} holds a run of --source {before}, not {source}: name another "
-                "folder with --out, or start --from-scratch."
+                f"{path.parent} has a run of --source {before}, not {source}: name another "
+                "folder with --out, or use --from-scratch."
             )

@@ -1,10 +1,10 @@
-"""Runs one node of the plan for Snakemake: shows its output, keeps it as a log, ends it in time.
+"""Runs one node of the plan for Snakemake, prints its output and writes it to a log.
 
-    python -m oral_lib.worker NODE LOG ARGUMENTS-OF-PYTHON...
+    python -m oral_lib.runner.worker NODE LOG ARGUMENTS-OF-PYTHON...
 
-Under `reproduce` (EVENTS is set) it also says when the node starts and ends, and its standard input
-is a pipe from `reproduce`: when that closes, whoever wanted the node has gone, by Ctrl-C or by
-kill -9, and the node must not live on. Imports with the standard library alone.
+Under `reproduce` (EVENTS is set) it also prints an event at the start and end of the node. Its
+standard input is then a pipe from `reproduce`. When the pipe closes, `reproduce` has ended, by
+Ctrl-C or by kill -9, and the worker ends its node. Imports with the standard library only.
 """
 
 import fcntl
@@ -22,29 +22,29 @@ from pathlib import Path
 from oral_lib.runner import doctor
 
 EVENTS = "ORAL_EVENTS"
-MARK = "\x1e"  # a line that begins so is an event, not output
-WHOLE = 512  # bytes, the least that POSIX promises
-GRACE = 5.0  # seconds a node gets to end by itself
+MARK = "\x1e"  # the first character of an event
+ATOMIC_BYTES = 512  # of a write to a pipe, guaranteed by POSIX
+GRACE = 5.0  # seconds that a node has to end by itself
 
 
-def say(**event) -> None:
-    """Prints an event for `reproduce`; nothing when nobody listens."""
+def emit(**event) -> None:
+    """Prints an event for `reproduce`; without `reproduce`, nothing."""
     if os.environ.get(EVENTS):
         _print(MARK + json.dumps(event) + "\n")
 
 
 def _print(line: str) -> None:
-    """Writes a line that no other worker can write into: a pipe takes up to WHOLE bytes at once."""
+    """Prints a line without mixing it with those of other workers: at most ATOMIC_BYTES a write."""
     data = line.encode()
-    with suppress(BrokenPipeError):  # nobody reads any more: the log goes on
-        while len(data) > WHOLE:
-            os.write(1, data[: WHOLE - 1] + b"\n")
-            data = data[WHOLE - 1 :]
+    with suppress(BrokenPipeError):  # the reader has ended: the log is still written
+        while len(data) > ATOMIC_BYTES:
+            os.write(1, data[: ATOMIC_BYTES - 1] + b"\n")
+            data = data[ATOMIC_BYTES - 1 :]
         os.write(1, data)
 
 
 def stop(job: subprocess.Popen, signals=(signal.SIGINT, signal.SIGKILL)) -> None:
-    """Ends `job` and all it started: asked first, killed after GRACE seconds."""
+    """Ends `job` and all its processes: by SIGINT, after GRACE seconds by SIGKILL."""
     for number in signals:
         with suppress(ProcessLookupError):
             os.killpg(job.pid, number)
@@ -54,21 +54,24 @@ def stop(job: subprocess.Popen, signals=(signal.SIGINT, signal.SIGKILL)) -> None
 
 
 def _stop_with_parent(job: subprocess.Popen) -> None:
-    while os.read(0, 1024):  # not sys.stdin: a lock held by this thread would trouble the exit
+    while os.read(0, 1024):  # sys.stdin would keep a lock that blocks the exit
         pass
     stop(job)
 
 
 @contextmanager
 def card() -> Iterator[dict[str, str]]:
-    """What lets a node see one GPU of several: one that no other node of this folder has, or where
-    each has one that with the most free memory. Nothing where the user chose, or there is one."""
-    known = [] if "CUDA_VISIBLE_DEVICES" in os.environ else doctor.cards()
-    if len(known) < 2:
+    """Environment variables that assign one of several GPUs to a node.
+
+    It is a GPU that no other node of this folder uses; if all are used, the one with the most free
+    memory. Empty if the user has set CUDA_VISIBLE_DEVICES or there is at most one GPU.
+    """
+    uuids = [] if "CUDA_VISIBLE_DEVICES" in os.environ else doctor.cards()
+    if len(uuids) < 2:
         yield {}
         return
-    with ExitStack() as files:  # a lock is held until its file is closed, however that comes
-        for uuid in known:
+    with ExitStack() as files:  # a lock lasts until its file is closed
+        for uuid in uuids:
             file = files.enter_context(Path(f".{uuid}.lock").open("w"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,43 +79,49 @@ def card() -> Iterator[dict[str, str]]:
                 continue
             break
         else:
-            uuid = known[0]
+            uuid = uuids[0]
         yield {"CUDA_VISIBLE_DEVICES": uuid}
 
 
 def run(node: str, log: Path, command: list[str]) -> int:
-    """The exit code of `python *command`, whose output goes to `log` and to standard output."""
+    """The exit code of `python *command`, with its output in `log` and on standard output.
+
+    Args:
+        node: name of the node.
+        log: the file to write.
+        command: the arguments of Python.
+    """
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    say(event="start", node=node)
+    emit(event="start", node=node)
     with (
-        log.open("w", encoding="utf-8") as kept,
-        card() as chosen,
+        log.open("w", encoding="utf-8") as file,
+        card() as variables,
         subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | chosen,
+            env=os.environ | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # so that one signal reaches all that the node starts
+            start_new_session=True,  # one signal reaches all processes of the node
         ) as job,
     ):
         if os.environ.get(EVENTS):
             threading.Thread(target=_stop_with_parent, args=(job,), daemon=True).start()
         try:
             for line in job.stdout:
-                kept.write(line)
-                kept.flush()
+                file.write(line)
+                file.flush()
                 _print(line.replace(MARK, ""))
             code = job.wait()
         except KeyboardInterrupt:
             stop(job)
             code = 130
     code = 128 - code if code < 0 else code
-    say(event="end", node=node, code=code, seconds=time.monotonic() - began)
+    emit(event="end", node=node, code=code, seconds=time.monotonic() - began)
     return code
 
 

@@ -1,1 +1,1 @@
-"""workflow."""
+"""The steps of a reproduction: what is run, in which order, and the command lines."""

@@ -1,7 +1,6 @@
-"""./reproduce.sh: sets up, runs the plan, tests, examines. `main` returns the exit code.
+"""./reproduce.sh: creates the environment, runs the plan or the tests, checks the machine.
 
-Imports with the standard library alone, so that --help, --list and --dry-run answer at once and
-anywhere.
+Imports with the standard library only: --help, --list and --dry-run need no environment.
 """
 
 import argparse
@@ -21,79 +20,70 @@ from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
-from oral_lib.workflow import plan
+from oral_lib.workflow import options, plan
 from oral_lib.workflow.plan import Planner
 
 ABOUT = """\
 commands:
-  run      set up, make the models and data ready, run every node that is due, show the table
-  test     set up, then ruff, pytest, all notebooks at smoke scale, twins; `test -- ARGS` for pytest
-  doctor   look at this machine and say what is missing
+  run      create the environment, download models and data, run every due node, print the table
+  test     create the environment, then run ruff, the import rules, pytest and all notebooks at
+           the smoke scale; `test -- ARGS` passes arguments to pytest
+  doctor   check this machine and print what is missing
 
 scales:
-  smoke    tiny models made on the spot: proves the code in minutes, needs no download
-  desk     two small models, three tasks: half an hour on 2 cores that multiply bf16, an hour on
+  smoke    tiny models with random weights: checks the code in minutes, needs no download
+  desk     two small models, three tasks: half an hour on 2 cores with bf16 instructions, an hour on
            others (the default without GPU)
-  lab      five small models, all tasks: hours on one GPU (the default where there is one)
+  lab      five small models, all tasks: hours on one GPU (the default with an NVIDIA GPU)
   paper    the paper's models; needs GPUs of 80 GB. --list and --dry-run work anywhere
 
 exit codes:
   0 all is done   1 a node failed (the others still ran)   2 usage or parameters
   3 preflight: Python, disk, memory, missing models or data, another run   130 interrupted
 
-Run the same command again after any of these: what is finished is kept.
+Run the same command again after any of these: finished nodes do not run again.
 """
 
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line; ends with exit code 2 and a message if it cannot be meant."""
+    """The parsed command line; an invalid one ends the process with exit code 2 and a message."""
     parser = argparse.ArgumentParser(
         prog="./reproduce.sh",
-        description="ORAL: one sentence in, a working LoRA out. Sets up and runs everything.",
+        description="ORAL: one sentence in, a working LoRA out. Installs and runs everything.",
         epilog=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("command", nargs="?", choices=("run", "test", "doctor"), default="run")
-    add("--scale", choices=tuple(scales.SCALES), default=scales.default_scale())
-    add("--source", default="packages", help="packages (default), local:DIR or hub")
-    add("--only", nargs="+", metavar="PATTERN", help="these nodes and what they need ('zoo/*')")
-    add("--from-scratch", action="store_true", help="remove this scale's run folder first")
-    add("--force", action="store_true", help="run the selected nodes though they are done")
-    add("--jobs", type=jobs, default=1, metavar="N", help="nodes at a time (1)")
-    add("--dry-run", action="store_true", help="say what would run, and why")
-    add("--list", action="store_true", help="show all nodes, or those of --only")
-    add("--out", type=Path, default=paths.ROOT, metavar="DIR", help="put runs/ and results/ there")
-    add("--offline", action="store_true", help="fetch nothing: fail if something is missing")
+    options.add(parser, "--scale", "--source")
+    add("--only", nargs="+", metavar="PATTERN", help="these nodes and all they need ('zoo/*')")
+    add("--from-scratch", action="store_true", help="remove the run folder of this scale first")
+    add("--force", action="store_true", help="run the selected nodes even if they are done")
+    options.add(parser, "--jobs", "--dry-run")
+    add("--list", action="store_true", help="print all nodes, or those of --only")
+    options.add(parser, "--out", "--offline")
     words, extra = list(argv), []
     if "--" in words:
         words, extra = words[: words.index("--")], words[words.index("--") + 1 :]
-    known = list(parser._option_string_actions)
+    names = list(parser._option_string_actions)
     for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in known:
-            parser.error(f"unknown option {word!r}.{closest(word, known)}")
+        if word.startswith("--") and word.partition("=")[0] not in names:
+            parser.error(f"unknown option {word!r}.{closest(word, names)}")
     args = parser.parse_args(words)
     if extra and args.command != "test":
-        parser.error(f"only `test` passes arguments on, so {extra[0]!r} after -- has no use")
+        parser.error(f"{extra[0]!r} after --: only `test` passes arguments on")
     args.extra = extra
     args.out = args.out.expanduser().absolute()
     args.source = "made" if args.scale == "smoke" else _source(args.source)
     return args
 
 
-def jobs(text: str) -> int:
-    """How many nodes at a time; argparse's own error for what is no such number."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of nodes: use 1 or more")
-    return int(text)
-
-
 def _source(source: str) -> str:
-    """`source` with its folder made absolute; `UsageError` if there is no such source."""
+    """`source` with an absolute folder. Raises UsageError for an unknown source."""
     kind = paths.slug(source)
     if kind == "made":
-        raise UsageError("source 'made' belongs to --scale smoke; use packages, local:DIR or hub.")
+        raise UsageError("source 'made' belongs to --scale smoke: use packages, local:DIR or hub.")
     if kind != "local":
         return source
     folder = Path(source.partition(":")[2]).expanduser().absolute()
@@ -110,37 +100,40 @@ def main(
     planner: Planner = plan.nodes,
     enter: Enter = lambda args: None,
 ) -> int:
-    """Does what the command line says and returns the exit code.
+    """The exit code, after doing what the command line says.
 
-    `planner` gives the nodes; `enter` is called before anything needs more than the standard
-    library, and may replace this process by one of the right Python.
+    Args:
+        argv: the arguments; default: those of the process.
+        planner: (scale, source, out) -> the nodes in order.
+        enter: called before anything needs more than the standard library; may replace this
+            process by another Python.
     """
     try:
-        return _do(arguments(sys.argv[1:] if argv is None else argv), planner, enter)
+        return _dispatch(arguments(sys.argv[1:] if argv is None else argv), planner, enter)
     except OralError as error:
         print(f"oral: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("\noral: interrupted. The same command goes on from here.", file=sys.stderr)
+        print("\noral: interrupted. Run the same command again to continue.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
-    everything = planner(args.scale, args.source, args.out)
+def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
+    planned = planner(args.scale, args.source, args.out)
     _check_experiments(args)
-    chosen = graph.select(everything, args.only)
-    wanted = graph.with_needs(everything, chosen)
+    chosen = graph.select(planned, args.only)
+    wanted = graph.with_needs(planned, chosen)
     forced = {node.name for node in (wanted if args.from_scratch else chosen if args.force else ())}
     if args.list:
-        return _list(wanted if args.only else everything)
+        return _list(wanted if args.only else planned)
     if args.command == "doctor":
         enter(args)
-        found = list(doctor.examine(wanted, args.source, args.out))
-        print(doctor.table(found))
-        return 3 if any(check.state == "fail" for check in found) else 0
+        machine = list(doctor.examine(wanted, args.source, args.out))
+        print(doctor.table(machine))
+        return 3 if any(check.state == "fail" for check in machine) else 0
     if args.command == "test":
         return _test(args, enter)
     reasons = graph.due(wanted, forced)
@@ -152,19 +145,20 @@ def _do(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     if reasons:
         failed = _run(args, wanted, forced)
         if failed:
-            return _tell_failures(args, wanted, failed)
+            return _print_failures(args, wanted, failed)
     else:
         print(f"nothing to do: all {len(wanted)} nodes are done")
-        _tell_commits(args)
-    _close(args, wanted)
+        _print_other_commits(args)
+    _print_results(args, wanted)
     return 0
 
 
 def _check_experiments(args: argparse.Namespace) -> None:
-    """UsageError where --only asks for an experiment that is not planned here."""
+    """Raises UsageError if --only selects an experiment that the scale leaves out."""
+    planned = scales.experiments(args.scale, args.source)
     for pattern in args.only or ():
-        name, there = re.match(r"\w*", pattern)[0], scales.experiments(args.scale, args.source)
-        if name in scales.EXPERIMENTS and name not in there:
+        name = re.match(r"\w*", pattern)[0]
+        if name in scales.EXPERIMENTS and name not in planned:
             missing = scales.not_planned(args.scale, args.source, name)
             raise UsageError(f"--only {pattern!r}: {missing}")
 
@@ -189,83 +183,82 @@ def _dry_run(wanted: Sequence[Node], reasons: dict[str, str]) -> int:
 
 
 def _test(args: argparse.Namespace, enter: Enter) -> int:
-    todo = checks.steps(args.extra, args.offline)
+    steps = checks.steps(args.extra, args.offline)
     if args.dry_run:
-        print("\n".join(f"{step.name}: python {shlex.join(step.command)}" for step in todo))
+        print("\n".join(f"{step.name}: python {shlex.join(step.command)}" for step in steps))
         return 0
     enter(args)
-    failed = checks.run(todo)
+    failed = checks.run(steps)
     print(f"FAILED: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0
 
 
 def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict[str, str]:
-    """Runs what is due under the lock; returns the failed nodes and why."""
+    """The failed nodes with the reason, after running the due nodes under the lock."""
     if args.scale == "paper":
-        _models_in_reach(args.scale, args.source)
+        _check_models(args.scale, args.source)
     folder = paths.run_folder(args.scale, args.source, args.out)
-    with lock.held(args.out / "runs") as locked:
+    with lock.hold(args.out / "runs") as locked:
         if args.from_scratch and folder.exists():
             shutil.rmtree(folder)
-        if lacking := graph.lacking(wanted):
-            raise PreflightError(f"{lacking[0]} is not there: get the whole repository.")
+        if missing := graph.missing_inputs(wanted):
+            raise PreflightError(f"{missing[0]} is missing: get the whole repository.")
         graph.same_source(folder / "plan.json", args.source)
         _check_assets(wanted, args.source, args.offline)
         for node in wanted:
-            lost = any(not Path(path).exists() for path in node.published)
-            for path in node.outputs if lost or node.name in forced else ():
+            unpublished = any(not Path(path).exists() for path in node.published)
+            for path in node.outputs if unpublished or node.name in forced else ():
                 Path(path).unlink(missing_ok=True)
-        todo = graph.due(wanted)
+        due = graph.due(wanted)
         began = time.monotonic()
-        print(f"{len(todo)} of {len(wanted)} nodes to run; logs in {folder / 'logs'}", flush=True)
+        print(f"{len(due)} of {len(wanted)} nodes to run; logs in {folder / 'logs'}", flush=True)
         failed = engine.run(
             wanted,
-            todo,
+            due,
             folder,
             args.source,
             jobs=args.jobs,
             locked=locked,
             environment=_environment(args),
         )
-        print(f"{len(todo) - len(failed)} nodes done in {engine.clock(time.monotonic() - began)}")
+        print(f"{len(due) - len(failed)} nodes done in {engine.clock(time.monotonic() - began)}")
         return failed
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
-    """What the nodes see: the project, and no hub unless asked for."""
+    """The environment variables of the nodes; the hub is offline unless it is the source."""
     path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"TOKENIZERS_PARALLELISM": "false"}
-    own |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about one another
-    own |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # else a kernel in the home folder could run instead
-    given = own | dict(os.environ) | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    defaults = {"TOKENIZERS_PARALLELISM": "false"}
+    defaults |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about each other
+    defaults |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # or a kernel in the home folder could run
+    variables = defaults | dict(os.environ) | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if args.offline or args.source != "hub":
-        given |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    return given
+        variables |= checks.HUB_OFFLINE
+    return variables
 
 
-def _models_in_reach(scale: str, source: str) -> None:
+def _check_models(scale: str, source: str) -> None:
     from oral_lib.models import registry
 
-    missing = [
-        c.base for c in scales.base_plans(scale, source) if not registry.in_reach(c.base, source)
-    ]
-    if missing:
+    bases = [plan.base for plan in scales.base_plans(scale, source)]
+    if missing := [base for base in bases if not registry.in_reach(base, source)]:
         raise PreflightError(
-            f"--scale {scale} needs base models that are not in reach: {', '.join(missing)}. "
-            "--dry-run shows the plan; --scale desk runs with what packages ship."
+            f"--scale {scale} needs base models that are not available here: "
+            f"{', '.join(missing)}. --dry-run shows the plan; --scale desk runs with models from "
+            "Python packages."
         )
 
 
 def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
-    """Has missing assets fetched again although their node is done; `PreflightError` if offline."""
+    """Makes an assets node due again if an asset is missing. Raises PreflightError if offline."""
     from oral_lib.assets import sources
     from oral_lib.assets.cache import cache_dir
 
     for node in wanted:
-        first, _, last = node.name.rpartition("/")
-        if last != "assets":
+        experiment, _, step = node.name.rpartition("/")
+        if step != "assets":
             continue
-        missing = sources.missing(source, first or "language")
+        missing = sources.missing(source, experiment or "language")
         if missing and offline:
             raise PreflightError(
                 f"--offline, but these are not in {cache_dir()}: {', '.join(missing)}. "
@@ -275,40 +268,44 @@ def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
             Path(path).unlink(missing_ok=True)
 
 
-def _tell_failures(args: argparse.Namespace, wanted: Sequence[Node], failed: dict) -> int:
+def _print_failures(args: argparse.Namespace, wanted: Sequence[Node], failed: dict) -> int:
+    """Prints the failed nodes with the last lines of their logs; returns the exit code 1."""
     folder = paths.run_folder(args.scale, args.source, args.out)
-    for name, why in failed.items():
+    for name, reason in failed.items():
         log = folder / "logs" / f"{name}.log"
-        print(f"FAILED {name}: it {why}. Its log: {log}")
+        print(f"FAILED {name}: it {reason}. Its log: {log}")
         with suppress(OSError):
-            words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            print("\n".join(f"    {line}" for line in words[-5:]))
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            print("\n".join(f"    {line}" for line in lines[-5:]))
     waiting = [name for name in graph.due(wanted) if name not in failed]
     if waiting:
         print(f"not run, because they need a failed node: {', '.join(waiting)}")
-    print("next: mend it, then run the same command again; what is finished is kept")
+    print("next: remove the cause, then run the same command again; finished nodes are kept")
     return 1
 
 
-def _tell_commits(args: argparse.Namespace) -> None:
-    """Says so where the published results name another commit than the code has: a node is due by
-    the age of its files, and a default that has changed since makes none of them older."""
+def _print_other_commits(args: argparse.Namespace) -> None:
+    """Prints a line if the published results name another commit than the present code.
+
+    Nodes are due by the age of their files, which a changed default does not touch.
+    """
     from oral_lib import provenance, storage
 
     path = paths.results_folder(args.scale, args.out) / "manifest.json"
-    now = provenance.code_commit().removesuffix("-dirty")
-    entries = storage.read_json(path) if path.exists() and now != "unknown" else {}
-    mine = [one for name, one in entries.items() if name.split("-")[0] == paths.slug(args.source)]
-    made = {one["commit"].removesuffix("-dirty") for one in mine}
-    if others := sorted(commit[:7] for commit in made - {now}):
+    commit = provenance.code_commit().removesuffix("-dirty")
+    entries = storage.read_json(path) if path.exists() and commit != "unknown" else {}
+    slug = paths.slug(args.source)
+    of_source = [entry for name, entry in entries.items() if name.split("-")[0] == slug]
+    commits = {entry["commit"].removesuffix("-dirty") for entry in of_source}
+    if others := sorted(other[:7] for other in commits - {commit}):
         print(
-            f"their results name commit {', '.join(others)}, the code here is {now[:7]}: "
-            "--from-scratch makes all of it with that"
+            f"their results name commit {', '.join(others)}, the code here is {commit[:7]}: "
+            "--from-scratch runs everything with the present code"
         )
 
 
-def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
-    """The short table, the path of the report, and the next command to type."""
+def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
+    """Prints the short table, the path of the report, and the next command."""
     metrics = paths.results_folder(args.scale, args.out) / "metrics.csv"
     if any(str(metrics) in node.published for node in wanted):
         from oral_lib.evaluation import results
@@ -321,19 +318,20 @@ def _close(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
         return
     command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
     command += ["Decide whether a product review is positive or negative."]
-    released = [c.base for c in scales.base_plans(args.scale, args.source) if not c.parent]
-    command += ["--base", released[-1], "--out", "my-lora"]
-    usual = (paths.ROOT, "packages", scales.default_scale())
-    if (args.out, args.source, args.scale) != usual:
+    plans = scales.base_plans(args.scale, args.source)
+    base = [plan.base for plan in plans if not plan.parent][-1]
+    command += ["--base", base, "--out", "my-lora"]
+    defaults = (paths.ROOT, "packages", scales.default_scale())
+    if (args.out, args.source, args.scale) != defaults:
         folder = paths.run_folder(args.scale, args.source, args.out) / "generator"
         command += ["--generator", str(folder)]
     print("next:", shlex.join(command))
 
 
 def _enter(args: argparse.Namespace) -> None:
-    """Goes on in a Python that fits the locks, made if need be (but `doctor` makes nothing)."""
-    examining = args.command == "doctor"
-    python = environment.best() if examining else environment.prepare(offline=args.offline)
+    """Continues in a Python that fits a lock, created if necessary (except by `doctor`)."""
+    creates = args.command != "doctor"
+    python = environment.prepare(offline=args.offline) if creates else environment.best()
     os.environ.pop(environment.READY, None)
     if python != sys.executable:
         sys.stdout.flush()
@@ -342,6 +340,6 @@ def _enter(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may have had SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may ignore SIGINT
         signal.signal(number, signal.default_int_handler)
     sys.exit(main(enter=_enter))
