@@ -1,5 +1,9 @@
-"""What sets up needs the standard library alone."""
+"""The rooms of the package: what needs no package, how many modules a folder has, no re-exports.
 
+Which room may import which is the contract of import-linter in pyproject.toml.
+"""
+
+import ast
 import os
 import subprocess
 import sys
@@ -8,20 +12,47 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
-STANDARD_LIBRARY_ALONE = [
-    "workflow.reproduce",
-    "workflow.cli",
-    "runner.worker",
-    "workflow.plan",
-    "runner.environment",
-    "scales",
-    "paths",
+FILES = sorted(PACKAGE.rglob("*.py"))
+STANDARD_LIBRARY_ONLY = [
+    *(f"runner.{path.stem}" for path in sorted((PACKAGE / "runner").glob("*.py"))),
+    *("workflow.cli", "workflow.options", "workflow.plan", "workflow.reproduce"),
+    *("experiments.records", "scales", "paths"),
 ]
+MODULES = 12  # of a folder
 
 
-@pytest.mark.parametrize("name", STANDARD_LIBRARY_ALONE)
-def test_what_sets_up_needs_no_package(name):
+def python(*arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    words = [sys.executable, "-S", "-c", f"import oral_lib.{name}"]  # -S: no site-packages
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_what_sets_up_needs_no_package(name):
+    done = python(
+        "-S", "-c", f"import oral_lib.{name.removesuffix('.__init__')}"
+    )  # -S: no packages
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [("-c", "import oral_lib"), ("-m", "oral_lib", "--help")])
+def test_the_library_and_its_help_start_at_once(words):
+    measure = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime)"
+    run = f"import subprocess, sys; subprocess.run([sys.executable, *{words!r}], stdout=-3)"
+    done = python("-c", f"{run}; {measure}")
+    assert float(done.stdout) < 0.3, done  # seconds of computing: other processes do not count
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda f: f.name)
+def test_a_folder_holds_few_modules(folder):
+    modules = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")]
+    assert len(modules) <= MODULES, modules
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_module_imports_a_name_for_others(path):
+    text = path.read_text("utf-8")
+    assert "F401" not in text
+    if path.name == "__init__.py" and path.parent.name not in ("oral_lib", "method", "lora"):
+        [only] = ast.parse(text).body
+        assert isinstance(only, ast.Expr), "a docstring and nothing else"
