@@ -16,6 +16,7 @@ from oral_lib.evaluation import scoring
 from oral_lib.experiments import benchmarks
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.lora.stacked_layers import Siblings
 from oral_lib.models import loading
 from oral_lib.models.base import take
 from oral_lib.tasks.rows import task_rows
@@ -294,13 +295,56 @@ def test_layers_that_read_something_else_than_their_siblings_are_right_too():
         layer.weight.data = weight
     cuts = lora_a.detach().split([b.shape[2] for b in lora_b], 1)
     parts = [{"A": a, "B": b.detach()} for a, b in zip(cuts, lora_b, strict=True)]
-    group = stacked.Siblings(layers, parts, scale)
+    group = Siblings(layers, parts, scale)
     case = (weights, [], lora_a, lora_b, scale)
     with torch.no_grad():
         for first, second in ((x, x), (x, 2 * x), (2 * x, x), (x, x)):
             one, _ = plain_lora(first, *case)
             _, other = plain_lora(second, *case)
             torch.testing.assert_close((group(first, 0), group(second, 1)), (one, other))
+
+
+class Skipping(nn.Module):
+    """Attention that leaves out its keys, or fails before them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(4, 4) for _ in range(3))
+        self.fails = False
+
+    def forward(self, x):
+        y = self.q_proj(x)
+        if self.fails:
+            raise ValueError("stopped")
+        return y + self.v_proj(x)
+
+
+@pytest.mark.parametrize("call", ["the whole model", "a part of it"])
+def test_no_activation_is_kept_after_a_call(call):
+    net = nn.Sequential()
+    net.core = nn.Sequential()
+    net.core.layers = nn.Sequential(Skipping(), Skipping())
+    run = net if call == "the whole model" else net.core
+    names = [f"core.layers.{i}.{m}_proj" for i in range(2) for m in "qkv"]
+    start = {f"base_model.model.{n}.lora_A.weight": torch.ones(2, 4) for n in names}
+    start |= {f"base_model.model.{n}.lora_B.weight": torch.ones(4, 2) for n in names}
+
+    def kept():
+        return [m for m in net.modules() if isinstance(m, Siblings) and (m.outputs or m.input)]
+
+    groups = []
+    with stacked.attached(net, Stack(start, 3), 1.0):
+        groups = [m for m in net.modules() if isinstance(m, Siblings)]
+        assert len(groups) == 2
+        run(torch.randn(6, 4))
+        assert kept() == []
+        net.core.layers[1].fails = True
+        with pytest.raises(ValueError):
+            run(torch.randn(6, 4))
+        assert kept() == []
+        net.core.layers[0](torch.randn(6, 4))  # a block alone: what it keeps goes on exit
+    assert all(not group.outputs and group.input is None for group in groups)
+    assert not net._forward_hooks and not net.core._forward_hooks
 
 
 def test_a_compiled_block_learns_what_a_plain_one_does(data):
