@@ -568,8 +568,14 @@ def test_a_local_source_must_be_a_folder(tmp_path):
 
 
 def test_a_made_source_needs_nothing(shop):
+    """Of an empty cache, where the source `packages` needs models and may not fetch them."""
+    assert "smollm2-135m" in sources.missing("packages")
+    with pytest.raises(PreflightError):
+        sources.prepare(["sarcasm"], source="packages", offline=True)
+    before = sorted(cache_dir().rglob("*"))
     assert sources.missing("made") == []
     sources.prepare(source="made", offline=True)
+    assert sorted(cache_dir().rglob("*")) == before
 
 
 def test_a_local_source_brings_data_and_may_bring_models(tmp_path, shop):

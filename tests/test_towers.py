@@ -374,6 +374,16 @@ def test_there_are_classes_for_every_answer():
     assert registry.spec("towers").classes == most == 13
 
 
-def test_language_does_without_open_clip():
-    code = "import sys; sys.modules['open_clip'] = None; import oral_lib.run, oral_lib.report"
-    subprocess.run([sys.executable, "-c", code], check=True)
+@pytest.mark.parametrize(("base", "needs"), [("tiny-causal", False), ("tiny-towers", True)])
+def test_language_does_without_open_clip(base, needs):
+    code = f"""
+import sys
+sys.modules["open_clip"] = None  # as if it were not installed
+import oral_lib, oral_lib.report.build
+from oral_lib.experiments import cells
+oral_lib.Run("smoke").check("movie", "tiny-causal")
+print(len(oral_lib.load_base({base!r}, source="made").lora_init()), "tensors")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ("tensors" in done.stdout) != needs
+    assert ("import of open_clip halted" in done.stderr) == needs
