@@ -20,6 +20,8 @@ from oral_lib.experiments.records import EXPERIMENTS, Experiment, Place
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
+from oral_lib.report.comparisons import contrasts
+from oral_lib.report.findings import verdict
 from oral_lib.runner import nodes
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -171,6 +173,29 @@ class Run:
         members = scales.members(self.scale, self.source, self.experiment)
         return [store.read(self.root, *member) for member in members if member[0] == base]
 
+    def show_zoo(self, base: str) -> pd.DataFrame:
+        """A base model's zoo, one row for each task and recipe.
+
+        Its columns are the number of adapters and means over them: accuracy and log-likelihood of
+        the answers to validation rows (each left out where it does not exist), last loss. The
+        log-likelihood of an image of a style is minus the squared error of denoising.
+        """
+        zoo = pd.DataFrame(
+            {
+                "task": member.task,
+                "lr": member.info["recipe"]["lr"],
+                "steps": member.info["recipe"]["steps"],
+                "adapters": 1,
+                "validation accuracy": member.info["validation_accuracy"],
+                "validation log-likelihood": member.info["validation_likelihood"],
+                "last loss": member.info["losses"][-1],
+            }
+            for member in self.members(base)
+        )
+        means = {name: "mean" for name in zoo.columns[4:] if zoo[name].notna().any()}
+        zoo[[*means]] = zoo[[*means]].astype(float)
+        return zoo.groupby(["task", "lr", "steps"]).agg({"adapters": "sum"} | means)
+
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator, or the baseline "regression"."""
         return Generator.from_pretrained(self.root / kind, self.device)
@@ -256,6 +281,12 @@ class Run:
 
     def _cell_folder(self, base: str, task: str, seed: int) -> Path:
         return paths.cell_folder(self.root, self.experiment, base, task, seed)
+
+    @staticmethod
+    def findings(items: pd.DataFrame, by_cell: bool = True) -> str:
+        """The paired comparisons of `items` in words: a summary, and `by_cell` each cell."""
+        summary, cells = verdict(contrasts(items))
+        return "\n\n".join([*summary, *(cells if by_cell else ())])
 
     # ------------------------------------------------------------ publishing
     def publish(self) -> Path:
