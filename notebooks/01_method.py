@@ -37,7 +37,7 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 from oral_lib.method import normalization, tokenization
 from oral_lib.report import method_figures
 
-known = generator.known[name]
+known = generator.bases[name]
 values = tokenization.encode(known.layout, [member.tensors])
 plain = normalization.TokenStatistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
@@ -72,7 +72,7 @@ print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start
 # Training mixes a token with noise; at the last step next to nothing of it is left.
 
 # %%
-method_figures.schedule_picture(generator.schedule.abar)
+method_figures.schedule_picture(generator.network.diffusion.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
@@ -82,12 +82,12 @@ method_figures.schedule_picture(generator.schedule.abar)
 
 # %%
 task = oral_lib.load_task(member.task)
-p, states, steps = generator.look(task.description, name, source=run.source)
+p, states, steps = generator.trace(task.description, name)
 method_figures.prototypes_picture(p, kinds, known.layout.types)
 
 # %%
 other = next(t for t in oral_lib.task_names() if t != member.task)
-q, _, _ = generator.look(oral_lib.load_task(other).description, name, source=run.source)
+q, _, _ = generator.trace(oral_lib.load_task(other).description, name)
 moved = (p - q).norm(dim=-1) / p.norm(dim=-1)
 print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.max():.3f}")
 

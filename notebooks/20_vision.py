@@ -58,7 +58,7 @@ from oral_lib.report.findings import verdict
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
-[made] = run.generator().generate(spec.description, backbone, 1, seed, source=run.source)
+[made] = run.generator().generate(spec.description, backbone, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, spec, rows, adapters)
 cell_figures.pictures(base.shown(rows), said.drop(columns="text"))

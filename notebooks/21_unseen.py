@@ -34,7 +34,7 @@ from oral_lib.zoo import store
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
 trained = store.read(run.root, cells.base, first.name, 0).tensors
-[made] = run.generator().generate(first.description, cells.base, 1, seed, source=run.source)
+[made] = run.generator().generate(first.description, cells.base, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, first, rows, adapters)
 cell_figures.pictures(base.shown(rows), said.drop(columns="text"))

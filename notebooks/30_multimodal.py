@@ -75,7 +75,7 @@ held.groupby(["task", "lr", "steps"]).agg(
 
 rows = list({row.image: row for row in oral_lib.task_rows(spec, run.source).test[:60]}.values())[:8]
 trained = next(m.tensors for m in members if m.task == task)
-[made] = run.generator().generate(spec.description, towers, 1, seed, source=run.source)
+[made] = run.generator().generate(spec.description, towers, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, spec, rows, adapters)
 cell_figures.pictures(base.shown(rows), said)

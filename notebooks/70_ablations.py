@@ -41,12 +41,10 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib.experiments import ablations
 from oral_lib.report import training_figures
 
 run = oral_lib.Run(scale, source, out)
-frame = ablations.run(
-    run,
+frame = run.ablate(
     groups.split(),
     bases=bases.split(),
     rows=rows,

@@ -27,8 +27,8 @@ def smoke(tmp_path_factory):
     full = generators.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=STEPS)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=STEPS))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generators, "preset", short)

@@ -2,13 +2,12 @@
 
 import torch
 
-from oral_lib.generator import GeneratorConfig
+from oral_lib.method.config import GeneratorConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.recurrence import RecurrenceConfig
 
 SMALL = GeneratorConfig(
     k=128,
-    width=32,
     recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
     denoiser=DenoiserConfig(hidden=32, depth=1),
     text_encoder="tiny",

@@ -11,6 +11,7 @@ import oral_lib
 from oral_lib import scales
 from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import ablation_study, ablation_variants, ablations, baselines, generators
+from oral_lib.experiments.ablation_variants import Gauge, Pooling
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
 from oral_lib.report import training_figures
@@ -31,16 +32,26 @@ def own(smoke, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(own):
-    return ablations.prepare(own, "cpu", **SMALL)
+    return own.ablation_study(device="cpu", **SMALL)
 
 
 @pytest.fixture(scope="module")
 def measured(own):
-    return ablations.run(own, ["objective", "temperature"], "cpu", **SMALL)
+    return own.ablate(["objective", "temperature"], device="cpu", **SMALL)
+
+
+def with_components(config, components):
+    """`config` with so many components, rotated where there are any."""
+    rotation = "bases" if components else "none"
+    return replace(config, components=components, component_rotation=rotation)
 
 
 def variant(study, group: str, name: str) -> ablation_variants.Variant:
-    found = [v for v in ablation_variants.variants(study.config, [group]) if v.name == name]
+    found = [
+        v
+        for v in ablation_variants.variants(study.config, study.sampling, [group])
+        if v.name == name
+    ]
     assert len(found) == 1
     return found[0]
 
@@ -67,57 +78,67 @@ def test_all_groups_have_one_name():
 
 @pytest.mark.parametrize("scale", ["smoke", "lab"])
 def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
-    config, _ = generators.preset(scale, "generator")
+    default = generators.preset(scale, "generator")
     for group in ablation_variants.GROUPS:
-        found = ablation_variants.variants(config, [group])
+        found = ablation_variants.variants(default.network, default.sampling, [group])
         assert sum(v.default for v in found) == 1, group
         assert len({v.name for v in found}) == len(found)
-        assert len({(repr(v.config), v.gauge, v.statistics) for v in found}) == len(found)
+        assert len({repr(v.settings) for v in found}) == len(found)
 
 
 def test_a_variant_differs_from_the_default_in_its_part_alone():
-    config, _ = generators.preset("lab", "generator")
-    parts = {"token": ["k"], "steps": ["sampling_steps"], "encoder": ["text_encoder"]}
-    parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise"]}
-    parts["components"] = ["components", "turned", "noise"]
+    preset = generators.preset("lab", "generator")
+    config, sampling = preset.network, preset.sampling
+    parts = {"token": ["k"], "steps": ["steps"], "encoder": ["text_encoder"]}
+    parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise_sharing"]}
+    parts["components"] = ["components", "component_rotation", "noise_sharing"]
+    parts |= {"noise": ["reads_token_mean", "noise_sharing"], "joint": ["projection"]}
+
+    def undone(now, default, fields):
+        return replace(
+            now, **{name: getattr(default, name) for name in fields if hasattr(now, name)}
+        )
+
     for group, fields in parts.items():
-        for v in ablation_variants.variants(config, [group]):
-            assert replace(v.config, **{name: getattr(config, name) for name in fields}) == config
-            assert (v.gauge, v.statistics) == ("shared", "shared")
+        for v in ablation_variants.variants(config, sampling, [group]):
+            assert undone(v.config, config, fields) == config
+            assert undone(v.sampling, sampling, fields) == sampling
+            assert v.settings[2:] == (Gauge.SHARED, Pooling.SHARED)
     for group in ("gauge", "statistics"):
-        assert all(v.config == config for v in ablation_variants.variants(config, [group]))
+        listed = ablation_variants.variants(config, sampling, [group])
+        assert all((v.config, v.sampling) == (config, sampling) for v in listed)
 
 
 def test_whatever_the_token_size_a_step_reads_as_many_values(study):
-    for v in ablation_variants.variants(study.config, ["token"]):
-        read = ablation_study.schooling(study, v.config).tokens * v.config.k
+    for v in ablation_variants.variants(study.config, study.sampling, ["token"]):
+        read = ablation_study.training_of(study, v.config).tokens * v.config.k
         assert read == study.training.tokens * study.config.k
 
 
 def test_names_that_do_not_exist_are_refused_with_the_nearest(own, refused):
     with refused(UsageError, "no ablation 'guage'", "'gauge'"):
-        ablations.run(own, ["guage"], **SMALL)
+        own.ablate(["guage"], **SMALL)
     with refused(UsageError, "no base 'tiny-encodr'", "'tiny-encoder'"):
-        ablations.run(own, ["gauge"], bases=["tiny-encodr"], **SMALL)
+        own.ablate(["gauge"], bases=["tiny-encodr"], **SMALL)
     with refused(UsageError, "no task 'movei'", "'movie'"):
-        ablations.run(own, ["gauge"], tasks=["movei"], **SMALL)
+        own.ablate(["gauge"], tasks=["movei"], **SMALL)
     with refused(UsageError, "rows=0"):
-        ablations.run(own, ["gauge"], rows=0)
+        own.ablate(["gauge"], rows=0)
 
 
 # --- gauge and statistics -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("components", [0, 8])  # of fewer adapters: nothing is lost
-@pytest.mark.parametrize("name", list(ablation_variants.GAUGES))
+@pytest.mark.parametrize("gauge", Gauge)
 def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base(
-    study, name, components
+    study, gauge, components
 ):
-    one = variant(study, "gauge", name)
-    one = replace(one, config=replace(one.config, components=components))
-    model, shelves, used = ablation_study.assemble(one, study.members, study.source)
+    one = variant(study, "gauge", gauge.value)
+    one = replace(one, config=with_components(one.config, components))
+    model, shelves, used = ablation_study.assemble(one, study)
     layout, start = (
-        model.known[BASE].layout,
+        model.bases[BASE].layout,
         ablation_study.Evaluator(study).base(BASE, "movie").lora_init(),
     )
     for place, member in enumerate(study.members):
@@ -136,9 +157,9 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 @pytest.mark.parametrize("components", [0, 8])
 def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components):
     one = variant(study, "statistics", "per task (leaks)")
-    one = replace(one, config=replace(one.config, components=components))
-    model, _, used = ablation_study.assemble(one, study.members, study.source)
-    layout = model.known[BASE].layout
+    one = replace(one, config=with_components(one.config, components))
+    model, _, used = ablation_study.assemble(one, study)
+    layout = model.bases[BASE].layout
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
         [found] = tokenization.decode(layout, used[BASE, task].denormalise(zero))
@@ -147,27 +168,27 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
 
 
 @pytest.mark.parametrize("components", [0, 8])
-@pytest.mark.parametrize("way", ablation_variants.STATISTICS)
-def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, way, components):
-    one = variant(study, "statistics", way)
-    one = replace(one, config=replace(one.config, components=components))
-    model, shelves, _ = ablation_study.assemble(one, study.members, study.source)
+@pytest.mark.parametrize("pooling", Pooling)
+def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, pooling, components):
+    one = variant(study, "statistics", pooling.value)
+    one = replace(one, config=with_components(one.config, components))
+    model, shelves, _ = ablation_study.assemble(one, study)
     told = shelves[BASE].tokens
-    for joint in ("hull", "span"):
-        back = model.known[BASE].mixtures.nearest(told, joint)
+    for way in ("hull", "span"):
+        back = model.bases[BASE].projection.nearest(told, way)
         torch.testing.assert_close(back, told, atol=1e-3, rtol=1e-3)
 
 
 def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
-    model, shelves, _ = ablation_study.assemble(
-        variant(study, "objective", "x0"), study.members, study.source
-    )
+    model, shelves, _ = ablation_study.assemble(variant(study, "objective", "x0"), study)
     shelf = shelves[BASE]
-    model.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
-    assert ablation_study.denoising_error(model, BASE, shelf) == [1.0, 1.0]
+    network = model.network
+    network.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
+    assert ablation_study.denoising_error(network, BASE, shelf) == [1.0, 1.0]
     clean = iter([shelf.tokens[members.unique()] for members in shelf.members])
-    model.denoiser.forward = lambda x, t, p, c: next(clean)
-    assert ablation_study.denoising_error(model, BASE, shelf) == [0.0, 0.0]
+    network = model.network
+    network.denoiser.forward = lambda x, t, p, c: next(clean)
+    assert ablation_study.denoising_error(network, BASE, shelf) == [0.0, 0.0]
 
 
 # --- a study --------------------------------------------------------------------------------
@@ -200,14 +221,14 @@ def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapter
 def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
     monkeypatch.setattr(training, "train", None)
     monkeypatch.setattr(ablation_study, "evaluate", None)
-    again = ablations.run(own, ["temperature", "objective"], "cpu", **SMALL)
+    again = own.ablate(["temperature", "objective"], device="cpu", **SMALL)
     pd.testing.assert_frame_equal(again, measured)
 
 
 def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch):
     trained = []
     monkeypatch.setattr(training, "train", lambda *args, **rest: trained.append(args))
-    found = ablations.run(own, ["steps"], "cpu", **SMALL)
+    found = own.ablate(["steps"], device="cpu", **SMALL)
     assert trained == []
     warm = measured[(measured.group == "temperature") & (measured.metric == "seconds")]
     assert len(warm) == 2 * len(ablation_variants.TEMPERATURES) - 1 and warm.value.nunique() == 1
@@ -221,7 +242,7 @@ def test_another_training_is_another_study(own, measured, monkeypatch):
 
     monkeypatch.setattr(training, "train", stop)
     with pytest.raises(OralError, match="it would be trained"):
-        ablations.run(own, ["objective"], "cpu", **{**SMALL, "steps": 5})
+        own.ablate(["objective"], device="cpu", **{**SMALL, "steps": 5})
 
 
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch, refused):
@@ -234,11 +255,11 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch,
 
     monkeypatch.setattr(training, "train", fragile)
     with refused(OralError, "1 of 5 ablations failed", "recurrence lstm", "out of memory"):
-        ablations.run(own, ["recurrence"], "cpu", **SMALL)
+        own.ablate(["recurrence"], device="cpu", **SMALL)
     kept = pd.read_csv(own.results / "ablations.csv")
     assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
     monkeypatch.setattr(training, "train", whole)
-    found = ablations.run(own, ["recurrence"], "cpu", **SMALL)
+    found = own.ablate(["recurrence"], device="cpu", **SMALL)
     assert set(found[found.group == "recurrence"].variant) == set(recurrence.KINDS)
 
 
@@ -247,7 +268,7 @@ def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
     other = measured[measured.group == "objective"].assign(base="another")
     before = pd.concat([pd.read_csv(path), other, other.assign(base=BASE, seed=7)])
     before.to_csv(path, index=False)
-    ablations.run(own, ["objective"], "cpu", **SMALL)
+    own.ablate(["objective"], device="cpu", **SMALL)
     after = pd.read_csv(path)
     assert (after.base == "another").sum() == (after.seed == 7).sum() == len(other)
     assert not after.duplicated(["group", "variant", "base", "task", "metric", "seed"]).any()
@@ -261,8 +282,8 @@ def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own
             lambda name: slow if name == "sarcasm" else load_task(name),
         )
     assert ablations.quick(["movie", "sarcasm"]) == ["movie"]
-    assert ablations.prepare(own, "cpu", **SMALL).tasks == {BASE: ("movie",)}
-    named = ablations.prepare(own, "cpu", tasks=["sarcasm"], **SMALL)
+    assert own.ablation_study(device="cpu", **SMALL).tasks == {BASE: ("movie",)}
+    named = own.ablation_study(device="cpu", tasks=["sarcasm"], **SMALL)
     assert named.tasks == {BASE: ("sarcasm",)}
     assert {m.task for m in named.members} == {"movie", "sarcasm"}, "the zoo is whole all the same"
 

@@ -141,9 +141,9 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     pairs = zip(asked, own, strict=True)
     members = [store.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
     model, _ = assemble(SMALL, members, source="made")
-    [generated] = model.generate(task.description, name, 1, 0, source="made")
+    [generated] = model.generate(task.description, name, 1, 0)
     check(generated, base.lora_init())
-    config = model.known[name].peft_config
+    config = model.bases[name].peft_config
     assert config["task_type"] == base.peft_config().task_type
     assert config["base_model_name_or_path"] == base.spec.hub
     loader = f'oral_lib.load_base("{name}").model'

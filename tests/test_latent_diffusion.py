@@ -242,8 +242,8 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     full = generators.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=10)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=10))
 
     monkeypatch.setattr(generators, "preset", short)
     from oral_lib.experiments import styles

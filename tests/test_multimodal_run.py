@@ -27,8 +27,8 @@ def run(tmp_path_factory):
     full = generators.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=40)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=40))
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
@@ -76,7 +76,7 @@ def test_a_cell_of_questions_keeps_the_contract(run):
 
 def test_a_generated_adapter_spans_both_towers_and_brings_the_fusion(run):
     task, base = load_task("easy_vqa"), run.base(BASE)
-    [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
+    [made] = run.generator().generate(task.description, BASE, 1, 0)
     start = base.lora_init()
     assert made.keys() == start.keys()
     changed = {n for n in start if not torch.equal(made[n], start[n])}

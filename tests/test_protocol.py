@@ -22,7 +22,7 @@ from oral_lib.experiments import baselines
 from oral_lib.experiments import cells as protocol
 from oral_lib.experiments.cells import Models, Size
 from oral_lib.models import loading, registry
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder, text_encoder
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, task_names
 from oral_lib.workflow.run import Run
@@ -178,7 +178,7 @@ def test_a_comparison_shows_what_each_adapter_said():
 class Listener:
     """A generator that notes what it is asked and answers with a new adapter each time."""
 
-    config = SimpleNamespace(text_encoder="tiny")
+    encoder = TextEncoder("tiny")
 
     def __init__(self, base):
         self.base, self.asked = base, []

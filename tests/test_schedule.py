@@ -86,7 +86,7 @@ def test_the_middle_is_the_least_squares_estimate_of_the_mean_of_x0(t):
     assert best.item() == pytest.approx(1, abs=0.05)
 
 
-@pytest.mark.parametrize("how", [{"objective": "eps"}, {"objective": "v"}, {"matched": False}])
+@pytest.mark.parametrize("how", [{"objective": "eps"}, {"objective": "v"}, {"scale_input": False}])
 def test_other_denoisers_read_x_t_as_it_is(how):
     schedule = Diffusion(DiffusionConfig(**{"objective": "x0"} | how))
     x_t = tokens(4, 3)

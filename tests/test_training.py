@@ -9,12 +9,13 @@ from made_adapters import SMALL
 from oral_lib import seeds, storage
 from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import generators
-from oral_lib.experiments.generators import assemble
+from oral_lib.experiments.generators import Preset, assemble
 from oral_lib.generator import Generator
 from oral_lib.method import training
+from oral_lib.method.config import SamplingConfig
 from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.task import load_task
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
@@ -42,8 +43,8 @@ def zoo_members():
 
 def run(zoo_members, config=SMALL, how=TEN, **options):
     """(trained generator, losses) of a new generator on the zoo."""
-    model, shelves = assemble(config, zoo_members)
-    return training.train(model, shelves, how, **options)
+    model, data = assemble(config, zoo_members)
+    return training.train(model.network, data, how, key=model.manifest, **options)
 
 
 def equal(one, other):
@@ -53,7 +54,7 @@ def equal(one, other):
 # ---------------------------------------------------------------- exact resume
 @pytest.mark.parametrize("diffusion", [True, False])
 def test_ten_steps_are_five_an_interruption_and_five(diffusion, zoo_members, tmp_path):
-    config = replace(SMALL, diffusion=diffusion)
+    config = replace(SMALL, diffusion=SMALL.diffusion if diffusion else None)
     torch.manual_seed(1)
     whole, losses = run(zoo_members, config, state=tmp_path / "whole.safetensors")
     torch.manual_seed(2)  # nobody else's randomness counts
@@ -82,7 +83,7 @@ def test_a_finished_training_is_not_trained_again(zoo_members, tmp_path):
     "change",
     [
         {"config": replace(SMALL, k=64)},
-        {"config": replace(SMALL, diffusion=False)},
+        {"config": replace(SMALL, diffusion=None)},
         {"how": replace(TEN, lr=1e-4)},
         {"how": replace(TEN, seed=1)},
         {"zoo_members": members(seed=1)},
@@ -127,7 +128,7 @@ def test_a_loss_that_leaves_the_numbers_is_refused(zoo_members, tmp_path, refuse
         name: replace(shelf, tokens=shelf.tokens * torch.nan) for name, shelf in shelves.items()
     }
     with refused(OralError, "nan"):
-        training.train(model, poisoned, TEN)
+        training.train(model.network, poisoned, TEN)
 
 
 @pytest.mark.parametrize("kind", ["generator", "regression"])
@@ -180,7 +181,7 @@ def test_the_average_forgets_nothing_but_what_it_should(zoo_members, tmp_path):
 
 
 def test_every_weight_is_trained_and_no_statistic(zoo_members):
-    before, _ = assemble(SMALL, zoo_members)
+    before = assemble(SMALL, zoo_members)[0].network
     after, _ = run(zoo_members, how=replace(TEN, text_dropout=0.5))
     assert equal(dict(after.named_buffers()), dict(before.named_buffers()))
     was = dict(before.named_parameters())
@@ -198,7 +199,7 @@ def test_every_adapter_of_a_task_is_drawn_as_often_as_any_other(zoo_members):
 
 def test_only_training_wordings_are_read(zoo_members):
     _, shelves = assemble(SMALL, zoo_members)
-    encoder = text_encoder("tiny")
+    encoder = TextEncoder("tiny")
     for task, seen in zip(SEEDS, shelves["tiny-causal"].texts, strict=True):
         wanted = encoder.encode(load_task(task).training_texts)
         torch.testing.assert_close(seen, wanted, atol=1e-5, rtol=0)
@@ -208,7 +209,7 @@ def test_only_training_wordings_are_read(zoo_members):
 
 def test_tokens_on_the_shelf_have_unit_size_round_the_start(zoo_members):
     model, shelves = assemble(SMALL, zoo_members)
-    known, held = model.known["tiny-causal"], shelves["tiny-causal"].tokens
+    known, held = model.bases["tiny-causal"], shelves["tiny-causal"].tokens
     assert held.shape == (5, *known.mask.shape)
     assert held[:, known.mask].square().mean().item() == pytest.approx(1, rel=0.05)
     assert (held[:, ~known.mask] == 0).all()
@@ -230,9 +231,9 @@ def zoo_of(tasks_of):
     return zoo
 
 
-def codes(zoo, turned, components=8):
+def codes(zoo, rotation, components=8):
     """(mean components [r] by base model and task, tokens by base model)."""
-    _, shelves = assemble(replace(SMALL, components=components, turned=turned), zoo)
+    _, shelves = assemble(replace(SMALL, components=components, component_rotation=rotation), zoo)
     found = {}
     for name, held in shelves.items():
         of = dict.fromkeys(m.task for m in zoo if m.base == name)
@@ -268,7 +269,7 @@ def test_base_models_without_a_common_task_keep_their_components():
     zoo = zoo_of({"tiny-causal": ("movie", "quartz"), "tiny-encoder": ("sarcasm", "tweets")})
     tokens, before = codes(zoo, "bases")[1], codes(zoo, "tokens")[1]
     assert all(torch.equal(tokens[name], before[name]) for name in before)
-    assert codes(zoo, "bases", components=0)[1]["tiny-causal"].shape[-1] == SMALL.k
+    assert codes(zoo, "none", components=0)[1]["tiny-causal"].shape[-1] == SMALL.k
 
 
 def test_a_new_generator_is_the_same_every_time(zoo_members):
@@ -276,19 +277,26 @@ def test_a_new_generator_is_the_same_every_time(zoo_members):
     one, _ = assemble(SMALL, zoo_members)
     state = torch.get_rng_state()
     two, _ = assemble(SMALL, zoo_members)
-    assert equal(one.state_dict(), two.state_dict())
+    assert equal(one.network.state_dict(), two.network.state_dict())
     assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---------------------------------------------------------------- configurations and folders
 @pytest.mark.parametrize("scale", ["smoke", "desk", "lab", "paper"])
 def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
-    config, how = generators.preset(scale, "generator")
+    default = generators.preset(scale, "generator")
+    network, how = default.network, default.training
     for seed in (1, 2):
-        assert generators.preset(scale, f"generator-{seed}") == (config, replace(how, seed=seed))
-    assert generators.preset(scale, "regression") == (replace(config, diffusion=False), how)
-    assert generators.preset(scale, "unconditional") == (config, replace(how, text_dropout=1.0))
-    assert config.diffusion and how.seed == 0 and how.text_dropout < 0.5
+        seeded = replace(default, training=replace(how, seed=seed))
+        assert generators.preset(scale, f"generator-{seed}") == seeded
+    for kind, change in {
+        "regression": {"diffusion": None},
+        "unconditional": {"uses_text": False},
+    }.items():
+        assert generators.preset(scale, kind) == replace(
+            default, network=replace(network, **change)
+        )
+    assert network.diffusion and network.uses_text and how.seed == 0 and how.text_dropout < 0.5
 
 
 @pytest.fixture
@@ -299,9 +307,10 @@ def trained_as(zoo_members, tmp_path, monkeypatch):
     preset = generators.preset
 
     def short(scale, kind):
-        config, how = preset(scale, kind)
-        kept = {"seed": how.seed, "text_dropout": how.text_dropout}
-        return replace(SMALL, diffusion=config.diffusion), replace(TEN, **kept)
+        full = preset(scale, kind)
+        same = {"diffusion": full.network.diffusion, "uses_text": full.network.uses_text}
+        training = replace(TEN, seed=full.training.seed)
+        return replace(full, network=replace(SMALL, **same), training=training)
 
     monkeypatch.setattr(generators, "preset", short)
 
@@ -318,7 +327,7 @@ def test_one_that_is_never_told_a_text_gives_the_same_adapter_whatever_it_is_tol
     deaf, hearing = trained_as("unconditional"), trained_as("generator")
     one, other, none = (deaf.generate(text, "tiny-causal")[0] for text in texts)
     assert equal(one, other) and equal(one, none)
-    assert torch.equal(*(deaf.look(text, "tiny-causal")[0] for text in texts[:2]))
+    assert torch.equal(*(deaf.trace(text, "tiny-causal")[0] for text in texts[:2]))
     [told], [untold] = (hearing.generate(text, "tiny-causal") for text in texts[:2])
     assert not equal(told, untold)
 
@@ -336,14 +345,14 @@ def test_a_generator_of_other_wordings_is_trained_again(trained_as, tmp_path, mo
             f"{module}.load_task", lambda name: other if name == "movie" else load_task(name)
         )
     again = trained_as("generator")
-    assert again.manifest["told"] != first.manifest["told"]
-    assert not equal(again.state_dict(), first.state_dict())
+    assert again.manifest["wordings"] != first.manifest["wordings"]
+    assert not equal(again.network.state_dict(), first.network.state_dict())
 
 
 def test_generators_of_other_seeds_are_other_generators(trained_as):
     first, second = trained_as("generator"), trained_as("generator-1")
     assert second.manifest["training"] == first.manifest["training"] | {"seed": 1}
-    assert not equal(first.state_dict(), second.state_dict())
+    assert not equal(first.network.state_dict(), second.network.state_dict())
     [one], [other] = (model.generate("A text.", "tiny-causal") for model in (first, second))
     assert not equal(one, other)
 
@@ -383,7 +392,7 @@ def test_a_trained_folder_says_what_it_was_made_of(kind, smoke):
     assert len(manifest["losses"]) == manifest["training"]["steps"]
     assert manifest["kind"] == kind and manifest["scale"] == "smoke"
     assert not (folder / "training.safetensors").exists()
-    assert smoke.generator(kind).config.diffusion == (kind == "generator")
+    assert bool(smoke.generator(kind).config.diffusion) == (kind == "generator")
 
 
 def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another(
@@ -391,7 +400,12 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
 ):
     held = {(m.base, m.task, m.seed): m for m in zoo_members}
     monkeypatch.setattr(store, "read", lambda root, *name: held[name])
-    monkeypatch.setattr(generators, "preset", lambda scale, kind: (SMALL, how))
+    sampling = SamplingConfig()
+    monkeypatch.setattr(
+        generators,
+        "preset",
+        lambda *_: Preset(network=SMALL, sampling=sampling, training=how),
+    )
 
     def made():
         names, where = list(held), {"root": tmp_path, "scale": "smoke", "source": "made"}

@@ -32,8 +32,8 @@ def run(tmp_path_factory):
     full = unseen.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=20)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=20))
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base

@@ -207,8 +207,8 @@ def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     full = generators.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=10)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=10))
 
     monkeypatch.setattr(generators, "preset", short)
     run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()

@@ -25,8 +25,8 @@ def run(tmp_path_factory):
     full = generators.preset
 
     def short(scale, kind):
-        config, trained = full(scale, kind)
-        return config, replace(trained, steps=40)
+        preset = full(scale, kind)
+        return replace(preset, training=replace(preset.training, steps=40))
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
@@ -40,7 +40,7 @@ def test_vision_has_a_zoo_and_generators_of_its_own(run):
     listed = storage.read_json(run.root / "generator" / "manifest.json")["zoo"]
     told = {(one["base"], one["task"], one["seed"]) for one in listed}
     assert told == set(scales.members("smoke", "made", "vision"))
-    assert set(run.generator().known) == {"tiny-convnet", "tiny-vit"}  # layouts differ
+    assert set(run.generator().bases) == {"tiny-convnet", "tiny-vit"}  # layouts differ
 
 
 def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
@@ -58,7 +58,7 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
 
 def test_a_generated_adapter_brings_its_head(run):
     task, base = load_task(TASK), loading.load(BASE)
-    [made] = run.generator().generate(task.description, BASE, 1, 0, source="made")
+    [made] = run.generator().generate(task.description, BASE, 1, 0)
     start = base.lora_init()
     assert made.keys() == start.keys()
     head = f"base_model.model.{base.head}.weight"

@@ -1,11 +1,10 @@
-"""The jury of the ablations: one variant of the generator, trained, and judged on validation
+"""The study behind the ablations: train one variant of the generator, measure it on validation
 rows."""
 
-import copy
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,211 +18,244 @@ from torch import Tensor
 from oral_lib import seeds
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.evaluate import evaluate
-from oral_lib.experiments import baselines
-from oral_lib.experiments.ablation_variants import Variant
-from oral_lib.experiments.generators import assemble as shelve
-from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.experiments import baselines, generators
+from oral_lib.experiments.ablation_variants import Gauge, Pooling, Variant
+from oral_lib.generator import Generator
 from oral_lib.lora import gauge
 from oral_lib.method import tokenization, training
+from oral_lib.method.config import GeneratorConfig, SamplingConfig
+from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
-from oral_lib.method.projection import ZooProjection
-from oral_lib.method.training import TrainingConfig, TrainingSet
+from oral_lib.method.training import TrainingConfig
+from oral_lib.method.training_set import TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
-from oral_lib.zoo.store import Member
+from oral_lib.zoo.store import BaseFacts, Member
 
-FORMAT = 1  # of the kept parts: a new number measures everything anew
+FORMAT = 2  # of the stored parts: a new number measures everything again
+
+Decoding = dict[tuple[str, str], TokenStatistics]  # by base model and task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Study:
-    """What all variants share: the zoo, the tasks and rows they are judged on, the training."""
+    """What all variants share.
+
+    Args:
+        source: where base models, tasks and text encoders are read from.
+        bases: base models of the generator.
+        tasks: the measured tasks of each base model.
+        config: the default network.
+        sampling: the default sampling.
+        training: the training of every variant.
+        rows: validation rows of a task.
+        samples: adapters generated from a task's own description.
+        members: the zoo, all tasks of the base models.
+        facts: of each base model.
+        device: where to train and to measure.
+    """
 
     source: str
     bases: tuple[str, ...]
-    tasks: dict[str, tuple[str, ...]]  # judged, by base
+    tasks: dict[str, tuple[str, ...]]
     config: GeneratorConfig
+    sampling: SamplingConfig
     training: TrainingConfig
     rows: int
     samples: int
-    members: tuple[Member, ...]  # all tasks of the bases
+    members: tuple[Member, ...]
+    facts: dict[str, BaseFacts]
     device: str = "cpu"
 
     def key(self, *more: object) -> str:
-        """A name for all that decides a measurement: the zoo's hashes, settings, and `more`."""
+        """A name for everything that decides a measurement: hashes of the zoo, texts, settings, and
+        `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
-        told = {t: load_task(t) for names in self.tasks.values() for t in names}
-        judged = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in told.items()}
-        read = wordings_hash(sorted({m.task for m in self.members}))
-        content = [FORMAT, self.source, self.tasks, judged, read, self.rows, self.samples, zoo]
+        specs = {t: load_task(t) for names in self.tasks.values() for t in names}
+        texts = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in specs.items()}
+        wordings = wordings_hash(sorted({m.task for m in self.members}))
+        content = [FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def key_of(self, variant: Variant) -> str:
+        """The name of the measurements of `variant`."""
+        sampling, network = asdict(variant.sampling), asdict(variant.config)
+        return self.key(network, sampling, variant.gauge.value, variant.pooling.value)
 
-def schooling(study: Study, config: GeneratorConfig) -> TrainingConfig:
-    """The study's training with as many values in a step as the default's tokens hold."""
+
+def training_of(study: Study, config: GeneratorConfig) -> TrainingConfig:
+    """The study's training, with as many values in a step for every token size k."""
     tokens = max(1, round(study.training.tokens * study.config.k / config.k))
     return replace(study.training, tokens=tokens)
 
 
 # ---------------------------------------------------------------- one variant
-def dressed(member: Member, way: str) -> Member:
-    """`member` with its factors in the gauge `way`: the same weights."""
-    if way == "balanced":
+def in_gauge(member: Member, form: Gauge) -> Member:
+    """`member` with its factors in another gauge: the same product B A."""
+    if form is Gauge.BALANCED:
         return replace(member, tensors=gauge.balanced(member.tensors))
-    if way == "turned":
-        own = seeds.integer(member.seed, member.task)
-        return replace(member, tensors=gauge.rotated(member.tensors, own))
+    if form is Gauge.ROTATED:
+        seed = seeds.integer(member.seed, member.task)
+        return replace(member, tensors=gauge.rotated(member.tensors, seed))
     return member
 
 
-def assemble(
-    variant: Variant, members: Sequence[Member], source: str
-) -> tuple[Generator, dict[str, TrainingSet], dict[tuple[str, str], TokenStatistics]]:
-    """(untrained generator, its shelves, the statistics to decode with by (base, task)).
+def assemble(variant: Variant, study: Study) -> tuple[Generator, dict[str, TrainingSet], Decoding]:
+    """(untrained generator, its training sets, the statistics to decode with).
 
-    In any gauge but the shared start's nothing of the start is left to centre on, so LoRA factors
-    are centred on zero: all-zero tokens still are the base model. Statistics of one task are
-    centred on its mean: all-zero tokens then are its soup, whatever the generator has learned;
-    their components are not made alike in all base models.
+    In any gauge but the shared initialisation, LoRA factors are centred on zero: all-zero tokens
+    still are the base model. Statistics per task are centred on the mean of the task: all-zero
+    tokens then are its soup, whatever the generator has learnt. Their components are not rotated to
+    agree in all base models.
     """
-    members = [dressed(m, variant.gauge) for m in members]
-    bare = variant.gauge != "shared"
-    model, shelves = shelve(variant.config, members, source=source, bare=bare)
-    used: dict[tuple[str, str], TokenStatistics] = {}
-    for name, shelf in shelves.items():
-        known = model.known[name]
-        mine = [m for m in members if m.base == name]
-        values = tokenization.encode(known.layout, [m.tensors for m in mine])
-        normalised = known.statistics.normalise(values)
-        for task in dict.fromkeys(m.task for m in mine):
-            own = torch.tensor([m.task == task for m in mine])
-            if variant.statistics == "per":
-                part = values[own]
-                fitted = variant.config.fit(known.layout, part, part.mean(0))
-                normalised[own] = fitted.normalise(part)
-            else:
-                fitted = copy.deepcopy(known.statistics)
-            used[name, task] = fitted
-        mixtures = ZooProjection.of(normalised)
-        known.directions, known.places = mixtures.directions, mixtures.places
-        shelves[name] = replace(shelf, tokens=normalised)
-    return model, shelves, used
-
-
-def _set(known, statistics: TokenStatistics) -> None:
-    known.center.copy_(statistics.center)
-    known.scale.copy_(statistics.scale)
-    if statistics.basis is not None:
-        known.basis.copy_(statistics.basis)
-        known.squared_length.copy_(statistics.squared_length)
-    known.mask.copy_(statistics.mask(known.layout))
+    config = variant.config
+    encoder = TextEncoder(config.text_encoder, source=study.source)
+    members = [in_gauge(m, variant.gauge) for m in study.members]
+    zero_start = variant.gauge is not Gauge.SHARED
+    data = generators.training_sets(config, members, study.facts, encoder, zero_start=zero_start)
+    decoding: Decoding = {}
+    for name, adapters in data.items():
+        zoo = [m for m in members if m.base == name]
+        tokens = adapters.tokens.clone()
+        for task in dict.fromkeys(m.task for m in zoo):
+            decoding[name, task] = adapters.statistics
+            if variant.pooling is Pooling.PER_TASK:
+                rows = torch.tensor([m.task == task for m in zoo])
+                tensors = [m.tensors for m in zoo if m.task == task]
+                values = tokenization.encode(adapters.layout, tensors)
+                fitted = config.fit(adapters.layout, values, values.mean(0))
+                tokens[rows], decoding[name, task] = fitted.normalise(values), fitted
+        data[name] = replace(adapters, tokens=tokens)
+    network = generators.untrained(config, data, study.facts, encoder)
+    generator = Generator(network, {}, variant.sampling, source=study.source, encoder=encoder)
+    return generator, data, decoding
 
 
 @torch.inference_mode()
-def denoising_error(model: Generator, base: str, shelf: TrainingSet) -> list[float]:
-    """Of each task on the shelf: |x0 predicted - x0|^2 / |x0|^2 with its own text, where half of
-    the signal is left (abar nearest to 1/2). 0 is perfect, 1 what answering zeros costs."""
-    device, known = model.kind.weight.device, model.known[base]
-    t = int((model.schedule.abar - 0.5).abs().argmin())
-    found = []
-    for text, members in zip(shelf.texts[:, :1], shelf.members, strict=True):
+def denoising_error(model: ORAL, base: str, data: TrainingSet) -> list[float]:
+    """|x0 predicted - x0|^2 / |x0|^2 of each task of `data` with its own text, at the step where
+    half of the signal is left (abar nearest to 1/2). 0 is perfect; predicting zeros gives 1."""
+    device, entry = model.device, model.bases[base]
+    t = int((model.diffusion.abar - 0.5).abs().argmin())
+    errors = []
+    for text, members in zip(data.texts[:, :1], data.members, strict=True):
         given = torch.ones(1, dtype=torch.bool, device=device)
         c = model.conditions(base, text.to(device), given)
-        k0 = shelf.tokens[members.unique()].to(device)
+        k0 = data.tokens[members.unique()].to(device)
         b = len(k0)
         p, c = model.prototypes(base, c).expand(b, -1, -1), c.expand(b, -1)
-        draw = seeds.generator(0, "denoising", base)
-        eps = torch.randn(k0.shape, generator=draw).to(device) * known.mask
-        when = torch.full((b,), t, device=device)
-        x = model.schedule.add_noise(k0, eps, when)
-        guess = model.schedule.to_x0(model.predict(x, when, p, c), x, when) * known.mask
-        found.append((guess - k0).square().sum() / k0.square().sum())
-    return torch.stack(found).tolist()
+        stream = seeds.generator(0, "denoising", base)
+        eps = torch.randn(k0.shape, generator=stream).to(device) * entry.mask
+        steps = torch.full((b,), t, device=device)
+        x = model.diffusion.add_noise(k0, eps, steps)
+        guess = model.diffusion.to_x0(model.predict(x, steps, p, c), x, steps) * entry.mask
+        errors.append((guess - k0).square().sum() / k0.square().sum())
+    return torch.stack(errors).tolist()
 
 
-def measure(jury: "Evaluator", variant: Variant, folder: Path) -> pd.DataFrame:
-    """The rows of one variant, trained first; `folder` keeps the default's generator, which
-    variants of the sampling read."""
-    study, began = jury.study, time.perf_counter()
-    model, shelves, used = assemble(variant, study.members, study.source)
-    model, seconds = _trained(study, variant, model, shelves, folder)
-    count = sum(v.numel() for v in model.parameters())
+def measure(evaluator: "Evaluator", variant: Variant, folder: Path) -> pd.DataFrame:
+    """The rows of one variant, trained first.
+
+    Variants that differ from the default only in sampling share its network, in `folder`.
+    """
+    study, began = evaluator.study, time.perf_counter()
+    untrained, data, decoding = assemble(variant, study)
+    model, seconds = _trained(study, variant, untrained, data, folder)
+    count = sum(v.numel() for v in model.network.parameters())
     rows = []
     for name in study.bases:
-        known = list(dict.fromkeys(m.task for m in study.members if m.base == name))
-        errors = dict(zip(known, denoising_error(model, name, shelves[name]), strict=True))
+        names = list(dict.fromkeys(m.task for m in study.members if m.base == name))
+        errors = denoising_error(model.network, name, data[name])
+        errors = dict(zip(names, errors, strict=True))
         rows += [_row(name, "all", "seconds", seconds), _row(name, "all", "parameters", count)]
         for task in study.tasks[name]:
-            _set(model.known[name], used[name, task])
             rows.append(_row(name, task, "denoising", errors[task]))
-            others = [other for other in known if other != task]
-            asked = ask(study, name, task, model, others)
-            rows += [_row(name, task, *one) for one in jury.judge(name, task, asked)]
+            others = [other for other in names if other != task]
+            adapters = generated(
+                study, variant.sampling, name, task, model, others, decoding[name, task]
+            )
+            rows += [_row(name, task, *values) for values in evaluator.judge(name, task, adapters)]
     return pd.DataFrame(rows).assign(wall_s=round(time.perf_counter() - began, 2))
 
 
 def _trained(
-    study: Study, variant: Variant, model: Generator, shelves: dict[str, TrainingSet], folder: Path
+    study: Study,
+    variant: Variant,
+    untrained: Generator,
+    data: Mapping[str, TrainingSet],
+    folder: Path,
 ) -> tuple[Generator, float]:
-    """(trained generator, seconds it took), the default's from `folder` if it is there."""
-    school = schooling(study, variant.config)
-    sampling = ("sampling_steps", "temperature", "joint")
-    still = {name: getattr(study.config, name) for name in sampling}
-    if "whole" not in (variant.config.noise, study.config.noise):  # else no matter of sampling
-        still["noise"] = study.config.noise
-    common = replace(variant.config, **still)
-    shared = (common, variant.gauge, variant.statistics) == (study.config, "shared", "shared")
-    kept = folder / "generators" / study.key(asdict(common))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{kept}.lock") if shared else nullcontext():
-        if shared and (kept / "manifest.json").exists():
-            held = Generator.from_pretrained(kept, study.device)
-            held.config = variant.config
-            return held, held.manifest["seconds"]
+    """(trained generator, seconds of training); the default's network is stored in `folder`."""
+    default = (study.config, Gauge.SHARED, Pooling.SHARED)
+    shared = (variant.config, variant.gauge, variant.pooling) == default
+    stored = folder / "generators" / study.key(asdict(variant.config))
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{stored}.lock") if shared else nullcontext():
+        if shared and (stored / "manifest.json").exists():
+            model = Generator.from_pretrained(stored, study.device, source=study.source)
+            return model, model.manifest["seconds"]
         began = time.perf_counter()
-        label = f"ablation {variant.group} {variant.name}"
-        made, _ = training.train(model, shelves, school, device=study.device, label=label)
-        if made.kind.weight.is_cuda:
+        network, _ = training.train(
+            untrained.network,
+            data,
+            training_of(study, variant.config),
+            device=study.device,
+            label=f"ablation {variant.group} {variant.name}",
+        )
+        if network.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = round(time.perf_counter() - began, 2)
+        model = Generator(
+            network,
+            {"seconds": seconds},
+            study.sampling,
+            source=study.source,
+            encoder=untrained.encoder,
+        )
         if shared:
-            made.config = study.config
-            made.manifest = {**made.manifest, "seconds": seconds}
-            made.save_pretrained(kept)
-            made.config = variant.config
-        return made, seconds
+            model.save_pretrained(stored)
+        return model, seconds
 
 
-def ask(
-    study: Study, base: str, task: str, model: Generator, others: Sequence[str]
+def generated(
+    study: Study,
+    sampling: SamplingConfig,
+    base: str,
+    task: str,
+    model: Generator,
+    others: Sequence[str],
+    statistics: TokenStatistics,
 ) -> dict[str, list[dict[str, Tensor]]]:
-    """The adapters to be judged, by metric: accuracy (its own text), unseen (wordings kept for
-    testing), other (the descriptions of `others`) and zeros (all-zero tokens)."""
-    spec, known = load_task(task), model.known[base]
+    """The adapters to be measured, by metric, decoded with `statistics`.
 
-    def told(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
+    "accuracy": the task's own description. "unseen": its held-out paraphrases. "other": the
+    descriptions of `others`. "zeros": all-zero tokens.
+    """
+    spec = load_task(task)
+
+    def from_texts(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
         seed = study.training.seed
         return [
             adapter
             for i, text in enumerate(texts)
             for adapter in model.generate(
-                text, base, n, seeds.integer(seed, kind, i), source=study.source
+                text, base, n, seeds.integer(seed, kind, i), sampling, statistics=statistics
             )
         ]
 
-    few = max(1, study.samples // 5)
-    zero = known.statistics.denormalise(
-        torch.zeros_like(known.mask, dtype=torch.float32)[None]
-    ).cpu()
+    few, layout = max(1, study.samples // 5), model.bases[base].layout
+    zero = statistics.denormalise(torch.zeros(1, layout.l, model.config.size))
+    descriptions = [load_task(name).description for name in others]
     return {
-        "accuracy": told("matched", [spec.description], study.samples),
-        "unseen": told("paraphrase", spec.paraphrases["test"], few),
-        "other": told("mismatched", [load_task(name).description for name in others], few),
-        "zeros": tokenization.decode(known.layout, zero),
+        "accuracy": from_texts("matched", [spec.description], study.samples),
+        "unseen": from_texts("paraphrase", spec.paraphrases["test"], few),
+        "other": from_texts("mismatched", descriptions, few),
+        "zeros": tokenization.decode(layout, zero),
     }
 
 
@@ -236,7 +268,7 @@ class Evaluator:
         self._rows: dict[str, Sequence[Row]] = {}
 
     def base(self, name: str, task: str) -> BaseModel:
-        """The base model called `name` with the head that `task` wants."""
+        """The base model called `name` with a head of the size that `task` requires."""
         labels = len(load_task(task).labels)
         if (name, labels) not in self._bases:
             self._bases[name, labels] = loading.load(
@@ -245,42 +277,44 @@ class Evaluator:
         return self._bases[name, labels]
 
     def rows(self, task: str) -> Sequence[Row]:
-        """The validation rows that adapters of `task` are judged on."""
+        """The validation rows that adapters of `task` are measured on."""
         if task not in self._rows:
             split = task_rows(load_task(task), self.study.source)
             self._rows[task] = split.validation[: self.study.rows]
         return self._rows[task]
 
-    def judge(self, base: str, task: str, asked: dict[str, list[dict[str, Tensor]]]) -> list[tuple]:
-        """(metric, value, low, high, items, samples) of named sets of adapters on the same rows;
-        beside accuracy its spread, the standard deviation over samples."""
-        held = self.rows(task)
-        everything = [adapter for some in asked.values() for adapter in some]
-        outcomes = evaluate(self.base(base, task), load_task(task), held, everything)
+    def judge(
+        self, base: str, task: str, adapters: Mapping[str, Sequence[dict[str, Tensor]]]
+    ) -> list[tuple]:
+        """(metric, value, low, high, items, samples) of each metric's adapters on the same rows,
+        and the spread of accuracy, the standard deviation over samples."""
+        rows = self.rows(task)
+        everything = [tensors for group in adapters.values() for tensors in group]
+        outcomes = evaluate(self.base(base, task), load_task(task), rows, everything)
         correct = np.stack([outcome.correct.float().numpy() for outcome in outcomes])
-        found, first = [], 0
-        for metric, some in asked.items():
-            part = correct[first : first + len(some)]  # [samples, items]
-            first += len(some)
-            if not some:
+        measured, first = [], 0
+        for metric, group in adapters.items():
+            samples = correct[first : first + len(group)]  # [samples, items]
+            first += len(group)
+            if not group:
                 continue
-            found.append((metric, *bootstrap.bootstrap(part), len(held), len(some)))
+            measured.append((metric, *bootstrap.bootstrap(samples), len(rows), len(group)))
             if metric == "accuracy":
-                spread = bootstrap.spread(part.mean(1))[1]
-                found.append(("spread", spread, np.nan, np.nan, len(held), len(some)))
-        return found
+                spread = bootstrap.spread(samples.mean(1))[1]
+                measured.append(("spread", spread, np.nan, np.nan, len(rows), len(group)))
+        return measured
 
     def references(self) -> pd.DataFrame:
         """The rows of the group `reference`: the trained adapters, their soup, the base model."""
         began, parts = time.perf_counter(), []
         for name in self.study.bases:
             for task in self.study.tasks[name]:
-                own = [m.tensors for m in self.study.members if (m.base, m.task) == (name, task)]
-                sets = {"trained": own, "soup": [baselines.soup(own)]}
+                zoo = [m.tensors for m in self.study.members if (m.base, m.task) == (name, task)]
+                sets = {"trained": zoo, "soup": [baselines.soup(zoo)]}
                 sets["base"] = [self.base(name, task).lora_init()]
-                for variant, some in sets.items():
-                    found = self.judge(name, task, {"accuracy": some})
-                    rows = [_row(name, task, *one) for one in found]
+                for variant, adapters in sets.items():
+                    measured = self.judge(name, task, {"accuracy": adapters})
+                    rows = [_row(name, task, *values) for values in measured]
                     parts.append(pd.DataFrame(rows).assign(variant=variant))
         frame = pd.concat(parts, ignore_index=True)
         frame = frame[(frame.metric != "spread") | (frame.variant == "trained")]

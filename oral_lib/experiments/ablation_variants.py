@@ -5,9 +5,10 @@ A group is one part: its variants, the default among them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from oral_lib.errors import UsageError, closest
-from oral_lib.generator import NOISES, GeneratorConfig
+from oral_lib.method.config import SHARINGS, GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import KINDS as DENOISERS
 from oral_lib.method.diffusion import OBJECTIVES
 from oral_lib.method.projection import WAYS
@@ -16,126 +17,154 @@ from oral_lib.models.text_encoder import ENCODERS
 
 SAMPLING_STEPS = (1, 2, 3, 5, 10, 20, 60)
 TEMPERATURES = (0.0, 0.25, 0.5, 0.75, 1.0)
-GAUGES = {  # what is done to every adapter of the zoo before it is learned from
-    "shared start": "shared",
-    "shared start, centred on zero": "uncentred",
-    "random rotation": "turned",
-    "balanced SVD": "balanced",
-}
-STATISTICS = ("shared", "per task (leaks)")
+
+
+class Gauge(Enum):
+    """The form of the LoRA factors of every adapter of the zoo; values name variants."""
+
+    SHARED = "shared start"
+    UNCENTRED = "shared start, centred on zero"
+    ROTATED = "random rotation"
+    BALANCED = "balanced SVD"
+
+
+class Pooling(Enum):
+    """Over which adapters token statistics are computed; values name variants."""
+
+    SHARED = "shared"
+    PER_TASK = "per task (leaks)"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One generator to be judged; `group` is the part that differs from the default."""
+    """One generator to be measured; `group` is the part that differs from the default."""
 
     group: str
     name: str
     config: GeneratorConfig
-    gauge: str = "shared"
-    statistics: str = "shared"
+    sampling: SamplingConfig
+    gauge: Gauge = Gauge.SHARED
+    pooling: Pooling = Pooling.SHARED
     default: bool = False
 
+    @property
+    def settings(self) -> tuple[GeneratorConfig, SamplingConfig, Gauge, Pooling]:
+        """Everything that decides a measurement of this variant."""
+        return self.config, self.sampling, self.gauge, self.pooling
 
-def _token(base: GeneratorConfig) -> Iterator[Variant]:
+
+Variants = Iterator[Variant]
+
+
+def _token(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     for k in (base.k // 4, base.k // 2, base.k, 2 * base.k, 4 * base.k):
-        yield Variant("token", f"k = {k}", replace(base, k=k, components=min(base.components, k)))
+        config = replace(base, k=k, components=min(base.components, k))
+        yield Variant("token", f"k = {k}", config, sampling)
 
 
-def _components(base: GeneratorConfig) -> Iterator[Variant]:
+def _components(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     r = base.components or base.k // 4
+    rotation = base.component_rotation if base.components else "bases"
+    rotated = replace(base, components=r, component_rotation=rotation)
     for n in sorted({min(n, base.k) for n in (r // 4, r // 2, r, 2 * r)} - {0}):
-        yield Variant("components", str(n), replace(base, components=n))
-    # where tokens are not alike, one draw for all of them would mean nothing
-    own = replace(base, components=r, turned="none", noise="token")
-    yield Variant("components", f"{r} not turned, a draw a token", own)
-    plain = replace(own, components=0) if base.components else base
-    yield Variant("components", "k values", plain)
+        yield Variant("components", str(n), replace(rotated, components=n), sampling)
+    # where tokens are not rotated to agree, one noise draw for all of them has no meaning
+    apart = replace(sampling, noise_sharing="token")
+    config = replace(rotated, component_rotation="none")
+    yield Variant("components", f"{r} not turned, a draw a token", config, apart)
+    values = replace(base, components=0, component_rotation="none")
+    yield Variant("components", "k values", values, apart if base.components else sampling)
 
 
-def _recurrence(base: GeneratorConfig) -> Iterator[Variant]:
+def _recurrence(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     for kind in RECURRENCES:
         changed = replace(base.recurrence, kind=kind)
-        yield Variant("recurrence", kind, replace(base, recurrence=changed))
+        yield Variant("recurrence", kind, replace(base, recurrence=changed), sampling)
 
 
-def _denoiser(base: GeneratorConfig) -> Iterator[Variant]:
+def _denoiser(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     for kind in DENOISERS:
         changed = replace(base.denoiser, kind=kind)
         if kind == "conv" and base.text_encoder == "tiny":  # RPG's would cost smoke runs minutes
             changed = replace(changed, channels=(4, 8, 4))
-        yield Variant("denoiser", kind, replace(base, denoiser=changed))
-        if kind == "conv":  # as RPG has it: of values, and predicting the noise
-            eps = replace(base.schedule, objective="eps")
-            own = replace(base, denoiser=changed, schedule=eps, components=0)
-            own = replace(own, noise="token", joint="none")
-            yield Variant("denoiser", "conv, eps, k values", own)
+        yield Variant("denoiser", kind, replace(base, denoiser=changed), sampling)
+        if kind == "conv":  # as in RPG: of values, and predicting the noise
+            eps = replace(base.diffusion, objective="eps")
+            config = replace(base, denoiser=changed, diffusion=eps)
+            config = replace(config, components=0, component_rotation="none")
+            plain = replace(sampling, noise_sharing="token", projection="none")
+            yield Variant("denoiser", "conv, eps, k values", config, plain)
 
 
-def _width(base: GeneratorConfig) -> Iterator[Variant]:
+def _width(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     hidden = base.denoiser.hidden
     for n in (hidden // 2, hidden, 2 * hidden):
         changed = replace(base.denoiser, hidden=n)
-        yield Variant("width", f"hidden {n}", replace(base, denoiser=changed))
+        yield Variant("width", f"hidden {n}", replace(base, denoiser=changed), sampling)
 
 
-def _objective(base: GeneratorConfig) -> Iterator[Variant]:
-    # eps and v contain x_t, which a denoiser narrower than a token of raw values can only pass
-    # round itself
+def _objective(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    # eps and v contain x_t, which a denoiser narrower than a token of raw values cannot represent:
+    # it needs the skip connection
+    default = base.diffusion.objective
     for objective in OBJECTIVES:
-        schedule = replace(base.schedule, objective=objective)
-        skip = base.denoiser.skip if objective == base.schedule.objective else objective != "x0"
-        denoiser = replace(base.denoiser, skip=skip)
-        yield Variant("objective", objective, replace(base, schedule=schedule, denoiser=denoiser))
-    if base.schedule.objective == "x0":
-        plain = replace(base.schedule, matched=not base.schedule.matched)
-        yield Variant("objective", "x0, x_t as it is", replace(base, schedule=plain))
+        skip = base.denoiser.skip if objective == default else objective != "x0"
+        diffusion = replace(base.diffusion, objective=objective)
+        config = replace(base, diffusion=diffusion, denoiser=replace(base.denoiser, skip=skip))
+        yield Variant("objective", objective, config, sampling)
+    if default == "x0":
+        plain = replace(base.diffusion, scale_input=not base.diffusion.scale_input)
+        yield Variant("objective", "x0, x_t as it is", replace(base, diffusion=plain), sampling)
 
 
-def _steps(base: GeneratorConfig) -> Iterator[Variant]:
-    for n in sorted({*SAMPLING_STEPS, base.sampling_steps}):
-        yield Variant("steps", str(n), replace(base, sampling_steps=n))
+def _steps(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    for n in sorted({*SAMPLING_STEPS, sampling.steps}):
+        yield Variant("steps", str(n), base, replace(sampling, steps=n))
 
 
-def _temperature(base: GeneratorConfig) -> Iterator[Variant]:
-    for warmth in sorted({*TEMPERATURES, base.temperature}):
-        own = replace(base, temperature=warmth)
-        yield Variant("temperature", f"{warmth:g}", own)
-        if warmth and base.noise == "adapter":
-            yield Variant("temperature", f"{warmth:g}, a draw a token", replace(own, noise="token"))
+def _temperature(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    for temperature in sorted({*TEMPERATURES, sampling.temperature}):
+        changed, name = replace(sampling, temperature=temperature), f"{temperature:g}"
+        yield Variant("temperature", name, base, changed)
+        if temperature and sampling.noise_sharing == "adapter":
+            apart = replace(changed, noise_sharing="token")
+            yield Variant("temperature", f"{name}, a draw a token", base, apart)
 
 
-def _noise(base: GeneratorConfig) -> Iterator[Variant]:
-    told = {"adapter": "a draw an adapter", "token": "a draw a token",
-            "whole": "a draw a token, the mean is read"}  # fmt: skip
-    for noise in NOISES:
-        yield Variant("noise", told[noise], replace(base, noise=noise))
+def _noise(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    names = {"adapter": "a draw an adapter", "token": "a draw a token"}
+    config = replace(base, reads_token_mean=False)
+    for sharing in SHARINGS:
+        changed = replace(sampling, noise_sharing=sharing)
+        yield Variant("noise", names[sharing], config, changed)
+    reads, apart = replace(base, reads_token_mean=True), replace(sampling, noise_sharing="token")
+    yield Variant("noise", "a draw a token, the mean is read", reads, apart)
 
 
-def _joint(base: GeneratorConfig) -> Iterator[Variant]:
-    told = {"hull": "shares of the zoo", "span": "any shares", "none": "each token by itself"}
+def _projection(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    names = {"hull": "shares of the zoo", "span": "any shares", "none": "each token by itself"}
     for way in WAYS:
-        yield Variant("joint", told[way], replace(base, joint=way))
+        yield Variant("joint", names[way], base, replace(sampling, projection=way))
 
 
-def _encoder(base: GeneratorConfig) -> Iterator[Variant]:
-    made = base.text_encoder.startswith("tiny")  # made on the spot: with others made on the spot
+def _encoder(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    tiny = base.text_encoder.startswith("tiny")  # smoke runs: only encoders that need no download
     for name in ENCODERS:
-        if name.startswith("tiny") == made:
-            yield Variant("encoder", name, replace(base, text_encoder=name))
+        if name.startswith("tiny") == tiny:
+            yield Variant("encoder", name, replace(base, text_encoder=name), sampling)
 
 
-def _gauge(base: GeneratorConfig) -> Iterator[Variant]:
-    for name, way in GAUGES.items():
-        yield Variant("gauge", name, base, gauge=way)
+def _gauge(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    for gauge in Gauge:
+        yield Variant("gauge", gauge.value, base, sampling, gauge=gauge)
 
 
-def _statistics(base: GeneratorConfig) -> Iterator[Variant]:
-    for way in STATISTICS:
-        yield Variant("statistics", way, base, statistics=way.split()[0])
+def _statistics(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
+    for pooling in Pooling:
+        yield Variant("statistics", pooling.value, base, sampling, pooling=pooling)
 
 
-GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
+GROUPS: dict[str, Callable[[GeneratorConfig, SamplingConfig], Variants]] = {
     "token": _token,
     "components": _components,
     "recurrence": _recurrence,
@@ -145,7 +174,7 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
     "steps": _steps,
     "temperature": _temperature,
     "noise": _noise,
-    "joint": _joint,
+    "joint": _projection,
     "encoder": _encoder,
     "gauge": _gauge,
     "statistics": _statistics,
@@ -153,20 +182,22 @@ GROUPS: dict[str, Callable[[GeneratorConfig], Iterator[Variant]]] = {
 
 
 def check_groups(names: Sequence[str]) -> list[str]:
-    """`names` themselves, for "all" alone every group; `UsageError` with the nearest for one that
-    is no group of variants."""
-    names = list(GROUPS) if list(names) == ["all"] else names
+    """`names` themselves; every group for "all". UsageError, with the nearest name, for an unknown
+    group."""
+    names = list(GROUPS) if list(names) == ["all"] else list(names)
     for name in names:
         if name not in GROUPS:
-            known = ", ".join(GROUPS)
-            raise UsageError(f"no ablation {name!r}.{closest(name, GROUPS)} Known: {known}.")
+            groups = ", ".join(GROUPS)
+            raise UsageError(f"no ablation {name!r}.{closest(name, GROUPS)} There are {groups}.")
     if not names:
-        raise UsageError(f"no ablation is named. Known: {', '.join(GROUPS)}.")
-    return list(names)
+        raise UsageError(f"no ablation is named. There are {', '.join(GROUPS)}.")
+    return names
 
 
-def variants(config: GeneratorConfig, groups: Sequence[str] = tuple(GROUPS)) -> list[Variant]:
-    """The variants of `groups` round the default `config`, which is in every group."""
-    found = [one for group in check_groups(groups) for one in GROUPS[group](config)]
-    usual = (config, "shared", "shared")
-    return [replace(v, default=(v.config, v.gauge, v.statistics) == usual) for v in found]
+def variants(
+    config: GeneratorConfig, sampling: SamplingConfig, groups: Sequence[str] = tuple(GROUPS)
+) -> list[Variant]:
+    """The variants of `groups` of the default `config` and `sampling`, which is in every group."""
+    listed = [v for group in check_groups(groups) for v in GROUPS[group](config, sampling)]
+    usual = (config, sampling, Gauge.SHARED, Pooling.SHARED)
+    return [replace(v, default=v.settings == usual) for v in listed]

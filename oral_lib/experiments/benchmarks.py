@@ -26,7 +26,7 @@ from oral_lib.lora import stacked
 from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training import TrainingSet
+from oral_lib.method.training_set import TrainingSet
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel, take
 from oral_lib.provenance import code_commit
@@ -110,7 +110,8 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
     The limit of moving values is one copy of them; that of a network is the largest square matrix
     product that takes as many operations.
     """
-    known, device = model.known[base], model.kind.weight.device
+    network = model.network
+    known, device = network.bases[base], network.device
     layout, b = known.layout, 8
     values = known.statistics.denormalise(torch.zeros(b, *known.mask.shape, device=device))
     adapters = tokenization.decode(layout, values)
@@ -137,14 +138,16 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
     yield _training_pair(model, base)
     noise = torch.randn(b, layout.l, model.config.size, **size)
     c = torch.randn(b, model.config.width, **size)
-    flops = model.denoiser.flops_per_token() * b * layout.l * model.config.sampling_steps
+    flops = network.denoiser.flops_per_token() * b * layout.l * model.sampling.steps
     side = round((flops / 2) ** (1 / 3))
     square = torch.randn(side, side, device=device)
     yield (
         "sample",
         count,
-        lambda: model.sample(base, c, None, noise),
-        lambda: [model.sample(base, c[i : i + 1], None, noise[i : i + 1]) for i in range(b)],
+        lambda: network.sample(base, c, noise, model.sampling),
+        lambda: [
+            network.sample(base, c[i : i + 1], noise[i : i + 1], model.sampling) for i in range(b)
+        ],
         lambda: square @ square,
     )
 
@@ -152,13 +155,15 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
 def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Callable, Callable]:
     """A step of a generator's training on one base model, beside one that reads its conditions one
     after the other; the limit is the denoiser's products in three passes."""
-    device, known = model.kind.weight.device, model.known[base]
+    network = model.network
+    device, known = network.device, network.bases[base]
     how = generators.LAB if device.type == "cuda" else training.TrainingConfig()
     size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     told = torch.randn(how.draws, *known.mask.shape, **size) * known.mask.to(device)
     texts = torch.randn(1, 2, known.structure.shape[0], **size)
-    shelves = {base: TrainingSet(told, torch.arange(how.draws, device=device)[None], texts)}
-    ours, plain = (training.Trainer(copy.deepcopy(model), shelves, how, device) for _ in range(2))
+    members = torch.arange(how.draws, device=device)[None]
+    shelves = {base: TrainingSet(told, members, texts, known.layout, known.statistics)}
+    ours, plain = (training.Trainer(copy.deepcopy(network), shelves, how, device) for _ in range(2))
     r, read = how.rows(known.layout.l)
 
     def one_by_one() -> Tensor:
@@ -169,7 +174,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
         for i in range(how.conditions):
             part = whole.part(i)
             with torch.autocast(device.type, torch.bfloat16, enabled=plain.half):
-                loss = training.step_loss(plain.model, plain.shelves, {base: part})
+                loss = training.step_loss(plain.model, plain.data, {base: part})
             (loss / how.conditions).backward()
             total += loss.detach() / how.conditions
         torch.nn.utils.clip_grad_norm_(plain.model.parameters(), how.clip)
@@ -177,7 +182,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
         return total
 
     values = how.conditions * r * read * model.config.size
-    flops = 3 * model.denoiser.flops_per_token() * how.conditions * r * read
+    flops = 3 * network.denoiser.flops_per_token() * how.conditions * r * read
     side = round((flops / 2) ** (1 / 3))
     dtype = torch.bfloat16 if ours.half else torch.float32
     square = torch.randn(side, side, device=device, dtype=dtype)
@@ -186,7 +191,7 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
 
 def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
     """Rows for benchmarks.csv: speed over the plain way and share of the limit; times on a GPU."""
-    device = model.kind.weight.device
+    device = model.network.device
     found = []
     for benchmark, count, *calls in pairs(model, base):
         took = dict(

@@ -23,7 +23,7 @@ from oral_lib.generator import Generator
 from oral_lib.lora import distances
 from oral_lib.models import contrastive, loading
 from oral_lib.models.base import BaseModel
-from oral_lib.models.text_encoder import TextEncoder, text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.progress import bar
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Row, full_rows
@@ -106,14 +106,13 @@ def trials(
     size: Size,
     *,
     seed: int,
-    source: str,
 ) -> Iterator[Trial]:
     """All methods of the result table but majority; `members` is the zoo of this base model.
 
     What does not depend on the generator is measured with its first seed only.
     """
     generator = models.generator
-    encoder = text_encoder(generator.config.text_encoder, source)
+    encoder = generator.encoder
     by_task: dict[str, list[dict[str, Tensor]]] = {}
     for member in members:
         by_task.setdefault(member.task, []).append(member.tensors)
@@ -127,9 +126,7 @@ def trials(
         made = [
             adapter
             for i, text in enumerate(texts)
-            for adapter in model.generate(
-                text, base.name, n, seeds.integer(seed, condition, i), source=source
-            )
+            for adapter in model.generate(text, base.name, n, seeds.integer(seed, condition, i))
         ]
         return Trial(method, condition, made, rows, time.perf_counter() - began)
 
@@ -171,12 +168,12 @@ def _base(name: str, source: str, labels: int, device: str) -> BaseModel:
 
 
 @lru_cache(maxsize=6)
-def _generator(folder: Path, device: str, stamp: int) -> Generator:
+def _generator(folder: Path, device: str, source: str, stamp: int) -> Generator:
     """The same; `stamp` tells a generator that was trained again from the one before."""
-    return Generator.from_pretrained(folder, device)
+    return Generator.from_pretrained(folder, device, source=source)
 
 
-def _models(root: Path, kind: str, device: str) -> Models:
+def _models(root: Path, kind: str, device: str, source: str) -> Models:
     stamps = {
         name: (root / name / "manifest.json").stat().st_mtime_ns
         for name in (kind, "regression", "unconditional")
@@ -184,7 +181,9 @@ def _models(root: Path, kind: str, device: str) -> Models:
     }
     if missing := [name for name in (kind, "regression") if name not in stamps]:
         Generator.from_pretrained(root / missing[0], device)  # says what to do
-    return Models(*(_generator(root / name, device, stamp) for name, stamp in stamps.items()))
+    return Models(
+        *(_generator(root / name, device, source, stamp) for name, stamp in stamps.items())
+    )
 
 
 def judged(
@@ -255,7 +254,7 @@ def run_cell(
     spec = load_task(task)
     data = full_rows(spec, source, ("train", "validation", "test"))
     model = _base(base, source, len(spec.labels), str(device))
-    models = _models(root, scales.generator_of(scale, seed), str(device))
+    models = _models(root, scales.generator_of(scale, seed), str(device), source)
     experiment = model.spec.experiment
     known = scales.members(scale, source, experiment)
     members = [store.read(root, *m) for m in known if m[0] == base]
@@ -266,7 +265,7 @@ def run_cell(
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
     held = data.test[: size.rows]
-    asked = list(trials(spec, model, members, held_out, models, size, seed=seed, source=source))
+    asked = list(trials(spec, model, members, held_out, models, size, seed=seed))
     if model.family == "vision" and seed == 0:
         from oral_lib.experiments import baselines  # needs timm
 

@@ -21,13 +21,13 @@ from oral_lib import learning_rate, scales, seeds, storage
 from oral_lib.errors import PreflightError
 from oral_lib.experiments import baselines, generators
 from oral_lib.experiments.cells import Size, Trial, judged
-from oral_lib.generator import Generator, GeneratorConfig
+from oral_lib.experiments.generators import Preset
+from oral_lib.generator import Generator
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
-from oral_lib.method.training import TrainingConfig
 from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.progress import bar
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
@@ -37,15 +37,16 @@ from oral_lib.zoo.store import Member
 SIZES = {"smoke": Size(100, 50, 3, 1), "lab": Size(1500, 500, 10, 5)}
 
 
-def preset(scale: str, kind: str) -> tuple[GeneratorConfig, TrainingConfig]:
-    """The configurations of `training.preset` with the steps that a thousand tasks want, and a
+def preset(scale: str, kind: str) -> Preset:
+    """The configurations of `generators.preset` with the steps that a thousand tasks want, and a
     smaller blur of the sentence: it differs from the next task's in a word. An adapter that the
     zoo lacks need not lie between those it has."""
-    config, trained = generators.preset(scale, kind)
-    config = replace(config, joint="span")
+    default = generators.preset(scale, kind)
+    changes = {"steps": 6000, "conditions": 32, "tokens": 6400, "text_noise": 0.5}
     if scale == "smoke":
-        return config, replace(trained, steps=200, conditions=8, draws=1)
-    return config, replace(trained, steps=6000, conditions=32, tokens=6400, text_noise=0.5)
+        changes = {"steps": 200, "conditions": 8, "draws": 1}
+    sampling = replace(default.sampling, projection="span")
+    return replace(default, sampling=sampling, training=replace(default.training, **changes))
 
 
 # ---------------------------------------------------------------- one LoRA for all tasks
@@ -88,7 +89,8 @@ def train_multitask(
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
-    encoder = text_encoder(generators.preset(scale, "generator")[0].text_encoder, source)
+    name = generators.preset(scale, "generator").network.text_encoder
+    encoder = TextEncoder(name, source=source)
     rows = task_rows(load_task(known[0].of), source).train
     pictures = model.pictures(rows)
     labels = torch.tensor([row.label for row in rows], device=model.device)
@@ -172,7 +174,8 @@ def _ready(root: Path, base: str, names: tuple[str, ...], source: str, device: s
     """What all cells share: the backbone, both generators and the mean of the zoo."""
     model = load_base(base, source=source, device=device)
     models = [
-        Generator.from_pretrained(root / kind, device) for kind in ("generator", "regression")
+        Generator.from_pretrained(root / kind, device, source=source)
+        for kind in ("generator", "regression")
     ]
     soup = baselines.soup([member.tensors for member in _members(root, base, names)])
     return model, *models, soup
@@ -185,7 +188,7 @@ def run_cell(
     spec, size = load_task(task), SIZES[scale]
     names = scales.base_plan(scale, base, source).tasks
     model, generator, regression, soup = _ready(root, base, names, source, str(device))
-    encoder = text_encoder(generator.config.text_encoder, source)
+    encoder = generator.encoder
     data = task_rows(spec, source)
     held = data.test[: size.rows]
     found = baselines.nearest_task(spec.description, names, encoder)
@@ -211,9 +214,7 @@ def run_cell(
         made = [
             adapter
             for i, text in enumerate(texts)
-            for adapter in maker.generate(
-                text, base, count, seeds.integer(seed, condition, i), source=source
-            )
+            for adapter in maker.generate(text, base, count, seeds.integer(seed, condition, i))
         ]
         asked.append(Trial(method, condition, made, rows, time.perf_counter() - began))
     cell = {"experiment": "unseen", "source": data.source, "base": base, "task": task, "seed": seed}

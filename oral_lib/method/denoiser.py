@@ -162,10 +162,13 @@ class AdaNormDenoiser(Denoiser):
             nn.init.zeros_(layer.bias)
 
     @torch.no_grad()
-    def expect(self, real: int) -> None:
-        """Makes the start of what reads a token as large as for the `real` of its k numbers that
-        are ever other than zero: a network that hardly feels its tokens learns their mean first."""
-        self.enter.weight.mul_((self.k / real) ** 0.5)
+    def scale_input_init(self, active: int) -> None:
+        """Rescales the input layer's initialisation for `active` non-zero inputs of k.
+
+        If most inputs are always zero, activations start too small and the network first learns the
+        mean token.
+        """
+        self.enter.weight.mul_((self.k / active) ** 0.5)
 
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         size, depth = self.config.hidden, self.config.depth

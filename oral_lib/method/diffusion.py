@@ -30,7 +30,7 @@ class DiffusionConfig:
     zero_terminal_snr  rescale so that the last step is pure noise (arXiv 2305.08891). Without it
                        the linear chain keeps abar = 4e-5 there: sampling starts from noise that
                        training never quite saw.
-    matched            x0 alone: the denoiser reads sqrt(abar_t) x_t (`Schedule.entry`), not x_t
+    scale_input        x0 only: the denoiser reads sqrt(abar_t) x_t (`Schedule.entry`), not x_t
 
     Refused with the rescaling: eps, because x_0 = (x_t - eps) / 0 at the last step, and min-SNR
     weights, because they are 0 there and the first sampling step would never be trained.
@@ -43,7 +43,7 @@ class DiffusionConfig:
     objective: str = "eps"
     min_snr_gamma: float | None = None
     zero_terminal_snr: bool = False
-    matched: bool = True
+    scale_input: bool = True
 
     def __post_init__(self):
         if type(self.steps) is not int or self.steps < 2:
@@ -136,8 +136,8 @@ class Diffusion:
         For x_0 of mean 0 and variance 1 that is its linear least-squares estimate: where nothing
         but noise is left nothing is read, and the prediction is one from the condition alone.
         """
-        matched = self.config.matched and self.config.objective == "x0"
-        return x_t * self._coefficients(t, x_t)[0] if matched else x_t
+        scaled = self.config.scale_input and self.config.objective == "x0"
+        return x_t * self._coefficients(t, x_t)[0] if scaled else x_t
 
     def middle(self, x_t: Tensor, t: Tensor) -> Tensor:
         """[b, 1, k]: what the mean of the s tokens of x_t [b, s, k], noised each by itself, says of

@@ -1,73 +1,315 @@
-"""What a generator stores of each base model that it knows: all that is fixed before training."""
+"""ORAL: condition, recurrence, denoiser and diffusion put together.
 
-from collections.abc import Sequence
+    c = condition(text, base)                     conditioning.py            [b, m]
+    P = recurrence(positions + c)                 recurrence.py              [b, l, m]
+    K_0 <- denoise from noise, given P and c      denoiser.py, diffusion.py  [b, l, k or r]
+                        projected on the zoo      projection.py
+
+One network serves several base models and tasks; only c separates them. Each base model has its own
+layout (l differs, k is shared) and statistics (shared by all its tasks).
+
+Letters: b batch, l tokens, s a subset of them, k values a token, r components a token, m width,
+e size of a text embedding, f size of a fingerprint.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from oral_lib.errors import OralError
+from oral_lib.errors import OralError, UsageError
+from oral_lib.method.conditioning import Condition
+from oral_lib.method.config import GeneratorConfig, SamplingConfig
+from oral_lib.method.denoiser import denoiser
+from oral_lib.method.diffusion import Diffusion
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.projection import ZooProjection
+from oral_lib.method.recurrence import Recurrence
 from oral_lib.method.tokenization import Layout
 
 
 class BaseEntry(nn.Module):
-    """Layout, statistics, mixtures of the zoo (None in a generator from before there were any),
-    c_model (`structure` [e], `fingerprint` [f]) and LoRA configuration of a base model; `types` are
-    the tensor types of all base models, in the generator's order."""
+    """What a network stores of one base model: everything that is fixed before training.
+
+    Args:
+        layout: the tensors of its adapters and how they are cut into tokens.
+        statistics: pooled over all tasks of the base model.
+        projection: the zoo's adapters to project samples on; None: there is no projection.
+        structure: [e] embedding of the description of the base model.
+        fingerprint: [f] of its weights.
+        peft_config: the PEFT configuration of its adapters, as JSON values.
+
+    Raises:
+        OralError: statistics or projection belong to another layout.
+    """
 
     def __init__(
         self,
         layout: Layout,
         statistics: TokenStatistics,
-        mixtures: ZooProjection | None,
+        projection: ZooProjection | None,
         structure: Tensor,
         fingerprint: Tensor,
-        types: Sequence[str],
-        peft_config: dict,
+        peft_config: dict | None = None,
     ):
         super().__init__()
         if statistics.center.shape != (layout.l, layout.k):
             raise OralError("the layout of a base model does not fit its statistics.")
         size = layout.k if statistics.basis is None else statistics.basis.shape[1]
-        if mixtures is not None and mixtures.directions.shape[1:] != (layout.l, size):
-            raise OralError("the layout of a base model does not fit the mixtures of its zoo.")
-        self.layout, self.peft_config = layout, peft_config
+        if projection is not None and projection.directions.shape[1:] != (layout.l, size):
+            raise OralError("the layout of a base model does not fit the projection on its zoo.")
+        self.layout, self.peft_config, self.size = layout, peft_config or {}, size
         for name, tensor in {
             "center": statistics.center,
             "scale": statistics.scale,
             "basis": statistics.basis,
-            "directions": mixtures and mixtures.directions,
-            "places": mixtures and mixtures.places,
+            "directions": projection and projection.directions,
+            "places": projection and projection.places,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
             self.register_buffer(name, tensor)
-        layer, index, kind = layout.positions.unbind(-1)
-        kinds = torch.tensor([types.index(t) for t in layout.types])
-        for name, tensor in {"layer": layer, "index": index, "kind": kinds[kind]}.items():
+        layer, index, _ = layout.positions.unbind(-1)
+        for name, tensor in {"layer": layer, "index": index}.items():
             self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("mask", statistics.mask(layout), persistent=False)
+        self.register_buffer("mask", statistics.mask(layout), persistent=False)  # [l, k or r]
         self.register_buffer("squared_length", statistics.squared_length, persistent=False)
 
     @property
     def statistics(self) -> TokenStatistics:
+        """The statistics, on the device of this module."""
         return TokenStatistics(self.center, self.scale, self.basis, self.squared_length)
 
     @property
-    def mixtures(self) -> ZooProjection | None:
+    def projection(self) -> ZooProjection | None:
+        """The zoo's adapters, on the device of this module."""
         return None if self.places is None else ZooProjection(self.directions, self.places)
 
     @classmethod
     def restored(
-        cls, layout: Layout, state: dict[str, Tensor], at: str, types: Sequence[str], peft_config
+        cls, layout: Layout, state: Mapping[str, Tensor], prefix: str, peft_config: dict
     ) -> "BaseEntry":
-        """The one whose buffers stand in `state` under the name `at`. KeyError where one lacks."""
+        """The entry whose buffers are in `state` under `prefix`. KeyError if one is missing."""
         statistics = TokenStatistics(
-            state[f"{at}.center"], state[f"{at}.scale"], state.get(f"{at}.basis")
+            state[f"{prefix}.center"], state[f"{prefix}.scale"], state.get(f"{prefix}.basis")
         )
-        mixtures = None
-        if f"{at}.places" in state:
-            mixtures = ZooProjection(state[f"{at}.directions"], state[f"{at}.places"])
-        c_model = state[f"{at}.structure"], state[f"{at}.fingerprint"]
-        return cls(layout, statistics, mixtures, *c_model, types, peft_config)
+        projection = None
+        if f"{prefix}.places" in state:
+            projection = ZooProjection(state[f"{prefix}.directions"], state[f"{prefix}.places"])
+        c_model = state[f"{prefix}.structure"], state[f"{prefix}.fingerprint"]
+        return cls(layout, statistics, projection, *c_model, peft_config)
+
+
+def sinusoid(position: Tensor, width: int) -> Tensor:
+    """[..., width] sines and cosines of `position` [...], wavelengths 2 pi to 10^4 * 2 pi."""
+    rate = torch.exp(
+        torch.arange(0, width, 2, device=position.device) * (-torch.log(torch.tensor(1e4)) / width)
+    )
+    angle = position[..., None].float() * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class ORAL(nn.Module):
+    """The network: condition, recurrence and denoiser, with an entry for each base model.
+
+    Args:
+        config: what training fixes.
+        bases: the entries by name; their layouts may differ, `k` is shared.
+
+    Raises:
+        OralError: there is no base model, or an entry does not fit `config` or the others.
+    """
+
+    def __init__(self, config: GeneratorConfig, bases: Mapping[str, BaseEntry]):
+        super().__init__()
+        bases = dict(sorted(bases.items()))  # as JSON orders them: tensors are numbered
+        if not bases:
+            raise OralError("a network needs one base model or more.")
+        embedding = next(iter(bases.values())).structure.shape[0]
+        for name, base in bases.items():
+            if (base.layout.k, base.size) != (config.k, config.size):
+                raise OralError(
+                    f"base model {name!r} has k={base.layout.k} and {base.size} numbers a token, "
+                    f"the configuration k={config.k} and {config.size}: use one configuration."
+                )
+            if base.structure.shape != (embedding,):
+                raise OralError(
+                    f"the description of base model {name!r} has the shape "
+                    f"{tuple(base.structure.shape)}, expected {(embedding,)}: use one text encoder."
+                )
+        self.config = config
+        self.types = sorted({t for base in bases.values() for t in base.layout.types})
+        self.bases = bases  # by name; registered below, because module names may hold no dot
+        self.entries = nn.ModuleList(bases.values())
+        for number, base in enumerate(bases.values()):
+            kinds = torch.tensor([self.types.index(t) for t in base.layout.types])
+            kinds = kinds[base.layout.positions[:, 2]]  # [l] index into `types`
+            self.register_buffer(f"kinds{number}", kinds.to(base.layer.device), persistent=False)
+        self.condition = Condition(embedding, config.width, config.arm)
+        self.kind = nn.Embedding(len(self.types), config.width)
+        self.enter = nn.Linear(config.width, config.width)
+        self.recurrence = Recurrence(config.recurrence)
+        self.denoiser = denoiser(config.denoiser, config.size, config.width)
+        if config.components and config.denoiser.kind == "adanorm":
+            active = max(int(base.mask.any(0).sum()) for base in bases.values())
+            self.denoiser.scale_input_init(max(1, active))
+        self.diffusion = None if config.diffusion is None else Diffusion(config.diffusion)
+        reads = config.reads_token_mean
+        self.mean = nn.Linear(config.size, config.width, bias=False) if reads else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.kind.weight.device
+
+    # -- the three steps of the method ------------------------------------------------------------
+
+    def conditions(
+        self,
+        base: str,
+        text: Tensor,
+        given: Tensor,
+        c_model: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """c [b, m].
+
+        Args:
+            base: name of the base model.
+            text: [b, e] embeddings.
+            given: bool [b], False: the text is replaced by the learned vector for "no text".
+            c_model: structure [e] and fingerprint [f] of another model of the same architecture.
+        """
+        entry = self.bases[base]
+        structure, fingerprint = c_model or (entry.structure, entry.fingerprint)
+        if not self.config.uses_text:
+            given = torch.zeros_like(given)
+        b = text.shape[0]
+        return self.condition(text, given, structure.expand(b, -1), fingerprint.expand(b, -1))
+
+    def prototypes(self, base: str, c: Tensor) -> Tensor:
+        """P [b, l, m]: the recurrent model over positions, tensor types and the condition."""
+        entry, m = self.bases[base], self.config.width
+        kinds = getattr(self, f"kinds{list(self.bases).index(base)}")
+        position = torch.cat([sinusoid(entry.layer, m // 2), sinusoid(entry.index, m // 2)], -1)
+        u = (position + self.kind(kinds)).unsqueeze(0) + self.enter(c).unsqueeze(1)  # [b, l, m]
+        return self.recurrence(u)
+
+    def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
+        """The denoiser's float32 output [b, s, k] at x_t [b, s, k]: see `Diffusion.target`."""
+        if self.mean is not None:
+            p = p + self.mean(self.diffusion.middle(x, t))
+        entry = x if self.diffusion is None else self.diffusion.entry(x, t)
+        return self.denoiser(entry, t, p, c).float()
+
+    def loss(
+        self, base: str, k0: Tensor, p: Tensor, c: Tensor, chosen: Tensor, t: Tensor, eps: Tensor
+    ) -> Tensor:
+        """Masked mean squared error of the denoiser on a subset of the tokens of one base model.
+
+        Args:
+            base: name of the base model.
+            k0: [b, s, k] clean tokens.
+            p: [b, s, m] their prototypes.
+            c: [b, m].
+            chosen: [s] indices of the tokens.
+            t: [b] diffusion steps; regression reads neither `t` nor `eps`.
+            eps: [b, s, k] noise.
+        """
+        mask = self.bases[base].mask[chosen]  # [s, k]
+        if self.diffusion is not None:
+            eps = eps * mask
+            x = self.diffusion.add_noise(k0, eps, t)
+            target, weight = self.diffusion.target(k0, eps, t), self.diffusion.loss_weight(t)
+        else:
+            t = torch.zeros_like(t)
+            x, target, weight = torch.zeros_like(k0), k0, k0.new_ones(len(k0))
+        error = (self.predict(x, t, p, c) - target).square() * mask
+        return (error.sum((1, 2)) * weight).mean() / mask.sum()
+
+    # -- sampling ---------------------------------------------------------------------------------
+
+    def check(self, base: str, sampling: SamplingConfig) -> None:
+        """UsageError unless this network can sample adapters of `base` as `sampling` says."""
+        if self.diffusion is not None and sampling.steps > self.diffusion.steps:
+            raise UsageError(
+                f"steps={sampling.steps}: must lie from 1 to {self.diffusion.steps}, the steps of "
+                "the diffusion."
+            )
+        if self.config.reads_token_mean and sampling.noise_sharing == "adapter":
+            raise UsageError(
+                "noise_sharing='adapter': this network reads the mean of the tokens, which needs "
+                "independent noise. Use noise_sharing='token'."
+            )
+        if sampling.projection != "none" and self.bases[base].projection is None:
+            raise UsageError(
+                f"projection={sampling.projection!r}: the adapters of the zoo of {base!r} are not "
+                "stored with this network. Use projection='none'."
+            )
+        if sampling.guidance != 1.0 and not (self.config.uses_text and self.diffusion):
+            kind = "plain regression" if self.config.uses_text else "a network that uses no text"
+            raise UsageError(f"guidance={sampling.guidance}: has no effect on {kind}. Leave it 1.")
+
+    def noise(self, base: str, sampling: SamplingConfig, stream: torch.Generator) -> Tensor:
+        """[l, k or r] on the CPU: the initial noise of one adapter at temperature 1."""
+        length = self.bases[base].layout.l
+        rows = 1 if sampling.noise_sharing == "adapter" else length
+        return torch.randn(rows, self.config.size, generator=stream).expand(length, -1)
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        base: str,
+        c: Tensor,
+        noise: Tensor,
+        sampling: SamplingConfig | None = None,
+        *,
+        c_free: Tensor | None = None,
+        mask: Tensor | None = None,
+        trace: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
+        """K_0 [b, l, k or r].
+
+        Args:
+            base: name of the base model.
+            c: [b, m] the conditions.
+            noise: [b, l, k or r] of any scale; padding is ignored.
+            sampling: steps, projection and guidance (default: `SamplingConfig()`); temperature and
+                noise sharing are in `noise`.
+            c_free: [b, m] the conditions without text, for a guidance other than 1.
+            mask: bool [l, k or r] the numbers of a token in use (default: of the base model).
+            trace: called with every x_t on the way.
+
+        Raises:
+            UsageError: see `check`, or guidance without `c_free`.
+        """
+        sampling = sampling or SamplingConfig()
+        self.check(base, sampling)
+        entry = self.bases[base]
+        mask = entry.mask if mask is None else mask
+        p = self.prototypes(base, c)
+        if self.diffusion is None:
+            t = torch.zeros(len(c), dtype=torch.long, device=c.device)
+            k0 = self.predict(torch.zeros_like(noise), t, p, c) * mask
+            return self._projected(base, k0, sampling.projection)
+        guided = sampling.guidance != 1.0
+        if guided and c_free is None:
+            raise UsageError(f"guidance={sampling.guidance}: needs c_free, c without the text.")
+        free = self.prototypes(base, c_free) if guided else None
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            if trace is not None:
+                trace(x)
+            pred = self.predict(x, t, p, c)
+            if free is not None:
+                without = self.predict(x, t, free, c_free)
+                pred = without + sampling.guidance * (pred - without)
+            return pred * mask
+
+        spanned = None
+        if sampling.projection != "none":
+            spanned = partial(self._projected, base, way="span")
+        k0 = self.diffusion.sample(denoise, noise * mask, sampling.steps, project=spanned)
+        return self._projected(base, k0, sampling.projection)
+
+    def _projected(self, base: str, k0: Tensor, way: str) -> Tensor:
+        return k0 if way == "none" else self.bases[base].projection.nearest(k0, way)

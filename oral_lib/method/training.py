@@ -1,15 +1,17 @@
-"""Training a generator on a zoo.
+"""Training the network on the adapters of a zoo.
 
-A step (`Trainer`) visits every base model: a few conditions (task in varied wording, sometimes no
-wording at all), their prototypes, and for each condition several zoo adapters noised at several t.
-All their tokens are denoised, or a random subset where they are many. Prototypes depend on the
-condition alone, so one recurrent pass serves all the adapters of a condition. All randomness of a
-step comes from (seed, step): a run that was interrupted goes on bit for bit.
+A step (`Trainer`) visits every base model. It draws a few conditions (a task in varied wording,
+sometimes without text), and for each condition several zoo adapters, noised at several t. All their
+tokens are denoised, or a random subset of long adapters. Prototypes depend only on the condition,
+so one recurrent pass serves all adapters of a condition. All randomness of a step comes from
+(seed, step): an interrupted training continues bit for bit.
+
+Letters: a adapters, b conditions of a step, r adapters of each, s tokens that are denoised.
 """
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,35 +22,44 @@ from torch import Tensor
 from oral_lib import devices, learning_rate, seeds, storage
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
-from oral_lib.generator import Generator
+from oral_lib.method.model import ORAL
+from oral_lib.method.training_set import TrainingSet
 from oral_lib.progress import bar
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """The zoo of one base model as training reads it."""
-
-    tokens: Tensor  # [a, l, k or r] normalised
-    members: Tensor  # [tasks, most] adapter indices of each task, repeated to equal length
-    texts: Tensor  # [tasks, wordings, e]
-
-
-@dataclass(frozen=True)
 class TrainingConfig:
-    """A generator's training; see `rows` for how much of a base a step reads."""
+    """How a network is trained.
+
+    Args:
+        steps: optimiser steps.
+        lr: peak learning rate of AdamW.
+        warmup: steps of linear warm-up, followed by a cosine to zero.
+        conditions: conditions of each base model in a step.
+        draws: adapters of a condition, at most; see `rows`.
+        tokens: tokens of each base model in a step, at most.
+        text_dropout: share of conditions without text.
+        text_noise: largest norm of the noise added to an embedding of norm 1; it stands for
+            held-out paraphrases.
+        ema: largest memory of the average of the weights.
+        clip: largest norm of the gradient.
+        weight_decay: of AdamW.
+        save_every: seconds between states to resume from.
+        seed: of all draws.
+    """
 
     steps: int = 800
     lr: float = 1e-3
     warmup: int = 50
     conditions: int = 4
-    draws: int = 2  # adapters of a condition, at most
-    tokens: int = 1280  # of a base in one step, at most
+    draws: int = 2
+    tokens: int = 1280
     text_dropout: float = 0.1
-    text_noise: float = 2.0  # at most, of an embedding of size 1: stands for wordings not yet read
+    text_noise: float = 2.0
     ema: float = 0.99
     clip: float = 1.0
     weight_decay: float = 0.0
-    save_every: float = 60.0  # seconds between states that an interrupted run goes on from
+    save_every: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,14 +70,16 @@ class TrainingConfig:
             raise UsageError(f"training: text_dropout={self.text_dropout!r} must lie in [0, 1].")
         if self.text_noise < 0:
             raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
-        for name in ("ema",):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"training: ema={self.ema!r} must lie in [0, 1).")
 
     def rows(self, length: int) -> tuple[int, int]:
-        """(adapters of each condition, tokens of each adapter) that a step reads of a base whose
-        adapters have `length` tokens: all tokens if they fit, since a base of which a step sees a
-        part only is learnt more slowly than the others; then as many adapters as fit."""
+        """(adapters r of each condition, tokens s of each adapter) in a step, for adapters of
+        `length` tokens.
+
+        All tokens if they fit: a base model whose adapters are read in part is learnt more slowly.
+        Then as many adapters as fit.
+        """
         subset = min(length, max(1, self.tokens // self.conditions))
         return max(1, min(self.draws, self.tokens // (self.conditions * subset))), subset
 
@@ -74,97 +87,104 @@ class TrainingConfig:
         """Linear warm-up to `lr`, then a cosine to zero."""
         return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
 
-    def share_at(self, step: int) -> float:
-        """The weight of a step's values in their average, whose memory grows up to `ema`, so that
-        early values fade."""
+    def average_rate(self, step: int) -> float:
+        """Weight of a step's values in the average. Its memory grows up to `ema`, so that early
+        values fade."""
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
-CHECK_EVERY = 100  # steps: looking at the loss makes the host wait for the device
+CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
 
 
 @dataclass(frozen=True)
 class StepDraw:
-    """What chance decides in one step for one base model."""
+    """The random choices of one step for one base model.
 
-    text: Tensor  # [b, e]
-    given: Tensor  # [b] whether the text is read
-    chosen: Tensor  # [s] tokens that are denoised
-    adapters: Tensor  # [b r] places on the shelf
-    t: Tensor  # [b r] diffusion steps
-    eps: Tensor  # [b r, s, k]
+    Args:
+        text: [b, e] noised embeddings.
+        given: bool [b] whether the text is used.
+        chosen: [s] indices of the tokens that are denoised.
+        adapters: [b r] indices into `TrainingSet.tokens`.
+        t: [b r] diffusion steps.
+        eps: [b r, s, k or r] noise.
+    """
+
+    text: Tensor
+    given: Tensor
+    chosen: Tensor
+    adapters: Tensor
+    t: Tensor
+    eps: Tensor
 
     @classmethod
     def of(
-        cls, model: Generator, name: str, shelf: TrainingSet, config: TrainingConfig, step: int
+        cls, model: ORAL, name: str, data: TrainingSet, config: TrainingConfig, step: int
     ) -> "StepDraw":
         """The draw of `step` for base model `name`: the same for the same seed."""
-        device = shelf.tokens.device
-        source = seeds.generator(config.seed, "step", step, name, device=device)
-        how = {"generator": source, "device": device}
-        b, length = config.conditions, shelf.tokens.shape[1]
+        device = data.tokens.device
+        stream = seeds.generator(config.seed, "step", step, name, device=device)
+        options = {"generator": stream, "device": device}
+        b, length = config.conditions, data.tokens.shape[1]
         r, subset = config.rows(length)
-        task = torch.randint(shelf.texts.shape[0], (b,), **how)
-        text = shelf.texts[task, torch.randint(shelf.texts.shape[1], (b,), **how)]
-        blur = torch.randn(text.shape, **how) / text.shape[-1] ** 0.5
-        blur = blur * torch.rand(b, 1, **how)  # from none at all to `text_noise`
-        given = torch.rand(b, **how) >= config.text_dropout
-        chosen = torch.randperm(length, **how)[:subset]
-        places = torch.randint(shelf.members.shape[1], (b, r), **how)
-        adapters = shelf.members[task[:, None], places].flatten()
-        t = torch.randint(model.config.schedule.steps, (b * r,), **how)
-        eps = torch.randn(b * r, len(chosen), model.config.size, **how)
-        text = F.normalize(text + config.text_noise * blur, dim=-1)
+        task = torch.randint(data.texts.shape[0], (b,), **options)
+        text = data.texts[task, torch.randint(data.texts.shape[1], (b,), **options)]
+        noise = torch.randn(text.shape, **options) / text.shape[-1] ** 0.5
+        noise = noise * torch.rand(b, 1, **options)  # of a norm from 0 to `text_noise`
+        given = torch.rand(b, **options) >= config.text_dropout
+        chosen = torch.randperm(length, **options)[:subset]
+        columns = torch.randint(data.members.shape[1], (b, r), **options)
+        adapters = data.members[task[:, None], columns].flatten()
+        steps = 1 if model.diffusion is None else model.diffusion.steps
+        t = torch.randint(steps, (b * r,), **options)
+        eps = torch.randn(b * r, len(chosen), model.config.size, **options)
+        text = F.normalize(text + config.text_noise * noise, dim=-1)
         return cls(text, given, chosen, adapters, t, eps)
 
     def part(self, i: int) -> "StepDraw":
-        """What falls to condition `i` alone."""
+        """The draw of condition `i` only."""
         r = len(self.adapters) // len(self.text)
-        its = slice(i * r, (i + 1) * r)
-        one = self.text[i : i + 1], self.given[i : i + 1], self.chosen
-        return StepDraw(*one, self.adapters[its], self.t[its], self.eps[its])
+        rows = slice(i * r, (i + 1) * r)
+        condition = self.text[i : i + 1], self.given[i : i + 1], self.chosen
+        return StepDraw(*condition, self.adapters[rows], self.t[rows], self.eps[rows])
 
     def copy_(self, other: "StepDraw") -> None:
-        """Takes the values of `other` where these stand."""
+        """Copies the values of `other` into these tensors."""
         for name, value in vars(self).items():
             value.copy_(getattr(other, name))
 
 
 def step_loss(
-    model: Generator, shelves: dict[str, TrainingSet], draws: dict[str, StepDraw]
+    model: ORAL, data: Mapping[str, TrainingSet], draws: Mapping[str, StepDraw]
 ) -> Tensor:
     """The loss of one step, the mean over base models."""
-    total = torch.zeros((), device=model.kind.weight.device)
-    for name, shelf in shelves.items():
+    total = torch.zeros((), device=model.device)
+    for name, adapters in data.items():
         d = draws[name]
         c = model.conditions(name, d.text, d.given)
         r = len(d.adapters) // len(d.text)
         p = model.prototypes(name, c)[:, d.chosen].repeat_interleave(r, 0)
-        k0 = shelf.tokens[d.adapters[:, None], d.chosen]  # [b r, s, k]
+        k0 = adapters.tokens[d.adapters[:, None], d.chosen]  # [b r, s, k]
         loss = model.loss(name, k0, p, c.repeat_interleave(r, 0), d.chosen, d.t, d.eps)
         total = total + loss
-    return total / len(shelves)
+    return total / len(data)
 
 
 class Trainer:
-    """A generator in training: `model`, its average (EMA) `averaged`, its `optimizer`.
+    """A network in training: `model`, its average (EMA) `averaged`, its `optimizer`.
 
-    A step of the same number and seed does the same to the same model. On a GPU it is one replayed
-    graph.
+    Steps are deterministic: they depend on the model, the seed and the number of the step. On a GPU
+    a step is one replayed graph.
     """
 
     def __init__(
         self,
-        model: Generator,
-        shelves: dict[str, TrainingSet],
+        model: ORAL,
+        data: Mapping[str, TrainingSet],
         config: TrainingConfig,
         device: torch.device,
     ):
         self.config, self.model = config, model.to(device).train()
-        self.shelves = {
-            n: TrainingSet(s.tokens.to(device), s.members.to(device), s.texts.to(device))
-            for n, s in shelves.items()
-        }
+        self.data = {name: adapters.to(device) for name, adapters in data.items()}
         self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -175,17 +195,17 @@ class Trainer:
             capturable=device.type == "cuda",
         )
         self.half = devices.fast_dtype(device) == torch.bfloat16
-        self.draws = {n: StepDraw.of(self.model, n, s, config, 0) for n, s in self.shelves.items()}
-        self.loss, self.share = (torch.zeros((), device=device) for _ in range(2))
-        self.kept, self.now = list(self.averaged.parameters()), list(self.model.parameters())
+        self.draws = {n: StepDraw.of(self.model, n, s, config, 0) for n, s in self.data.items()}
+        self.loss, self.rate = (torch.zeros((), device=device) for _ in range(2))
+        self.average, self.now = list(self.averaged.parameters()), list(self.model.parameters())
         self.replay = Replay(self._once, device)
 
     def step(self, number: int) -> Tensor:
-        """Does step `number`; its loss, on the device."""
-        for name, shelf in self.shelves.items():
-            self.draws[name].copy_(StepDraw.of(self.model, name, shelf, self.config, number))
+        """The loss of step `number`, on the device; updates the model and its average."""
+        for name, adapters in self.data.items():
+            self.draws[name].copy_(StepDraw.of(self.model, name, adapters, self.config, number))
         self.optimizer.param_groups[0]["lr"].fill_(self.config.lr_at(number))
-        self.share.fill_(self.config.share_at(number))
+        self.rate.fill_(self.config.average_rate(number))
         self.replay(0)
         return self.loss.clone()
 
@@ -193,36 +213,53 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         kind = self.loss.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False):
-            found = step_loss(self.model, self.shelves, self.draws)
-        found.backward()
+            loss = step_loss(self.model, self.data, self.draws)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
-        self.loss.copy_(found.detach())
-        with torch.no_grad():  # kept + share * (now - kept)
-            moved = torch._foreach_sub(self.now, self.kept)
-            torch._foreach_mul_(moved, self.share)
-            torch._foreach_add_(self.kept, moved)
+        self.loss.copy_(loss.detach())
+        with torch.no_grad():  # average + rate * (now - average)
+            change = torch._foreach_sub(self.now, self.average)
+            torch._foreach_mul_(change, self.rate)
+            torch._foreach_add_(self.average, change)
 
 
 def train(
-    model: Generator,
-    shelves: dict[str, TrainingSet],
-    config: TrainingConfig,
+    model: ORAL,
+    data: Mapping[str, TrainingSet],
+    config: TrainingConfig | None = None,
     *,
     device: str | torch.device = "cpu",
     state: Path | None = None,
+    key: object = "",
     until: int | None = None,
     label: str = "generator",
-) -> tuple[Generator, list[float]]:
-    """The averaged (EMA) generator after `config.steps` steps, and the loss of each step.
+) -> tuple[ORAL, list[float]]:
+    """The averaged (EMA) network after `config.steps` steps, and the loss of each step.
 
-    `state` is a file that is written about every `save_every` seconds and at the end, and from
-    which an interrupted run goes on; `until` stops early. OralError when the loss is no longer
-    finite, or when `state` belongs to another configuration or zoo.
+    Args:
+        model: is trained in place; the average is a copy.
+        data: the training set of each base model of `model`.
+        config: default: `TrainingConfig()`.
+        device: where to train.
+        state: file to resume from, written about every `config.save_every` seconds and at the end.
+        key: identifies `data`, such as hashes of the adapters. A state with another key is refused.
+        until: stop before this step.
+        label: name of the progress bar, and of the training in messages.
+
+    Raises:
+        UsageError: `data` and `model` have different base models.
+        OralError: the loss is not finite, or `state` is that of another configuration or key.
     """
-    trainer = Trainer(model, shelves, config, torch.device(device))
-    how = repr(replace(config, save_every=1.0))  # which decides nothing that is learned
-    run = seeds.integer(config.seed, how, repr(model.config), repr(model.manifest))
+    if data.keys() != model.bases.keys():
+        raise UsageError(
+            f"training sets of {', '.join(sorted(data))}, but the network has the base models "
+            f"{', '.join(model.bases)}: give one set for each."
+        )
+    config = config or TrainingConfig()
+    trainer = Trainer(model, data, config, torch.device(device))
+    settings = repr(replace(config, save_every=1.0))  # which changes no result
+    run = seeds.integer(config.seed, settings, repr(model.config), repr(key))
     losses: list[Tensor] = []
     begin = 0
     if state is not None and state.exists():
@@ -235,7 +272,7 @@ def train(
         if done % CHECK_EVERY == 0 or done == last:
             if not trainer.loss.isfinite():
                 raise OralError(
-                    f"{label}: the loss is {trainer.loss.item()} at step {done}; lower lr."
+                    f"{label}: the loss is {trainer.loss.item()} at step {done}: use a lower lr."
                 )
             due = done == last or time.monotonic() - saved >= config.save_every
             if state is not None and due:
@@ -260,7 +297,8 @@ def _resume(path: Path, run: int, trainer: Trainer) -> tuple[int, list[Tensor]]:
     state = storage.read_tensors(path)
     if int(state.get("run", 0)) != run:
         raise OralError(
-            f"{path} was interrupted with other settings or another zoo; delete it to start anew."
+            f"{path} belongs to a training with other settings or adapters: delete it to "
+            "start again."
         )
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -272,12 +310,12 @@ def _resume(path: Path, run: int, trainer: Trainer) -> tuple[int, list[Tensor]]:
         trainer.averaged.load_state_dict(part("ema"))
     except RuntimeError as error:
         raise OralError(
-            f"{path} belongs to a generator of another shape; delete it to start anew."
+            f"{path} belongs to a network of another shape: delete it to start again."
         ) from error
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in part("optimizer").items():
         i, slot = name.split(".")
         slots.setdefault(int(i), {})[slot] = value
-    held = trainer.optimizer.state_dict()
-    trainer.optimizer.load_state_dict({"state": slots, "param_groups": held["param_groups"]})
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    trainer.optimizer.load_state_dict({"state": slots, "param_groups": groups})
     return int(state["step"]), list(state["losses"].to(trainer.loss.device).unbind())

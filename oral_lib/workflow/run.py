@@ -4,7 +4,7 @@ Notebooks and commands compute through a `Run`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,9 @@ from oral_lib import paths, scales, storage
 from oral_lib.assets.cache import MANIFEST
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import results
-from oral_lib.experiments import benchmarks, generators, unseen
+from oral_lib.experiments import ablations, benchmarks, generators, unseen
+from oral_lib.experiments.ablation_study import Study
+from oral_lib.experiments.ablation_variants import check_groups
 from oral_lib.experiments.records import EXPERIMENTS, Experiment, Place
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
@@ -198,11 +200,66 @@ class Run:
 
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator, or the baseline "regression"."""
-        return Generator.from_pretrained(self.root / kind, self.device)
+        return Generator.from_pretrained(self.root / kind, self.device, source=self.source)
 
     def base(self, name: str, labels: int = 2) -> BaseModel:
         """A frozen base model on the device of this run."""
         return loading.load(name, source=self.source, labels=labels, device=self.device)
+
+    # ------------------------------------------------------------ ablations
+    def ablation_study(
+        self,
+        *,
+        bases: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+        rows: int = 200,
+        samples: int = 10,
+        steps: int | None = None,
+        seed: int = 0,
+        device: str | None = None,
+    ) -> Study:
+        """What the variants of an ablation share; missing adapters of the zoo are trained.
+
+        Args:
+            bases: base models that share a generator; default: the first of the scale.
+            tasks: measured tasks; default: those scored without writing an answer.
+            rows: validation rows of a task.
+            samples: adapters generated for a task.
+            steps: of each training; default: as long as the scale trains.
+            seed: of training and samples.
+            device: default: that of the run.
+        """
+        for name, value in {"rows": rows, "samples": samples, "steps": steps or 1}.items():
+            if value < 1:
+                raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
+        measured = ablations.measured_tasks(self.scale, self.source, bases, tasks)
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / ".ready.lock"):
+            for name in measured:
+                plan = scales.base_plan(self.scale, name, self.source, "language")
+                self.train_zoo(name, plan.tasks, list(range(plan.zoo_seeds)))
+        default = generators.preset(self.scale, "generator")
+        return Study(
+            source=self.source,
+            bases=tuple(measured),
+            tasks=measured,
+            config=default.network,
+            sampling=default.sampling,
+            training=replace(default.training, seed=seed, steps=steps or default.training.steps),
+            rows=rows,
+            samples=samples,
+            members=tuple(m for name in measured for m in self.members(name)),
+            facts={name: store.base_facts(self.root, name, self.source) for name in measured},
+            device=device or self.device,
+        )
+
+    def ablate(self, groups: Sequence[str], **options) -> pd.DataFrame:
+        """Measures the missing variants of `groups` into results/<scale>/ablations.csv; all rows of
+        the study. `options`: see `ablation_study`."""
+        names = check_groups(groups)
+        study = self.ablation_study(**options)
+        path = self.results / "ablations.csv"
+        return ablations.run(study, self.root / "ablations", path, names)
 
     # ------------------------------------------------------------ measuring
     def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from oral_lib import storage
-from oral_lib.errors import PreflightError
+from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of, evaluate
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
@@ -65,6 +65,7 @@ def train_cells(
             runs = [AdapterJob(spec, s, recipes[name]) for s in again]
             for stack in _stacks(workshop, runs, data, root / "zoo" / base / name):
                 _save(root, model, [d for d in stack if d.run.seed in missing[name]], data)
+    base_facts(root, base, source)
     return [where for name in names for where in wanted[name]]
 
 
@@ -105,6 +106,7 @@ def train_tasks(
         runs = [AdapterJob(task, 0, recipe) for task in some.values()]
         for stack in _stacks(workshop, runs, data, root / "zoo" / base):
             _save(root, model, [d for d in stack if d.run.task.name in missing], data)
+    base_facts(root, base, source)
     return where
 
 
@@ -169,6 +171,56 @@ def _keep(root: Path, base: BaseModel, done: Trained, data: Split, judged: Outco
             "sha256": storage.sha256(where / "adapter_model.safetensors"),
         },
     )
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What the training of a generator requires of a base model.
+
+    Args:
+        start: the LoRA initialisation that all its adapters share.
+        description: its structure in words.
+        fingerprint: [f] of its weights.
+        peft_config: the PEFT configuration of its adapters, as JSON values.
+    """
+
+    start: dict[str, Tensor]
+    description: str
+    fingerprint: Tensor
+    peft_config: dict
+
+
+def facts_of(base: BaseModel) -> BaseFacts:
+    """The facts of a loaded base model."""
+    config = {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in base.peft_config().to_dict().items()
+        if isinstance(value, str | int | float | bool | list | dict | set | None)
+    }
+    return BaseFacts(base.lora_init(), base.describe(), base.fingerprint(), config)
+
+
+def base_facts(root: Path, base: str, source: str) -> BaseFacts:
+    """The facts of the base model called `base`, from beside its zoo.
+
+    They are computed once, on the CPU, and written to base.safetensors and base.json; after that no
+    base model is loaded. Damaged files are refused with OralError.
+    """
+    where = root / "zoo" / base
+    tensors, about = where / "base.safetensors", where / "base.json"
+    if not about.exists():
+        facts = facts_of(loading.load(base, source=source))
+        start = {f"start.{name}": value for name, value in facts.start.items()}
+        storage.write_tensors(tensors, start | {"fingerprint": facts.fingerprint})
+        content = {"description": facts.description, "peft_config": facts.peft_config}
+        storage.write_json(about, content | {"sha256": storage.sha256(tensors)})  # written last
+    content = storage.read_json(about)
+    if storage.sha256(tensors) != content["sha256"]:
+        raise OralError(f"{tensors} is damaged: its hash is not the one in {about}; delete both.")
+    values = storage.read_tensors(tensors)
+    fingerprint = values.pop("fingerprint")
+    start = {name.removeprefix("start."): value for name, value in values.items()}
+    return BaseFacts(start, content["description"], fingerprint, content["peft_config"])
 
 
 @dataclass(frozen=True)

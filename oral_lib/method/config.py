@@ -1,0 +1,175 @@
+"""The two configurations: what training fixes, and what may differ from sample to sample."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.method.conditioning import ARMS
+from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.diffusion import DiffusionConfig
+from oral_lib.method.normalization import TokenStatistics
+from oral_lib.method.projection import WAYS
+from oral_lib.method.recurrence import RecurrenceConfig
+from oral_lib.method.tokenization import Layout
+
+ROTATIONS = ("bases", "tokens", "none")
+SHARINGS = ("adapter", "token")
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        near = closest(str(value), choices)
+        raise UsageError(f"{name}={value!r}: use one of {choices}.{near}")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What training fixes: the network, what it reads, and the form of its tokens.
+
+    Args:
+        k: values a token.
+        components: principal components that represent a token, r; 0: its k raw values.
+        component_rotation: a token's components are defined up to a rotation. "bases": rotated to
+            agree in all tokens of an adapter and, for shared tasks, in all base models. "tokens":
+            in all tokens only. "none": not rotated; required with components=0.
+        recurrence: the recurrent model; its width m is that of the whole network.
+        denoiser: the network that denoises single tokens.
+        diffusion: noise schedule and training target. None: plain regression on the condition, a
+            baseline. The same network reads zeros instead of noised tokens and returns K_0 at once.
+        text_encoder: name of the encoder of the texts. The network itself depends only on the size
+            of the embeddings.
+        arm: "fingerprint" or "describe", what the condition knows of a base model.
+        uses_text: False: the text is always replaced by the learned vector for "no text".
+        reads_token_mean: the prototype of each token also receives an estimate of the mean clean
+            token, from the mean of all noised tokens of the adapter. Needs
+            `SamplingConfig.noise_sharing` "token".
+
+    Raises:
+        UsageError: a value is out of range, or an option has no effect.
+    """
+
+    k: int = 1536
+    components: int = 64
+    component_rotation: str = "bases"
+    recurrence: RecurrenceConfig = field(default_factory=lambda: RecurrenceConfig(width=256))
+    denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig(skip=False))
+    diffusion: DiffusionConfig | None = field(
+        default_factory=lambda: DiffusionConfig(objective="x0")
+    )
+    text_encoder: str = "minilm-l6"
+    arm: str = "fingerprint"
+    uses_text: bool = True
+    reads_token_mean: bool = False
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise UsageError(f"k={self.k!r}: must be a whole number of 1 or more.")
+        if self.width % 4:
+            raise UsageError(f"recurrence.width={self.width}: must be divisible by 4.")
+        if type(self.components) is not int or not 0 <= self.components <= self.k:
+            raise UsageError(
+                f"components={self.components!r}: must lie from 0 (a token is its values) to "
+                f"k = {self.k}; with so small a k use components={self.k} or 0."
+            )
+        _one_of("component_rotation", self.component_rotation, ROTATIONS)
+        if not self.components and self.component_rotation != "none":
+            raise UsageError(
+                f"component_rotation={self.component_rotation!r} has no effect with components=0: "
+                "use component_rotation='none'."
+            )
+        _one_of("arm", self.arm, ARMS)
+        for name in ("uses_text", "reads_token_mean"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be true or false.")
+        if self.diffusion is None and self.reads_token_mean:
+            raise UsageError(
+                "reads_token_mean=True has no effect with diffusion=None: regression reads no "
+                "noised tokens."
+            )
+
+    @property
+    def width(self) -> int:
+        """Width m of prototypes and condition."""
+        return self.recurrence.width
+
+    @property
+    def size(self) -> int:
+        """Numbers a token: its components r, or its k values."""
+        return self.components or self.k
+
+    def fit(self, layout: Layout, values: Tensor, center: Tensor) -> TokenStatistics:
+        """The statistics of a zoo's `values` [b, l, k] about `center` [l, k]."""
+        align = self.component_rotation != "none"
+        return TokenStatistics.fit(layout, values, center, self.components, align=align)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "GeneratorConfig":
+        """The configuration that `dataclasses.asdict` wrote. OralError for other content."""
+        parts = {
+            "recurrence": RecurrenceConfig,
+            "denoiser": DenoiserConfig,
+            "diffusion": DiffusionConfig,
+        }
+        values = dict(_complete(cls, content))
+        for name, part in parts.items():
+            if values[name] is not None:
+                values[name] = part(**_complete(part, values[name]))
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """What may change from one sample to the next; the network stays the same.
+
+    Args:
+        steps: denoising steps, from 1 to the steps of the diffusion.
+        temperature: scale of the initial noise, from 0 (nearly no spread) to 1 (that of the zoo).
+        projection: the network denoises single tokens, and its error differs from token to token.
+            "span" and "hull" replace every x_0 by its projection on the span of the zoo's adapters,
+            all tokens together. With "hull" the final x_0 is projected on their convex hull, where
+            the optimal denoiser answers; use "span" for tasks outside the zoo. "none": no
+            projection.
+        guidance: 1: off. g: the prediction without text plus g times the difference that the text
+            makes.
+        noise_sharing: "adapter": all tokens of an adapter start from one noise draw, so that they
+            follow the same zoo adapters. "token": each token has its own draw.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    steps: int = 20
+    temperature: float = 1.0
+    projection: str = "hull"
+    guidance: float = 1.0
+    noise_sharing: str = "adapter"
+
+    def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 1:
+            raise UsageError(f"steps={self.steps!r}: must be a whole number of 1 or more.")
+        if not 0 <= self.temperature <= 1:
+            raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
+        _one_of("projection", self.projection, WAYS)
+        if not math.isfinite(self.guidance):
+            raise UsageError(f"guidance={self.guidance!r}: must be a finite number.")
+        _one_of("noise_sharing", self.noise_sharing, SHARINGS)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "SamplingConfig":
+        """The configuration that `dataclasses.asdict` wrote. OralError for other content."""
+        return cls(**_complete(cls, content))
+
+
+def _complete(kind: type, content: Any) -> Mapping[str, Any]:
+    """`content` itself if its keys are the fields of the dataclass `kind`, else OralError."""
+    names = {f.name for f in fields(kind)}
+    if not isinstance(content, Mapping):
+        raise OralError(f"{kind.__name__} needs a JSON object, not {content!r}.")
+    if odd := sorted(names ^ content.keys()):
+        fault = "is missing" if odd[0] in names else "is unknown"
+        raise OralError(f"{kind.__name__}: the field {odd[0]!r} {fault}.")
+    return content
