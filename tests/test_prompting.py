@@ -104,7 +104,7 @@ def test_an_adapter_that_was_trained_again_since_is_not_named(prompted, smoke, t
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"task": "../../x"}, "looks like a path"), ({"seed": "one"}, "does not say what")],
+    [({"task": "../../x"}, "looks like a path"), ({"seed": "one"}, "does not list what")],
 )
 def test_a_manifest_that_names_no_adapter_is_refused(prompted, smoke, tmp_path, change, words):
     model = smoke.generator()

@@ -202,7 +202,7 @@ def planned():
         ]
         members, held_out = ([m for m in zoos if (m.seed == 2) == last] for last in (0, 1))
         models = Models(*(Listener(base) for _ in range(3)))
-        where = {"seed": seed, "source": "made"}
+        where = {"seed": seed}
         found = protocol.trials(TASK, base, members, held_out, models, size, **where)
         trials = {(t.method, t.condition): t for t in found}
         heard = {name: model.asked for name, model in vars(models).items()}

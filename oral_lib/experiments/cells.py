@@ -267,8 +267,6 @@ def run_cell(
     held = data.test[: size.rows]
     asked = list(trials(spec, model, members, held_out, models, size, seed=seed))
     if model.family == "vision" and seed == 0:
-        from oral_lib.experiments import baselines  # needs timm
-
         began = time.perf_counter()
         head = baselines.adapter(model, spec, data)
         took = time.perf_counter() - began
