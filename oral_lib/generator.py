@@ -88,7 +88,7 @@ class Generator:
             seed: the same seed gives the same adapters; regression does not depend on it.
             sampling: default: that of the generator.
             chunk: adapters computed at once; bounds the memory.
-            statistics: decode with these in place of those of the base model.
+            statistics: decode with these instead of the statistics of the base model.
             **changes: fields of `SamplingConfig` to replace, such as `temperature`; None:
                 unchanged.
 
@@ -126,7 +126,7 @@ class Generator:
         """The inside of one sample: prototypes [l, m], the tokens [s + 1, l, k or r] from noise to
         K_0, and the diffusion step t of each state (0 for the last).
 
-        Args: those of `generate`.
+        The arguments are described at `generate`.
 
         Raises:
             UsageError: plain regression has no diffusion; or as `generate`.
@@ -365,8 +365,8 @@ def prompt(
 
 
 def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """(name, tensors) of the adapters of `base` that the generator was trained on, as far as they
-    lie beside it unchanged. OralError if the manifest does not list them."""
+    """(name, tensors) of the adapters of `base` that the generator was trained on, if their files
+    are next to its folder and unchanged. OralError if the manifest does not list them."""
     try:
         listed = [
             (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])

@@ -29,7 +29,7 @@ class TrainingSet:
         texts: [tasks, wordings, e] unit embeddings.
         layout: how the adapters are cut into tokens.
         statistics: what normalised the tokens.
-        task_means: mean components [r] of each task, to rotate those of later base models to.
+        task_means: mean components [r] of each task, which later base models are aligned to.
     """
 
     tokens: Tensor
@@ -124,7 +124,7 @@ def _task_means(tokens: Tensor, tasks: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _alignment(means: Mapping[str, Tensor], target: Mapping[str, Tensor], size: int) -> Tensor:
-    """Rotation [r, r] that aligns task `means` with those of `target` on the tasks of both."""
+    """Rotation [r, r] that aligns task `means` with the means in `target` on shared tasks."""
     if shared := [task for task in means if task in target]:
         return procrustes_rotation(
             *(torch.stack([side[task] for task in shared]) for side in (means, target))
