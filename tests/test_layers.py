@@ -5,11 +5,14 @@ Which room may import which is the contract of import-linter in pyproject.toml.
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from oral_lib.runner import checks
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -19,6 +22,7 @@ STANDARD_LIBRARY_ONLY = [
     *("experiments.records", "scales", "paths"),
 ]
 MODULES = 12  # of a folder
+[IMPORT_RULES] = [step for step in checks.steps() if step.name == "import rules"]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:
@@ -56,3 +60,15 @@ def test_no_module_imports_a_name_for_others(path):
     if path.name == "__init__.py" and path.parent.name not in ("oral_lib", "method", "lora"):
         [only] = ast.parse(text).body
         assert isinstance(only, ast.Expr), "a docstring and nothing else"
+
+
+def test_the_import_rules_of_the_test_command_refuse_an_import_upwards(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "oral_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PACKAGE.parent / "pyproject.toml", tmp_path)
+    with (tmp_path / "oral_lib" / "method" / "diffusion.py").open("a") as file:
+        file.write("\n\nimport pandas\nfrom oral_lib.zoo import store\n")
+    command = [sys.executable, *IMPORT_RULES.command]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "oral_lib.method is not allowed to import oral_lib.zoo" in done.stdout
+    assert "oral_lib.method is not allowed to import pandas" in done.stdout

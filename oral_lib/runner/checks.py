@@ -41,6 +41,7 @@ def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
         ),
         Step("ruff check", ("-m", "ruff", "check", ".")),
         Step("ruff format", ("-m", "ruff", "format", "--check", ".")),
+        Step("import rules", ("-c", LINT_IMPORTS, "--no-cache", "--no-logo")),
         Step("twins", ("-m", "oral_lib", "twins", "--check")),
         Step("pytest and notebooks", (*pytest, *extra, *paths)),
     ]
