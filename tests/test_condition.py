@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from oral_lib.errors import UsageError
+from oral_lib.errors import OralError, UsageError
 from oral_lib.generator import GeneratorConfig, describe_base
 from oral_lib.method import conditioning
 from oral_lib.method.conditioning import Condition
@@ -146,3 +146,20 @@ def test_a_row_is_dropped_alone():
 def test_an_unknown_arm_suggests_the_nearest(refused):
     with refused(UsageError, "'describ'", "'describe'"):
         Condition(E, M, "describ")
+
+
+# ---------------------------------------------------------------- the fingerprint
+def test_a_fingerprint_depends_on_weights_and_names_and_not_on_their_order():
+    draw = torch.Generator().manual_seed(0)
+    weights = {f"layers.{i}.q": torch.randn(7, 5, generator=draw) for i in range(3)}
+    sketch = conditioning.fingerprint(weights)
+    assert torch.equal(conditioning.fingerprint(dict(reversed(weights.items()))), sketch)
+    moved = weights | {"layers.1.q": 1.1 * weights["layers.1.q"]}
+    swapped = dict(zip(weights, reversed(weights.values()), strict=True))
+    for other in (moved, swapped):
+        assert not torch.allclose(conditioning.fingerprint(other), sketch, atol=1e-3)
+
+
+def test_a_fingerprint_of_nothing_is_refused(refused):
+    with refused(OralError, "at least one weight matrix"):
+        conditioning.fingerprint({})

@@ -212,8 +212,8 @@ NAME = "base_model.model.layers.1.q.lora_B.weight"
             rf"'{NAME}' has the shape \(6, 1\), expected \(6,\)",
         ),
         ({NAME: torch.ones(6).half()}, UsageError, rf"'{NAME}' is torch.float16.*torch.float32"),
-        ({NAME: torch.full((6,), torch.nan)}, OralError, rf"'{NAME}' of adapter 1 holds NaN"),
-        ({NAME: torch.full((6,), -torch.inf)}, OralError, rf"'{NAME}' of adapter 1 holds NaN"),
+        ({NAME: torch.full((6,), torch.nan)}, OralError, rf"'{NAME}' of adapter 1 contains NaN"),
+        ({NAME: torch.full((6,), -torch.inf)}, OralError, rf"'{NAME}' of adapter 1 contains NaN"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_by_name(change, error, message):
@@ -247,7 +247,7 @@ def test_tokens_that_are_no_adapter_are_refused():
     ],
 )
 def test_a_stored_layout_that_is_none_is_refused(content):
-    with pytest.raises(OralError, match="No layout") as caught:
+    with pytest.raises(OralError, match="Invalid layout") as caught:
         Layout.from_json(content)
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,7 @@ from oral_lib.errors import UsageError, closest
 from oral_lib.method.config import SHARINGS, GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import KINDS as DENOISERS
 from oral_lib.method.diffusion import OBJECTIVES
-from oral_lib.method.projection import WAYS
+from oral_lib.method.projection import PROJECTIONS
 from oral_lib.method.recurrence import KINDS as RECURRENCES
 from oral_lib.models.text_encoder import ENCODERS
 
@@ -143,7 +143,7 @@ def _noise(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
 
 def _projection(base: GeneratorConfig, sampling: SamplingConfig) -> Variants:
     names = {"hull": "shares of the zoo", "span": "any shares", "none": "each token by itself"}
-    for way in WAYS:
+    for way in PROJECTIONS:
         yield Variant("joint", names[way], base, replace(sampling, projection=way))
 
 

@@ -12,7 +12,7 @@ from oral_lib.method.conditioning import ARMS
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.diffusion import DiffusionConfig
 from oral_lib.method.normalization import TokenStatistics
-from oral_lib.method.projection import WAYS
+from oral_lib.method.projection import PROJECTIONS
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
 
@@ -153,7 +153,7 @@ class SamplingConfig:
             raise UsageError(f"steps={self.steps!r}: must be a whole number of 1 or more.")
         if not 0 <= self.temperature <= 1:
             raise UsageError(f"temperature={self.temperature!r}: must lie in [0, 1].")
-        _one_of("projection", self.projection, WAYS)
+        _one_of("projection", self.projection, PROJECTIONS)
         if not math.isfinite(self.guidance):
             raise UsageError(f"guidance={self.guidance!r}: must be a finite number.")
         _one_of("noise_sharing", self.noise_sharing, SHARINGS)

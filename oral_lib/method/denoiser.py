@@ -1,12 +1,14 @@
-"""Denoisers: from noised tokens and their prototypes to eps, x0 or v, each token for itself.
+"""Denoisers: from noised tokens and their prototypes to eps, x0 or v, one token at a time.
 
-    pred = denoiser(x [b, s, k], t [b], p [b, s, m], c [b, m])    s: any subset of l tokens
+    pred = denoiser(x, t, p, c)
 
-x is what `Schedule.entry` makes of x_t: x_t itself, or its estimate of x_0 where that is predicted.
+Tokens exchange information only in the recurrence. Here the output of a token depends on its values
+and prototype and on t and c of its row, so training may send any subset of tokens in any order. A
+row may be cut into several rows of fewer tokens (c repeated) to draw more than one t for it.
 
-Tokens meet only in the recurrence. Here a token's result depends on its own values and prototype
-and on its row's t and c, so training may send any subset of tokens, in any order. A row may be cut
-into several rows of fewer tokens (c repeated) to draw more than one t for it.
+Letters: b batch, s tokens (any subset of the l tokens), k numbers a token, m width, t diffusion
+steps [b], x [b, s, k] noised tokens as `Diffusion.denoiser_input` scales them, p [b, s, m]
+prototypes, c [b, m] condition, h width of the hidden layers.
 """
 
 import math
@@ -25,15 +27,25 @@ KINDS = ("adanorm", "conv")
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Which denoiser (`kind`), and its sizes; the rest belongs to one kind only.
+    """The kind and sizes of a denoiser. Some fields belong to one kind only.
 
-    hidden    width of the residual stream (adanorm) and of the time embedding (both)
-    depth     residual blocks (adanorm)
-    expand    hidden layer of a block as a multiple of `hidden` (adanorm)
-    skip      add a learned share of x to the prediction (adanorm): see AdaNormDenoiser
-    channels  channels between the one that enters and the one that leaves (conv): an odd number of
-              them, the same from either end
-    kernel    taps of each convolution, odd (conv)
+    Args:
+        kind: "adanorm" (residual MLP with adaptive layer norm) or "conv" (RPG's CNN).
+        hidden: h, width of the residual stream (adanorm) and of the time embedding (both).
+        depth: residual blocks (adanorm).
+        expand: hidden layer of a block as a multiple of `hidden` (adanorm).
+        skip: add a learned multiple of x to the prediction (adanorm); see `AdaNormDenoiser`.
+        channels: of the inner layers (conv); an odd number of them, the same from either end.
+        kernel: taps of each convolution, odd (conv).
+
+    Raises:
+        UsageError: an invalid value.
+
+    >>> DenoiserConfig(hidden=64, depth=2).kind
+    'adanorm'
+    >>> DenoiserConfig(kernel=6)
+    Traceback (most recent call last):
+    oral_lib.errors.UsageError: kernel=6: must be odd, so that k values stay k values.
     """
 
     kind: str = "adanorm"
@@ -47,11 +59,11 @@ class DenoiserConfig:
     def __post_init__(self):
         if self.kind not in KINDS:
             near = closest(str(self.kind), KINDS)
-            raise UsageError(f"kind={self.kind!r}: no such denoiser. Use one of {KINDS}.{near}")
+            raise UsageError(f"kind={self.kind!r}: unknown denoiser. Use one of {KINDS}.{near}")
         for name in ("hidden", "depth", "expand", "kernel"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise UsageError(f"{name}={value!r}: must be a whole number of 1 or more.")
+                raise UsageError(f"{name}={value!r}: must be a whole number >= 1.")
         if type(self.skip) is not bool:
             raise UsageError(f"skip={self.skip!r}: must be true or false.")
         if self.kernel % 2 == 0:
@@ -80,23 +92,41 @@ class TimeEmbedding(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        angle = t[..., None].float() * self.rate.float()
-        angle = torch.cat([angle.cos(), angle.sin()], -1)
-        return self.layers(angle.to(self.layers[0].weight.dtype))
+        angle = t[..., None].float() * self.rate.float()  # [..., frequencies]
+        waves = torch.cat([angle.cos(), angle.sin()], -1)  # [..., 2 frequencies]
+        return self.layers(waves.to(self.layers[0].weight.dtype))
 
 
 class Denoiser(nn.Module, ABC):
-    """What both kinds share: the signature, the check of shapes, the count of operations."""
+    """A denoiser of either kind; `denoiser(config, k, m)` builds it.
+
+    Args:
+        config: kind and sizes.
+        k: numbers a token.
+        m: width of prototypes and condition.
+
+    >>> net = denoiser(DenoiserConfig(hidden=16, depth=1), k=12, m=8)
+    >>> x, p, c = torch.randn(2, 5, 12), torch.randn(2, 5, 8), torch.randn(2, 8)
+    >>> net(x, torch.tensor([0, 999]), p, c).shape
+    torch.Size([2, 5, 12])
+    """
 
     def __init__(self, config: DenoiserConfig, k: int, m: int):
         super().__init__()
         self.config, self.k, self.m = config, k, m
 
     def forward(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
-        """Prediction [b, s, k] for x [b, s, k], t [b] or [b, s], prototypes p [b, s, m], c [b, m].
+        """The prediction [b, s, k].
 
-        t [b] is much the cheaper: what follows from (t, c) is then computed once a row.
-        OralError when the shapes do not fit together.
+        Args:
+            x: [b, s, k] scaled noised tokens.
+            t: long [b] or [b, s] diffusion steps. [b] is much cheaper: all that depends on (t, c)
+                is then computed once a row.
+            p: [b, s, m] prototypes.
+            c: [b, m] condition.
+
+        Raises:
+            OralError: the shapes do not fit together.
         """
         if x.ndim == 3:
             b, s, _ = x.shape
@@ -113,33 +143,34 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
-        """The same with t [b, 1] or [b, s] and c [b, 1, m]."""
+        """The prediction [b, s, k] for t [b, 1] or [b, s] and c [b, 1, m]."""
 
     @abstractmethod
     def flops_per_token(self) -> int:
-        """Floating-point operations of matrix products and convolutions, forward, for one token.
+        """FLOP of the matrix products and convolutions of one token, forward.
 
-        A multiply-add counts two; what is computed once a row (time, condition) is left out. A
+        A multiply-add counts as two. Layers computed once a row (time, condition) are left out. A
         training step costs about three times as much.
         """
 
 
 class AdaNormDenoiser(Denoiser):
-    """Residual MLP with adaptive layer norm: (t, c) set scale, shift and gate, the prototype enters
-    at the input and again, through the same projection, as a shift and scale of every norm.
+    """Residual MLP with adaptive layer norm.
 
         h = in(x) + q,   q = project(p)
         h = h + gate_i * mlp_i( norm(h) * (1 + scale_i + g_i q) + shift_i + f_i q )
         pred = out( norm(h) * (1 + scale + g q) + shift + f q ) + skip * x
 
-    scale, shift, gate and skip are linear in silu(time(t) + condition(c)), computed once a row for
-    all blocks together; f and g are one learned number a channel. As in DiT (arXiv 2212.09748),
-    gates and output start at zero: the first prediction is 0, and it takes two updates until a
-    gradient reaches every parameter.
+    (t, c) set scale, shift, gate and skip: all are linear in silu(time(t) + condition(c)) and
+    computed once a row for all blocks. The prototype enters at the input and, through the same
+    projection, in every norm; f and g are one learned number a channel. As in DiT
+    (arXiv 2212.09748), gates and output start at zero. The first prediction is therefore 0, and a
+    gradient reaches every parameter after two updates.
 
-    skip, one number a row, leads the k values of x past the `hidden` < k channels. eps and v
-    contain x itself: without it eps is not learned at all and v keeps leftover noise. With it the
-    samples also spread round their mean; x0 without it gives little but the mean.
+    skip, one number a row, passes the k values of x around the `hidden` < k channels. The targets
+    eps and v contain x itself: without skip, eps is not learned and v retains noise. With it,
+    samples also spread around their mean; the objective x0 without skip gives little more than the
+    mean.
     """
 
     def __init__(self, config: DenoiserConfig, k: int, m: int):
@@ -173,19 +204,23 @@ class AdaNormDenoiser(Denoiser):
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         size, depth = self.config.hidden, self.config.depth
         row = self.modulation(F.silu(self.time(t) + self.condition(c)))  # [b, 1 or s, ...]
-        row, skip = row.tensor_split([size * (3 * depth + 2)], -1)
-        *parts, scale, shift = row.split(size, -1)
-        q = self.project(p)  # [b, s, hidden]
+        row, skip = row.tensor_split([size * (3 * depth + 2)], -1)  # skip [b, 1 or s, 1 or 0]
+        *block_terms, scale, shift = row.split(size, -1)  # [b, 1 or s, h] each
+        q = self.project(p)  # [b, s, h]
 
         def modulated(h, i, scale, shift):
+            # norm(h) * (1 + scale_i + g_i q) + shift_i + f_i q
             scale = 1 + scale + self.scale_gain[i] * q
             return torch.addcmul(shift + self.shift_gain[i] * q, F.layer_norm(h, (size,)), scale)
 
-        h = self.enter(x) + q
+        # h = in(x) + q
+        h = self.enter(x) + q  # [b, s, h]
         for i, block in enumerate(self.blocks):
-            block_scale, block_shift, gate = parts[3 * i : 3 * i + 3]
+            # h = h + gate_i * mlp_i(modulated(h))
+            block_scale, block_shift, gate = block_terms[3 * i : 3 * i + 3]
             h = torch.addcmul(h, gate, block(modulated(h, i, block_scale, block_shift)))
-        pred = self.leave(modulated(h, depth, scale, shift))
+        # pred = out(modulated(h)) + skip * x
+        pred = self.leave(modulated(h, depth, scale, shift))  # [b, s, k]
         return pred + skip * x if self.config.skip else pred
 
     def flops_per_token(self) -> int:
@@ -198,9 +233,10 @@ class ConvDenoiser(Denoiser):
 
         x = act_i( conv_i( (x + q) * time(t) ) ),   q = project(p) + condition(c)
 
-    Channels 1-32-64-128-64-32-1, kernel 7, ELU; the way back adds the equally wide layers of the
-    way in. Ours: c enters here too; group norm in place of RPG's batch norm, whose statistics tie
-    the tokens of a batch together; the time factor starts near 1.
+    Channels 1-32-64-128-64-32-1, kernel 7, ELU; each layer of the second half adds the output of
+    the equally wide layer of the first half. Three choices differ from RPG. c enters here, too.
+    Group norm replaces batch norm, whose statistics couple the tokens of a batch. The time factor
+    starts near 1.
     """
 
     def __init__(self, config: DenoiserConfig, k: int, m: int):
@@ -220,14 +256,15 @@ class ConvDenoiser(Denoiser):
         b, s, k = x.shape
         factor = self.factor(F.silu(self.time(t))).expand(b, s, k).reshape(b * s, 1, k)
         q = (self.project(p) + self.condition(c)).view(b * s, 1, k)
-        h, way_in, half = x.reshape(b * s, 1, k), [], len(self.convs) // 2
+        h, outputs, half = x.reshape(b * s, 1, k), [], len(self.convs) // 2
         for i, conv in enumerate(self.convs):
             if i > half:
-                h = h + way_in[len(self.convs) - 1 - i]
+                h = h + outputs[len(self.convs) - 1 - i]
+            # x = act_i(conv_i((x + q) * time(t)))
             h = conv((h + q) * factor)  # [b s, channels, k]
             if i < len(self.norms):
                 h = F.elu(self.norms[i](h))
-                way_in.append(h)
+                outputs.append(h)
         return h.view(b, s, k)
 
     def flops_per_token(self) -> int:
@@ -236,5 +273,5 @@ class ConvDenoiser(Denoiser):
 
 
 def denoiser(config: DenoiserConfig, k: int, m: int) -> Denoiser:
-    """The denoiser that `config` describes, for tokens of k values and prototypes of width m."""
+    """The denoiser of `config` for tokens of k numbers and prototypes of width m."""
     return {"adanorm": AdaNormDenoiser, "conv": ConvDenoiser}[config.kind](config, k, m)

@@ -1,8 +1,11 @@
-"""The noise schedule: how tokens are noised, what the denoiser predicts, how tokens are sampled.
+"""Diffusion: the noise schedule, the targets of the denoiser, and the samplers.
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,      t = 0 .. T-1, abar falling
 
-It holds numbers and no network: any callable (x_t, t) -> prediction can be sampled with it.
+It contains no network: any callable (x_t, t) -> prediction can be sampled with it.
+
+Letters: T steps of the chain, t steps [b], abar [T] share of the signal in the variance, a and s
+its roots sqrt(abar_t) and sqrt(1 - abar_t), x_0 clean tokens, eps noise, x_t noised tokens.
 """
 
 import math
@@ -22,18 +25,32 @@ SAMPLERS = ("ddim", "ddpm")
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The chain (`steps` T, `kind`, betas of the linear kind) and what is learned on it.
+    """The chain and the training target. The defaults are RPG's (arXiv 2501.11587).
 
-    objective          eps: the noise; x0: the tokens; v = sqrt(abar) eps - sqrt(1 - abar) x0
-                       (arXiv 2202.00512)
-    min_snr_gamma      None: every step weighs 1; else min-SNR weights (arXiv 2303.09556), often 5
-    zero_terminal_snr  rescale so that the last step is pure noise (arXiv 2305.08891). Without it
-                       the linear chain keeps abar = 4e-5 there: sampling starts from noise that
-                       training never quite saw.
-    scale_input        x0 only: the denoiser reads sqrt(abar_t) x_t (`Schedule.entry`), not x_t
+    Args:
+        steps: T.
+        kind: "linear" (DDPM, arXiv 2006.11239) or "cosine" (arXiv 2102.09672).
+        beta_start: beta of the first step (linear).
+        beta_end: beta of the last step (linear).
+        objective: "eps", the noise; "x0", the tokens; or "v" = a eps - s x_0 (arXiv 2202.00512).
+        min_snr_gamma: gamma of min-SNR weights (arXiv 2303.09556), often 5. None: every step has
+            weight 1.
+        zero_terminal_snr: rescale so that the last step is pure noise (arXiv 2305.08891). Without
+            it the linear chain ends at abar = 4e-5, so sampling starts from slightly more noise
+            than training contains.
+        scale_input: the denoiser reads a x_t instead of x_t (objective x0 only); see
+            `Diffusion.denoiser_input`.
 
-    Refused with the rescaling: eps, because x_0 = (x_t - eps) / 0 at the last step, and min-SNR
-    weights, because they are 0 there and the first sampling step would never be trained.
+    Raises:
+        UsageError: an invalid value. Rescaling with eps is refused, because x_0 = (x_t - eps) / 0
+            at the last step. Rescaling with min-SNR weights is refused, because they are 0 there
+            and the first sampling step would not be trained.
+
+    >>> DiffusionConfig(objective="x0").steps
+    1000
+    >>> DiffusionConfig(objective="x")
+    Traceback (most recent call last):
+    oral_lib.errors.UsageError: objective='x': unknown. Use one of ('eps', 'x0', 'v')...
     """
 
     steps: int = 1000
@@ -47,7 +64,7 @@ class DiffusionConfig:
 
     def __post_init__(self):
         if type(self.steps) is not int or self.steps < 2:
-            raise UsageError(f"steps={self.steps!r}: must be a whole number of 2 or more.")
+            raise UsageError(f"steps={self.steps!r}: must be a whole number >= 2.")
         _one_of("kind", self.kind, KINDS)
         _one_of("objective", self.objective, OBJECTIVES)
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -57,16 +74,16 @@ class DiffusionConfig:
             )
         gamma = self.min_snr_gamma
         if gamma is not None and not 0 < gamma < math.inf:
-            raise UsageError(f"min_snr_gamma={gamma!r}: must be a number above 0, or None.")
+            raise UsageError(f"min_snr_gamma={gamma!r}: must be a finite number > 0, or None.")
         if self.zero_terminal_snr and self.objective == "eps":
             raise UsageError(
-                "zero_terminal_snr=True with objective='eps': x0 cannot be had from eps where no "
-                "signal is left. Use objective='v' or 'x0'."
+                "zero_terminal_snr=True with objective='eps': x0 does not follow from eps where "
+                "no signal is left. Use objective='v' or 'x0'."
             )
         if self.zero_terminal_snr and gamma is not None:
             raise UsageError(
-                f"zero_terminal_snr=True with min_snr_gamma={gamma!r}: the last step would weigh 0 "
-                "and never be trained. Drop one of the two."
+                f"zero_terminal_snr=True with min_snr_gamma={gamma!r}: the last step would have "
+                "weight 0 and never be trained. Drop one of the two."
             )
 
 
@@ -77,20 +94,24 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def signal(config: DiffusionConfig) -> Tensor:
-    """abar [T] in float64, falling: the share of the variance that is still signal at step t.
+    """abar float64 [T], falling: the share of the variance that is signal at step t.
 
-    Linear: DDPM (arXiv 2006.11239). Cosine: arXiv 2102.09672. UsageError when more than 1% of the
-    signal is left at the end, as with few steps and the betas of a thousand.
+    UsageError if more than 1% of the signal is left at the end, as with few steps and the betas of
+    a thousand.
     """
     steps = config.steps
     if config.kind == "linear":
+        # beta_t from beta_start to beta_end in equal steps
         beta = torch.linspace(config.beta_start, config.beta_end, steps, dtype=torch.float64)
     else:
+        # abar(t) = f(t) / f(0),   f(t) = cos^2((t / T + 0.008) / 1.008 * pi / 2)
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    # abar_t = (1 - beta_0) ... (1 - beta_t)
     abar = torch.cumprod(1 - beta, 0)
     if config.zero_terminal_snr:
+        # algorithm 1 of arXiv 2305.08891: shift sqrt(abar) to end at 0, scale it to start as before
         root = abar.sqrt()
         abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     if abar[-1] > 0.01:
@@ -103,11 +124,20 @@ def signal(config: DiffusionConfig) -> Tensor:
 
 
 class Diffusion:
-    """Noising, targets, conversions, weights and samplers of one `ScheduleConfig`.
+    """Noising, targets, weights and samplers of one `DiffusionConfig`.
 
-    t is long, [b] or as many leading axes of x as it has; x [b, ...]. Coefficients are computed in
-    float64 and kept in float32 on each device where they were asked for, whatever the dtype of the
-    network.
+    In all methods x is [b, ...] and t is long, [b] or with more of the leading axes of x.
+    Coefficients are computed in float64 and stored in float32 on each device in use, whatever the
+    dtype of the network.
+
+    >>> diffusion = Diffusion(DiffusionConfig(objective="x0"))
+    >>> x0, eps, t = torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.tensor([0, 999])
+    >>> x_t = diffusion.add_noise(x0, eps, t)  # the second row is nearly pure noise
+    >>> torch.equal(diffusion.target(x0, eps, t), x0)
+    True
+    >>> exact = lambda x_t, t: x0  # in place of a network
+    >>> torch.equal(diffusion.sample(exact, eps, steps=10), x0)
+    True
     """
 
     def __init__(self, config: DiffusionConfig):
@@ -117,54 +147,54 @@ class Diffusion:
         self._tables: dict[torch.device, Tensor] = {}
 
     def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), each shaped to multiply `like`."""
+        """a = sqrt(abar_t) and s = sqrt(1 - abar_t), each shaped to multiply `like`."""
         table = self._tables.get(t.device)
         if table is None:
-            table = torch.stack([self.abar.sqrt(), (1 - self.abar).sqrt()], 1).float()
+            table = torch.stack([self.abar.sqrt(), (1 - self.abar).sqrt()], 1).float()  # [T, 2]
             table = self._tables[t.device] = table.to(t.device)
         rows = table[t].view(*t.shape, *(1,) * (like.ndim - t.ndim), 2)
         return rows[..., 0], rows[..., 1]
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t, shaped as x0: sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
+        """x_t = a x_0 + s eps, shaped as x0."""
         a, s = self._coefficients(t, x0)
         return a * x0 + s * eps
 
-    def entry(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser reads of x_t: x_t itself, or sqrt(abar_t) x_t where it predicts x_0.
+    def denoiser_input(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """The input of the denoiser: x_t, or a x_t with `scale_input` and the objective x0.
 
-        For x_0 of mean 0 and variance 1 that is its linear least-squares estimate: where nothing
-        but noise is left nothing is read, and the prediction is one from the condition alone.
+        a x_t is the linear least-squares estimate of an x_0 of mean 0 and variance 1. Where only
+        noise is left it is 0, and the prediction depends on the condition only.
         """
         scaled = self.config.scale_input and self.config.objective == "x0"
         return x_t * self._coefficients(t, x_t)[0] if scaled else x_t
 
-    def middle(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """[b, 1, k]: what the mean of the s tokens of x_t [b, s, k], noised each by itself, says of
-        the mean of their x_0. For one of mean 0 and variance 1, its linear least-squares estimate.
+    def mean_estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """[b, 1, k]: an estimate of the mean x_0 of the n tokens of x_t [b, n, k].
+
+        Linear least squares for a mean x_0 of mean 0 and variance 1, from tokens with independent
+        noise: mean(x_t) a / (a^2 + s^2 / n).
         """
         a, s = self._coefficients(t, x_t)
         return x_t.mean(1, keepdim=True) * (a / (a.square() + s.square() / x_t.shape[1]))
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the denoiser should return at x_t: eps, x_0 or v."""
+        """The target of the denoiser at x_t: eps, x_0 or v = a eps - s x_0."""
         a, s = self._coefficients(t, x0)
         return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.config.objective]
 
     def to_x0(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that a prediction at x_t stands for."""
+        """The x_0 that follows from a prediction at x_t."""
         return self._x0(pred, x_t, *self._coefficients(t, x_t))
 
-    def to_eps(self, pred: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The eps that a prediction at x_t stands for."""
-        return self._eps(pred, x_t, *self._coefficients(t, x_t))
-
     def _x0(self, pred, x_t, a, s):
+        # x_0 = (x_t - s eps) / a = a x_t - s v
         if self.config.objective == "eps":
             return (x_t - s * pred) / a
         return pred if self.config.objective == "x0" else a * x_t - s * pred
 
     def _eps(self, pred, x_t, a, s):
+        # eps = (x_t - a x_0) / s = s x_t + a v
         if self.config.objective == "x0":
             return (x_t - a * pred) / s
         return pred if self.config.objective == "eps" else s * x_t + a * pred
@@ -172,8 +202,9 @@ class Diffusion:
     def loss_weight(self, t: Tensor) -> Tensor:
         """Weight of the squared error at step t, float32, shaped as t.
 
-        1, or min(SNR, gamma) on the error of x_0, which is min(SNR, gamma) / SNR on that of eps and
-        min(SNR, gamma) / (SNR + 1) on that of v. SNR = abar / (1 - abar).
+        1, or with min-SNR weights (SNR = abar / (1 - abar)): min(SNR, gamma) for x0,
+        min(SNR, gamma) / SNR for eps and min(SNR, gamma) / (SNR + 1) for v. All three are the same
+        weight on the error of x_0.
         """
         gamma, objective = self.config.min_snr_gamma, self.config.objective
         if gamma is None:
@@ -183,9 +214,9 @@ class Diffusion:
         return snr.clamp(max=gamma) / {"x0": 1, "eps": snr, "v": snr + 1}[objective]
 
     def timesteps(self, n: int) -> list[int]:
-        """n steps, strictly falling, evenly spaced, the first always T-1; n = T gives all of them.
+        """n evenly spaced steps, strictly falling, the first T-1; n = T gives all of them.
 
-        UsageError unless 1 <= n <= T. ("Trailing" spacing, table 2 of arXiv 2305.08891.)
+        "Trailing" spacing, table 2 of arXiv 2305.08891. UsageError unless 1 <= n <= T.
         """
         if type(n) is not int or not 1 <= n <= self.steps:
             raise UsageError(f"{n!r} sampling steps: need a whole number from 1 to {self.steps}.")
@@ -204,17 +235,29 @@ class Diffusion:
         clip: float | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """x_0, shaped as noise [b, ...], after `steps` calls of denoise(x_t, t [b]).
+        """x_0, shaped as `noise` [b, ...].
 
-        ddim: eta 0 draws no noise, eta 1 as much as ddpm (equation 12 of arXiv 2010.02502).
-        ddpm: ancestral sampling from q(x_prev | x_t, x_0), which is ddim at eta 1.
-        clip: every x_0 on the way is cut to [-clip, clip]; project: it is replaced by project(x_0).
-        The last target is abar = 1 exactly, so the last step returns x_0 itself. No value is read
-        back from the device on the way.
+        The last target is exactly abar = 1, so the last step returns x_0 itself. The host does not
+        wait for the device.
+
+        Args:
+            denoise: the network, (x_t, t [b]) -> prediction.
+            noise: x_T [b, ...].
+            steps: calls of `denoise`, from 1 to T.
+            sampler: "ddim" (equation 12 of arXiv 2010.02502), or "ddpm": ancestral sampling from
+                q(x_prev | x_t, x_0), which is ddim at eta 1.
+            eta: of ddim: 0 draws no noise, 1 as much as ddpm.
+            generator: of the noise that a step draws.
+            clip: limit every x_0 on the way to [-clip, clip].
+            project: replace every x_0 on the way by project(x_0).
+
+        Raises:
+            UsageError: an invalid value.
+            OralError: `denoise` returns another shape.
         """
         _one_of("sampler", sampler, SAMPLERS)
         if sampler == "ddpm" and eta:
-            raise UsageError(f"eta={eta!r} with sampler='ddpm': eta belongs to ddim. Leave it out.")
+            raise UsageError(f"eta={eta!r} with sampler='ddpm': eta belongs to ddim. Omit it.")
         if not 0 <= eta <= 1:
             raise UsageError(f"eta={eta!r}: must lie between 0 and 1.")
         if clip is not None and not clip > 0:
@@ -224,7 +267,7 @@ class Diffusion:
         abar = [*(self.abar[i].item() for i in chain), 1.0]  # on the host since it was built
         x = noise
         for step, (now, to) in zip(chain, pairwise(abar), strict=True):
-            a, s = math.sqrt(now), math.sqrt(1 - now)
+            a, s = math.sqrt(now), math.sqrt(1 - now)  # abar from `now` to `to`
             pred = denoise(x, torch.full(x.shape[:1], step, device=x.device)).to(x.dtype)
             if pred.shape != x.shape:
                 raise OralError(f"denoise returned {tuple(pred.shape)} for {tuple(x.shape)}.")
@@ -235,8 +278,10 @@ class Diffusion:
                 x0 = project(x0)
             if clip is not None or project is not None:
                 eps = (x - a * x0) / s  # the noise that leads from the changed x_0 to this x
+            # sigma = eta sqrt((1 - abar_to) / (1 - abar_now)) sqrt(1 - abar_now / abar_to)
             sigma = eta * math.sqrt((1 - to) / (1 - now) * (1 - now / to))
-            rest = max(0.0, 1 - to - sigma**2)  # with now = 0 and eta = 1 rounding may fall below
+            rest = max(0.0, 1 - to - sigma**2)  # below 0 by rounding for now = 0 and eta = 1
+            # x_to = sqrt(abar_to) x_0 + sqrt(1 - abar_to - sigma^2) eps + sigma z
             x = math.sqrt(to) * x0 + math.sqrt(rest) * eps
             if sigma:
                 z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

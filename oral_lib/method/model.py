@@ -65,7 +65,7 @@ class BaseEntry(nn.Module):
             "scale": statistics.scale,
             "basis": statistics.basis,
             "directions": projection and projection.directions,
-            "places": projection and projection.places,
+            "coordinates": projection and projection.coordinates,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
@@ -84,7 +84,9 @@ class BaseEntry(nn.Module):
     @property
     def projection(self) -> ZooProjection | None:
         """The zoo's adapters, on the device of this module."""
-        return None if self.places is None else ZooProjection(self.directions, self.places)
+        if self.coordinates is None:
+            return None
+        return ZooProjection(self.directions, self.coordinates)
 
     @classmethod
     def restored(
@@ -95,8 +97,10 @@ class BaseEntry(nn.Module):
             state[f"{prefix}.center"], state[f"{prefix}.scale"], state.get(f"{prefix}.basis")
         )
         projection = None
-        if f"{prefix}.places" in state:
-            projection = ZooProjection(state[f"{prefix}.directions"], state[f"{prefix}.places"])
+        if f"{prefix}.coordinates" in state:
+            projection = ZooProjection(
+                state[f"{prefix}.directions"], state[f"{prefix}.coordinates"]
+            )
         c_model = state[f"{prefix}.structure"], state[f"{prefix}.fingerprint"]
         return cls(layout, statistics, projection, *c_model, peft_config)
 
@@ -197,8 +201,8 @@ class ORAL(nn.Module):
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         """The denoiser's float32 output [b, s, k] at x_t [b, s, k]: see `Diffusion.target`."""
         if self.mean is not None:
-            p = p + self.mean(self.diffusion.middle(x, t))
-        entry = x if self.diffusion is None else self.diffusion.entry(x, t)
+            p = p + self.mean(self.diffusion.mean_estimate(x, t))
+        entry = x if self.diffusion is None else self.diffusion.denoiser_input(x, t)
         return self.denoiser(entry, t, p, c).float()
 
     def loss(

@@ -101,7 +101,7 @@ def test_nothing_is_nearer_than_the_nearest_mixture_and_with_any_shares_it_is_ne
 
 
 def test_directions_that_do_not_fit_the_places_are_refused(refused):
-    with refused(OralError, "places [n, s]"):
+    with refused(OralError, "coordinates [n, s]"):
         ZooProjection(drawn(3, 4, 5), drawn(7, 2))
     with refused(OralError, "directions [s, l, r]"):
         ZooProjection(drawn(3, 4), drawn(7, 3))
@@ -110,6 +110,6 @@ def test_directions_that_do_not_fit_the_places_are_refused(refused):
 def test_few_directions_hold_what_fits_into_them():
     zoo = drawn(6, 8, 3)
     two = ZooProjection.of(zoo, 2)
-    assert two.directions.shape == (2, 8, 3) and two.places.shape == (6, 2)
+    assert two.directions.shape == (2, 8, 3) and two.coordinates.shape == (6, 2)
     back = two.nearest(zoo, "hull").flatten(1)
     assert torch.linalg.matrix_rank(back) == 2

@@ -62,7 +62,8 @@ def test_target_and_conversions_invert_each_other(objective, shape):
     x_t = schedule.add_noise(x0, eps, t)
     pred = schedule.target(x0, eps, t)
     torch.testing.assert_close(schedule.to_x0(pred, x_t, t), x0, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(schedule.to_eps(pred, x_t, t), eps, atol=2e-4, rtol=1e-3)
+    back = schedule._eps(pred, x_t, *schedule._coefficients(t, x_t))
+    torch.testing.assert_close(back, eps, atol=2e-4, rtol=1e-3)
 
 
 def test_a_denoiser_of_x0_reads_the_least_squares_estimate_of_it():
@@ -70,9 +71,9 @@ def test_a_denoiser_of_x0_reads_the_least_squares_estimate_of_it():
     x0, eps, t = tokens(20000, 1), tokens(20000, 1, seed=1), torch.full((20000,), 300)
     x_t = schedule.add_noise(x0, eps, t)
     slope = (x_t * x0).mean() / x_t.square().mean()  # of the best line through the origin
-    torch.testing.assert_close(schedule.entry(x_t, t), slope * x_t, atol=0.05, rtol=0.05)
+    torch.testing.assert_close(schedule.denoiser_input(x_t, t), slope * x_t, atol=0.05, rtol=0.05)
     last = torch.full((20000,), T - 1)
-    assert schedule.entry(eps, last).square().mean() < 1e-3  # noise alone is not read
+    assert schedule.denoiser_input(eps, last).square().mean() < 1e-3  # noise alone is not read
 
 
 @pytest.mark.parametrize("t", [0, 500, 800])
@@ -80,7 +81,7 @@ def test_the_middle_is_the_least_squares_estimate_of_the_mean_of_x0(t):
     schedule, mean = chain("x0"), tokens(20_000, 1, 1)
     when = torch.full((len(mean),), t)
     x0 = mean.expand(-1, 30, -1)
-    found = schedule.middle(schedule.add_noise(x0, tokens(*x0.shape, seed=1), when), when)
+    found = schedule.mean_estimate(schedule.add_noise(x0, tokens(*x0.shape, seed=1), when), when)
     assert found.shape == mean.shape
     best = (found * mean).sum() / found.square().sum()  # the factor that would still improve it
     assert best.item() == pytest.approx(1, abs=0.05)
@@ -90,7 +91,7 @@ def test_the_middle_is_the_least_squares_estimate_of_the_mean_of_x0(t):
 def test_other_denoisers_read_x_t_as_it_is(how):
     schedule = Diffusion(DiffusionConfig(**{"objective": "x0"} | how))
     x_t = tokens(4, 3)
-    assert schedule.entry(x_t, torch.tensor([0, 9, 500, 999])) is x_t
+    assert schedule.denoiser_input(x_t, torch.tensor([0, 9, 500, 999])) is x_t
 
 
 def test_noise_and_velocity_are_a_rotation():
@@ -236,7 +237,8 @@ def test_min_snr_weights_mean_the_same_error_of_x0_for_each_objective():
         schedule = chain(objective, min_snr_gamma=5.0)
         x_t = schedule.add_noise(x0, eps, t)
         wrong_x0 = x0 + 0.1 * error
-        wrong_eps = chain("x0").to_eps(wrong_x0, x_t, t)
+        a, s = schedule._coefficients(t, x_t)
+        wrong_eps = (x_t - a * wrong_x0) / s
         miss = schedule.target(wrong_x0, wrong_eps, t) - schedule.target(x0, eps, t)
         losses[objective] = schedule.loss_weight(t) * miss.square().mean(-1)
     snr = (chain().abar / (1 - chain().abar))[t].float()
