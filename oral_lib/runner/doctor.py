@@ -109,7 +109,7 @@ def memory(plan: Sequence[Node]) -> Check:
 
 
 def packages() -> Check:
-    """Whether the installed packages are those of a lock."""
+    """Whether the installed packages fit a lock."""
     script, locks = ROOT / "env" / "check.py", sorted((ROOT / "env").glob("lock-*.txt"))
     if not script.exists() or not locks:
         return Check("packages", "fail", "env/ holds no lock", "get the whole repository")

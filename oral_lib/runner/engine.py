@@ -106,7 +106,7 @@ def command(folder: Path, jobs: int) -> list[str]:
         *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),
         *("--config", f"threads={threads}"),
         *("--resources", f"mem_mb={memory}", f"gpu={max(jobs, cards) if cards else 0}"),
-        # a node writes each output as a whole or not at all: those of a failed node are kept
+        # a node writes each output as a whole or not at all: a failed node keeps complete ones
         *("--keep-going", "--keep-incomplete", "--rerun-incomplete"),
         *("--rerun-triggers", "mtime", "input"),
         "--nolock",  # runner.lock locks the folder; Snakemake's own lock outlives kill -9

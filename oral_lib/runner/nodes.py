@@ -124,7 +124,7 @@ def _modified(path: str) -> float:
 def minutes_left(
     plan: Sequence[Node], finished: dict[str, float], running: dict[str, float], jobs: int
 ) -> float:
-    """Minutes until all of `plan` is done: the estimates, scaled by those of the finished nodes.
+    """Minutes until all of `plan` is done: the estimates, scaled by the pace of the finished nodes.
 
     A node that took less than a tenth of its estimate used a cache; it does not count.
 

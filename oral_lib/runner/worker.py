@@ -34,7 +34,7 @@ def emit(**event) -> None:
 
 
 def _print(line: str) -> None:
-    """Prints a line without mixing it with those of other workers: at most ATOMIC_BYTES a write."""
+    """Prints a line, unmixed with lines of other workers: at most ATOMIC_BYTES a write."""
     data = line.encode()
     with suppress(BrokenPipeError):  # the reader has ended: the log is still written
         while len(data) > ATOMIC_BYTES:

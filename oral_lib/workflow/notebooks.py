@@ -26,7 +26,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 def find(name: str) -> Path:
     """The notebook file called `name` (with or without .ipynb), or at the path `name`.
 
-    Raises UsageError, with the nearest name, if there is none.
+    Raises UsageError, with the nearest name, if it does not exist.
     """
     folder = paths.ROOT / "notebooks"
     for path in (folder / f"{name}.ipynb", Path(name)):

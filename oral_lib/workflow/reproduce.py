@@ -61,7 +61,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--from-scratch", action="store_true", help="remove the run folder of this scale first")
     add("--force", action="store_true", help="run the selected nodes even if they are done")
     options.add(parser, "--jobs", "--dry-run")
-    add("--list", action="store_true", help="print all nodes, or those of --only")
+    add("--list", action="store_true", help="print all nodes, or the nodes of --only")
     options.add(parser, "--out", "--offline")
     words, extra = list(argv), []
     if "--" in words:
@@ -103,7 +103,7 @@ def main(
     """The exit code, after doing what the command line says.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: default: the arguments of the process.
         planner: (scale, source, out) -> the nodes in order.
         enter: called before anything needs more than the standard library; may replace this
             process by another Python.
