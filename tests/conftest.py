@@ -1,38 +1,51 @@
-"""What test files share: one smoke run a test session, one real causal base, one way to refuse."""
+"""What test files share: short smoke runs, one real causal base, one way to refuse."""
 
 import os
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
-import oral_lib  # makes transformers and peft importable beside a torchvision that does not fit
+import oral_lib  # makes transformers and peft importable with a torchvision that does not fit
 
 STEPS = 60
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
-    """A run of the smoke scale, made once for all workers; only to be read.
+def short_run(tmp_path_factory):
+    """`short_run("vision", steps=40)`: a run of the smoke scale, made once for all workers.
 
-    Its generators are trained for fewer steps than users get: no test asks how good they are.
+    It is only to be read. Its generators are trained for fewer steps than users get: how good a
+    generator is, test_generator_is_good.py asks.
     """
     import torch
 
-    from oral_lib.experiments import generators
+    from oral_lib.experiments.records import EXPERIMENTS
 
     torch.set_num_threads(1)
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    full = generators.preset
 
-    def short(scale, kind):
-        preset = full(scale, kind)
-        return replace(preset, training=replace(preset.training, steps=STEPS))
+    def ready(experiment, steps):
+        presets = import_module(f"oral_lib.experiments.{EXPERIMENTS[experiment].presets}")
+        full = presets.preset
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generators, "preset", short)
-        return oral_lib.Run("smoke", out=shared / "smoke").ready()
+        def short(scale, kind):
+            preset = full(scale, kind)
+            return replace(preset, training=replace(preset.training, steps=steps))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(presets, "preset", short)
+            return oral_lib.Run("smoke", out=shared / experiment, experiment=experiment).ready()
+
+    return ready
+
+
+@pytest.fixture(scope="session")
+def smoke(short_run):
+    """The run of the main experiment, language."""
+    return short_run("language", STEPS)
 
 
 @pytest.fixture(scope="session")

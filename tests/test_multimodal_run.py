@@ -1,8 +1,5 @@
 """Multimodal from alignment to report: the same run, protocol and contract as for language."""
 
-import os
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +9,6 @@ import oral_lib
 from oral_lib import scales, storage
 from oral_lib.assets import sources
 from oral_lib.evaluation import item_tables, schema
-from oral_lib.experiments import generators
 from oral_lib.report import tables
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -22,19 +18,8 @@ BASE = "tiny-towers"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A multimodal run of the smoke scale with short training; only to be read."""
-    full = generators.preset
-
-    def short(scale, kind):
-        preset = full(scale, kind)
-        return replace(preset, training=replace(preset.training, steps=40))
-
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generators, "preset", short)
-        return oral_lib.Run("smoke", out=shared / "multimodal", experiment="multimodal").ready()
+def run(short_run):
+    return short_run("multimodal", steps=40)
 
 
 def test_the_run_says_how_its_base_was_aligned(run):

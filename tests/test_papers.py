@@ -2,12 +2,18 @@
 
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 
 import oral_lib
 from oral_lib.evaluation import results
+from oral_lib.method.config import GeneratorConfig, SamplingConfig
+from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.diffusion import DiffusionConfig
+from oral_lib.method.recurrence import RecurrenceConfig
+from oral_lib.method.training import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,3 +63,20 @@ def test_the_report_shows_every_benchmark():
     for path in (ROOT / "results").glob("*/benchmarks.csv"):
         for case in set(results.read_benchmarks(path)["case"]):
             assert f"| {case} |" in report, f"{path.parent.name}: {case}"
+
+
+def test_a_setting_that_a_paper_names_is_a_field():
+    configs = {
+        cls.__name__: {field.name for field in fields(cls)}
+        for cls in (
+            GeneratorConfig, SamplingConfig, DenoiserConfig, RecurrenceConfig, DiffusionConfig,
+            TrainingConfig,
+        )
+    }  # fmt: skip
+    named = {
+        (*match, path.name)
+        for path in [ROOT / "DEVIATIONS.md", *(ROOT / "docs").rglob("*.md")]
+        for match in re.findall(r"`(\w+Config)\.(\w+)`", path.read_text(encoding="utf-8"))
+    }
+    assert named
+    assert [n for n in sorted(named) if n[1] not in configs.get(n[0], ())] == []

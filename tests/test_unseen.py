@@ -1,6 +1,5 @@
 """Unseen tasks by text: nobody met what was held out, and every rival is told the sentence."""
 
-import os
 import shutil
 from dataclasses import replace
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-import oral_lib
 from oral_lib import scales, storage
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import bootstrap, schema
@@ -27,20 +25,10 @@ BASE = "tiny-convnet-yes-no"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The run of the smoke scale with short training; only to be read."""
-    full = unseen.preset
-
-    def short(scale, kind):
-        preset = full(scale, kind)
-        return replace(preset, training=replace(preset.training, steps=20))
-
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+def run(short_run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(unseen, "preset", short)
         patch.setitem(recipes.RECIPES, BASE, replace(recipes.RECIPES[BASE], steps=30))
-        return oral_lib.Run("smoke", out=shared / "unseen", experiment="unseen").ready()
+        return short_run("unseen", steps=20)
 
 
 @pytest.fixture(scope="module")

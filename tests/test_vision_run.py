@@ -1,16 +1,14 @@
 """Vision from zoo to report: the same run, protocol and contract as for language."""
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
-import oral_lib
 from oral_lib import paths, scales, storage
 from oral_lib.evaluation import schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
-from oral_lib.experiments import baselines, generators
+from oral_lib.experiments import baselines
 from oral_lib.models import loading
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -20,19 +18,8 @@ TASK, BASE = "solar_cells", "tiny-convnet"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A vision run of the smoke scale with short training; only to be read."""
-    full = generators.preset
-
-    def short(scale, kind):
-        preset = full(scale, kind)
-        return replace(preset, training=replace(preset.training, steps=40))
-
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generators, "preset", short)
-        return oral_lib.Run("smoke", out=shared / "vision", experiment="vision").ready()
+def run(short_run):
+    return short_run("vision", steps=40)
 
 
 def test_vision_has_a_zoo_and_generators_of_its_own(run):
