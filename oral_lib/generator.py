@@ -20,7 +20,7 @@ from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
-from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 from oral_lib.zoo import store
 
 FORMAT = 2
@@ -44,7 +44,7 @@ class Generator:
         sampling: SamplingConfig | None = None,
         *,
         source: str = "packages",
-        encoder: TextEncoder | None = None,
+        encoder: TextEncoder | HashedWords | None = None,
     ):
         self.network, self.manifest = network, manifest or {}
         self.sampling, self.source = sampling or SamplingConfig(), source
@@ -52,9 +52,9 @@ class Generator:
             self.encoder = encoder
 
     @cached_property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> TextEncoder | HashedWords:
         """The text encoder, loaded at its first use. UsageError if there is none of this name."""
-        return TextEncoder(self.config.text_encoder, source=self.source)
+        return load_encoder(self.config.text_encoder, self.source)
 
     @property
     def config(self) -> GeneratorConfig:
@@ -339,11 +339,13 @@ def prompt(
     """
     if not task.strip():
         raise UsageError("the task is an empty sentence: describe what the adapter should do.")
-    spec = registry.spec(base)
     scale = scale or scales.default_scale()
     source = "made" if scale == "smoke" else source
-    run = paths.experiment_folder(scale, source, experiment=spec.experiment)
-    folder = Path(generator) if generator else run / "generator"
+    if generator:
+        folder = Path(generator)
+    else:
+        experiment = registry.spec(base).experiment
+        folder = paths.experiment_folder(scale, source, experiment=experiment) / "generator"
     model = Generator.from_pretrained(folder, device, source=source)
     adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
@@ -354,7 +356,8 @@ def prompt(
         card = peft_folder.Card(
             text=task,
             base=config["base_model_name_or_path"],
-            loader=f'oral_lib.load_base("{base}").model',
+            # the base model of one's own adapters is not in the registry
+            loader="" if "adapters" in model.manifest else f'oral_lib.load_base("{base}").model',
             generator=f"{model.manifest['sha256'][:12]} ({model.manifest.get('scale', 'custom')})",
             seed=seed,
             nearest=name,

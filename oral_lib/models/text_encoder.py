@@ -1,5 +1,6 @@
 """models.text_encoder."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -73,6 +74,38 @@ class TextEncoder:
         mask = mask.unsqueeze(-1).float()
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         return F.normalize(mean, dim=-1)
+
+
+class HashedWords:
+    """A text encoder without weights or files: the mean of one fixed random vector for each word.
+
+    The vector of a word depends only on its letters, so every machine computes the same embeddings.
+    Texts with common words are similar; synonyms are not.
+
+    >>> HashedWords().encode(["Answer formally.", "Answer cheerfully."]).shape
+    torch.Size([2, 384])
+    """
+
+    name, width = "hashed-words", 384
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """[b, e] unit embeddings of `texts`."""
+        rows = []
+        for text in texts:
+            words = re.findall(r"\w+", text.lower()) or [""]
+            streams = (seeds.generator(0, self.name, word) for word in words)
+            rows.append(sum(torch.randn(self.width, generator=stream) for stream in streams))
+        return F.normalize(torch.stack(rows), dim=-1)
+
+
+def load_encoder(name: str, source: str = "packages") -> TextEncoder | HashedWords:
+    """The text encoder called `name`: `HashedWords`, or one of `ENCODERS` read from `source`.
+
+    Raises:
+        UsageError: an unknown name.
+        PreflightError: its files are not in the asset cache.
+    """
+    return HashedWords() if name == HashedWords.name else TextEncoder(name, source=source)
 
 
 @cache

@@ -5,6 +5,7 @@ Imports with the standard library only; a subcommand imports what it needs when 
 
 import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,11 +58,25 @@ def parser() -> argparse.ArgumentParser:
 
     sub = command("zoo", _zoo, "train the adapters of one base model", *RUN, "--task")
     sub.add_argument("--base", required=True)
-    sub.add_argument("--seeds", type=int, nargs="+", help="default: those of the scale")
+    sub.add_argument("--seeds", type=int, nargs="+", help="default: all seeds of the scale")
 
-    about = "train the generator, or a baseline, on the zoo"
+    about = "train a generator, or a baseline, on the zoo or on your own adapters"
     sub = command("train", _train, about, *RUN, "--experiment")
-    sub.add_argument("kind", choices=(*scales.generators("lab"), "multitask"))
+    sub.add_argument("kind", nargs="?", choices=(*scales.generators("lab"), "multitask"))
+    group = sub.add_argument_group("adapters of your own (no zoo, scale or experiment)")
+    group.add_argument(
+        "--manifest", type=Path, metavar="FILE", help="JSON lines: path, text and optional base"
+    )
+    group.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="the new folder of the generator"
+    )
+    group.add_argument(
+        "--text-encoder",
+        default="minilm-l6",
+        help="default: minilm-l6; hashed-words needs no files",
+    )
+    group.add_argument("--steps", type=int, help="of training")
+    group.add_argument("--seed", type=int, default=0)
 
     sub = command("cells", _cells, "measure the cells of one base model", *RUN, "--task")
     sub.add_argument("--base", required=True)
@@ -112,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of a subcommand; an error is printed in one line.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: default: the arguments of the process.
     """
     args = parser().parse_args(argv)
     try:
@@ -219,7 +234,36 @@ def _zoo(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    if args.manifest:
+        return _train_on_manifest(args)
+    if args.save:
+        raise UsageError("--save belongs to --manifest: a run stores its generator in its folder.")
+    if not args.kind:
+        raise UsageError(
+            f"name what to train ({', '.join(scales.generators('lab'))}), or adapters of your own "
+            "with --manifest FILE."
+        )
     _run(args).train_generator(args.kind)
+
+
+def _train_on_manifest(args: argparse.Namespace) -> None:
+    if args.kind:
+        raise UsageError(f"--manifest always trains a generator: leave out {args.kind!r}.")
+    if not args.save:
+        raise UsageError("--manifest needs --save FOLDER, a new folder for the generator.")
+    from oral_lib.workflow import own_adapters
+
+    folder, base = own_adapters.train(
+        args.manifest,
+        args.save,
+        text_encoder=args.text_encoder,
+        steps=args.steps,
+        seed=args.seed,
+        source=args.source,
+    )
+    command = ["python", "-m", "oral_lib", "generate", "--generator", str(folder), "--base", base]
+    command += ["--task", "what the adapter has to do", "--out", "my-lora"]
+    print(f"generator: {folder}\nnext: {shlex.join(command)}")
 
 
 def _generate(args: argparse.Namespace) -> None:
