@@ -1,4 +1,4 @@
-"""python -m oral_lib: see `oral_lib.cli`."""
+"""python -m oral_lib: see `oral_lib.workflow.cli`."""
 
 import sys
 
