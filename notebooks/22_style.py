@@ -63,12 +63,12 @@ held.groupby(["task", "lr", "steps"]).agg(
 # %%
 
 
-canvas, generator = styles.CANVASES[scale], scales.generator_of(scale, seed)
+canvas, generator = styles.STYLE_SETTINGS[scale], scales.generator_of(scale, seed)
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator(generator).generate(spec.description, base, 1, seed)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": made}
-shown = styles.painted(model, list(adapters.values()), len(rows), canvas, "paint")
+shown = styles.generate_images(model, list(adapters.values()), len(rows), canvas, "paint")
 real = images.decode([row.image for row in rows], model.pixels, "bicubic")
 method_figures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
 

@@ -207,7 +207,7 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
 def test_in_bfloat16_a_probe_is_fitted(name, asked):
     base, data = loaded(name, HALF), task_rows(load_task(asked[0]), "made")
     data = replace(data, train=data.train[:100], validation=data.validation[:50])
-    made = baselines.adapter(base, load_task(asked[0]), data)
+    made = baselines.linear_probe(base, load_task(asked[0]), data)
     assert {t.dtype for t in made.values()} == {torch.float32}
 
 

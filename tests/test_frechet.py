@@ -49,7 +49,7 @@ def test_few_pictures_give_a_finite_distance_which_is_zero_to_themselves(n, m):
 
 def test_what_cannot_be_compared_is_refused(refused):
     x = drawn(4, 3, 0)
-    with refused(OralError, "1 and 4 pictures"):
+    with refused(OralError, "1 and 4 images"):
         fid.distance(x[:1], x)
     with refused(OralError, "(4, 3) and (4, 2)"):
         fid.distance(x, x[:, :2])

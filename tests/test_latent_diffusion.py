@@ -147,10 +147,10 @@ def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
     task, rows = load_task(NAMES[1]), data[NAMES[1]].test[:10]
     made = [shaken(base, seed) for seed in range(2)]
     together = list(evaluate.evaluate(base, task, rows, made, groups=2))
-    from oral_lib.experiments.styles import CANVASES, painted
+    from oral_lib.experiments.styles import STYLE_SETTINGS, generate_images
 
-    canvas = replace(CANVASES["smoke"], steps=3, guidance=2.0)
-    pictures = painted(base, made, 4, canvas, "paint")
+    canvas = replace(STYLE_SETTINGS["smoke"], steps=3, guidance=2.0)
+    pictures = generate_images(base, made, 4, canvas, "paint")
     for adapter, outcome, shown in zip(made, together, pictures, strict=True):
         with base.attach(adapter) as model:
             [alone] = scoring.score(model, base, task, rows)
@@ -178,7 +178,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
     noise = torch.randn(2, *base.shape, generator=seeds.generator(0, "paint"))
     folder = latent_diffusion.ensure(base.spec)
 
-    def painted(pipe):
+    def generate_images(pipe):
         found = pipe(
             [latent_diffusion.PROMPT] * 2, negative_prompt=[""] * 2, latents=noise,
             num_inference_steps=4, guidance_scale=3.0, output_type="pt",
@@ -186,9 +186,9 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
         return (found * 255).round().int()
 
     plain = pipeline(folder)
-    bare = painted(plain)
+    bare = generate_images(plain)
     plain.unet = PeftModel.from_pretrained(plain.unet, str(where)).eval().merge_and_unload()
-    assert (painted(plain) - wanted.int()).abs().max() <= 1
+    assert (generate_images(plain) - wanted.int()).abs().max() <= 1
     assert (bare - wanted.int()).abs().max() > 5
     loaded = pipeline(folder)
     named = {n.removeprefix("base_model.model."): v for n, v in again.items()}
@@ -196,7 +196,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
     about["target_modules"] = list(base.spec.targets)
     loaded.save_lora_weights(tmp_path / "own", named, unet_lora_adapter_metadata=about)
     loaded.load_lora_weights(tmp_path / "own")
-    assert (painted(loaded) - wanted.int()).abs().max() <= 1
+    assert (generate_images(loaded) - wanted.int()).abs().max() <= 1
 
 
 def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
@@ -248,8 +248,8 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     monkeypatch.setattr(generators, "preset", short)
     from oral_lib.experiments import styles
 
-    few = replace(styles.CANVASES["smoke"], most=12, steps=2)
-    monkeypatch.setitem(styles.CANVASES, "smoke", few)
+    few = replace(styles.STYLE_SETTINGS["smoke"], max_images=12, steps=2)
+    monkeypatch.setitem(styles.STYLE_SETTINGS, "smoke", few)
     monkeypatch.setitem(recipes.RECIPES, BASE, replace(recipes.default(BASE), steps=10))
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")

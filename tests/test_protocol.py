@@ -20,7 +20,9 @@ from oral_lib.evaluation import evaluate, results, schema, scoring
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of
 from oral_lib.experiments import baselines
 from oral_lib.experiments import cells as protocol
-from oral_lib.experiments.cells import Models, Size
+from oral_lib.experiments import trials as protocol_trials
+from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.experiments.trials import Models, Size
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import TextEncoder, text_encoder
 from oral_lib.tasks.rows import Row, task_rows
@@ -32,7 +34,7 @@ from oral_lib.zoo.store import Member
 torch.set_num_threads(1)
 TASK = load_task("movie")
 ROWS = task_rows(TASK, "made").test[:40]
-SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, draws=2)
+SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, noise_samples=2)
 TASKS = ("movie", "review_topic", "sarcasm")
 
 
@@ -191,7 +193,7 @@ class Listener:
 
 @pytest.fixture
 def planned():
-    """The trials of a seed by (method, condition), what each model heard, the zoo."""
+    """The trials of a seed by (method, condition), the texts of each model, the zoo."""
     base = loading.load("tiny-causal")
 
     def plan(seed=0, only=TASKS, size=SIZE):
@@ -203,7 +205,7 @@ def planned():
         members, held_out = ([m for m in zoos if (m.seed == 2) == last] for last in (0, 1))
         models = Models(*(Listener(base) for _ in range(3)))
         where = {"seed": seed}
-        found = protocol.trials(TASK, base, members, held_out, models, size, **where)
+        found = protocol_trials.trials(TASK, base, members, held_out, models, size, **where)
         trials = {(t.method, t.condition): t for t in found}
         heard = {name: model.asked for name, model in vars(models).items()}
         return SimpleNamespace(trials=trials, heard=heard, members=members, held_out=held_out)
@@ -245,11 +247,11 @@ def test_held_out_seeds_count_as_trained_and_feed_no_method(planned):
     [mixed] = seen.trials["soup_all", "none"].adapters
     wanted = baselines.soup_all(seen.members)
     assert all(torch.equal(mixed[n], t) for n, t in wanted.items())
-    clouds = {"gaussian": baselines.gaussian(own, SIZE.draws, 0)}
+    clouds = {"gaussian": baselines.gaussian(own, SIZE.noise_samples, 0)}
     clouds |= {name: baselines.noised(own, x, 0) for name, x in baselines.NOISE.items()}
     for name, wanted in clouds.items():
         made = seen.trials[name, "none"].adapters
-        assert len(made) == SIZE.draws
+        assert len(made) == SIZE.noise_samples
         for one, other in zip(made, wanted, strict=True):
             assert all(torch.equal(one[n], t) for n, t in other.items())
 
@@ -269,7 +271,7 @@ def test_noisy_baselines_are_left_out_where_no_draws_are_wanted(planned):
 
 
 def test_no_more_trained_adapters_are_judged_than_wanted_and_the_held_out_are_among_them(planned):
-    seen = planned(size=Size(rows=30, control_rows=20, trained=2))
+    seen = planned(size=Size(rows=30, control_rows=20, zoo_adapters=2))
     [*_, last] = [m.tensors for m in seen.members if m.task == "movie"]
     kept = [m.tensors for m in seen.held_out if m.task == "movie"]
     assert same(seen.trials["trained", "none"], [last, *kept])
@@ -298,7 +300,7 @@ def test_the_generator_hears_what_the_condition_says(planned):
 
 
 def test_only_so_many_other_tasks_are_told_of_as_are_wanted(planned):
-    two = Size(rows=30, control_rows=20, others=2)
+    two = Size(rows=30, control_rows=20, other_tasks=2)
     names = [name for name in task_names() if load_task(name).scoring == "label"]
     known = {load_task(name).description for name in names} - {TASK.description}
     texts = [text for text, *_ in planned(only=tuple(names), size=two).heard["generator"]]
@@ -325,21 +327,21 @@ def test_every_cell_of_every_scale_has_a_size(scale):
     for cells in scales.base_plans(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
         for task in map(load_task, cells.tasks):
-            size = protocol.size_of(scale, base, task)
+            size = protocol_trials.size_of(scale, base, task)
             assert size.control_rows <= size.rows
             if scale in ("lab", "paper"):
-                assert size.draws and size.samples == 10
+                assert size.noise_samples and size.samples == 10
                 assert (size.rows < 200) == (task.scoring == "answer")  # dear: few rows
 
 
 def test_random_words_are_whole_words_drawn_by_the_seed():
     for name in ("tiny", "minilm-l6"):
         encoder = text_encoder(name)
-        words = protocol.random_words(encoder, 0).split()
-        assert len(words) == protocol.RANDOM_WORDS
+        words = protocol_trials.random_words(encoder, 0).split()
+        assert len(words) == protocol_trials.RANDOM_WORDS
         assert all(word.isalpha() and word in encoder.tokenizer.get_vocab() for word in words)
-        assert protocol.random_words(encoder, 0).split() == words
-        assert protocol.random_words(encoder, 1).split() != words
+        assert protocol_trials.random_words(encoder, 0).split() == words
+        assert protocol_trials.random_words(encoder, 1).split() != words
 
 
 # ---------------------------------------------------------------- a cell
@@ -361,7 +363,7 @@ def test_the_rows_of_a_cell_keep_the_contract(cell):
 
 def test_all_methods_answer_the_same_held_out_rows(cell, smoke):
     _, items = cell
-    size = protocol.SIZES["smoke", "encoder"]
+    size = protocol_trials.SIZES["smoke"]["encoder"]
     held = [row.key for row in task_rows(TASK, "made").test[: size.rows]]
     for _, part in items.groupby(["method", "condition", "sample"]):
         assert sorted(part.item) == sorted(held)
@@ -370,7 +372,7 @@ def test_all_methods_answer_the_same_held_out_rows(cell, smoke):
 
 def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
     _, items = cell
-    base, size = smoke.base("tiny-encoder"), protocol.SIZES["smoke", "encoder"]
+    base, size = smoke.base("tiny-encoder"), protocol_trials.SIZES["smoke"]["encoder"]
     rows = task_rows(TASK, "made").test[: size.rows]
     for seed in range(3):  # the last was held out
         adapter = store.read(smoke.root, "tiny-encoder", "movie", seed).tensors
@@ -395,7 +397,7 @@ def test_retrieval_on_a_known_task_is_the_trained_adapters_that_a_generator_has_
 
 
 def test_two_runs_of_a_cell_are_equal(cell, smoke):
-    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     metrics, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     pd.testing.assert_frame_equal(items, cell[1])
     timeless = [name for name in schema.COLUMNS if name not in ("wall_s", "commit")]
@@ -409,7 +411,7 @@ def test_two_runs_of_a_cell_are_equal(cell, smoke):
 
 
 def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise(cell, smoke):
-    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
     schema.check(metrics)
     first = cell[1][cell[1].method == "generated"]
@@ -423,7 +425,7 @@ def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise
 def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
     cell, smoke, tmp_path
 ):
-    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     *_, row = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     results.append_novelty(tmp_path / "novelty.csv", [row])  # which checks it
     assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
@@ -438,7 +440,7 @@ def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
             [] if held_out else whole(scale, source, which)
         ),
     )  # fmt: skip
-    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     _, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     assert novelty is None
     assert set(items[items.method == "trained"]["sample"]) == {0, 1}
@@ -467,8 +469,17 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
         store, "read",
         lambda root, base, task, seed: replace(read(root, base, "movie", seed), task=task),
     )  # fmt: skip
-    monkeypatch.setitem(protocol.SIZES, ("smoke", "answer"), Size(6, 4, 2, 1, 1, 1, 1))
-    where = {"scale": "smoke", "source": "made", "root": smoke.root}
+    few = Size(
+        rows=6,
+        control_rows=4,
+        samples=2,
+        control_samples=1,
+        other_tasks=1,
+        noise_samples=1,
+        zoo_adapters=1,
+    )
+    monkeypatch.setitem(protocol_trials.SIZES["smoke"], "answer", few)
+    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     metrics, items, novelty = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
     schema.check(metrics)
     schema.check_items(items, metrics)
@@ -492,7 +503,8 @@ def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_genera
     shutil.copytree(smoke.root, paths.run_folder("smoke", "made", tmp_path))
     run, seen = Run("smoke", out=tmp_path), []
     shutil.rmtree(run.root / "cells", ignore_errors=True)
-    monkeypatch.setitem(protocol.SIZES, ("smoke", "encoder"), Size(10, 10, 1, 1))
+    few = Size(rows=10, control_rows=10, samples=1, control_samples=1)
+    monkeypatch.setitem(protocol_trials.SIZES["smoke"], "encoder", few)
     measure = protocol.run_cell
 
     def counted(task, *rest, **more):
@@ -517,6 +529,64 @@ def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_genera
         os.utime(folders[1] / "metrics.csv", (time.time() + 100,) * 2)
         run.cell("sarcasm", "tiny-encoder", 0)
         assert seen == ["movie", "sarcasm"], "however new its files are"
+
+
+def trained_again(folder) -> None:
+    """Changes a trained network and its manifest as another training would."""
+    tensors = storage.read_tensors(folder / "generator.safetensors")
+    name = sorted(tensors)[0]
+    storage.write_tensors(folder / "generator.safetensors", tensors | {name: tensors[name] + 1})
+    manifest = storage.read_json(folder / "manifest.json")
+    digest = storage.sha256(folder / "generator.safetensors")
+    storage.write_json(folder / "manifest.json", manifest | {"sha256": digest})
+
+
+def test_a_generator_that_was_trained_again_is_loaded_again_by_the_same_process(smoke, tmp_path):
+    shutil.copytree(smoke.root / "generator", tmp_path / "generator")
+    cache = ModelCache(tmp_path, "made")
+    first = cache.generator("generator")
+    assert cache.generator("generator") is first
+    os.utime(tmp_path / "generator" / "manifest.json", (0, 0))
+    assert cache.generator("generator") is first
+    trained_again(tmp_path / "generator")
+    second = cache.generator("generator")
+    assert second is not first and cache.generator("generator") is second
+    assert second.manifest["sha256"] != first.manifest["sha256"]
+    shutil.rmtree(tmp_path / "generator")
+    with pytest.raises(PreflightError, match="no generator in"):
+        cache.generator("generator")
+
+
+def test_an_adapter_that_was_trained_again_is_read_again_and_the_average_with_it(smoke, tmp_path):
+    shutil.copytree(smoke.root / "zoo", tmp_path / "zoo")
+    cache, names = ModelCache(tmp_path, "made"), ("movie", "sarcasm")
+    first = cache.zoo("tiny-encoder", names)
+    assert cache.zoo("tiny-encoder", names) is first
+    folder = store.folder(tmp_path, "tiny-encoder", "movie", 0)
+    file = folder / "adapter_model.safetensors"
+    storage.write_tensors(file, {n: t + 1 for n, t in storage.read_tensors(file).items()})
+    info = storage.read_json(folder / "run.json") | {"sha256": storage.sha256(file)}
+    storage.write_json(folder / "run.json", info)
+    second = cache.zoo("tiny-encoder", names)
+    for name, tensor in second.average.items():
+        torch.testing.assert_close(tensor, first.average[name] + 0.5)
+
+
+def test_base_models_are_loaded_once_and_only_the_last_ones_stay(monkeypatch, tmp_path):
+    loaded = []
+
+    def load(name, *, labels, **_):
+        loaded.append((name, labels))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(loading, "load", load)
+    cache = ModelCache(tmp_path, "made")
+    one = cache.base("one", 2)
+    assert cache.base("two", 2) is not one and cache.base("one", 2) is one
+    cache.base("one", 3)
+    assert cache.base("one", 2) is one and loaded == [("one", 2), ("two", 2), ("one", 3)]
+    cache.base("two", 2)
+    assert loaded[3:] == [("two", 2)]
 
 
 def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_starts(

@@ -64,7 +64,7 @@ def test_same_seed_same_interval():
 def test_many_items_are_resampled_in_blocks_that_differ(monkeypatch):
     values = np.random.default_rng(6).random(30)
     whole = bootstrap.bootstrap(values, n_boot=2000)
-    monkeypatch.setattr(bootstrap, "DRAWS_AT_ONCE", 30 * 100)
+    monkeypatch.setattr(bootstrap, "BLOCK_VALUES", 30 * 100)
     blocks = bootstrap.resampled_means(values, n_boot=2000)[0]
     assert len(np.unique(blocks)) > 1900
     assert bootstrap.bootstrap(values, n_boot=2000) == pytest.approx(whole, abs=0.01)

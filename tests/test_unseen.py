@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oral_lib import scales, storage
-from oral_lib.errors import PreflightError
+from oral_lib.errors import OralError, PreflightError
 from oral_lib.evaluation import bootstrap, schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import unseen
@@ -200,8 +200,8 @@ def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
     held = storage.read_tensors(run.root / "multitask" / "multitask.safetensors")
     head.load_state_dict({n: held[f"head.{n}"] for n in ("weight", "bias")})
     with base.attach(made) as model, torch.inference_mode():
-        features = unseen._features(model.get_base_model(), base, base.pictures(rows))
-        said = unseen._answers(features, head, text[None])[:, 0]
+        features = unseen.features(model.get_base_model(), base, base.pictures(rows))
+        said = unseen.yes_logits(features, head, text[None])[:, 0]
     likely = outcome.likely[:, 1] - outcome.likely[:, 0]
     torch.testing.assert_close(likely, said, atol=1e-3, rtol=1e-3)
     losses = storage.read_json(run.root / "multitask" / "manifest.json")["losses"]
@@ -211,6 +211,32 @@ def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
 def test_without_a_multitask_lora_it_is_said_what_to_do(tmp_path, refused):
     with refused(PreflightError, "multitask", "./reproduce.sh"):
         unseen.multitask_adapter(tmp_path, loading.load(BASE), torch.zeros(64))
+
+
+def test_a_multitask_lora_that_does_not_fit_or_is_damaged_is_refused(run, tmp_path, refused):
+    shutil.copytree(run.root / "multitask", tmp_path / "multitask")
+    base, text = loading.load(BASE), torch.zeros(64)
+    unseen.multitask_adapter(tmp_path, base, text)
+    file, manifest = (
+        tmp_path / "multitask" / n for n in ("multitask.safetensors", "manifest.json")
+    )
+    tensors = storage.read_tensors(file)
+    dropped = next(name for name in tensors if ".lora_" in name)
+    storage.write_tensors(file, {n: t for n, t in tensors.items() if n != dropped})
+    with refused(PreflightError, "is damaged"):
+        unseen.multitask_adapter(tmp_path, base, text)
+    digest = {"sha256": storage.sha256(file)}
+    storage.write_json(manifest, storage.read_json(manifest) | digest)
+    with refused(OralError, "other tensors than", BASE):
+        unseen.multitask_adapter(tmp_path, base, text)
+
+
+def test_one_lora_is_trained_on_the_splits_of_one_data_set_only(tmp_path, refused):
+    names = [binary.trained(family)[0] for family in ("cifar10", "digits")]
+    where = {"scale": "smoke", "source": "made", "root": tmp_path}
+    with refused(OralError, "cifar10", "digits"):
+        unseen.train_multitask(BASE, names, **where)
+    assert not (tmp_path / "multitask").exists()
 
 
 # ---------------------------------------------------------------- balanced accuracy

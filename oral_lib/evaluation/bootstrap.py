@@ -1,8 +1,8 @@
 """Standard errors, bootstrap intervals and paired comparisons over held-out rows.
 
-Outcomes come as `[n]` (one value an item) or `[s, n]` (s samples or seeds on the same n items).
-Items are resampled and samples are averaged within an item: an interval speaks about new items for
-the samples at hand, and `spread` about the samples.
+Outcomes are `[n]` (one value an item) or `[s, n]` (s samples or seeds on the same n items). Items
+are resampled, and samples are averaged within an item. So an interval is about new items for the
+given samples, and `spread` is about the samples.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-DRAWS_AT_ONCE = 3_000_000  # keeps a block of the resampling under about 100 MB, whatever n is
-BLOCKS_KEPT = 12  # all blocks of two numbers of items, up to 1,500 each; 12 MB a block
+BLOCK_VALUES = 3_000_000  # of a block of the resampling: under about 100 MB for every n
+CACHED_BLOCKS = 12  # all blocks of two numbers of items, up to 1,500 each; 12 MB a block
 
 
 class Interval(NamedTuple):
-    """A value and its 95% bootstrap interval, which always holds the value."""
+    """A value and its 95% bootstrap interval, which always contains the value."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
 
 def item_means(outcomes) -> np.ndarray:
-    """One value an item, `[n]`: the mean over samples of `[s, n]`, or `[n]` as it is."""
+    """One value an item, `[n]`: the mean over samples of `[s, n]`, or `[n]` unchanged."""
     outcomes = np.asarray(outcomes, dtype=float)
     if outcomes.ndim not in (1, 2) or outcomes.size == 0 or not np.isfinite(outcomes).all():
         raise ValueError(f"need finite outcomes [n] or [s, n], got shape {outcomes.shape}")
@@ -41,7 +41,7 @@ def item_means(outcomes) -> np.ndarray:
 
 
 def accuracy_stderr(correct) -> float:
-    """The standard error of a mean over items: sd of the item means / sqrt(n)."""
+    """The standard error of a mean over items: standard deviation of item means / sqrt(n)."""
     means = item_means(correct)
     return float(means.std(ddof=1) / np.sqrt(means.size)) if means.size > 1 else 0.0
 
@@ -53,13 +53,13 @@ def spread(values) -> tuple[float, float]:
 
 
 def _counts(n: int, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks `[draws, n]` of how often each of n items was drawn, n_boot draws in all."""
-    size = max(1, DRAWS_AT_ONCE // n)
+    """Blocks `[draws, n]` of the counts of n items, n_boot draws in total."""
+    size = max(1, BLOCK_VALUES // n)
     for start in range(0, n_boot, size):
         yield _block(n, min(size, n_boot - start), seed, start)
 
 
-@lru_cache(maxsize=BLOCKS_KEPT)  # a report compares many pairs over the same items
+@lru_cache(maxsize=CACHED_BLOCKS)  # a report compares many pairs over the same items
 def _block(n: int, draws: int, seed: int, start: int) -> np.ndarray:
     random = np.random.default_rng([seed, start])
     drawn = random.integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
@@ -70,8 +70,8 @@ def _block(n: int, draws: int, seed: int, start: int) -> np.ndarray:
 def resampled_means(*outcomes, n_boot: int = 10_000, seed: int = 0) -> np.ndarray:
     """Means of several series under the same resampled items, `[series, n_boot]`.
 
-    Every series is `[n]` or `[s, n]` over the same n items, so any function of the rows is a paired
-    bootstrap of that function.
+    Every series is `[n]` or `[s, n]` over the same n items. So any function of the result's rows is
+    a paired bootstrap of that function.
     """
     means = [item_means(series) for series in outcomes]
     if len({series.size for series in means}) != 1:
@@ -82,7 +82,7 @@ def resampled_means(*outcomes, n_boot: int = 10_000, seed: int = 0) -> np.ndarra
 
 
 def interval(value: float, draws: np.ndarray) -> Interval:
-    """The 95% percentile interval of bootstrap draws round `value`."""
+    """`value` with the 95% percentile interval of bootstrap draws."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return Interval(float(value), float(min(low, value)), float(max(high, value)))
 
@@ -95,60 +95,60 @@ def bootstrap(outcomes, n_boot: int = 10_000, seed: int = 0) -> Interval:
 
 
 def paired_bootstrap(a, b, n_boot: int = 10_000, seed: int = 0) -> Difference:
-    """How much better a is than b on the same n items: difference, interval, p.
+    """mean(a) - mean(b) on the same n items, with interval and p.
 
     a and b are `[n]` or `[s, n]`; their numbers of samples may differ. p is twice the share of
-    draws on the far side of zero, counting the observed one (so it is never 0).
+    draws beyond zero, with the observed difference counted as a draw, so it is never 0.
     """
     first, second = resampled_means(a, b, n_boot=n_boot, seed=seed)
     draws = np.round(first - second, 12)  # 0.1 + 0.2 - 0.3 must count as zero
-    found = interval(item_means(a).mean() - item_means(b).mean(), draws)
+    estimate = interval(item_means(a).mean() - item_means(b).mean(), draws)
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return Difference(*found, p=float(min(1.0, 2 * (tail + 1) / (n_boot + 1))))
+    return Difference(*estimate, p=float(min(1.0, 2 * (tail + 1) / (n_boot + 1))))
 
 
 def auc(labels, scores) -> float:
     """P(score of a positive > score of a negative), ties counted half; the mean over samples.
 
-    labels `[n]` of 0 and 1, scores `[n]` or `[s, n]`. 1.0 is perfect, 0.5 is no skill.
+    labels `[n]` of 0 and 1, scores `[n]` or `[s, n]`. 1.0 is perfect, 0.5 is chance.
     """
     labels, scores = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
     return float(np.mean([_auc(labels, row, np.ones((1, labels.size)))[0] for row in scores]))
 
 
 def calibrated(labels, scores) -> np.ndarray:
-    """Right or not, `[s, n]`, when each half of the items is judged by the other half's threshold.
+    """Correct (1.0) or not, `[s, n]`, with the threshold of each half fitted on the other half.
 
-    labels `[n]` of 0 and 1, scores `[n]` or `[s, n]`. The halves are drawn at random, always the
-    same. A half's threshold is the one that judges it best; of equally good ones the middle one.
+    labels `[n]` of 0 and 1, scores `[n]` or `[s, n]`. The random halves depend on n only. A
+    threshold maximises the accuracy of its half; among several, the middle one is used.
     """
     labels, rows = np.asarray(labels), np.atleast_2d(np.asarray(scores, dtype=float))
-    right, (first, second) = np.empty(rows.shape), halves(labels.size)
-    for own, other in ((first, second), (second, first)):
-        for row, found in zip(rows, right, strict=True):
-            judged = row[own] > _threshold(labels[other], row[other])
-            found[own] = judged == labels[own]
-    return right
+    correct, (first, second) = np.empty(rows.shape), halves(labels.size)
+    for test, fit in ((first, second), (second, first)):
+        for row, outcomes in zip(rows, correct, strict=True):
+            predicted = row[test] > _threshold(labels[fit], row[fit])
+            outcomes[test] = predicted == labels[test]
+    return correct
 
 
 def halves(n: int) -> list[np.ndarray]:
-    """The places of n items in two random halves; the same for every method on these items."""
+    """The indices of n items in two random halves, the same for every method."""
     return np.array_split(np.random.default_rng(n).permutation(n), 2)
 
 
 def _threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The threshold above which label 1 is right most often: between two scores, or infinite."""
+    """The threshold of label 1 with the best accuracy: between two scores, or infinite."""
     if not labels.size:
         return 0.0
     order = np.argsort(scores, kind="stable")
     ordered, signs = scores[order], 2 * labels[order] - 1
-    gains = np.concatenate([[0], -np.cumsum(signs)])  # of calling the lowest i scores label 0
+    gains = np.concatenate([[0], -np.cumsum(signs)])  # of label 0 for the lowest i scores
     between = np.concatenate([[True], np.diff(ordered) > 0, [True]])  # equal scores stay together
-    places = np.flatnonzero(between)
-    best = places[gains[places] == gains[places].max()]
-    place = best[len(best) // 2]
+    cuts = np.flatnonzero(between)
+    best = cuts[gains[cuts] == gains[cuts].max()]
+    cut = best[len(best) // 2]
     edges = np.concatenate([[-np.inf], ordered, [np.inf]])
-    return float((edges[place] + edges[place + 1]) / 2)
+    return float((edges[cut] + edges[cut + 1]) / 2)
 
 
 def bootstrap_auc(labels, scores, n_boot: int = 2_000, seed: int = 0) -> tuple[Interval, float]:
@@ -179,21 +179,22 @@ def _auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndar
 
 
 def balanced(labels, correct) -> float:
-    """Balanced accuracy: the mean over classes of the share of right answers."""
-    labels, right = np.asarray(labels), item_means(correct)
-    return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
+    """Balanced accuracy: the mean over classes of the accuracy of a class."""
+    labels, means = np.asarray(labels), item_means(correct)
+    return float(np.mean([means[labels == label].mean() for label in np.unique(labels)]))
 
 
 def bootstrap_balanced(
     labels, correct, n_boot: int = 2_000, seed: int = 0
 ) -> tuple[Interval, float]:
     """Balanced accuracy with its 95% bootstrap interval over items, and its standard error."""
-    labels, right = np.asarray(labels), item_means(correct)
-    found = []
+    labels, means = np.asarray(labels), item_means(correct)
+    blocks = []
     for counts in _counts(labels.size, n_boot, seed):
         classes = [counts * (labels == label) for label in np.unique(labels)]
         with np.errstate(invalid="ignore"):  # a draw without one of the classes is left out
-            found.append(np.mean([part @ right / part.sum(1) for part in classes], axis=0))
-    draws = np.concatenate(found)
+            accuracies = [count @ means / count.sum(1) for count in classes]
+            blocks.append(np.mean(accuracies, axis=0))
+    draws = np.concatenate(blocks)
     draws = draws[np.isfinite(draws)]
     return interval(balanced(labels, correct), draws), float(draws.std(ddof=1))

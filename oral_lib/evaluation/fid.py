@@ -1,15 +1,14 @@
-"""The Fréchet distance of two sets of pictures, over features of a frozen network.
+"""The Fréchet distance between two sets of images, over features of a frozen network.
 
     d^2 = |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))
 
 with means m and covariances C of the features [n, f]. With centred features X and X', C = X^T X /
 (n - 1), and the eigenvalues of C C' are the squared singular values of X X'^T / sqrt((n - 1)
-(n' - 1)): so no root of a matrix is taken, and fewer pictures than features do no harm to it. What
-few pictures do is to raise the distance: compare distances of equal n alone.
+(n' - 1)). So no matrix square root is computed, and n may be smaller than f. The distance is biased
+upwards for small n: compare only distances of equal n.
 
-Only over the features of TensorFlow's Inception network is it the FID of the literature: see
-`Inception`. Where its weights are not there, a backbone of this project serves, and the metric is
-named after it.
+It is the FID of the literature only over the features of TensorFlow's Inception network: see
+`Inception`. Without its weights a backbone of this project is used, and the metric has its name.
 """
 
 from importlib.util import find_spec
@@ -26,69 +25,81 @@ from oral_lib.errors import OralError, PreflightError
 from oral_lib.models import loading
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
-BATCH = 64  # pictures read at once
-RESAMPLED = 20  # times, for a standard error
+BATCH = 64  # images in a forward pass
+RESAMPLES = 20  # draws for a standard error
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """d^2 of features one [n, f] and other [n', f], in float64. OralError for fewer than two
-    pictures a set, for sets of different features and for features that are not finite."""
+    """d^2 of features one [n, f] and other [n', f], in float64.
+
+    Raises:
+        OralError: for fewer than two images in a set, sets with different features, or features
+            that are not finite.
+    """
     if one.ndim != 2 or other.ndim != 2 or one.shape[1] != other.shape[1]:
         raise OralError(
             f"features {tuple(one.shape)} and {tuple(other.shape)} cannot be compared: both must "
-            "be [pictures, features] of one network."
+            "be [images, features] of one network."
         )
     if min(len(one), len(other)) < 2:
         raise OralError(
-            f"a Fréchet distance of {len(one)} and {len(other)} pictures: each set needs two."
+            f"a Fréchet distance of {len(one)} and {len(other)} images: each set requires two."
         )
     if not (one.isfinite().all() and other.isfinite().all()):
-        raise OralError("a Fréchet distance of features that are not finite: check the pictures.")
-    apart, sides = one.double().mean(0) - other.double().mean(0), []
+        raise OralError("a Fréchet distance of features that are not finite: check the images.")
+    difference, factors = one.double().mean(0) - other.double().mean(0), []  # [f]
     for features in (one.double(), other.double()):
         centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-        if len(centred) > centred.shape[1]:  # R^T R is X^T X, too
+        if len(centred) > centred.shape[1]:  # R^T R equals X^T X
             centred = torch.linalg.qr(centred, mode="r").R
-        sides.append(centred)
-    x, y = sides
+        factors.append(centred)  # [min(n, f), f]
+    x, y = factors
     cross = torch.linalg.svdvals(x @ y.T).sum()
-    return max(0.0, (apart.square().sum() + x.square().sum() + y.square().sum() - 2 * cross).item())
+    return max(
+        0.0, (difference.square().sum() + x.square().sum() + y.square().sum() - 2 * cross).item()
+    )
 
 
 def spread(one: Tensor, other: Tensor, draw: torch.Generator) -> float:
-    """The standard error of `distance` over new pictures like `one` [n, f]: its standard deviation
-    over RESAMPLED draws of n of them, with replacement."""
-    chosen = torch.randint(len(one), (RESAMPLED, len(one)), generator=draw)
-    found = [distance(one[places], other) for places in chosen.to(one.device)]
-    return torch.tensor(found).std().item()
+    """The bootstrap standard error of `distance` over the images of `one` [n, f]: its standard
+    deviation over RESAMPLES draws of n images with replacement."""
+    indices = torch.randint(len(one), (RESAMPLES, len(one)), generator=draw)
+    distances = [distance(one[index], other) for index in indices.to(one.device)]
+    return torch.tensor(distances).std().item()
 
 
 class Features:
-    """What the head of a backbone reads: pictures uint8 [n, 3, height, width] -> float32 [n, f] on
-    the CPU. They are resized with antialiasing as the backbone wants them."""
+    """The input of the head of a backbone: images uint8 [n, 3, height, width] -> float32 [n, f] on
+    the CPU. Images are resized with antialiasing to the backbone's size."""
 
     def __init__(self, backbone: str, source: str, device: str | torch.device = "cpu"):
         self.base = loading.load(backbone, source=source, device=device, dtype=torch.float32)
         self.model, self.metric = self.base.model, f"frechet_{backbone}"
 
     @torch.inference_mode()
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        parts = [self._read(some.to(device).float()) for some in pictures.split(BATCH)]
-        return torch.cat(parts).float().cpu()
+        batches = [self._features(batch.to(device).float()) for batch in images.split(BATCH)]
+        return torch.cat(batches).float().cpu()
 
-    def _read(self, pictures: Tensor) -> Tensor:
-        base, how = self.base, {"mode": "bicubic", "antialias": True}
-        seen = F.interpolate(pictures, (base.pixels, base.pixels), **how).clamp(0, 255)
-        states = base.model.forward_features(base.normalised(seen.flatten(1)))
-        return base.model.forward_head(states, pre_logits=True)
+    def _features(self, images: Tensor) -> Tensor:
+        base, size = self.base, (self.base.pixels, self.base.pixels)
+        resized = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 255)
+        states = base.model.forward_features(base.normalised(resized.flatten(1)))
+        return base.model.forward_head(states, pre_logits=True)  # [b, f]
 
 
 class Inception(Features):
-    """The same of the network that FID is defined by, as pytorch-fid builds it: f = 2048.
+    """Features of the network that defines FID, as pytorch-fid builds it: f = 2048.
 
-    PreflightError without that package, or when `file` is not the one that it publishes, which is
-    told by its hash; nothing in it is executed.
+    Only tensors are loaded from the file, no code.
+
+    Args:
+        file: the weights that pytorch-fid publishes.
+        device: where the network is loaded to.
+
+    Raises:
+        PreflightError: without the package, or if the hash of `file` is not the one in its name.
     """
 
     metric = "fid"
@@ -105,16 +116,22 @@ class Inception(Features):
 
         state = torch.load(file, map_location="cpu", weights_only=True)
         with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-            model = inception.InceptionV3([3])  # it would download them
-        self.model = model.to(device).eval()  # by the statistics it was trained with
+            model = inception.InceptionV3([3])  # without the patch it downloads the weights
+        self.model = model.to(device).eval()  # BatchNorm with the stored statistics
 
-    def _read(self, pictures: Tensor) -> Tensor:
-        return self.model(pictures / 255)[0].flatten(1)
+    def _features(self, images: Tensor) -> Tensor:
+        return self.model(images / 255)[0].flatten(1)  # [b, 2048]
 
 
 def network(backbone: str, source: str, device: str | torch.device = "cpu") -> Features:
-    """Inception where `source` is a folder that has its weights in models/inception, else
-    `backbone`."""
+    """Inception if `source` is a local folder with its weights in models/inception, else
+    `backbone`.
+
+    Args:
+        backbone: name of an image backbone.
+        source: of the run.
+        device: where the network is loaded to.
+    """
     _, folder = sources.parse_source(source)
     file = folder and folder / "models" / "inception" / WEIGHTS
     if file and file.is_file():

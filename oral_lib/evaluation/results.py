@@ -161,7 +161,7 @@ BENCHMARK_COLUMNS = {
     "benchmark": str, "variant": str, "case": str, "values": int, "metric": str, "value": float,
     "unit": str, "repeats": int, "device": str, "commit": str,
 }
-NOVELTY_COLUMNS = {  # the numbers are the fields of `distance.Novelty`
+NOVELTY_COLUMNS = {  # the numbers are the fields of `distances.Novelty`
     "experiment": str, "source": str, "base": str, "task": str, "method": str, "seed": int,
     "ratio": float, "ratio_low": float, "generated": float, "held_out": float, "seeds": float,
     "samples": float, "norm": float, "n_generated": int, "n_train": int, "n_held_out": int,

@@ -85,11 +85,9 @@ class Experiment:
         """Its entry in the manifest of published results; `source` is a slug."""
         return source if self.main else f"{source}-{self.name}"
 
-    def run_cell(self, place: Place, task: str, base: str, seed: int) -> tuple:
-        """(metrics, items, novelty or None) of one cell."""
-        return self._module(self.cells).run_cell(
-            task, base, seed, **place.options("scale", "source", "root", "device")
-        )
+    def run_cell(self, task: str, base: str, seed: int, **options: Any) -> tuple:
+        """(metrics, items, novelty or None) of one cell; `options` are `scale` and `cache`."""
+        return self._module(self.cells).run_cell(task, base, seed, **options)
 
     def preset(self, scale: str, kind: str) -> Any:
         """The configurations of a generator of this experiment."""

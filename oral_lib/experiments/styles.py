@@ -1,27 +1,28 @@
-"""The protocol of a style's cell: adapters paint, and their pictures are held against real ones.
+"""The cell of an image style: adapters generate images, which are compared with real images.
 
-Every adapter paints as many pictures as there are held-out ones of the style, up to `Canvas.most`,
-all from the same noise and to the same prompt; `n_items` says how many. Beside the Fréchet distance
-stands the error of denoising held-out pictures, which needs no painting. `frechet_floor` is the
-distance of as many real training pictures from the held-out ones: no adapter has to be below it.
+Every adapter generates as many images as the style has held-out images, at most
+`StyleSettings.max_images`, from the same noise and prompt; `n_items` is their number. The second
+metric is the error of denoising held-out images. `frechet_floor` is the Fréchet distance between
+equally many real training images and the held-out images, a lower baseline for all adapters.
 
-Styles have no items that are right or wrong, so a cell's table of items is empty.
+A style has no items with a correct answer, so a cell's table of items is empty.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from oral_lib import scales, seeds
+from oral_lib import seeds
 from oral_lib.evaluation import fid, schema
 from oral_lib.evaluation.evaluate import GROUPS, evaluate
-from oral_lib.experiments.cells import Size, _base, _models, trials
-from oral_lib.lora import distances, stacked
+from oral_lib.experiments.cells import models_of, novelty_row, zoo_of
+from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.experiments.trials import Size, trials
+from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.latent_diffusion import LatentDiffusion
 from oral_lib.progress import bar
@@ -29,103 +30,129 @@ from oral_lib.provenance import code_commit
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
-from oral_lib.zoo import store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StyleSettings:
-    """How much of a cell is painted, and how."""
+    """Sample sizes of a style's cell, and how images are generated."""
 
-    most: int  # pictures of an adapter
+    max_images: int  # of each adapter
     steps: int  # of DDIM
     guidance: float
-    network: str  # whose features are compared where Inception is not there
+    network: str  # backbone whose features are compared where Inception is unavailable
     size: Size  # adapters of each method
 
 
-CANVASES = {
-    "smoke": StyleSettings(40, 5, 1.0, "tiny-convnet", Size(40, 40, 2, 1, draws=1)),
-    "paper": StyleSettings(200, 50, 7.5, "efficientnet-lite0", Size(200, 200, 10, 4, 6, 5)),
+STYLE_SETTINGS = {
+    "smoke": StyleSettings(
+        max_images=40,
+        steps=5,
+        guidance=1.0,
+        network="tiny-convnet",
+        size=Size(rows=40, control_rows=40, samples=2, control_samples=1, noise_samples=1),
+    ),
+    "paper": StyleSettings(
+        max_images=200,
+        steps=50,
+        guidance=7.5,
+        network="efficientnet-lite0",
+        size=Size(
+            rows=200,
+            control_rows=200,
+            samples=10,
+            control_samples=4,
+            other_tasks=6,
+            noise_samples=5,
+        ),
+    ),
 }
 
 
-def painted(
+def generate_images(
     base: LatentDiffusion,
-    made: Sequence[dict[str, Tensor]],
+    adapters: Sequence[dict[str, Tensor]],
     n: int,
-    canvas: StyleSettings,
+    settings: StyleSettings,
     label: str,
 ) -> list[Tensor]:
-    """For each adapter its pictures uint8 [n, 3, pixels, pixels], several adapters at a time."""
-    most, found = min(GROUPS[base.device.type], len(made)), []
-    stack = Stack(made[0], most, base.device, next(base.model.parameters()).dtype)
+    """For each adapter its images, uint8 [n, 3, pixels, pixels].
+
+    Args:
+        base: the diffusion model.
+        adapters: several of them generate at a time.
+        n: images of each adapter.
+        settings: steps and guidance.
+        label: of the progress bar.
+    """
+    group, results = min(GROUPS[base.device.type], len(adapters)), []
+    stack = Stack(adapters[0], group, base.device, next(base.model.parameters()).dtype)
     with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as unet:
-        for first in bar(range(0, len(made), most), label=label, unit="stack"):
-            chosen = list(made[first : first + most])
-            stack.put(chosen + chosen[:1] * (most - len(chosen)))
-            how = {"steps": canvas.steps, "guidance": canvas.guidance}
-            found += base.paint(unet, n, groups=most, **how)[: len(chosen)]
-    return found
+        for first in bar(range(0, len(adapters), group), label=label, unit="stack"):
+            chosen = list(adapters[first : first + group])
+            stack.put(chosen + chosen[:1] * (group - len(chosen)))
+            sampling = {"steps": settings.steps, "guidance": settings.guidance}
+            results += base.paint(unet, n, groups=group, **sampling)[: len(chosen)]
+    return results
 
 
 def run_cell(
-    task: str, base: str, seed: int, *, scale: str, source: str, root: Path, device: str = "cpu"
+    task: str, base: str, seed: int, *, scale: str, cache: ModelCache
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
-    """(metrics, no items, novelty) of one cell, from what `root` holds: as `protocol.run_cell`."""
-    spec, canvas = load_task(task), CANVASES[scale]
-    data, model = task_rows(spec, source), _base(base, source, 0, str(device))
-    network = fid.network(canvas.network, source, device)
-    models = _models(root, scales.generator_of(scale, seed), str(device))
-    known = scales.members(scale, source, "style")
-    members = [store.read(root, *m) for m in known if m[0] == base]
-    known = scales.members(scale, source, "style", held_out=True)
-    held_out = [store.read(root, *m) for m in known if m[:2] == (base, task)]
-    n = min(canvas.most, len(data.test), len(data.train))
-    held = data.test[:n]
-    told = {"seed": seed, "source": source}
-    asked = list(trials(spec, model, members, held_out, models, canvas.size, **told))
-    unique = list({id(a): a for trial in asked for a in trial.adapters}.values())
+    """(metrics, no items, novelty) of one cell.
+
+    Args:
+        task: name of the style.
+        base: name of the diffusion model.
+        seed: of the generator and of its samples.
+        scale: of the run.
+        cache: the models of the run.
+    """
+    spec, settings, source = load_task(task), STYLE_SETTINGS[scale], cache.source
+    data, model = task_rows(spec, source), cache.base(base, 0)
+    network = fid.network(settings.network, source, cache.device)
+    models = models_of(cache, scale, seed)
+    where = {"scale": scale, "source": source, "experiment": "style"}
+    members, held_out = zoo_of(cache.root, task, base, **where)
+    n = min(settings.max_images, len(data.test), len(data.train))
+    rows = data.test[:n]
+    planned = list(trials(spec, model, members, held_out, models, settings.size, seed=seed))
+    unique = list({id(a): a for trial in planned for a in trial.adapters}.values())
     began = time.perf_counter()
-    pictures = painted(model, unique, n, canvas, f"paint {base} {task} seed {seed}")
-    likely = [outcome.likely for outcome in evaluate(model, spec, held, unique)]
+    generated = generate_images(model, unique, n, settings, f"images {base} {task} seed {seed}")
+    likelihoods = [outcome.likely for outcome in evaluate(model, spec, rows, unique)]
     each = (time.perf_counter() - began) / len(unique)
-    real, own = (
-        network(images.decode([row.image for row in rows], model.pixels, "bicubic"))
-        for rows in (held, data.train[:n])
-    )
-    found = {
-        id(adapter): (network(shown), -error[:, 0])
-        for adapter, shown, error in zip(unique, pictures, likely, strict=True)
+    test, train = (
+        network(images.decode([row.image for row in part], model.pixels, "bicubic"))
+        for part in (rows, data.train[:n])
+    )  # [n, f] each
+    measured = {
+        id(adapter): (network(pixels), -likely[:, 0])
+        for adapter, pixels, likely in zip(unique, generated, likelihoods, strict=True)
     }
-    about = {
-        "experiment": "style", "family": spec.family, "task": task, "source": data.source,
-        "base": base, "base_version": model.spec.version, "seed": seed, "n_items": n,
+    cell = {
+        "experiment": "style", "source": data.source, "base": base, "task": task, "seed": seed,
+    }  # fmt: skip
+    about = cell | {
+        "family": spec.family, "base_version": model.spec.version, "n_items": n,
         "higher_is_better": False, "commit": code_commit(),
     }  # fmt: skip
-    rows, draw = [], seeds.generator(seed, "resample")
-    for trial in asked:
-        seen = [found[id(adapter)] for adapter in trial.adapters]
+    metrics, draw = [], seeds.generator(seed, "resample")
+    for trial in planned:
+        pairs = [measured[id(adapter)] for adapter in trial.adapters]
         row = about | {"method": trial.method, "condition": trial.condition}
-        row |= {"n_samples": len(seen), "wall_s": round(trial.seconds + each * len(seen), 3)}
-        apart = [(fid.distance(x, real), fid.spread(x, real, draw)) for x, _ in seen]
-        errors = torch.stack([error for _, error in seen]).mean(0)  # of each held-out picture
+        row |= {"n_samples": len(pairs), "wall_s": round(trial.seconds + each * len(pairs), 3)}
+        distances = [(fid.distance(x, test), fid.spread(x, test, draw)) for x, _ in pairs]
+        errors = torch.stack([error for _, error in pairs]).mean(0)  # [n], over adapters
         stderr = (errors.std() / n**0.5).item()
-        rows.append(row | _number(network.metric, *map(_mean, zip(*apart, strict=True))))
-        rows.append(row | _number("denoising_error", errors.mean().item(), stderr))
+        metrics.append(row | _number(network.metric, *map(_mean, zip(*distances, strict=True))))
+        metrics.append(row | _number("denoising_error", errors.mean().item(), stderr))
         if trial.method == "base":
-            floor = fid.distance(own, real), fid.spread(own, real, draw)
-            rows.append(row | _number("frechet_floor", *floor))
-    metrics = schema.check(pd.DataFrame(rows)[list(schema.COLUMNS)])
-    nothing = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
-    if not held_out:
-        return metrics, nothing, None
-    own = [m.tensors for m in members if m.task == task]
-    made = next(t.adapters for t in asked if (t.method, t.condition) == ("generated", "matched"))
-    apart = [m.tensors for m in held_out]
-    new = distances.novelty(made, own, apart, model.spec.alpha / model.spec.rank)
-    counts = {"n_generated": len(made), "n_train": len(own), "n_held_out": len(apart)}
-    cell = {name: about[name] for name in (*schema.CELL, "commit")}
-    return metrics, nothing, cell | new._asdict() | counts | {"method": "generated"}
+            floor = fid.distance(train, test), fid.spread(train, test, draw)
+            metrics.append(row | _number("frechet_floor", *floor))
+    frame = schema.check(pd.DataFrame(metrics)[list(schema.COLUMNS)])
+    no_items = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
+    ratio = model.spec.alpha / model.spec.rank
+    return frame, no_items, novelty_row(cell, planned, members, held_out, ratio)
 
 
 def _number(metric: str, value: float, stderr: float) -> dict:

@@ -5,6 +5,7 @@ Notebooks and commands compute through a `Run`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from oral_lib.evaluation import results
 from oral_lib.experiments import ablations, benchmarks, generators, unseen
 from oral_lib.experiments.ablation_study import Study
 from oral_lib.experiments.ablation_variants import check_groups
+from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.records import EXPERIMENTS, Experiment, Place
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
@@ -89,6 +91,11 @@ class Run:
     def device(self) -> str:
         """ "cuda" with an NVIDIA GPU, else "cpu"."""
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def _cache(self) -> ModelCache:
+        """The models that the cells of this run share."""
+        return ModelCache(self.root, self.source, self.device)
 
     @property
     def _place(self) -> Place:
@@ -276,7 +283,9 @@ class Run:
         with FileLock(self.root / f".{folder.name}.lock"):
             networks = self._network_hashes(seed)
             if not results.is_current(folder, networks):
-                *frames, novelty = self.record.run_cell(self._place, task, base, seed)
+                *frames, novelty = self.record.run_cell(
+                    task, base, seed, scale=self.scale, cache=self._cache
+                )
                 if novelty:  # JSON has no NaN
                     row = {k: None if v != v else v for k, v in novelty.items()}
                     storage.write_json(self.root / "novelty" / f"{folder.name}.json", row)
