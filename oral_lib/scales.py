@@ -20,7 +20,7 @@ from oral_lib.tasks import binary
 class BasePlan:
     """One base model of a scale: its tasks, the number of adapters of each, and their cost.
 
-    Costs are estimates of one process; minutes are those of the machine that the scale is for.
+    Costs are estimates for one process on the machine that the scale is meant for.
     """
 
     base: str
@@ -58,6 +58,9 @@ class GeneratorJob:
     def name(self) -> str:
         """Its name in commands and the name of its folder: the kind, with the seed unless 0."""
         return f"{self.kind}-{self.seed}" if self.seed else self.kind
+
+
+GENERATOR = GeneratorJob(kind="generator")
 
 
 # ---------------------------------------------------------------- tasks

@@ -31,8 +31,8 @@ def short_run(tmp_path_factory):
         presets = import_module(f"oral_lib.experiments.{EXPERIMENTS[experiment].presets}")
         full = presets.preset
 
-        def short(scale, kind):
-            preset = full(scale, kind)
+        def short(scale, job):
+            preset = full(scale, job)
             return replace(preset, training=replace(preset.training, steps=steps))
 
         with pytest.MonkeyPatch.context() as patch:

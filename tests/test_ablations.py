@@ -78,7 +78,7 @@ def test_all_groups_have_one_name():
 
 @pytest.mark.parametrize("scale", ["smoke", "lab"])
 def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
-    default = generators.preset(scale, "generator")
+    default = generators.preset(scale)
     for group in ablation_variants.GROUPS:
         found = ablation_variants.variants(default.network, default.sampling, [group])
         assert sum(v.default for v in found) == 1, group
@@ -87,7 +87,7 @@ def test_every_group_holds_the_default_once_and_no_variant_twice(scale):
 
 
 def test_a_variant_differs_from_the_default_in_its_part_alone():
-    preset = generators.preset("lab", "generator")
+    preset = generators.preset("lab")
     config, sampling = preset.network, preset.sampling
     parts = {"token": ["k"], "steps": ["steps"], "encoder": ["text_encoder"]}
     parts |= {"recurrence": ["recurrence"], "temperature": ["temperature", "noise_sharing"]}

@@ -241,8 +241,8 @@ def test_a_prediction_that_is_not_known_is_refused(base, refused):
 def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     full = generators.preset
 
-    def short(scale, kind):
-        preset = full(scale, kind)
+    def short(scale, job):
+        preset = full(scale, job)
         return replace(preset, training=replace(preset.training, steps=10))
 
     monkeypatch.setattr(generators, "preset", short)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from made_adapters import SMALL
 
-from oral_lib import seeds, storage
+from oral_lib import scales, seeds, storage
 from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import generators
 from oral_lib.experiments.generators import Preset, assemble
@@ -16,6 +16,7 @@ from oral_lib.method.config import SamplingConfig
 from oral_lib.method.training import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.scales import GENERATOR, GeneratorJob
 from oral_lib.tasks.task import load_task
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
@@ -284,16 +285,16 @@ def test_a_new_generator_is_the_same_every_time(zoo_members):
 # ---------------------------------------------------------------- configurations and folders
 @pytest.mark.parametrize("scale", ["smoke", "desk", "lab", "paper"])
 def test_kinds_of_a_generator_differ_in_what_they_are_called_after(scale):
-    default = generators.preset(scale, "generator")
+    default = generators.preset(scale)
     network, how = default.network, default.training
     for seed in (1, 2):
         seeded = replace(default, training=replace(how, seed=seed))
-        assert generators.preset(scale, f"generator-{seed}") == seeded
+        assert generators.preset(scale, GeneratorJob(kind="generator", seed=seed)) == seeded
     for kind, change in {
         "regression": {"diffusion": None},
         "unconditional": {"uses_text": False},
     }.items():
-        assert generators.preset(scale, kind) == replace(
+        assert generators.preset(scale, GeneratorJob(kind=kind)) == replace(
             default, network=replace(network, **change)
         )
     assert network.diffusion and network.uses_text and how.seed == 0 and how.text_dropout < 0.5
@@ -306,17 +307,18 @@ def trained_as(zoo_members, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "read", lambda root, *name: held[name])
     preset = generators.preset
 
-    def short(scale, kind):
-        full = preset(scale, kind)
+    def short(scale, job):
+        full = preset(scale, job)
         same = {"diffusion": full.network.diffusion, "uses_text": full.network.uses_text}
         training = replace(TEN, seed=full.training.seed)
         return replace(full, network=replace(SMALL, **same), training=training)
 
     monkeypatch.setattr(generators, "preset", short)
 
-    def train(kind):
+    def train(name):
         where = {"root": tmp_path, "scale": "smoke", "source": "made"}
-        folder = generators.train_from_zoo(list(held), kind, **where)
+        job = scales.generator_job("lab", name)
+        folder = generators.train_from_zoo(list(held), job, **where)
         return Generator.from_pretrained(folder)
 
     return train
@@ -409,7 +411,7 @@ def test_a_trained_folder_is_kept_unless_the_zoo_or_the_configuration_is_another
 
     def made():
         names, where = list(held), {"root": tmp_path, "scale": "smoke", "source": "made"}
-        generators.train_from_zoo(names, "generator", **where)
+        generators.train_from_zoo(names, GENERATOR, **where)
         return (tmp_path / "generator" / "manifest.json").stat().st_mtime_ns
 
     how = replace(TEN, steps=2)

@@ -213,7 +213,7 @@ def items_frame(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def _typed(column: pd.Series, kind: str) -> pd.Series:
-    """The column as `kind`; its categories are those of `ALLOWED`, or its sorted values."""
+    """The column as `kind`; its categories come from `ALLOWED`, or are its sorted values."""
     if kind != "category":
         return column.astype(kind)
     if column.name in ALLOWED:

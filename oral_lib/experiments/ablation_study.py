@@ -20,6 +20,7 @@ from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.evaluate import evaluate
 from oral_lib.experiments import baselines, generators
 from oral_lib.experiments.ablation_variants import Gauge, Pooling, Variant
+from oral_lib.experiments.trials import adapters_of
 from oral_lib.generator import Generator
 from oral_lib.lora import gauge
 from oral_lib.method import tokenization, training
@@ -239,14 +240,9 @@ def generated(
     spec = load_task(task)
 
     def from_texts(kind: str, texts: Sequence[str], n: int) -> list[dict[str, Tensor]]:
+        options = {"sampling": sampling, "statistics": statistics}
         seed = study.training.seed
-        return [
-            adapter
-            for i, text in enumerate(texts)
-            for adapter in model.generate(
-                text, base, n, seeds.integer(seed, kind, i), sampling, statistics=statistics
-            )
-        ]
+        return adapters_of(model, texts, base, n, condition=kind, seed=seed, **options)
 
     few, layout = max(1, study.samples // 5), model.bases[base].layout
     zero = statistics.denormalise(torch.zeros(1, layout.l, model.config.size))

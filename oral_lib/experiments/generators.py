@@ -18,6 +18,7 @@ from oral_lib.method.training import TrainingConfig, train
 from oral_lib.method.training_set import TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.scales import GENERATOR, GeneratorJob
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo import store
 from oral_lib.zoo.store import BaseFacts, Member
@@ -122,7 +123,7 @@ LAB = TrainingConfig(steps=6000, conditions=16, draws=4, tokens=4800, warmup=100
 
 def train_from_zoo(
     members: Sequence[tuple[str, str, int]],
-    kind: str,
+    job: GeneratorJob,
     *,
     root: Path,
     scale: str,
@@ -136,15 +137,15 @@ def train_from_zoo(
 
     Args:
         members: (base model, task, seed) of each adapter of the zoo.
-        kind: see `preset`.
+        job: kind and seed; its name is the name of the folder.
         root: folder of the run.
         scale: of the run.
         source: of the run.
         device: where to train.
-        configured: default: `preset(scale, kind)`.
+        configured: default: `preset(scale, job)`.
     """
-    folder = root / kind
-    configured = configured or preset(scale, kind)
+    folder = root / job.name
+    configured = configured or preset(scale, job)
     training = configured.training
     zoo_members = [store.read(root, *member) for member in members]
     if _is_current(folder, configured, zoo_members):
@@ -167,10 +168,10 @@ def train_from_zoo(
         device=device,
         state=state,
         key=generator.manifest,
-        label=f"{kind} ({scale})",
+        label=f"{job.name} ({scale})",
     )
     manifest = generator.manifest | {
-        "kind": kind,
+        "kind": job.name,
         "scale": scale,
         "source": source.partition(":")[0],
         "training": asdict(training),
@@ -199,13 +200,11 @@ def _is_current(folder: Path, configured: Preset, members: Sequence[Member]) -> 
     )
 
 
-def preset(scale: str, kind: str) -> Preset:
-    """The configurations of a scale and kind (`scales.generators`).
+def preset(scale: str, job: GeneratorJob = GENERATOR) -> Preset:
+    """The configurations of a generator at a scale.
 
-    "generator" and its further seeds ("generator-1", ...); "regression" is the same network without
-    diffusion, "unconditional" one that uses no text.
+    "regression" is the network of "generator" without diffusion; "unconditional" uses no text.
     """
-    name, _, seed = kind.partition("-")
     network, sampling, training = GeneratorConfig(), SamplingConfig(), TrainingConfig()
     if scale == "smoke":
         network = GeneratorConfig(
@@ -220,10 +219,9 @@ def preset(scale: str, kind: str) -> Preset:
     elif scale != "desk":  # chosen on raw values: D-DIF-9
         network = replace(network, denoiser=replace(network.denoiser, hidden=1024))
         training = LAB
-    if name == "unconditional":
+    if job.kind == "unconditional":
         network = replace(network, uses_text=False)
-    if name == "regression":
+    if job.kind == "regression":
         network = replace(network, diffusion=None)
-    return Preset(
-        network=network, sampling=sampling, training=replace(training, seed=int(seed or 0))
-    )
+    training = replace(training, seed=job.seed)
+    return Preset(network=network, sampling=sampling, training=training)

@@ -10,6 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from oral_lib.scales import GeneratorJob
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -89,9 +91,9 @@ class Experiment:
         """(metrics, items, novelty or None) of one cell; `options` are `scale` and `cache`."""
         return self._module(self.cells).run_cell(task, base, seed, **options)
 
-    def preset(self, scale: str, kind: str) -> Any:
+    def preset(self, scale: str, job: GeneratorJob) -> Any:
         """The configurations of a generator of this experiment."""
-        return self._module(self.presets).preset(scale, kind)
+        return self._module(self.presets).preset(scale, job)
 
     def _module(self, name: str):
         return import_module(f"oral_lib.experiments.{name}")

@@ -28,6 +28,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.progress import bar
+from oral_lib.scales import GENERATOR, GeneratorJob
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo import store
@@ -38,13 +39,13 @@ SIZES = {
 }
 
 
-def preset(scale: str, kind: str) -> Preset:
+def preset(scale: str, job: GeneratorJob = GENERATOR) -> Preset:
     """The configurations of `generators.preset`, changed for a zoo of a thousand tasks.
 
     Training has more steps and less embedding noise, because two sentences may differ in one word.
     The projection is "span": an unseen adapter need not be a convex combination of the zoo.
     """
-    default = generators.preset(scale, kind)
+    default = generators.preset(scale, job)
     changes = {"steps": 6000, "conditions": 32, "tokens": 6400, "text_noise": 0.5}
     if scale == "smoke":
         changes = {"steps": 200, "conditions": 8, "draws": 1}
@@ -193,7 +194,7 @@ def train_multitask(
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     model = load_base(base, source=source, device=device)
-    name = generators.preset(scale, "generator").network.text_encoder
+    name = generators.preset(scale).network.text_encoder
     encoder = TextEncoder(name, source=source)
     data = MultitaskData.of(names, model, encoder, source)
     trainer = MultitaskTrainer(model, encoder.width, config)

@@ -162,8 +162,8 @@ class Run:
             [plan] = self.planned
             return unseen.train_multitask(plan.base, plan.tasks, **options)
         members = scales.members(self.scale, self.source, self.experiment)
-        preset = self.record.preset(self.scale, name)
-        return generators.train_from_zoo(members, name, configured=preset, **options)
+        preset = self.record.preset(self.scale, job)
+        return generators.train_from_zoo(members, job, configured=preset, **options)
 
     def _record_source(self) -> None:
         """Record the local data source of this run folder.
@@ -245,7 +245,7 @@ class Run:
             for name in measured:
                 plan = scales.base_plan(self.scale, name, self.source, "language")
                 self.train_zoo(name, plan.tasks, list(range(plan.zoo_seeds)))
-        default = generators.preset(self.scale, "generator")
+        default = generators.preset(self.scale)
         return Study(
             source=self.source,
             bases=tuple(measured),
