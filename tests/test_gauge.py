@@ -83,6 +83,32 @@ def test_an_untrained_adapter_has_a_balanced_form(adapter):
     assert all(t.isfinite().all() for t in made.values()) and close(changes(made), changes(zero))
 
 
+def test_alignment_undoes_any_rotation_and_keeps_the_weight_change(adapter):
+    wanted = gauge.balanced(adapter)
+    for seed in range(3):
+        result = gauge.aligned(gauge.rotated(adapter, seed), adapter)
+        assert close(changes(result), changes(adapter))
+        assert all(torch.allclose(result[n], wanted[n], atol=1e-3) for n in wanted)
+
+
+def test_aligned_factors_average_to_the_mean_weight_change_where_plain_ones_cancel(adapter):
+    turned = [gauge.rotated(adapter, seed) for seed in range(8)]
+
+    def error(adapters):
+        mean = {n: torch.stack([one[n] for one in adapters]).mean(0) for n in adapter}
+        off = zip(changes(mean), changes(adapter), strict=True)
+        return max((one - other).norm() / other.norm() for one, other in off)
+
+    assert error(turned) > 0.5
+    assert error([gauge.aligned(one, turned[0]) for one in turned]) < 1e-3
+
+
+def test_adapters_of_other_shapes_cannot_be_aligned(adapter):
+    name = "base_model.model.layer.0.query.lora_B.weight"
+    with pytest.raises(OralError, match=r"layer\.0\.query"):
+        gauge.aligned(adapter, adapter | {name: adapter[name][:5]})
+
+
 def test_factors_that_are_no_matrices_are_refused(adapter):
     name = "base_model.model.stem.conv.lora_B.weight"
     with pytest.raises(OralError, match=r"stem\.conv"):

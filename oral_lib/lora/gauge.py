@@ -2,6 +2,7 @@
 
     balanced   B A = U S V^T, so that B = U sqrt(S) and A = sqrt(S) V^T: the same for every R
     rotated    B R and R^T A for a random rotation R of each module: another gauge, the same weights
+    aligned    balanced factors, rotated to agree with those of a reference adapter
 
 A zoo that shares its LoRA initialisation shares its gauge.
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
-from oral_lib.lora.adapter import Adapter, factors
+from oral_lib.lora.adapter import Adapter, check, factors
 
 
 def balanced(adapter: Adapter) -> dict[str, Tensor]:
@@ -80,3 +81,25 @@ def _matrix_factors(adapter: Adapter) -> dict[str, str]:
                 "matrices: their gauge cannot be changed."
             )
     return pairs
+
+
+def aligned(adapter: Adapter, reference: Adapter) -> dict[str, Tensor]:
+    """The balanced factors of `adapter`, rotated to agree with those of `reference`.
+
+    Each module has its own rotation R [r, r], the solution of orthogonal Procrustes for
+    |B R - B'|^2 + |R^T A - A'|^2, where B' and A' are the balanced factors of `reference`. dW is
+    unchanged up to rounding. Adapters aligned to one reference can be averaged if their dW are
+    alike. OralError for factors that are not matrices or have another shape than the reference's.
+    """
+    result, target = balanced(adapter), balanced(reference)
+    check(adapter, reference)
+    for a, b in factors(adapter).items():
+        left, right = result[b].flatten(1).double(), result[a].flatten(1).double()
+        overlap = left.mT @ target[b].flatten(1).double()  # [r, r]
+        overlap = overlap + right @ target[a].flatten(1).double().mT
+        u, _, vt = torch.linalg.svd(overlap)
+        rotation = u @ vt  # [r, r]
+        for name, values in ((a, rotation.mT @ right), (b, left @ rotation)):
+            old = adapter[name]
+            result[name] = values.to(old.dtype).reshape(old.shape).contiguous()
+    return result

@@ -115,7 +115,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> Tensor:
     # all draws move to the device at once
     on_device = iter(torch.cat(draws).to(weights[names[0]].device).split(sizes))
     for name in names:
-        w = weights[name].float()
+        w = weights[name].detach().float()
         p, u = next(on_device).view(-1, SKETCH), next(on_device)  # [in, q], [out]
         wp = w @ p  # [out, q]
         sketches.append(torch.cat([(wp.T @ wp / SKETCH).flatten(), u @ wp / w.norm()]))
