@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BaseModel": ("models.base", "BaseModel"),
     "Generator": ("generator", "Generator"),
-    "GeneratorConfig": ("generator", "GeneratorConfig"),
+    "GeneratorConfig": ("method.config", "GeneratorConfig"),
     "OralError": ("errors", "OralError"),
     "PreflightError": ("errors", "PreflightError"),
     "PromptedLora": ("generator", "PromptedLora"),

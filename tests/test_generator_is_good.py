@@ -27,22 +27,22 @@ def accuracy(smoke, tmp_path_factory):
     root = tmp_path_factory.mktemp("good")
     shutil.copytree(smoke.root / "zoo", root / "zoo")
     zoo = {plan.base: smoke.members(plan.base) for plan in smoke.planned}
-    config, training = generators.preset("smoke", "generator")
+    preset = generators.preset("smoke", "generator")
     folder = generators.train_from_zoo(
         [(m.base, m.task, m.seed) for members in zoo.values() for m in members],
         "generator",
         root=root,
         scale="smoke",
         source=PACKAGES,
-        configured=(replace(config, text_encoder="minilm-l6"), training),
+        configured=replace(preset, network=replace(preset.network, text_encoder="minilm-l6")),
     )
-    generator = Generator.from_pretrained(folder)
+    generator = Generator.from_pretrained(folder, source=PACKAGES)
     cells = []
     for plan in smoke.planned:
         base = smoke.base(plan.base)
         tasks = {name: oral_lib.load_task(name) for name in plan.tasks}
         generated = {
-            name: generator.generate(task.description, plan.base, SAMPLES, 0, source=PACKAGES)
+            name: generator.generate(task.description, plan.base, SAMPLES, 0)
             for name, task in tasks.items()
         }
         for name, task in tasks.items():
