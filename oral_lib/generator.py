@@ -35,6 +35,9 @@ class Generator:
         sampling: how `generate` samples unless it is given other values.
         source: where the text encoder is read from.
         encoder: the text encoder, if it is loaded already.
+
+    >>> generator = Generator.from_pretrained("runs/desk/packages/generator")  # doctest: +SKIP
+    >>> [adapter] = generator.generate("Is it good news?", "minilm-l6")  # doctest: +SKIP
     """
 
     def __init__(
@@ -293,6 +296,11 @@ class PromptedLora:
         tensors: by their names in PEFT's saved state dict, float32.
         config: the PEFT configuration.
         card: the text, generator and seed it comes from, and the nearest adapter of the zoo.
+
+    >>> card = peft_folder.Card("Is it good news?", "my/base", "generator-1", seed=0)
+    >>> lora = PromptedLora({"q.lora_A.weight": torch.ones(2, 4)}, {"peft_type": "LORA"}, card)
+    >>> lora.card.seed
+    0
     """
 
     tensors: dict[str, Tensor]
@@ -336,6 +344,9 @@ def prompt(
     Raises:
         UsageError: an empty sentence, or an unknown base model.
         PreflightError: there is no generator yet.
+
+    >>> [lora] = prompt("Is it good news?", base="minilm-l6")  # doctest: +SKIP
+    >>> lora.save("my-lora")  # doctest: +SKIP
     """
     if not task.strip():
         raise UsageError("the task is an empty sentence: describe what the adapter should do.")

@@ -17,19 +17,8 @@ torch.set_num_threads(1)
 WITHOUT = {
     f"oral_lib.{name}"
     for name in (
-        *("BaseModel", "Generator", "GeneratorConfig", "OralError", "PreflightError"),
-        *("PromptedLora", "Run", "Task", "UsageError", "compare", "load_base", "load_task"),
-        *("prompt", "task_names", "task_rows"),
-    )
-} | {
-    f"oral_lib.method.{name}"
-    for name in (
-        "GeneratorConfig",
-        "ORAL",
-        "SamplingConfig",
-        "TrainingConfig",
-        "TrainingSet",
-        "train",
+        *("BaseModel", "OralError", "PreflightError", "Run", "Task", "UsageError", "compare"),
+        *("load_base", "load_task", "task_names", "task_rows"),
     )
 }
 

@@ -146,7 +146,8 @@ def test_another_seed_is_another_training(zoo_members):
 
 
 def test_another_seed_is_another_first_network(zoo_members):
-    first, again, other = (assemble(SMALL, zoo_members, seed=s)[0].state_dict() for s in (0, 0, 1))
+    models = [assemble(SMALL, zoo_members, seed=s)[0] for s in (0, 0, 1)]
+    first, again, other = (model.network.state_dict() for model in models)
     assert equal(first, again)
     drawn = {name for name in first if not torch.equal(first[name], other[name])}
     assert "condition.fuse.1.weight" in drawn

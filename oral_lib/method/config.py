@@ -50,6 +50,11 @@ class GeneratorConfig:
 
     Raises:
         UsageError: a value is out of range, or an option has no effect.
+
+    >>> config = GeneratorConfig(k=256, components=16)
+    >>> config.size, config.width  # numbers a token, width of the network
+    (16, 256)
+    >>> regression = GeneratorConfig(k=256, components=16, diffusion=None)
     """
 
     k: int = 1536
@@ -140,6 +145,10 @@ class SamplingConfig:
 
     Raises:
         UsageError: a value is out of range.
+
+    >>> fast = SamplingConfig(steps=5, projection="span")
+    >>> fast.temperature
+    1.0
     """
 
     steps: int = 20

@@ -123,6 +123,23 @@ class ORAL(nn.Module):
 
     Raises:
         OralError: there is no base model, or an entry does not fit `config` or the others.
+
+    >>> from oral_lib import method
+    >>> start = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.zeros(8, 2)}
+    >>> zoo = [{n: t + torch.randn_like(t) for n, t in start.items()} for _ in range(4)]
+    >>> tasks = ["cheerful", "cheerful", "formal", "formal"]
+    >>> texts = {task: torch.randn(3, 16) for task in tasks}  # 3 wordings each
+    >>> small = method.RecurrenceConfig(width=32, head=16)
+    >>> config = method.GeneratorConfig(k=8, components=4, recurrence=small)
+    >>> layout = method.Layout.of(start, config.k)
+    >>> data = method.TrainingSet.of(layout, start, zoo, tasks, texts, config)
+    >>> model = ORAL(config, {"mine": data.base(torch.randn(16), torch.randn(64))})
+    >>> c = model.conditions("mine", texts["formal"][:1], torch.tensor([True]))
+    >>> noise = model.noise("mine", method.SamplingConfig(), torch.Generator())[None]
+    >>> tokens = model.sample("mine", c, noise)
+    >>> [adapter] = method.decode(layout, data.statistics.denormalise(tokens))
+    >>> adapter["q.lora_B.weight"].shape
+    torch.Size([8, 2])
     """
 
     def __init__(self, config: GeneratorConfig, bases: Mapping[str, BaseEntry]):

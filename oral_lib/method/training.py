@@ -46,6 +46,12 @@ class TrainingConfig:
         weight_decay: of AdamW.
         save_every: seconds between states to resume from.
         seed: of all draws.
+
+    >>> config = TrainingConfig(steps=100, warmup=10, lr=1e-3)
+    >>> config.lr_at(9)
+    0.001
+    >>> config.rows(300)  # adapters of a condition, tokens of each
+    (1, 300)
     """
 
     steps: int = 800
@@ -249,7 +255,21 @@ def train(
 
     Raises:
         UsageError: `data` and `model` have different base models.
-        OralError: the loss is not finite, or `state` is that of another configuration or key.
+        OralError: the loss is not finite, or `state` has another configuration or key.
+
+    >>> from oral_lib import method
+    >>> start = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.zeros(8, 2)}
+    >>> zoo = [{n: t + torch.randn_like(t) for n, t in start.items()} for _ in range(4)]
+    >>> tasks = ["cheerful", "cheerful", "formal", "formal"]
+    >>> texts = {task: torch.randn(3, 16) for task in tasks}  # 3 wordings each
+    >>> small = method.RecurrenceConfig(width=32, head=16)
+    >>> config = method.GeneratorConfig(k=8, components=4, recurrence=small)
+    >>> layout = method.Layout.of(start, config.k)
+    >>> data = method.TrainingSet.of(layout, start, zoo, tasks, texts, config)
+    >>> model = ORAL(config, {"mine": data.base(torch.randn(16), torch.randn(64))})
+    >>> model, losses = train(model, {"mine": data}, TrainingConfig(steps=2))
+    >>> len(losses)
+    2
     """
     if data.keys() != model.bases.keys():
         raise UsageError(

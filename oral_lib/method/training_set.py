@@ -30,6 +30,15 @@ class TrainingSet:
         layout: how the adapters are cut into tokens.
         statistics: what normalised the tokens.
         task_means: mean components [r] of each task, which later base models are aligned to.
+
+    >>> start = {"q.lora_A.weight": torch.ones(2, 8), "q.lora_B.weight": torch.zeros(8, 2)}
+    >>> zoo = [{n: t + torch.randn_like(t) for n, t in start.items()} for _ in range(4)]
+    >>> tasks = ["cheerful", "cheerful", "formal", "formal"]
+    >>> texts = {task: torch.randn(3, 16) for task in tasks}  # 3 wordings each
+    >>> config = GeneratorConfig(k=8, components=4)
+    >>> data = TrainingSet.of(Layout.of(start, 8), start, zoo, tasks, texts, config)
+    >>> data.tokens.shape  # 4 adapters of 4 tokens of 4 components
+    torch.Size([4, 4, 4])
     """
 
     tokens: Tensor
