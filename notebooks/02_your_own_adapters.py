@@ -258,7 +258,9 @@ table.style.format("{:.0%}")
 
 # %% [markdown]
 # The picture shows how alike two adapters are, as the cosine of their values minus the
-# initialisation. With a shared initialisation the seeds of a task resemble each other.
+# initialisation. With a shared initialisation the seeds of a task resemble each other; tasks do so
+# less, and what they share is the decay of the initialisation. Independent adapters resemble one
+# another only after alignment.
 
 
 # %%
@@ -267,7 +269,7 @@ def cosines(adapters, start):
         [torch.cat([(a[n] - start[n]).flatten() for n in start]) for a in adapters]
     )
     values = torch.nn.functional.normalize(values, dim=1)
-    return values @ values.T  # [adapters, adapters]
+    return (values @ values.T).round(decimals=1) + 0.0  # [adapters, adapters], no -0.0
 
 
 names = [f"{task} {seed}" for task, seed in jobs]
