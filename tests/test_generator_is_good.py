@@ -9,6 +9,7 @@ import oral_lib
 from oral_lib.evaluation.evaluate import evaluate
 from oral_lib.experiments import generators
 from oral_lib.generator import Generator
+from oral_lib.scales import GENERATOR
 
 ROWS = 400
 SAMPLES = 6
@@ -27,10 +28,10 @@ def accuracy(smoke, tmp_path_factory):
     root = tmp_path_factory.mktemp("good")
     shutil.copytree(smoke.root / "zoo", root / "zoo")
     zoo = {plan.base: smoke.members(plan.base) for plan in smoke.planned}
-    preset = generators.preset("smoke", "generator")
+    preset = generators.preset("smoke")
     folder = generators.train_from_zoo(
         [(m.base, m.task, m.seed) for members in zoo.values() for m in members],
-        "generator",
+        GENERATOR,
         root=root,
         scale="smoke",
         source=PACKAGES,

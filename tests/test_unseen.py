@@ -232,7 +232,7 @@ def test_a_multitask_lora_that_does_not_fit_or_is_damaged_is_refused(run, tmp_pa
 
 
 def test_one_lora_is_trained_on_the_splits_of_one_data_set_only(tmp_path, refused):
-    names = [binary.trained(family)[0] for family in ("cifar10", "digits")]
+    names = [binary.training_tasks(family)[0] for family in ("cifar10", "digits")]
     where = {"scale": "smoke", "source": "made", "root": tmp_path}
     with refused(OralError, "cifar10", "digits"):
         unseen.train_multitask(BASE, names, **where)
