@@ -12,11 +12,12 @@ from transformers.utils import logging
 from oral_lib.assets import packages, sources
 from oral_lib.assets.cache import weights_hash
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluation import scoring
+from oral_lib.lora.peft_model import put, take
 from oral_lib.lora.stacked import Stack, attached
 from oral_lib.method import conditioning
-from oral_lib.models import loading, registry
-from oral_lib.models.base import BaseModel, attention, put, take
+from oral_lib.models import loading, registry, text
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text import CausalModel, attention
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.task import load_task
 
@@ -332,7 +333,7 @@ KINDS = {
 
 def large(name, **sizes):
     """A tiny random model of the architecture of `name`, under its registry entry."""
-    tokenizer = loading.word_tokenizer()
+    tokenizer = text.word_tokenizer()
     tokenizer.padding_side = "right"
     config = KINDS[name](**SMALL | sizes, vocab_size=len(tokenizer), pad_token_id=0)
     if hasattr(config, "head_dim"):
@@ -340,7 +341,7 @@ def large(name, **sizes):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model.name_or_path = registry.spec(name).hub
-    return BaseModel(registry.spec(name), model, tokenizer)
+    return CausalModel(registry.spec(name), model, tokenizer)
 
 
 @pytest.fixture(params=KINDS)
@@ -428,7 +429,7 @@ def test_weights_of_another_model_are_never_replaced_by_random_ones(own, refused
     with refused(OralError, str(folder), "does not fit"):
         loading.load("smollm2-135m", source=source)
     (folder / "model.safetensors").write_bytes(b"half")
-    with refused(OralError, str(folder), "holds no whole smollm2-135m"):
+    with refused(OralError, str(folder), "does not hold a complete smollm2-135m"):
         loading.load("smollm2-135m", source=source)
 
 
@@ -436,7 +437,7 @@ def test_pickled_weights_are_never_read(own, refused):
     source, folder = own
     (folder / "model.safetensors").unlink()
     torch.save(bits(loading.load("tiny-causal").model), folder / "pytorch_model.bin")
-    with refused(OralError, str(folder), "pickled ones are never read"):
+    with refused(OralError, str(folder), "pickled weights are never read"):
         loading.load("smollm2-135m", source=source)
     with refused(PreflightError, str(folder), "no weights as safetensors"):
         weights_hash(folder)
@@ -456,4 +457,4 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.scoring_kind(loading.load("tiny-convnet"), load_task("gtsrb"))
+        loading.load("tiny-convnet").scoring_kind(load_task("gtsrb"))
