@@ -54,7 +54,7 @@ def test_without_diffusers_the_way_to_it_is_told_and_smoke_runs_leave_styles_out
     monkeypatch.setattr(latent_diffusion, "find_spec", lambda name: None)
     with refused(PreflightError, "diffusers==", "pip install"):
         loading.load(BASE)
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    monkeypatch.setattr(scales, "find_spec", lambda name: None)
     assert "style" not in scales.experiments("smoke")
     assert "style" in scales.experiments("paper", "local:data")
 
@@ -206,7 +206,7 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     source = f"local:{tmp_path}"
-    with refused(OralError, "holds no whole pipeline"):
+    with refused(OralError, "does not hold a complete"):
         loading.load("sd-2.1", source=source)
     own = latent_diffusion.ensure(base.spec)
     for part in own.iterdir():
@@ -217,14 +217,14 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text((own / "unet" / "config.json").read_text())
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
-    with refused(OralError, "holds no whole pipeline"):
+    with refused(OralError, "does not hold a complete"):
         loading.load("sd-2.1", source=source)
 
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
-    with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
+    with refused(UsageError, "'movie' is about texts", "reads images of a style"):
         base.scoring_kind(load_task("movie"))
-    with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
+    with refused(UsageError, "'pokemon' is about images of a style", "reads images"):
         loading.load("tiny-vit").scoring_kind(load_task("pokemon"))
 
 

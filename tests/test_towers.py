@@ -309,9 +309,9 @@ def test_towers_are_described_by_structure_never_by_name(base):
 
 
 def test_other_tasks_and_models_are_not_mixed_up(base, refused):
-    with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
+    with refused(UsageError, "'movie' is about texts", "reads images with texts"):
         base.scoring_kind(load_task("movie"))
-    with refused(UsageError, "'nlvr' is about pictures with texts", "reads texts"):
+    with refused(UsageError, "'nlvr' is about images with texts", "reads texts"):
         loading.load("tiny-encoder").scoring_kind(load_task("nlvr"))
 
 

@@ -141,9 +141,9 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
-    with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
+    with refused(UsageError, "'solar_cells' is about images", "'tiny-encoder' reads texts"):
         loading.load("tiny-encoder").scoring_kind(load_task("solar_cells"))
-    with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
+    with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads images"):
         loading.load("tiny-vit").scoring_kind(load_task("movie"))
 
 

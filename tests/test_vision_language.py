@@ -119,9 +119,9 @@ def test_a_question_cannot_smuggle_a_picture_in(base):
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
     with refused(UsageError, "'flickr8k'", NAME, "two towers"):
         base.scoring_kind(load_task("flickr8k"))
-    with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
+    with refused(UsageError, "'movie' is about texts", "reads images with texts"):
         base.scoring_kind(load_task("movie"))
-    with refused(UsageError, "'digits' is about pictures"):
+    with refused(UsageError, "'digits' is about images"):
         base.scoring_kind(load_task("digits"))
 
 
