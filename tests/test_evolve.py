@@ -57,12 +57,10 @@ def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, 
         with pytest.MonkeyPatch.context() as patch:
             if name != T1:  # its hash needs the model that it comes from
                 patch.delenv("ORAL_CACHE")
-                patch.setattr(sources, "fault", lambda _: "not there")
-                patch.setattr(sources, "_fault", lambda _: None)
-            words = (
-                f"{name} has not been created",
-                f"python -m oral_lib evolve --base {name} first",
-            )
+                patch.setattr(loading, "folder_fault", lambda _: "not there")
+                patch.setattr(sources, "folder_fault", lambda _: None)
+            command = f"python -m oral_lib evolve --base {name} first"
+            words = (f"{name} has not been created", command)
             with refused(PreflightError, *words):
                 loading.load(name)
     assert not list(empty.rglob("*.safetensors"))

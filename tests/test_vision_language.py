@@ -117,7 +117,7 @@ def test_a_question_cannot_smuggle_a_picture_in(base):
 
 
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
-    with refused(UsageError, "'flickr8k'", NAME, "two towers"):
+    with refused(UsageError, "'flickr8k'", NAME, "two-tower"):
         base.scoring_kind(load_task("flickr8k"))
     with refused(UsageError, "'movie' is about texts", "reads images with texts"):
         base.scoring_kind(load_task("movie"))
@@ -173,7 +173,7 @@ def test_a_step_asks_the_device_for_nothing(data):
     base.model.to("meta")
     for name in ("order", "positions", "patch_positions", "mean", "std"):
         setattr(base, name, getattr(base, name).to("meta"))
-    names = ("ids", "lengths", "begins", "shown", "pictures")
+    names = ("ids", "lengths", "begins", "image_index", "images")
     read = replace(read, **{name: getattr(read, name).to("meta") for name in names})
     stack, zeros = Stack(start, 2, "meta"), torch.zeros(4, 2, dtype=torch.long, device="meta")
     with stacked.attached(base.model, stack, 2.0):
