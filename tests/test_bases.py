@@ -3,20 +3,25 @@
 The real models are small enough to keep the same promises here.
 """
 
+import errno
+
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from oral_lib import seeds
 from oral_lib.assets import packages, sources
 from oral_lib.assets.cache import weights_hash
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluation import scoring
+from oral_lib.lora import peft_model
+from oral_lib.lora.peft_model import put, take
 from oral_lib.lora.stacked import Stack, attached
 from oral_lib.method import conditioning
-from oral_lib.models import loading, registry
-from oral_lib.models.base import BaseModel, attention, put, take
+from oral_lib.models import loading, registry, text
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text import CausalModel, attention
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.task import load_task
 
@@ -112,6 +117,52 @@ def test_the_shared_start_is_the_base_model(base):
         with base.attach(start) as model:
             core = model.get_base_model().base_model
             assert torch.equal(core(**base.tokens(TEXTS)).last_hidden_state, said)
+
+
+@pytest.mark.parametrize("name", [*TINY, "tiny-convnet", "tiny-vision-language"])
+def test_the_shared_start_is_read_without_a_trace(name):
+    """The model stays the same object with the same modules, and no generator is moved."""
+    base = loading.load(name, source="made")
+    model, modules = base.model, dict(base.model.named_modules())
+    before, state = bits(model), torch.get_rng_state()
+    start = base.lora_init()
+    assert base.model is model and equal(bits(model), before)
+    after = dict(model.named_modules())
+    assert after.keys() == modules.keys() and all(after[n] is modules[n] for n in modules)
+    assert not hasattr(model, "peft_config")
+    assert torch.equal(torch.get_rng_state(), state)
+    with base.attach(start):
+        wrapped = dict(model.named_modules())
+        assert equal(base.lora_init(), start)  # computed before
+        assert dict(model.named_modules()).keys() == wrapped.keys()
+    for tensor in start.values():
+        tensor.zero_()
+    again = base.lora_init()
+    assert not equal(again, start) and equal(again, loading.load(name, source="made").lora_init())
+
+
+def test_the_shared_start_is_what_peft_itself_starts_from(base):
+    """The tensors, in PEFT's order, are those of wrapping the model under the same seed."""
+    start = base.lora_init()
+    with base.attach(start) as model:
+        assert list(take(model)) == list(start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(0, "lora-init", registry.root(base.spec).name))
+        model = peft_model.wrap(base.model, base.peft_config())
+        tensors = take(model)
+        for name in sorted(tensors):
+            if "lora_A" in name:
+                torch.nn.init.kaiming_uniform_(tensors[name], a=5**0.5)
+            elif "lora_B" not in name:
+                tensors[name].normal_(std=0.02)
+        peft_model.unload(model)
+    assert equal(tensors, start)
+
+
+def test_the_shared_start_is_refused_while_an_adapter_is_attached(refused):
+    base, start = (loading.load("tiny-causal") for _ in range(2))
+    with base.attach(start.lora_init()), refused(OralError, "tiny-causal", "attach"):
+        base.lora_init()
 
 
 @pytest.mark.parametrize("name", [*TINY, "minilm-l6", "minilm-l3"])
@@ -332,7 +383,7 @@ KINDS = {
 
 def large(name, **sizes):
     """A tiny random model of the architecture of `name`, under its registry entry."""
-    tokenizer = loading.word_tokenizer()
+    tokenizer = text.word_tokenizer()
     tokenizer.padding_side = "right"
     config = KINDS[name](**SMALL | sizes, vocab_size=len(tokenizer), pad_token_id=0)
     if hasattr(config, "head_dim"):
@@ -340,7 +391,7 @@ def large(name, **sizes):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model.name_or_path = registry.spec(name).hub
-    return BaseModel(registry.spec(name), model, tokenizer)
+    return CausalModel(registry.spec(name), model, tokenizer)
 
 
 @pytest.fixture(params=KINDS)
@@ -428,7 +479,7 @@ def test_weights_of_another_model_are_never_replaced_by_random_ones(own, refused
     with refused(OralError, str(folder), "does not fit"):
         loading.load("smollm2-135m", source=source)
     (folder / "model.safetensors").write_bytes(b"half")
-    with refused(OralError, str(folder), "holds no whole smollm2-135m"):
+    with refused(OralError, str(folder), "does not hold a complete smollm2-135m"):
         loading.load("smollm2-135m", source=source)
 
 
@@ -436,9 +487,9 @@ def test_pickled_weights_are_never_read(own, refused):
     source, folder = own
     (folder / "model.safetensors").unlink()
     torch.save(bits(loading.load("tiny-causal").model), folder / "pytorch_model.bin")
-    with refused(OralError, str(folder), "pickled ones are never read"):
+    with refused(OralError, str(folder), "pickled weights are never read"):
         loading.load("smollm2-135m", source=source)
-    with refused(PreflightError, str(folder), "no weights as safetensors"):
+    with refused(PreflightError, str(folder), "has no *.safetensors file"):
         weights_hash(folder)
 
 
@@ -456,4 +507,48 @@ def test_a_text_encoder_without_all_its_weights_is_refused(tmp_path, refused):
 
 def test_a_task_of_more_labels_than_the_head_has_classes_is_refused(refused):
     with refused(UsageError, "'gtsrb' has 43 labels", "'tiny-convnet'"):
-        scoring.scoring_kind(loading.load("tiny-convnet"), load_task("gtsrb"))
+        loading.load("tiny-convnet").scoring_kind(load_task("gtsrb"))
+
+
+# ---------------------------------------------------------------- faults that are not the files'
+FAULTS = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    AttributeError("a bug"),
+    RuntimeError("another bug"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_too_little_memory_and_bugs_are_never_told_as_damaged_files(own, fault, monkeypatch):
+    source, _ = own
+
+    def fails(*args, **options):
+        raise fault
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(text, name), "from_pretrained", fails)
+            with pytest.raises(type(fault)) as caught:
+                loading.load("smollm2-135m", source=source)
+            assert caught.value is fault
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_file_that_is_cut_off_is_named_as_damage(own, name, refused):
+    source, folder = own
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with refused(OralError, str(folder), "does not hold a complete smollm2-135m", "again"):
+        loading.load("smollm2-135m", source=source)
+
+
+def test_weights_of_other_shapes_are_refused_by_name(own, refused):
+    source, folder = own
+    weights = load_file(folder / "model.safetensors")
+    name = next(n for n in weights if "q_proj" in n)
+    weights[name] = weights[name][:3].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with refused(OralError, str(folder), name, "does not fit"):
+        loading.load("smollm2-135m", source=source)

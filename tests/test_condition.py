@@ -13,7 +13,6 @@ from oral_lib.models import loading
 from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
 
 torch.set_num_threads(1)
-ENCODERS = list(ENCODERS)
 TEXTS = ["Is the film good?", "Decide whether a news headline is serious or sarcastic.", "film"]
 E, M = 6, 8
 

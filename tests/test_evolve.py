@@ -14,7 +14,7 @@ import torch
 from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.models import evolution, loading, registry
+from oral_lib.models import evolution, loading, registry, text
 from oral_lib.models.registry import Evolution
 from oral_lib.tasks.rows import FILLER, task_rows
 from oral_lib.tasks.task import load_task, task_names
@@ -57,9 +57,10 @@ def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, 
         with pytest.MonkeyPatch.context() as patch:
             if name != T1:  # its hash needs the model that it comes from
                 patch.delenv("ORAL_CACHE")
-                patch.setattr(sources, "fault", lambda _: "not there")
-                patch.setattr(sources, "_fault", lambda _: None)
-            words = (f"{name} has yet to be made", f"python -m oral_lib evolve --base {name} first")
+                patch.setattr(loading, "folder_fault", lambda _: "not there")
+                patch.setattr(sources, "folder_fault", lambda _: None)
+            command = f"python -m oral_lib evolve --base {name} first"
+            words = (f"{name} has not been created", command)
             with refused(PreflightError, *words):
                 loading.load(name)
     assert not list(empty.rglob("*.safetensors"))
@@ -111,7 +112,7 @@ def test_another_recipe_or_another_start_is_another_version(cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(registry.REGISTRY, T1, slower)
         assert loading.version_dir(T1) != place
-    monkeypatch.setattr(loading, "FILLER", (*FILLER, "unheard"))
+    monkeypatch.setattr(text, "FILLER", (*FILLER, "unheard"))
     assert loading.version_dir(T1) != place
 
 

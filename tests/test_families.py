@@ -8,7 +8,7 @@ import torch
 from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
-from oral_lib import devices, scales, storage
+from oral_lib import scales, storage
 from oral_lib.evaluation import evaluate, fid, scoring
 from oral_lib.experiments import baselines, benchmarks, unseen
 from oral_lib.experiments.generators import assemble
@@ -65,7 +65,7 @@ def rows_of(*names):
 @pytest.fixture
 def halved(monkeypatch):
     """Every base is loaded in bfloat16, as on a GPU."""
-    monkeypatch.setattr(devices, "fast_dtype", lambda device: HALF)
+    monkeypatch.setattr(loading, "fast_dtype", lambda device: HALF)
 
 
 def test_every_family_is_here():
@@ -108,7 +108,7 @@ def test_an_adapter_is_judged_alone_whoever_came_before(name, asked):
         with base.attach(adapter) as model:
             [alone] = scoring.score(model, base, task, rows, batch=7)
         torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
-        if scoring.scoring_kind(base, task) in ("image", "question"):  # its classes alone compete
+        if base.scoring_kind(task) in ("image", "question"):  # its classes alone compete
             assert outcome.likely.shape == (30, len(task.labels))
             torch.testing.assert_close(outcome.likely.exp().sum(-1), torch.ones(30))
     assert not torch.allclose(together[0].likely, together[1].likely, atol=0.01)

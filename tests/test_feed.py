@@ -44,7 +44,7 @@ def test_group_s_of_a_step_is_the_batch_that_run_s_would_read_alone(base, how):
         assert read.ids.shape[1] == found.widths[step] == read.lengths.max()
         for s, (task, _) in enumerate(jobs):
             rows = [data[task.name].train[i] for i in next(streams[s])]
-            alone = scoring.read(base, task, rows)
+            alone = base.encode_rows(task, rows)
             own = slice(s * BATCH * read.options, (s + 1) * BATCH * read.options)
             assert alone.options == read.options and alone.tail <= read.tail
             width = alone.ids.shape[1]
@@ -53,7 +53,7 @@ def test_group_s_of_a_step_is_the_batch_that_run_s_would_read_alone(base, how):
             assert torch.equal(read.begins[own], alone.begins)
             own = slice(s * BATCH, (s + 1) * BATCH)
             assert labels[own].tolist() == [row.label for row in rows]
-            asked = scoring.answer_ids(base, task)
+            asked = base.answer_ids(task)
             assert torch.equal(words[own, : len(asked)], asked.expand(BATCH, -1))
 
 
@@ -67,10 +67,8 @@ def test_a_row_costs_in_a_feed_what_it_costs_alone(base, how):
         chosen = next(batches.batches(data[task.name].train, BATCH, seed))
         rows = [data[task.name].train[i] for i in chosen]
         answers = torch.tensor([row.label for row in rows])
-        asked = scoring.answer_ids(base, task).expand(BATCH, -1)
-        alone = scoring.losses(
-            base.model, base, how, scoring.read(base, task, rows), answers, asked
-        )
+        asked = base.answer_ids(task).expand(BATCH, -1)
+        alone = scoring.losses(base.model, base, how, base.encode_rows(task, rows), answers, asked)
         torch.testing.assert_close(losses, alone, atol=1e-5, rtol=1e-5)
 
 

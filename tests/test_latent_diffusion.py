@@ -54,7 +54,7 @@ def test_without_diffusers_the_way_to_it_is_told_and_smoke_runs_leave_styles_out
     monkeypatch.setattr(latent_diffusion, "find_spec", lambda name: None)
     with refused(PreflightError, "diffusers==", "pip install"):
         loading.load(BASE)
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    monkeypatch.setattr(scales, "find_spec", lambda name: None)
     assert "style" not in scales.experiments("smoke")
     assert "style" in scales.experiments("paper", "local:data")
 
@@ -110,7 +110,7 @@ def test_noise_and_target_are_those_of_the_scheduler(base, data):
         for target, y in targets.items():
             base.target = target
             wanted = (said - y).square().mean((1, 2, 3))
-            torch.testing.assert_close(base.denoising(base.model, z, draws), wanted)
+            torch.testing.assert_close(base.denoising_loss(base.model, z, draws), wanted)
     base.target = "v_prediction"
 
 
@@ -154,7 +154,7 @@ def test_an_adapter_is_judged_and_paints_alone_as_in_a_stack(base, data):
     for adapter, outcome, shown in zip(made, together, pictures, strict=True):
         with base.attach(adapter) as model:
             [alone] = scoring.score(model, base, task, rows)
-            [own] = base.paint(model.get_base_model(), 4, steps=3, guidance=2.0)
+            [own] = base.sample_images(model.get_base_model(), 4, steps=3, guidance=2.0)
         torch.testing.assert_close(alone, outcome.likely, atol=1e-5, rtol=1e-4)
         assert (own.int() - shown.int()).abs().max() <= 1
     assert outcome.likely.shape == (10, 1) and evaluate.accuracy_of(outcome) is None
@@ -174,7 +174,7 @@ def test_a_decoded_adapter_paints_the_same_in_diffusers_own_pipeline(base, tmp_p
     card = Card("paint", base.name, "none", 0, loader=f'oral_lib.load_base("{BASE}").model')
     where = save(tmp_path / "lora", again, base.peft_config(), card)
     with base.attach(again) as model:
-        [wanted] = base.paint(model.get_base_model(), 2, steps=4, guidance=3.0)
+        [wanted] = base.sample_images(model.get_base_model(), 2, steps=4, guidance=3.0)
     noise = torch.randn(2, *base.shape, generator=seeds.generator(0, "paint"))
     folder = latent_diffusion.ensure(base.spec)
 
@@ -206,7 +206,7 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     source = f"local:{tmp_path}"
-    with refused(OralError, "holds no whole pipeline"):
+    with refused(OralError, "does not hold a complete"):
         loading.load("sd-2.1", source=source)
     own = latent_diffusion.ensure(base.spec)
     for part in own.iterdir():
@@ -217,15 +217,15 @@ def test_a_folder_without_a_whole_pipeline_is_refused(base, tmp_path, refused):
     (folder / "unet").mkdir()
     (folder / "unet" / "config.json").write_text((own / "unet" / "config.json").read_text())
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
-    with refused(OralError, "holds no whole pipeline"):
+    with refused(OralError, "does not hold a complete"):
         loading.load("sd-2.1", source=source)
 
 
 def test_styles_and_other_tasks_are_not_mixed_up(base, refused):
-    with refused(UsageError, "'movie' is about texts", "reads pictures of a style"):
-        scoring.scoring_kind(base, load_task("movie"))
-    with refused(UsageError, "'pokemon' is about pictures of a style", "reads pictures"):
-        scoring.scoring_kind(loading.load("tiny-vit"), load_task("pokemon"))
+    with refused(UsageError, "'movie' is about texts", "reads images of a style"):
+        base.scoring_kind(load_task("movie"))
+    with refused(UsageError, "'pokemon' is about images of a style", "reads images"):
+        loading.load("tiny-vit").scoring_kind(load_task("pokemon"))
 
 
 def test_a_prediction_that_is_not_known_is_refused(base, refused):
@@ -234,7 +234,7 @@ def test_a_prediction_that_is_not_known_is_refused(base, refused):
     odd = DDIMScheduler.from_config(base.scheduler.config, prediction_type="flow")
     with refused(OralError, "'flow'", "v_prediction"):
         latent_diffusion.LatentDiffusion(
-            base.spec, base.model, base.vae, odd, base.prompt, base.nothing
+            base.spec, base.model, base.vae, odd, base.prompt, base.no_prompt
         )
 
 

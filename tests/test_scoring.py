@@ -72,14 +72,14 @@ def test_label_words_that_begin_alike_are_refused(smollm2, refused):
     for base in (tiny, smollm2):
         task = replace(TASK, labels=["film review", "film critic"])
         with refused(UsageError, "film review", base.name):
-            scoring.answer_ids(base, task)
+            base.answer_ids(task)
 
 
 @pytest.mark.parametrize("name", ["quartz", "winogrande"])
 def test_of_options_the_place_is_asked_for_and_no_word(name):
     task = load_task(name)
     for base in map(loading.load, TINY):
-        assert scoring.answer_ids(base, task).tolist() == [0, 1]
+        assert base.answer_ids(task).tolist() == [0, 1]
 
 
 LABELLED = [name for name in task_names() if load_task(name).scoring == "label"]
@@ -89,7 +89,7 @@ LABELLED = [name for name in task_names() if load_task(name).scoring == "label"]
 def test_label_words_of_every_task_begin_differently(name, smollm2):
     task = load_task(name)
     for base in (loading.load("tiny-causal"), smollm2):
-        ids = scoring.answer_ids(base, task).tolist()
+        ids = base.answer_ids(task).tolist()
         assert len(set(ids)) == len(task.labels)
         for i, word in zip(ids, task.labels, strict=True):
             begun = base.tokenizer.decode([i])

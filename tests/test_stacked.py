@@ -15,10 +15,10 @@ from oral_lib.errors import OralError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments import benchmarks
 from oral_lib.lora import stacked
+from oral_lib.lora.peft_model import take
 from oral_lib.lora.stacked import Stack
 from oral_lib.lora.stacked_layers import Siblings
 from oral_lib.models import loading
-from oral_lib.models.base import take
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 from oral_lib.zoo import batches, training

@@ -203,7 +203,7 @@ def test_made_rows_can_be_learned_from_one_word(splits, name):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_tiny_models_know_every_word_of_a_made_row(splits, name):
-    from oral_lib.models.loading import word_tokenizer
+    from oral_lib.models.text import word_tokenizer
 
     tokenizer, task = word_tokenizer(), load_task(name)
     for row in splits[name, "made"].test[:50]:

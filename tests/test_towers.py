@@ -16,7 +16,7 @@ from PIL import Image
 from oral_lib import storage
 from oral_lib.assets.cache import MANIFEST, cache_lock, folder_fault
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluation import evaluate, scoring
+from oral_lib.evaluation import evaluate
 from oral_lib.experiments import benchmarks
 from oral_lib.models import alignment, contrastive, loading, registry, two_tower
 from oral_lib.models.contrastive import Gallery
@@ -79,23 +79,23 @@ def test_recall_is_counted_both_ways_and_a_tie_finds_nothing():
         [("one", 0, b"a"), ("another", 0, b"a"), ("two", 1, b"b"), ("two", 1, b"c")]
     )]  # fmt: skip
     gallery = Gallery.of(rows)
-    assert (gallery.texts, gallery.pictures) == ([0, 1, 2], [0, 2, 3])
-    assert gallery.belongs.tolist() == [[True, False, False]] * 2 + [[False, True, True]]
+    assert (gallery.texts, gallery.images) == ([0, 1, 2], [0, 2, 3])
+    assert gallery.matches.tolist() == [[True, False, False]] * 2 + [[False, True, True]]
     closeness = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.0, 3.0], [0.0, 5.0, 1.0]])
-    found = contrastive.both_ways(closeness, gallery.belongs)
+    found = contrastive.retrieval_ranks(closeness, gallery.matches)
     assert found["text_to_image"].tolist() == [0, 2, 0]  # "two" is found by one of its pictures
     assert found["image_to_text"].tolist() == [0, 0, 2]
-    said = contrastive.recalls(closeness, gallery.belongs)
+    said = contrastive.recalls(closeness, gallery.matches)
     assert said["text_to_image_recall@1"] == said["image_to_text_recall@1"] == pytest.approx(2 / 3)
     assert said["text_to_image_recall@5"] == 1
-    blind = contrastive.both_ways(torch.zeros(3, 3), gallery.belongs)
+    blind = contrastive.retrieval_ranks(torch.zeros(3, 3), gallery.matches)
     assert blind["text_to_image"].tolist() == [2, 2, 1]
 
 
 def test_a_text_that_two_pictures_share_is_right_for_both():
     told = [("a dog", 0, b"a"), ("a dog runs", 0, b"a"), ("a dog", 7, b"b")]
     rows = [Row(str(i), text, label, image=image) for i, (text, label, image) in enumerate(told)]
-    assert Gallery.of(rows).belongs.tolist() == [[True, True], [True, False]]
+    assert Gallery.of(rows).matches.tolist() == [[True, True], [True, False]]
 
 
 # ---------------------------------------------------------------- alignment
@@ -205,12 +205,12 @@ def test_open_clip_itself_loads_the_folder(cache, base, data, monkeypatch):
     tokenizer = open_clip.get_tokenizer("local-dir:.")
     rows = data["flickr8k"].test[:5]
     pictures = torch.stack([preprocess(Image.open(io.BytesIO(row.image))) for row in rows])
-    torch.testing.assert_close(base.normalised(base.pictures(rows)), pictures, atol=0.02, rtol=0)
+    torch.testing.assert_close(base.normalised(base.images(rows)), pictures, atol=0.02, rtol=0)
     ids = tokenizer([row.text for row in rows])
     own = base.tokens([row.text for row in rows])
     width = own["input_ids"].shape[1]
     assert torch.equal(ids[:, :width], own["input_ids"]) and not ids[:, width:].any()
-    seen = base.normalised(base.pictures(rows))
+    seen = base.normalised(base.images(rows))
     with torch.inference_mode():
         wanted = (
             model.eval().encode_image(seen, normalize=True),
@@ -239,7 +239,7 @@ def test_a_network_normalised_with_another_epsilon_gives_the_same_features(cache
     )
     rows = data["nlvr"].test[:4]
     made = two_tower.joined(cache, base.spec, image, text)
-    shown, mirrored = made.pooled_pictures(rows)
+    shown, mirrored = made.pooled_images(rows)
     torch.testing.assert_close(shown, image.features(rows), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(shown, mirrored)
 
@@ -247,10 +247,10 @@ def test_a_network_normalised_with_another_epsilon_gives_the_same_features(cache
 def test_a_picture_is_held_once_however_many_rows_show_it(base, data):
     row = data["nlvr"].train[0]
     rows = [row, data["nlvr"].train[1], replace(row, key="again", text="another text")]
-    read = scoring.read(base, load_task("nlvr"), rows)
-    assert len(read.pictures) == 2 and read.shown.tolist() == [0, 1, 0]
+    read = base.encode_rows(load_task("nlvr"), rows)
+    assert len(read.images) == 2 and read.image_index.tolist() == [0, 1, 0]
     some = read[torch.tensor([2, 1])]
-    assert torch.equal(some.pictures[0], read.pictures[0]) and some.shown.tolist() == [0, 1]
+    assert torch.equal(some.images[0], read.images[0]) and some.image_index.tolist() == [0, 1]
 
 
 # ---------------------------------------------------------------- under LoRA
@@ -283,16 +283,16 @@ def test_what_matches_is_judged_by_rank(base, data):
     task, rows = load_task(MATCHED[0]), data[MATCHED[0]].test[:40]
     [outcome] = evaluate.evaluate(base, task, rows, [shaken(base, 0)])
     gallery = Gallery.of(rows)
-    assert outcome.likely.shape == (len(gallery.texts), len(gallery.pictures))
+    assert outcome.likely.shape == (len(gallery.texts), len(gallery.images))
     assert len(outcome.predicted) == sum(outcome.likely.shape) == len(outcome.labels)
     assert torch.equal(outcome.correct, outcome.predicted == 0)
-    found = contrastive.recalls(outcome.likely, gallery.belongs)
+    found = contrastive.recalls(outcome.likely, gallery.matches)
     both = sum(
         found[f"{way}_recall@1"] * n
         for way, n in zip(outcome.ranks, outcome.likely.shape, strict=True)
     )
     assert evaluate.accuracy_of(outcome) == pytest.approx(both / len(outcome.correct), abs=1e-4)
-    perfect = evaluate.Matched(torch.where(gallery.belongs, 20.0, -20.0), rows)
+    perfect = evaluate.Matched(torch.where(gallery.matches, 20.0, -20.0), rows)
     assert evaluate.accuracy_of(perfect) == 1 and perfect.likelihood == pytest.approx(0, abs=1e-4)
 
 
@@ -309,10 +309,10 @@ def test_towers_are_described_by_structure_never_by_name(base):
 
 
 def test_other_tasks_and_models_are_not_mixed_up(base, refused):
-    with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.scoring_kind(base, load_task("movie"))
-    with refused(UsageError, "'nlvr' is about pictures with texts", "reads texts"):
-        scoring.scoring_kind(loading.load("tiny-encoder"), load_task("nlvr"))
+    with refused(UsageError, "'movie' is about texts", "reads images with texts"):
+        base.scoring_kind(load_task("movie"))
+    with refused(UsageError, "'nlvr' is about images with texts", "reads texts"):
+        loading.load("tiny-encoder").scoring_kind(load_task("nlvr"))
 
 
 def test_the_operations_of_a_text_are_those_of_its_tokens(base):
@@ -337,7 +337,7 @@ def test_a_local_folder_of_photos_with_captions_is_read(tmp_path):
     pictures = [{row.image for row in part} for part in (split.train, split.validation, split.test)]
     assert not (pictures[0] & pictures[1] or pictures[0] & pictures[2] or pictures[1] & pictures[2])
     gallery = Gallery.of(split.test)
-    assert gallery.belongs.shape == (600, 120) and (gallery.belongs.sum(0) == 5).all()
+    assert gallery.matches.shape == (600, 120) and (gallery.matches.sum(0) == 5).all()
 
 
 def test_no_part_shows_a_picture_of_another_and_validation_sentences_are_unread(tmp_path):

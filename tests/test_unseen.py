@@ -200,7 +200,7 @@ def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
     held = storage.read_tensors(run.root / "multitask" / "multitask.safetensors")
     head.load_state_dict({n: held[f"head.{n}"] for n in ("weight", "bias")})
     with base.attach(made) as model, torch.inference_mode():
-        features = unseen.features(model.get_base_model(), base, base.pictures(rows))
+        features = unseen.features(model.get_base_model(), base, base.images(rows))
         said = unseen.yes_logits(features, head, text[None])[:, 0]
     likely = outcome.likely[:, 1] - outcome.likely[:, 0]
     torch.testing.assert_close(likely, said, atol=1e-3, rtol=1e-3)

@@ -12,9 +12,8 @@ from torch import nn
 from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluation import scoring
+from oral_lib.lora.peft_model import take
 from oral_lib.models import loading, registry, vision
-from oral_lib.models.base import take
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, task_names
@@ -74,9 +73,9 @@ def test_a_backbone_reads_pictures_as_timm_would(base, data):
     config |= {"input_size": (3, base.pixels, base.pixels), "crop_pct": 1.0}
     transform = create_transform(**config, is_training=False)
     wanted = [transform(Image.open(io.BytesIO(row.image)).convert("RGB")) for row in rows]
-    seen = base.normalised(base.pictures(rows))
+    seen = base.normalised(base.images(rows))
     torch.testing.assert_close(seen, torch.stack(wanted), atol=0.02, rtol=0)
-    assert base.pictures(rows) is base.pictures(tuple(rows))  # decoded once
+    assert base.images(rows) is base.images(tuple(rows))  # decoded once
 
 
 # ---------------------------------------------------------------- the backbone under LoRA
@@ -99,7 +98,7 @@ def test_the_shared_start_leaves_the_features_as_they_were(base, data):
     with base.attach(base.lora_init()) as model:
         core = model.get_base_model()
         with torch.inference_mode():
-            states = core.forward_features(base.normalised(base.pictures(rows)))
+            states = core.forward_features(base.normalised(base.images(rows)))
             after = core.forward_head(states, pre_logits=True)
     torch.testing.assert_close(before, after.float())
 
@@ -142,10 +141,10 @@ def test_tasks_about_the_same_pictures_share_them_on_the_device(data):
 
 
 def test_texts_and_pictures_are_not_mixed_up(refused):
-    with refused(UsageError, "'solar_cells' is about pictures", "'tiny-encoder' reads texts"):
-        scoring.scoring_kind(loading.load("tiny-encoder"), load_task("solar_cells"))
-    with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads pictures"):
-        scoring.scoring_kind(loading.load("tiny-vit"), load_task("movie"))
+    with refused(UsageError, "'solar_cells' is about images", "'tiny-encoder' reads texts"):
+        loading.load("tiny-encoder").scoring_kind(load_task("solar_cells"))
+    with refused(UsageError, "'movie' is about texts", "'tiny-vit' reads images"):
+        loading.load("tiny-vit").scoring_kind(load_task("movie"))
 
 
 def test_every_head_has_a_row_for_every_class():

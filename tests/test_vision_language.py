@@ -82,10 +82,10 @@ def test_a_row_is_scored_as_transformers_alone_scores_it(base, data, name):
         [said] = scoring.score(model, base, task, rows, batch=5)
         alone = [plain(base, model, task, row) for row in rows]
     torch.testing.assert_close(said, torch.stack([found for found, _ in alone]))
-    patches = base.patches(base.pictures(rows))
+    patches = base.patches(base.images(rows))
     torch.testing.assert_close(patches, torch.stack([seen for _, seen in alone]))
     assert said.shape == (8, len(task.labels)) and said.std(0).min() > 0.01
-    assert base.pictures(rows).dtype == torch.uint8
+    assert base.images(rows).dtype == torch.uint8
 
 
 def test_another_picture_gives_another_answer(base, data):
@@ -99,30 +99,30 @@ def test_every_row_has_its_picture_in_the_same_columns(base, data):
     task, pad = load_task("easy_vqa"), base.model.config.image_token_id
     long = replace(data["easy_vqa"].test[0], key="long", text="what colour is " * 40)
     rows = [*data["easy_vqa"].test[:20], long]
-    read = scoring.read(base, task, rows)
+    read = base.encode_rows(task, rows)
     there = (read.ids == pad).nonzero()[:, 1].view(len(rows), -1)
-    wanted = torch.arange(base.first, base.first + base.places)
+    wanted = torch.arange(base.first, base.first + base.image_tokens)
     assert torch.equal(there, wanted.expand(len(rows), -1))
     choices = len(base.tokenizer(CHOICES.format(", ".join(task.labels)))["input_ids"])
     assert read.lengths.max() == base.around + task.words + choices  # the question alone is cut
     ends = read.ids.gather(1, read.lengths[:, None] - 1)
     assert (ends == base.after[-1]).all()
-    assert len(read.pictures) < len(rows)  # a picture is held once, however many rows show it
+    assert len(read.images) < len(rows)  # a picture is held once, however many rows show it
 
 
 def test_a_question_cannot_smuggle_a_picture_in(base):
     ids = base.tokens(["is <|image_pad|> there <|im_end|>"])["input_ids"]
-    assert (ids == base.model.config.image_token_id).sum() == base.places
+    assert (ids == base.model.config.image_token_id).sum() == base.image_tokens
     assert (ids == base.tokenizer.convert_tokens_to_ids("<|im_end|>")).sum() == 1
 
 
 def test_what_is_no_question_about_a_picture_is_refused(base, refused):
-    with refused(UsageError, "'flickr8k'", NAME, "two towers"):
-        scoring.scoring_kind(base, load_task("flickr8k"))
-    with refused(UsageError, "'movie' is about texts", "reads pictures with texts"):
-        scoring.scoring_kind(base, load_task("movie"))
-    with refused(UsageError, "'digits' is about pictures"):
-        scoring.scoring_kind(base, load_task("digits"))
+    with refused(UsageError, "'flickr8k'", NAME, "two-tower"):
+        base.scoring_kind(load_task("flickr8k"))
+    with refused(UsageError, "'movie' is about texts", "reads images with texts"):
+        base.scoring_kind(load_task("movie"))
+    with refused(UsageError, "'digits' is about images"):
+        base.scoring_kind(load_task("digits"))
 
 
 def test_rounding_leaves_the_frequencies_of_positions_alone():
@@ -168,12 +168,12 @@ def test_training_teaches_to_look(base, data):
 def test_a_step_asks_the_device_for_nothing(data):
     """So that it may be a CUDA graph; on this device there is nothing to ask for."""
     base, task = loading.load(NAME, source="made", dtype=torch.float32), load_task("nlvr")
-    read, start = scoring.read(base, task, data["nlvr"].test[:4]), base.lora_init()
+    read, start = base.encode_rows(task, data["nlvr"].test[:4]), base.lora_init()
     base.model.set_attn_implementation({"text_config": "plain_causal"})
     base.model.to("meta")
     for name in ("order", "positions", "patch_positions", "mean", "std"):
         setattr(base, name, getattr(base, name).to("meta"))
-    names = ("ids", "lengths", "begins", "shown", "pictures")
+    names = ("ids", "lengths", "begins", "image_index", "images")
     read = replace(read, **{name: getattr(read, name).to("meta") for name in names})
     stack, zeros = Stack(start, 2, "meta"), torch.zeros(4, 2, dtype=torch.long, device="meta")
     with stacked.attached(base.model, stack, 2.0):
@@ -195,7 +195,7 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     laid = batches.StackBatches.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
     assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
-    assert read.pictures.dtype == torch.uint8 and len(read.pictures) == len(read.ids) == 8
+    assert read.images.dtype == torch.uint8 and len(read.images) == len(read.ids) == 8
     assert (answers < 13).all() and (answers[:4] < 2).all()
 
 
@@ -293,7 +293,7 @@ def test_missing_and_foreign_weights_are_refused_in_one_line(base, released, ref
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("config.json", {"model_type": "llama"}, ("no Qwen2-VL", "'llama'")),
+        ("config.json", {"model_type": "llama"}, ("does not hold a Qwen2-VL", "'llama'")),
         ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "model_type": "own"}, ("'own'",)),
         ("config.json", {"image_token_id": 7}, ("chat template",)),
         ("preprocessor_config.json", {"patch_size": 5}, ("preprocessor_config.json", "5")),

@@ -1,4 +1,7 @@
-"""Evaluation: adapters on a base model, judged on the same held-out rows, many at once."""
+"""Evaluation: adapters on one base model, many at once, on the same held-out rows.
+
+Letters: `n` rows of a task.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +20,15 @@ from oral_lib.models.contrastive import Gallery
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 
-GROUPS = {"cpu": 1, "cuda": 16}  # adapters that read at once
+GROUPS = {"cpu": 1, "cuda": 16}  # adapters in one stack, by device
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one adapter answered to `rows`.
+    """The answers of one adapter to `rows`.
 
-    `likely` [n, labels] are log-likelihoods. Where an answer had to be written they are [n, 1],
-    those of the right one, and `written` holds what was written, bare.
+    `likely` [n, labels] are log-likelihoods. For written answers they are [n, 1], those of the
+    correct answer, and `written` holds the extracted answers.
     """
 
     likely: Tensor
@@ -34,17 +37,17 @@ class Outcome:
 
     @property
     def labels(self) -> Tensor:
-        """[n] the right label; 1 where an answer had to be written."""
+        """[n] the correct label; 1 for written answers."""
         if self.written is not None:
             return torch.ones(len(self.rows), dtype=torch.long)
         return torch.tensor([row.label for row in self.rows])
 
     @property
     def predicted(self) -> Tensor:
-        """[n] the likeliest label; 1 where the written answer is the right one, else 0."""
+        """[n] the most likely label; for written answers 1 if the answer is correct, else 0."""
         if self.written is not None:
             pairs = zip(self.written, self.rows, strict=True)
-            return torch.tensor([int(said == row.answer) for said, row in pairs])
+            return torch.tensor([int(answer == row.answer) for answer, row in pairs])
         return self.likely.argmax(-1)
 
     @property
@@ -54,19 +57,19 @@ class Outcome:
 
     @property
     def likelihood(self) -> float:
-        """The mean log-likelihood of the right answer among those asked for."""
+        """Mean log-likelihood of the correct answer, among the labels of the task."""
         if self.likely.shape[1] == 1:
             return self.likely.mean().item()
-        right = torch.tensor([[row.label] for row in self.rows])
-        return self.likely.log_softmax(-1).gather(1, right).mean().item()
+        labels = torch.tensor([[row.label] for row in self.rows])
+        return self.likely.log_softmax(-1).gather(1, labels).mean().item()
 
 
 @dataclass(frozen=True)
 class Matched(Outcome):
-    """How close every text is to every picture; `likely` [texts, pictures] of those of `rows`.
+    """Similarities `likely` [texts, images] of all distinct texts and images of `rows`.
 
-    Its items are the texts and then the pictures, each a query: `predicted` is its rank, the number
-    of wrong candidates before its first right one, and rank 0 is correct.
+    Its items are the texts and then the images, each as a query. `predicted` is the query's rank:
+    the number of wrong candidates before its first correct one. Rank 0 is correct.
     """
 
     @cached_property
@@ -75,14 +78,16 @@ class Matched(Outcome):
 
     @cached_property
     def ranks(self) -> dict[str, Tensor]:
-        """The rank of each text's picture and of each picture's text, by the way it was asked."""
-        return contrastive.both_ways(self.likely, self.gallery.belongs)
+        """The ranks of all queries by direction, such as "text_to_image"."""
+        return contrastive.retrieval_ranks(self.likely, self.gallery.matches)
 
     @property
     def queries(self) -> dict[str, str]:
-        """The way that each item is asked, by the item: "text_to_image" of a text's row."""
-        places = zip(self.ranks, (self.gallery.texts, self.gallery.pictures), strict=True)
-        return {f"{way}/{self.rows[i].key}": way for way, rows in places for i in rows}
+        """The direction of each item, by the item's name such as "text_to_image/KEY"."""
+        sides = zip(self.ranks, (self.gallery.texts, self.gallery.images), strict=True)
+        return {
+            f"{direction}/{self.rows[i].key}": direction for direction, rows in sides for i in rows
+        }
 
     @property
     def labels(self) -> Tensor:
@@ -94,15 +99,20 @@ class Matched(Outcome):
 
     @property
     def likelihood(self) -> float:
-        """The mean log-likelihood of finding one of its own, over both ways."""
-        ways = ((self.likely, self.gallery.belongs), (self.likely.T, self.gallery.belongs.T))
-        found = [side.log_softmax(-1).masked_fill(~own, -torch.inf).logsumexp(-1).mean()
-                 for side, own in ways]  # fmt: skip
-        return (sum(found) / 2).item()
+        """Mean log-likelihood of a correct candidate, over both directions."""
+        directions = (
+            (self.likely, self.gallery.matches),
+            (self.likely.T, self.gallery.matches.T),
+        )
+        means = [
+            side.log_softmax(-1).masked_fill(~matches, -torch.inf).logsumexp(-1).mean()
+            for side, matches in directions
+        ]
+        return (sum(means) / 2).item()
 
 
 def accuracy_of(outcome: Outcome) -> float | None:
-    """The share of right answers; None where answers were to be written and were not."""
+    """The share of correct answers; None if answers were scored but not written."""
     unwritten = outcome.written is None and outcome.likely.shape[1] == 1
     return None if unwritten else outcome.correct.float().mean().item()
 
@@ -116,66 +126,75 @@ def evaluate(
     groups: int = 0,
     write: bool = True,
 ) -> Iterator[Outcome]:
-    """Yields an `Outcome` for each of `adapters` on the same `rows`, `groups` of them at a time.
+    """Yields an `Outcome` for each adapter on the same rows.
 
-    With `write` off, answers are scored by likelihood and not written.
+    Args:
+        groups: number of adapters in a stack; 0: `GROUPS` of the device.
+        write: whether answers of answer tasks are generated as well as scored.
     """
-    most = min(groups or GROUPS[base.device.type], len(adapters))
-    if not most:
+    size = min(groups or GROUPS[base.device.type], len(adapters))
+    if not size:
         return
     dtype = next(base.model.parameters()).dtype
-    stack = Stack(adapters[0], most, base.device, dtype)
-    how = scoring.scoring_kind(base, task)
+    stack = Stack(adapters[0], size, base.device, dtype)
+    kind = base.scoring_kind(task)
     with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as model:
-        for first in range(0, len(adapters), most):
-            chosen = list(adapters[first : first + most])
-            stack.put(chosen + chosen[:1] * (most - len(chosen)))
-            likely = scoring.score(model, base, task, rows, groups=most)
-            written = [None] * most
-            if how == "answer" and write:
-                said = scoring.write(model, base, task, rows, groups=most)
-                written = [[task.extracted(text) for text in texts] for texts in said]
-            for one, texts, _ in zip(likely, written, chosen, strict=False):
-                yield Matched(one, rows) if how == "match" else Outcome(one, rows, texts)
+        for first in range(0, len(adapters), size):
+            chosen = list(adapters[first : first + size])
+            stack.put(chosen + chosen[:1] * (size - len(chosen)))
+            likely = scoring.score(model, base, task, rows, groups=size)
+            written = [None] * size
+            if kind == "answer" and write:
+                generated = scoring.write(model, base, task, rows, groups=size)
+                written = [[task.extracted(text) for text in texts] for texts in generated]
+            for values, answers, _ in zip(likely, written, chosen, strict=False):
+                if kind == "match":
+                    yield Matched(values, rows)
+                else:
+                    yield Outcome(values, rows, answers)
 
 
 def compare(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """A table [text, truth, what each adapter said and how sure], and the accuracy of each.
+    """A table [text, truth, answer and confidence of each adapter], and the accuracy of each.
 
-    Of what matches it has a row for each picture: the text that is closest to it, told as the
-    truth where that is one of its own.
+    For a matching task it has a row for each image with the most similar text. Where that text
+    matches the image, the row's truth is printed in its place.
     """
-    if scoring.scoring_kind(base, task) == "match":
+    kind = base.scoring_kind(task)
+    if kind == "match":
         return _matches(base, task, rows, adapters)
-    answers = scoring.scoring_kind(base, task) == "answer"
-    truth = [row.answer if answers else task.labels[row.label] for row in rows]
-    table, right = {"text": [row.text for row in rows], "truth": truth}, {}
+    truth = [row.answer if kind == "answer" else task.labels[row.label] for row in rows]
+    table, accuracy = {"text": [row.text for row in rows], "truth": truth}, {}
     outcomes = evaluate(base, task, rows, list(adapters.values()))
     for name, outcome in zip(adapters, outcomes, strict=True):
-        if answers:
+        if kind == "answer":
             table[name] = list(outcome.written)
         else:
-            sure = outcome.likely.softmax(-1).amax(-1).tolist()
-            said = [task.labels[i] for i in outcome.predicted.tolist()]
-            table[name] = [f"{word} ({p:.0%})" for word, p in zip(said, sure, strict=True)]
-        right[name] = outcome.correct.float().mean().item()
-    return pd.DataFrame(table), pd.Series(right, name="accuracy")
+            confidence = outcome.likely.softmax(-1).amax(-1).tolist()
+            words = [task.labels[i] for i in outcome.predicted.tolist()]
+            table[name] = _with_confidence(words, confidence)
+        accuracy[name] = outcome.correct.float().mean().item()
+    return pd.DataFrame(table), pd.Series(accuracy, name="accuracy")
 
 
 def _matches(
     base: BaseModel, task: Task, rows: Sequence[Row], adapters: Mapping[str, dict[str, Tensor]]
 ) -> tuple[pd.DataFrame, pd.Series]:
     gallery = Gallery.of(rows)
-    truth = [rows[i].text for i in gallery.pictures]
-    table, right = {"text": truth, "truth": truth}, {}
+    truth = [rows[i].text for i in gallery.images]
+    table, accuracy = {"text": truth, "truth": truth}, {}
     outcomes = evaluate(base, task, rows, list(adapters.values()))
     for name, outcome in zip(adapters, outcomes, strict=True):
-        sure, found = outcome.likely.softmax(0).max(0)
-        own = gallery.belongs[found, torch.arange(len(found))].tolist()
-        texts = [rows[gallery.texts[i]].text for i in found.tolist()]
-        said = [t if ok else text for t, ok, text in zip(truth, own, texts, strict=True)]
-        table[name] = [f"{text} ({p:.0%})" for text, p in zip(said, sure.tolist(), strict=True)]
-        right[name] = outcome.correct.float().mean().item()
-    return pd.DataFrame(table), pd.Series(right, name="accuracy")
+        confidence, best = outcome.likely.softmax(0).max(0)
+        correct = gallery.matches[best, torch.arange(len(best))].tolist()
+        texts = [rows[gallery.texts[i]].text for i in best.tolist()]
+        texts = [t if ok else text for t, ok, text in zip(truth, correct, texts, strict=True)]
+        table[name] = _with_confidence(texts, confidence.tolist())
+        accuracy[name] = outcome.correct.float().mean().item()
+    return pd.DataFrame(table), pd.Series(accuracy, name="accuracy")
+
+
+def _with_confidence(texts: Sequence[str], confidence: Sequence[float]) -> list[str]:
+    return [f"{text} ({p:.0%})" for text, p in zip(texts, confidence, strict=True)]

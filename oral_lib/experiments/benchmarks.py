@@ -5,7 +5,6 @@ one run are kept: absolute CPU times say more about the machine's other work tha
 """
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from statistics import median
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
@@ -22,13 +21,12 @@ from transformers import get_linear_schedule_with_warmup
 from oral_lib.evaluation import scoring
 from oral_lib.experiments import generators
 from oral_lib.generator import Generator
-from oral_lib.lora import stacked
+from oral_lib.lora import peft_model, stacked
 from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
 from oral_lib.method.training_set import TrainingSet
-from oral_lib.models import registry
-from oral_lib.models.base import BaseModel, take
+from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
@@ -84,15 +82,15 @@ def train_plain(
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        core, words = model.get_base_model(), scoring.answer_ids(base, run.task)
-        how, losses = scoring.scoring_kind(base, run.task), []
+        core, words = model.get_base_model(), base.answer_ids(run.task)
+        how, losses = base.scoring_kind(run.task), []
         stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
         noise = noises(base, recipe.batch, run.seed) if how == "style" else None
         for _ in range(recipe.steps):
             chosen = [rows[i] for i in next(stream)]
             answer = next(noise) if noise else [row.label for row in chosen]
             answer = torch.as_tensor(answer, device=base.device)
-            batch = scoring.read(base, run.task, chosen)
+            batch = base.encode_rows(run.task, chosen)
             asked = words.expand(len(chosen), -1)
             loss = scoring.losses(core, base, how, batch, answer, asked).mean()
             optimizer.zero_grad(set_to_none=True)
@@ -101,7 +99,7 @@ def train_plain(
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-        return take(model), torch.stack(losses).tolist()
+        return peft_model.take(model), torch.stack(losses).tolist()
 
 
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:
@@ -226,7 +224,7 @@ def zoo_rows(
     device, on_gpu = base.device, base.device.type == "cuda"
     sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
     repeats, case = 5 if on_gpu else 3, f"{base.name}, {', '.join(base.spec.targets)}"
-    if base.family not in scoring.READS:
+    if base.reads == "texts":
         case = f"{base.name}, all linear layers"
     base, task, rows = _case(base, task, data, width)
     recipe, batch = CASE, CASE.batch
@@ -276,9 +274,9 @@ def zoo_rows(
 def _case(base: BaseModel, task: Task, data: Split, width: int):
     """(base, task, rows by task) of `zoo_rows`: long rows, of a reader of text alone cut to `width`
     tokens, with LoRA on all its linear layers."""
-    if base.family not in scoring.READS:
-        linears = registry.LLAMA_LINEARS if base.family == "causal" else registry.BERT_LINEARS
-        base = BaseModel(replace(base.spec, targets=linears), base.model, base.tokenizer)
+    if base.reads == "texts":
+        spec = replace(base.spec, targets=base.linears)
+        base = type(base)(spec, base.model, base.tokenizer)
         task = replace(task, words=width)
     long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
     return base, task, {task.name: replace(data, train=tuple(long))}
@@ -332,42 +330,12 @@ def profile(
 
 
 def _operations(base: BaseModel, width: int) -> int:
-    """Operations of a training step on a row of `width` tokens, or on a picture, or on both; of a
-    style on the latents of one."""
-    if base.family not in scoring.READS:
-        head = base.model.get_output_embeddings()  # read at one place of a row only
-        linear = [m for m in base.model.modules() if isinstance(m, nn.Linear) and m is not head]
-        values = sum(v.numel() for v in base.lora_init().values())
-        return 2 * width * (2 * sum(m.weight.numel() for m in linear) + 3 * values)
+    """Operations of a training step on one row with `width` tokens of text.
 
-    adapted, r, counts = base.adapted(), base.spec.rank, {}
-
-    def count(name: str):
-        def note(module, _, seen) -> None:  # how often the weight is used
-            counts[name] = seen.numel() // len(module.weight), module.weight
-
-        return note
-
-    layers = [(n, m) for n, m in base.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [module.register_forward_hook(count(name)) for name, module in layers]
-    values = math.prod(base.shape) if base.family == "diffusion" else 3 * base.pixels**2
-    with torch.inference_mode():
-        blank = torch.zeros(1, values, device=base.device)
-        text = torch.ones(1, width, dtype=torch.long, device=base.device)
-        if base.family == "diffusion":
-            base.denoising(base.model, blank, torch.tensor([0], device=base.device))
-        elif base.family == "vision-language":
-            row = torch.ones(1, width + base.around, dtype=torch.long, device=base.device)
-            base.states(base.model, row, blank)
-        elif base.family == "multimodal":
-            base.model(base.normalised(blank), text, text, text)
-        else:
-            base.model(base.normalised(blank))
-    for hook in hooks:
-        hook.remove()
-    frozen = sum(places * weight.numel() for places, weight in counts.values())
-    lora = sum(counts[n][0] * r * (len(w) + w.shape[1]) for n, w in adapted.items())
-    return 2 * (2 * frozen + 3 * lora)
+    The frozen weights take part in two passes (they get no gradient), LoRA in three.
+    """
+    frozen, lora = base.forward_flops(width)
+    return 2 * frozen + 3 * lora
 
 
 def _peak(base: BaseModel) -> float:

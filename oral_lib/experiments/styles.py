@@ -91,7 +91,7 @@ def generate_images(
             chosen = list(adapters[first : first + group])
             stack.put(chosen + chosen[:1] * (group - len(chosen)))
             sampling = {"steps": settings.steps, "guidance": settings.guidance}
-            results += base.paint(unet, n, groups=group, **sampling)[: len(chosen)]
+            results += base.sample_images(unet, n, groups=group, **sampling)[: len(chosen)]
     return results
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 from oral_lib import seeds
-from oral_lib.evaluation import scoring
 from oral_lib.experiments import baselines
 from oral_lib.generator import Generator
 from oral_lib.models.base import BaseModel
@@ -87,7 +86,7 @@ def size_of(scale: str, base: BaseModel, task: Task) -> Size:
     """Sample sizes of a cell. Free-form answers are expensive to generate, so those cells are
     smaller."""
     sizes = SIZES["lab" if scale == "paper" else scale]
-    return sizes.get(scoring.scoring_kind(base, task)) or sizes[base.family]
+    return sizes.get(base.scoring_kind(task)) or sizes[base.family]
 
 
 @dataclass(frozen=True, kw_only=True)

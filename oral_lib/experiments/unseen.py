@@ -113,7 +113,7 @@ class MultitaskData:
         for i, task in enumerate(tasks):
             answers[i, list(task.positive)] = 1.0
         return cls(
-            images=model.pictures(rows),
+            images=model.images(rows),
             labels=torch.tensor([row.label for row in rows], device=model.device),
             texts=torch.stack([encoder.encode(task.training_texts) for task in tasks]).to(
                 model.device

@@ -1,43 +1,112 @@
-"""A base model: frozen weights, tokenizer, shared LoRA start, and what a generator hears of it.
+"""A base model: frozen weights under a LoRA adapter, and what the generator reads of it.
 
-A generator knows a base model by two things only: its structure in words (`describe`) and a short
-vector computed from its weights (`fingerprint`).
+`BaseModel` holds what all base models share; each family (`text`, `vision`, `two_tower`,
+`vision_language`, `latent_diffusion`) adds how it reads the rows of a task and what it outputs. A
+generator sees two things of a base model: its structure in words (`describe`) and a short vector
+computed from its weights (`fingerprint`).
+
+Letters: `b` rows of a batch.
 """
 
-import warnings
+import errno
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
-from peft.utils import ModulesToSaveWrapper
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AttentionInterface, PretrainedConfig
 from transformers.utils import logging
 
 from oral_lib import seeds
-from oral_lib.errors import OralError
+from oral_lib.errors import OralError, UsageError
+from oral_lib.lora import peft_model
 from oral_lib.method.conditioning import fingerprint
 from oral_lib.models.registry import BaseSpec, root
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import PAIRED, Task
+
+INPUTS = {"image": "images", "style": "images of a style"}  # scoring -> input; others: texts
+INPUTS |= dict.fromkeys(PAIRED, "images with texts")
+FILE_FAULTS = (OSError, SafetensorError, StrictDataclassError)  # of a missing or damaged file
 
 
-class BaseModel:
-    """A frozen transformers model with its tokenizer.
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of a task as a base model reads them, right-padded, on the device of the model.
 
-    `labels` is the size of an encoder's classification head; causal models have none.
+    `ids` holds token ids; of images it holds bytes and of a style latents, all rows equally long.
+    An option task has one row for each option.
+
+    Never padded on the left: a padded query would have no key to attend to.
     """
+
+    ids: Tensor  # [b, tokens]
+    lengths: Tensor  # [b]
+    begins: Tensor  # [b] index of the first scored token; `lengths` if the next token is scored
+    options: int = 1  # rows of `ids` for each row of the task
+    tail: int = 0  # maximum number of scored tokens in a row
+    image_index: Tensor | None = None  # [b] index of the row's image in `images`
+    images: Tensor | None = None  # [m, bytes]
+
+    @classmethod
+    def of_equal_length(cls, values: Tensor) -> "EncodedRows":
+        """Rows `values` [b, width] without padding."""
+        ends = torch.full((len(values),), values.shape[1], device=values.device)
+        return cls(values, ends, ends)
+
+    def __getitem__(self, rows: Tensor) -> "EncodedRows":
+        """The task's rows of these indices, with all options of each."""
+        index = rows[:, None] * self.options + torch.arange(self.options, device=rows.device)
+        index = index.flatten()
+        part = replace(
+            self, ids=self.ids[index], lengths=self.lengths[index], begins=self.begins[index]
+        )
+        if self.images is None:
+            return part
+        count = torch.arange(len(rows), device=rows.device)
+        return replace(part, image_index=count, images=self.images[self.image_index[rows]])
+
+    def cut(self, width: int, tail: int | None = None) -> "EncodedRows":
+        """The first `width` columns, of which at most `tail` are scored."""
+        return replace(self, ids=self.ids[:, :width], tail=self.tail if tail is None else tail)
+
+    @property
+    def mask(self) -> Tensor:
+        """[b, tokens] 1 for a token and 0 for padding."""
+        column = torch.arange(self.ids.shape[1], device=self.ids.device)
+        return (column < self.lengths[:, None]).long()
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """`mask` for an encoder's attention: [b, tokens], or [b, 1, tokens, tokens] on a GPU, where
+        transformers would otherwise wait for the device to check for padding."""
+        if self.ids.device.type != "cuda":
+            return self.mask
+        b, width = self.ids.shape
+        return self.mask.bool()[:, None, None].expand(b, 1, width, width)
+
+
+class BaseModel(ABC):
+    """A frozen model with its tokenizer; `labels` is the number of classes of its own head.
+
+    A subclass for each family states which tasks it can be scored on and how it reads their rows.
+    `adapted` arguments are the model under adapters: PEFT's, or a stack of S adapters
+    (`lora.stacked`), which reads S groups of the same rows.
+    """
+
+    reads = "texts"  # one of the inputs in INPUTS
+    task_type: str | None = None  # PEFT's
+    layers: tuple[type[nn.Module], ...] = (nn.Linear,)  # module types that LoRA adapts
 
     def __init__(self, spec: BaseSpec, model: nn.Module, tokenizer, *, labels: int = 2):
         self.spec, self.tokenizer, self.labels = spec, tokenizer, labels
         self.model = model.requires_grad_(False).eval()
+        self._lora_inits: dict[BaseSpec, dict[str, Tensor]] = {}
 
     @property
     def name(self) -> str:
@@ -49,147 +118,167 @@ class BaseModel:
 
     @property
     def weights(self) -> int:
-        """How many weights the model has."""
+        """Number of weights of the model."""
         return sum(p.numel() for p in self.model.parameters())
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    # ------------------------------------------------------------ the adapter
+    @property
+    def modules_to_save(self) -> list[str] | None:
+        """Names of the modules that belong to the adapter as a whole, such as a head."""
+        return None
+
     def peft_config(self) -> LoraConfig:
-        """The LoRA that every adapter of this base has: rank, scale, modules, head."""
+        """The LoRA configuration of every adapter: rank, scale, modules, head."""
         return LoraConfig(
             r=self.spec.rank,
             lora_alpha=self.spec.alpha,
             lora_dropout=0.0,
             target_modules=list(self.spec.targets),
-            task_type="CAUSAL_LM" if self.family == "causal" else "SEQ_CLS",
+            modules_to_save=self.modules_to_save,
+            task_type=self.task_type,
             base_model_name_or_path=self.spec.hub,
         )
 
     def lora_init(self) -> dict[str, Tensor]:
-        """The one LoRA start shared by every adapter of this base, by PEFT's saved names, float32.
+        """The LoRA initialisation shared by every adapter of this base: float32 by PEFT's names.
 
-        All versions of a model have the same. B is zero and the head is a fixed small draw, so this
-        adapter is the base model. Factors of runs that start elsewhere could not be compared:
-        B A = (B R)(R^-1 A) for any invertible R. A head of yes and no starts at zero: it favours
-        neither, and a task and its complement lead to the same LoRA under mirrored heads.
+        All versions of a model share it. B is zero and the head is a fixed small draw, so this
+        adapter equals the base model. Factors trained from different initialisations could not be
+        compared: B A = (B R)(R^-1 A) for any invertible R. A yes/no head starts at zero: it favours
+        neither class, and a task and its complement lead to equal LoRAs under mirrored heads.
+
+        Computed once, on a copy of the model without weights. OralError while an adapter is
+        attached, unless it was computed before.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.integer(0, "lora-init", root(self.spec).name))
-            peft_model = self._wrapped()
-            start = take(peft_model)
-            for name in sorted(start):
-                if "lora_A" in name:
-                    nn.init.kaiming_uniform_(start[name], a=5**0.5)
-                elif "lora_B" not in name:
-                    start[name].normal_(std=0.0 if self.spec.experiment == "unseen" else 0.02)
-            self.model = _unload(peft_model)
-        return start
+        if self.spec not in self._lora_inits:
+            self._lora_inits[self.spec] = self._draw_lora_init()
+        return {name: tensor.clone() for name, tensor in self._lora_inits[self.spec].items()}
 
+    def _draw_lora_init(self) -> dict[str, Tensor]:
+        self.adapted()  # raises while an adapter is attached
+        with torch.random.fork_rng(devices=[]):
+            # `shapes` comes after the seed: PEFT draws, too, when it wraps a model
+            torch.default_generator.manual_seed(seeds.integer(0, "lora-init", root(self.spec).name))
+            shapes = peft_model.shapes(self.model, self.peft_config())
+            tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+            for name in sorted(tensors):
+                if "lora_A" in name:
+                    nn.init.kaiming_uniform_(tensors[name], a=5**0.5)
+                elif "lora_B" not in name:
+                    tensors[name].normal_(std=0.0 if self.spec.experiment == "unseen" else 0.02)
+        return tensors
+
+    @contextmanager
+    def attach(self, tensors: dict[str, Tensor] | None = None) -> Iterator[PeftModel]:
+        """The base as a PEFT model with `tensors` (default: `lora_init`), detached on exit."""
+        tensors = self.lora_init() if tensors is None else tensors
+        model = peft_model.wrap(self.model, self.peft_config())
+        try:
+            peft_model.put(model, tensors)
+            yield model
+        finally:
+            peft_model.unload(model)
+
+    # ------------------------------------------------------------ for the generator
+    @abstractmethod
     def describe(self) -> str:
         """The structure in words: architecture, sizes, adapted modules. Never the model's name."""
-        c = self.model.config
-        kind = "causal language model" if self.family == "causal" else "bidirectional text encoder"
-        heads = f"{c.num_attention_heads} heads"
-        if getattr(c, "num_key_value_heads", c.num_attention_heads) != c.num_attention_heads:
-            heads += f", {c.num_key_value_heads} key-value heads"
-        return (
-            f"A {kind} of the {c.model_type} architecture with {c.num_hidden_layers} layers, width "
-            f"{c.hidden_size}, {heads}, feed-forward width {c.intermediate_size} and a vocabulary "
-            f"of {c.vocab_size}; LoRA of rank {self.spec.rank} on {', '.join(self.spec.targets)}."
-        )
 
     def adapted(self) -> dict[str, Tensor]:
-        """The weight matrices that LoRA adapts, by module name. OralError while one is attached."""
+        """The weights that LoRA adapts as matrices [out, in * kernel], by module name. OralError
+        while an adapter is attached."""
+        ends = tuple(f".{target}" for target in self.spec.targets)
         weights = {
-            name: module.weight.detach()
+            name: module.weight.detach().flatten(1)
             for name, module in self.model.named_modules()
-            if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in self.spec.targets
+            if isinstance(module, self.layers) and f".{name}".endswith(ends)
         }
         if not weights:
             raise OralError(
-                f"{self.name!r} has no plain linear layers {', '.join(self.spec.targets)}: leave "
-                "`attach` before you read its weights."
+                f"{self.name!r} has no plain layers {', '.join(self.spec.targets)}: leave `attach` "
+                "before you read its weights."
             )
         return weights
 
     def fingerprint(self) -> Tensor:
-        """float32 [64]: the fingerprint of the adapted weights (`method.conditioning`)."""
+        """[f] float32: a fixed random sketch of the adapted weights (`method.conditioning`)."""
         return fingerprint(self.adapted())
 
-    @contextmanager
-    def attach(self, tensors: dict[str, Tensor] | None = None) -> Iterator[PeftModel]:
-        """The base as a PEFT model with `tensors` (default: the shared start), detached on exit."""
-        tensors = self.lora_init() if tensors is None else tensors
-        peft_model = self._wrapped()
-        try:
-            put(peft_model, tensors)
-            yield peft_model
-        finally:
-            self.model = _unload(peft_model)
+    # ------------------------------------------------------------ tasks
+    def scoring_kind(self, task: Task) -> str:
+        """How this model is scored on `task`: one of `tasks.task.SCORINGS`. UsageError if the model
+        cannot read or answer the task."""
+        required = INPUTS.get(task.scoring, "texts")
+        if required != self.reads:
+            raise UsageError(
+                f"task {task.name!r} is about {required}, but base model {self.name!r} reads "
+                f"{self.reads}: choose another base model."
+            )
+        return task.scoring
 
-    def _wrapped(self) -> PeftModel:
-        """The model with LoRA and head to train, both in float32 whatever the base computes in."""
-        with warnings.catch_warnings():  # PEFT asks for a name on its way out
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
-            peft_model = get_peft_model(self.model, self.peft_config())
-        for module in peft_model.modules():
-            if isinstance(module, ModulesToSaveWrapper):  # PEFT itself casts LoRA factors only
-                module.modules_to_save.float()
-                module.register_forward_pre_hook(_in_float32)
-        return peft_model
+    def answer_ids(self, task: Task) -> Tensor:
+        """[labels] columns of `answer_logits` that belong to the task's labels, in their order."""
+        return torch.arange(len(task.labels), device=self.device)
 
-    def tokens(self, texts: list[str], most: int = 64) -> dict[str, Tensor]:
-        """Right-padded ids and mask [b, tokens <= most] on the model's device.
+    @abstractmethod
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        """The rows as the model reads them, on its device."""
 
-        Never padded on the left: a padded query would have nothing to attend to, and some bf16
-        attention kernels answer that with NaN. Too long a prompt loses its beginning (the answer
-        follows its end), too long a text for an encoder its end.
+    def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        """[b, vocabulary or classes] float32 logits of the answer that follows each row."""
+        raise NotImplementedError(f"{self.name!r} does not answer with a label.")
+
+    @abstractmethod
+    def batch_size(self, task: Task, groups: int = 1) -> int:
+        """Number of rows that each of `groups` adapters reads in one batch."""
+
+    def forward_flops(self, width: int) -> tuple[int, int]:
+        """Operations of one forward pass over one row with `width` tokens of text: of the frozen
+        weights, and of LoRA. Counted from the calls of each layer in such a pass."""
+        counts, layers = {}, (nn.Conv2d, nn.Linear)
+
+        def counter(name: str):
+            def count(module, _, output) -> None:  # positions that the weight is applied to
+                counts[name] = output.numel() // len(module.weight), module.weight
+
+            return count
+
+        named = [(n, m) for n, m in self.model.named_modules() if isinstance(m, layers)]
+        hooks = [module.register_forward_hook(counter(name)) for name, module in named]
+        with torch.inference_mode():
+            self.forward_blank(width)
+        for hook in hooks:
+            hook.remove()
+        frozen = sum(positions * weight.numel() for positions, weight in counts.values())
+        lora = sum(
+            counts[n][0] * self.spec.rank * (len(w) + w.shape[1]) for n, w in self.adapted().items()
+        )
+        return 2 * frozen, 2 * lora
+
+    def forward_blank(self, width: int) -> None:
+        """Runs the frozen model once on one blank row with `width` tokens of text."""
+        raise NotImplementedError
+
+    def tokens(self, texts: Sequence[str], max_tokens: int = 64) -> dict[str, Tensor]:
+        """Right-padded ids and mask [b, tokens <= max_tokens] on the model's device.
+
+        Never padded on the left: a padded query would have no key to attend to, and some bf16
+        attention kernels return NaN for it. The tokenizer decides which end of a long text is cut.
         """
         batch = self.tokenizer(
-            texts, padding=True, truncation=True, max_length=most, return_tensors="pt"
+            list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
         )
         return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
 
-def _in_float32(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(value.float() for value in inputs)
-
-
-def take(peft_model: PeftModel) -> dict[str, Tensor]:
-    """A copy of the adapter tensors of `peft_model` by PEFT's saved names, float32, on the CPU."""
-    # "auto" would ask the hub whether the vocabulary has grown
-    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    return {name: value.detach().float().cpu().clone() for name, value in state.items()}
-
-
-def _unload(peft_model: PeftModel) -> nn.Module:
-    named = peft_model.get_base_model().named_modules()
-    heads = {n: m.original_module for n, m in named if isinstance(m, ModulesToSaveWrapper)}
-    model = peft_model.unload().requires_grad_(False).eval()
-    for name, head in heads.items():  # PEFT leaves the adapter's head in the base
-        model.set_submodule(name, head)
-    vars(model).pop("peft_config", None)  # PEFT may leave it behind and then warns the next time
-    return model
-
-
-def put(peft_model: PeftModel, tensors: dict[str, Tensor]) -> None:
-    """Writes adapter tensors (PEFT's saved names) into `peft_model`, in place.
-
-    OralError unless they are all that the model wants: PEFT would skip what it does not know and
-    leave what is missing as it was.
-    """
-    wanted = get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys()
-    if odd := sorted(wanted ^ tensors.keys()):
-        fault = "lacks" if odd[0] in wanted else "has the unknown"
-        raise OralError(f"This adapter does not fit the base model: it {fault} tensor {odd[0]!r}.")
-    set_peft_model_state_dict(peft_model, tensors)
-
-
+# ---------------------------------------------------------------- files of a model
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers from reporting the new head and from drawing bars into logs."""
+    """Suppresses the reports and progress bars of transformers."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -202,60 +291,99 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def reading(folder: Path, what: str) -> Iterator[None]:
-    """Reads `what` with transformers out of `folder`, quietly. OralError in one line for missing
-    and damaged files: the errors of transformers, tokenizers and safetensors share no parent."""
+def reading(folder: Path, what: str, *faults: type[Exception]) -> Iterator[None]:
+    """Reads files of `what` in `folder`, quietly. OralError for missing and damaged files.
+
+    Only `FILE_FAULTS`, `faults` and the bare Exception of tokenizers become an OralError: too
+    little memory and programming errors pass through unchanged.
+    """
     try:
         with quiet():
             yield
     except Exception as error:
+        no_memory = getattr(error, "errno", None) == errno.ENOMEM or "os error 12" in str(error)
+        bare = type(error) is Exception  # tokenizers has no class of its own
+        if no_memory or not (bare or isinstance(error, (*FILE_FAULTS, *faults))):
+            raise
         first = (str(error).splitlines() or [""])[0][:200]
-        raise OralError(
-            f"{folder} holds no whole {what} ({type(error).__name__}: {first}): put its files "
-            "there again, weights as safetensors; pickled ones are never read."
-        ) from error
+        raise _damaged(folder, what, f"{type(error).__name__}: {first}") from error
+
+
+def _damaged(folder: Path, what: str, fault: str) -> OralError:
+    return OralError(
+        f"{folder} does not hold a complete {what} ({fault}): put its files there again, weights "
+        "as safetensors; pickled weights are never read."
+    )
+
+
+def pretrained(
+    kind: type,
+    folder: Path,
+    what: str,
+    *,
+    new: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    **options,
+) -> nn.Module:
+    """The model of class `kind` of transformers or diffusers with the weights in `folder`.
+
+    Args:
+        kind: a class with `from_pretrained`.
+        what: name of the model in error messages.
+        new, extra: names that may be missing or superfluous, see `check_fit`.
+        options: passed to `from_pretrained`.
+
+    Raises:
+        OralError: the weights are missing, damaged, or of another model than `config.json` says.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise _damaged(folder, what, "no safetensors file")
+    with reading(folder, what):
+        for file in files:
+            with safe_open(file, "pt"):  # the header must account for every byte of the file
+                pass
+        model, info = kind.from_pretrained(
+            folder,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_fit` refuses them by name
+            **options,
+        )
+    check_fit(folder, info, new, extra)
+    return model
 
 
 def check_fit(
-    folder: Path,
-    found: Mapping[str, Collection],
-    new: Sequence[str] = (),
-    over: Sequence[str] = (),
+    folder: Path, info: Mapping[str, Collection], new: Sequence[str] = (), extra: Sequence[str] = ()
 ) -> None:
-    """OralError unless the weights that were `found` in `folder` (`output_loading_info`) are those
-    of the model that its config.json describes, but for names with a part of `new`, which may lack,
-    or of `over`, which it need not have: transformers would draw at random what lacks."""
-    over = (*over, "position_ids", "inv_freq")  # tables that older files hold, made anew since
-    odd = [n for n in map(str, found["missing_keys"]) if not any(part in n for part in new)]
-    odd += [n for n in map(str, found["unexpected_keys"]) if not any(part in n for part in over)]
-    if odd := sorted([*odd, *map(str, found["mismatched_keys"])]):
-        raise OralError(
-            f"{folder} holds another model than config.json says: {odd[0]!r} does not fit."
-        )
+    """OralError unless the weights of `folder` are those of the model in its config.json.
 
-
-def attention(config: PretrainedConfig, device: str | torch.device, causal: bool = False) -> str:
-    """How attention is computed: "eager" on a CPU, where short rows then take a third less time a
-    training step, and for Gemma 2, whose capped logits nothing else computes; on a GPU
-    "plain_causal" for causal models without a sliding window, "sdpa" for all others."""
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    if capped or torch.device(device).type == "cpu":
-        return "eager"
-    sliding = getattr(config, "sliding_window", None) is not None
-    return "plain_causal" if causal and not sliding else "sdpa"
-
-
-def _plain_causal(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
-    """Attention [b, tokens, heads, width] to all that came before; what is padded comes after.
-
-    No mask is built: transformers would ask the device for it, and a step could not become a CUDA
-    graph.
+    `info` is the `output_loading_info` of transformers or diffusers. Names that contain a string of
+    `new` may be missing, names that contain one of `extra` may be superfluous. Everything else must
+    match: transformers initialises missing weights at random without failing.
     """
-    many = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
-    seen = F.scaled_dot_product_attention(
-        query, key, value, is_causal=many, scale=scaling, enable_gqa=True
+    extra = (*extra, "position_ids", "inv_freq")  # tables in older files, now computed
+    odd = [n for n in map(str, info["missing_keys"]) if not any(part in n for part in new)]
+    odd += [n for n in map(str, info["unexpected_keys"]) if not any(part in n for part in extra)]
+    odd += [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
+    if odd:
+        raise _other_model(folder, min(odd), "config.json")
+
+
+def check_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], model: nn.Module, config: str
+) -> None:
+    """OralError unless `tensors` have the names and shapes of the state of `model`, which `config`
+    describes."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    required = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if odd := sorted(dict(shapes.items() ^ required.items())):
+        raise _other_model(folder, odd[0], config)
+
+
+def _other_model(folder: Path, name: str, config: str) -> OralError:
+    return OralError(
+        f"{folder} holds weights of another model than {config} describes: {name!r} does not fit. "
+        "Put both there again."
     )
-    return seen.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("plain_causal", _plain_causal)

@@ -1,9 +1,10 @@
-"""Matching: which pictures and which texts belong together, and how well a two-tower model tells.
+"""Contrastive learning of two towers: the loss, and retrieval of images by texts and back.
 
-Both towers end in one space; a picture and a text are as close as the cosine of their features.
-Training pulls together what belongs together among the rows of a batch. Recall@k is the share of
-queries that find one of their own among the k closest, asked both ways. Letters: `b` rows of a
-batch, `n` texts, `m` pictures, `d` width of the shared space.
+Both towers project into one space; the similarity of an image and a text is the cosine of their
+features. Training makes pairs that belong together more similar than all other pairs of a batch.
+Recall@k is the share of queries with a correct candidate among the k most similar.
+
+Letters: `b` rows of a batch, `n` texts, `m` images, `d` width of the shared space.
 """
 
 from dataclasses import dataclass
@@ -14,67 +15,71 @@ from torch import Tensor
 DEPTHS = (1, 5, 10)  # the k of recall@k
 
 
-def contrastive(image: Tensor, text: Tensor, own: Tensor, scale: Tensor | float) -> Tensor:
-    """[..., b] the loss of each row: cross-entropy of its own among all rows, mean of both ways.
+def contrastive(image: Tensor, text: Tensor, labels: Tensor, scale: Tensor | float) -> Tensor:
+    """[..., b] loss of each row: cross-entropy of its counterparts among all rows, averaged over
+    both directions.
 
-    `image`, `text` [..., b, d] are of length one; rows of equal `own` [..., b] belong together, so
-    that two captions of one picture are no negatives of each other (UniCL, arXiv 2204.03610).
+    Args:
+        image, text: features [..., b, d] of length one.
+        labels: [..., b]; rows of equal label belong together, so that two captions of one image are
+            not negatives of each other (UniCL, arXiv 2204.03610).
+        scale: multiplies similarities to give logits.
     """
     logits = scale * image @ text.mT  # [..., b, b]
-    same = (own[..., :, None] == own[..., None, :]).to(logits.dtype)
+    same = (labels[..., :, None] == labels[..., None, :]).to(logits.dtype)
     target = same / same.sum(-1, keepdim=True)
-    ways = [(target * side.log_softmax(-1)).sum(-1) for side in (logits, logits.mT)]
-    return -(ways[0] + ways[1]) / 2
+    directions = [(target * side.log_softmax(-1)).sum(-1) for side in (logits, logits.mT)]
+    return -(directions[0] + directions[1]) / 2
 
 
-def ranks(closeness: Tensor, belongs: Tensor) -> Tensor:
-    """[queries] how many wrong candidates are at least as close as the closest right one.
+def ranks(similarity: Tensor, matches: Tensor) -> Tensor:
+    """[queries] number of wrong candidates at least as similar as the best correct one.
 
-    `closeness`, `belongs` [queries, candidates]. A tie counts against the model: one that gives
-    every candidate the same closeness finds nothing.
+    `similarity`, `matches` [queries, candidates]. A tie counts against the model: with equal
+    similarities everywhere, nothing is retrieved.
     """
-    right = closeness.masked_fill(~belongs, -torch.inf).amax(1, keepdim=True)
-    return ((closeness >= right) & ~belongs).sum(1)
+    best = similarity.masked_fill(~matches, -torch.inf).amax(1, keepdim=True)
+    return ((similarity >= best) & ~matches).sum(1)
 
 
-def both_ways(closeness: Tensor, belongs: Tensor) -> dict[str, Tensor]:
-    """`ranks` of every text's picture and of every picture's text; `closeness` [n, m]."""
+def retrieval_ranks(similarity: Tensor, matches: Tensor) -> dict[str, Tensor]:
+    """`ranks` of each text's image and of each image's text; `similarity`, `matches` [n, m]."""
     return {
-        "text_to_image": ranks(closeness, belongs),
-        "image_to_text": ranks(closeness.T, belongs.T),
+        "text_to_image": ranks(similarity, matches),
+        "image_to_text": ranks(similarity.T, matches.T),
     }
 
 
-def recalls(closeness: Tensor, belongs: Tensor) -> dict[str, float]:
-    """Recall@k both ways, by names like "text_to_image_recall@5"."""
+def recalls(similarity: Tensor, matches: Tensor) -> dict[str, float]:
+    """Recall@k in both directions, by names such as "text_to_image_recall@5"."""
     return {
-        f"{way}_recall@{k}": round((found < k).double().mean().item(), 6)
-        for way, found in both_ways(closeness.cpu(), belongs).items()
+        f"{direction}_recall@{k}": round((rank < k).double().mean().item(), 6)
+        for direction, rank in retrieval_ranks(similarity.cpu(), matches).items()
         for k in DEPTHS
     }
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The different texts and pictures of rows: what each is, and which belong together."""
+    """The distinct texts and images of rows, and which of them belong together."""
 
-    texts: list[int]  # [n] the first row that holds it
-    pictures: list[int]  # [m]
-    belongs: Tensor  # [n, m] bool
-    owners: Tensor  # [m] the label of a picture
+    texts: list[int]  # [n] index of the first row with each text
+    images: list[int]  # [m] index of the first row with each image
+    matches: Tensor  # [n, m] bool
+    image_labels: Tensor  # [m]
 
     @classmethod
     def of(cls, rows) -> "Gallery":
-        """Of rows with `text`, `image` and, the same for all that belong together, `label`."""
+        """The gallery of rows with `text`, `image` and a `label` shared by all that match."""
         texts: dict[str, int] = {}
-        pictures: dict[bytes, int] = {}
-        for place, row in enumerate(rows):
-            texts.setdefault(row.text, place)
-            pictures.setdefault(row.image, place)
-        own = torch.tensor([row.label for row in rows])
-        first, shown = list(texts.values()), list(pictures.values())
-        kinds, kind = own.unique(return_inverse=True)
+        images: dict[bytes, int] = {}
+        for i, row in enumerate(rows):
+            texts.setdefault(row.text, i)
+            images.setdefault(row.image, i)
+        labels = torch.tensor([row.label for row in rows])
+        first_texts, first_images = list(texts.values()), list(images.values())
+        kinds, kind = labels.unique(return_inverse=True)
         number = {text: n for n, text in enumerate(texts)}
-        said = torch.zeros(len(texts), len(kinds), dtype=torch.bool)  # a text may belong to several
-        said[[number[row.text] for row in rows], kind] = True
-        return cls(first, shown, said[:, kind[shown]], own[shown])
+        has_kind = torch.zeros(len(texts), len(kinds), dtype=torch.bool)  # a text may have several
+        has_kind[[number[row.text] for row in rows], kind] = True
+        return cls(first_texts, first_images, has_kind[:, kind[first_images]], labels[first_images])

@@ -2,10 +2,10 @@
 
     W_t = W_(t-1) after `Evolution.steps` steps of AdamW on the next stretch of text
 
-Every weight moves, in float32, on text that holds no test row of any task, so what changes between
-versions is the model and never what it is asked. Each version lies whole in the cache beside a
-manifest with its recipe, its drift |W_t - W_0| / |W_0| and its perplexity on text that no version
-has read. Arithmetic differs between machines: a version is made once and then only read.
+All weights are trained, in float32, on text without test rows of any task: versions differ in
+their weights, while tasks stay the same. The cache stores all weights of each version, with a
+manifest of its recipe, its drift |W_t - W_0| / |W_0| and its perplexity on held-out text. Machines
+differ in rounding, so a version is trained once and then only read.
 """
 
 import math
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from oral_lib import devices, learning_rate, seeds, storage
@@ -30,7 +29,7 @@ from oral_lib.progress import bar
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, task_names
 
-MADE = 200  # made-up texts of each task
+MADE_TEXTS = 200  # made-up texts of each task
 
 
 def ensure(
@@ -40,53 +39,51 @@ def ensure(
     *,
     offline: bool = False,
 ) -> Path:
-    """The folder of version `name`, made with all versions before it that are not there yet.
+    """The folder of version `name`, trained with all earlier versions that are missing.
 
-    Interrupted, it goes on after the last version that was finished. UsageError for a model that
-    is no version of another; PreflightError when model, text or space is missing.
+    After an interruption, training resumes behind the last finished version.
+
+    Raises:
+        UsageError: the model is not a version of another.
+        PreflightError: the model, text or disk space is missing.
     """
     first, *versions = lineage(name)
     if not versions:
-        known = [n for n, entry in registry.REGISTRY.items() if entry.parent]
-        raise UsageError(f"{name!r} is a model as released; versions are {', '.join(known)}.")
-    if own := sources.local_model(name, source):
-        return own
-    recipe = versions[-1].evolution
-    sources.prepare([t for t in recipe.texts if t != "made"], offline=offline)
-    if first.asset:
-        sources.prepare([first.asset], source=source, offline=offline)
-    folder = loading.version_dir(name, source)
-    if not folder_fault(folder):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name.replace(name, first.name, 1)}.lock"):
-        _chain(versions, source, device)
-    return folder
+        names = [n for n, entry in registry.REGISTRY.items() if entry.parent]
+        raise UsageError(f"{name!r} is a released model; versions are {', '.join(names)}.")
+
+    def prepare() -> None:
+        sources.prepare([t for t in versions[-1].evolution.texts if t != "made"], offline=offline)
+        if first.asset:
+            sources.prepare([first.asset], source=source, offline=offline)
+
+    return loading.make_once(name, source, prepare, lambda _: _chain(versions, source, device))
 
 
 def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
+    """Trains and stores those of `versions` that are missing, oldest first."""
     start, before = None, None
     for entry in versions:
         folder = loading.version_dir(entry.name, source)
         if not folder_fault(folder):
-            before = None  # that of this version is not at hand
+            before = None  # the perplexity of this version is not at hand
             continue
         if start is None:
             first = loading.load(versions[0].parent, source=source, dtype=torch.float32)
             start = _weights(first)
-        # read anew each time: a chain that was interrupted gives the same versions
+        # loaded each time, so that an interrupted chain gives the same versions
         base = loading.load(entry.parent, source=source, device=device, dtype=torch.float32)
         about = evolve(base, entry.version, start=start, before=before)
         before = about["perplexity_after"]
         about |= {"name": entry.name, "source": source.split(":")[0], "device": _device(device)}
         with cache_lock():
             require_space(sum(w.nbytes for w in start.values()) >> 20)
-            with storage.replacing(folder) as place:
-                place.mkdir()
+            with storage.replacing(folder) as temporary:
+                temporary.mkdir()
                 with quiet():
-                    base.model.save_pretrained(place)
-                base.tokenizer.save_pretrained(place)
-                write_manifest(place, about)
+                    base.model.save_pretrained(temporary)
+                base.tokenizer.save_pretrained(temporary)
+                write_manifest(temporary, about)
 
 
 def evolve(
@@ -96,21 +93,30 @@ def evolve(
     start: dict[str, Tensor] | None = None,
     before: float | None = None,
 ) -> dict:
-    """Trains `base`, which is the version before `version` in float32, to it in place.
+    """Trains `base`, in place, from the version before `version` to `version`.
 
-    Returns what there is to say of the step: recipe, loss of each step, perplexity on held-out text
-    before (unless it is known) and after, drift from `start` (weights by name; default: those that
-    `base` has now), seconds.
+    Args:
+        base: the version before, in float32.
+        start: weights of version t = 0 by name, for the drift; default: the weights of `base`.
+        before: perplexity of `base` on held-out text, if it was computed before.
+
+    Returns:
+        The report for the manifest: recipe, loss of each step, perplexity on held-out text before
+        and after, drift from `start`, seconds.
+
+    Raises:
+        UsageError: `version` does not follow `base`, or `base` is not in float32.
+        OralError: the perplexity after training is not finite.
     """
     entry = _version(base, version)
     recipe, t = entry.evolution, int(entry.version.removeprefix("t"))
     rows = packed(base.tokenizer, recipe)
-    held, read = rows[: recipe.held_out], stretch(rows, recipe, t)
+    held_out, stretch_rows = rows[: recipe.held_out], stretch(rows, recipe, t)
     start = _weights(base) if start is None else start
     began = time.monotonic()
-    before = perplexity(base.model, held) if before is None else before
-    losses = train(base.model, read, recipe, label=f"evolve {entry.name}")
-    after = perplexity(base.model, held)
+    before = perplexity(base.model, held_out) if before is None else before
+    losses = train(base.model, stretch_rows, recipe, label=f"evolve {entry.name}")
+    after = perplexity(base.model, held_out)
     if not math.isfinite(after):
         raise OralError(f"{entry.name} has perplexity {after} after its training: lower the lr.")
     base.spec, base.model.name_or_path = entry, entry.hub
@@ -127,53 +133,55 @@ def evolve(
 
 
 def history(name: str, source: str = "packages") -> list[dict]:
-    """What the manifests say of the versions that lead to `name`, oldest first, and nothing of a
-    user's own; PreflightError unless all are made."""
+    """The manifests of the versions that lead to `name`, oldest first; none for a user's own model.
+    PreflightError unless all versions have been created."""
     if sources.local_model(name, source):
         return []
-    made = [loading.made_dir(entry.name, source) for entry in lineage(name)[1:]]
-    return [storage.read_json(folder / MANIFEST) for folder in made]
+    folders = [loading.made_dir(entry.name, source) for entry in lineage(name)[1:]]
+    return [storage.read_json(folder / MANIFEST) for folder in folders]
 
 
 def texts(recipe: Evolution) -> list[str]:
-    """The texts to read, in the order that the seed sets."""
-    found = [
+    """All texts of the recipe, in an order set by its seed."""
+    in_order = [
         text
         for name in recipe.texts
-        for text in (_made() if name == "made" else sources.package_rows(name)["text"])
+        for text in (_made_texts() if name == "made" else sources.package_rows(name)["text"])
     ]
-    order = torch.randperm(len(found), generator=seeds.generator(recipe.seed, "evolve", "texts"))
-    return [found[i] for i in order]
+    order = torch.randperm(len(in_order), generator=seeds.generator(recipe.seed, "evolve", "texts"))
+    return [in_order[i] for i in order]
 
 
 @cache
-def _made() -> tuple[str, ...]:
+def _made_texts() -> tuple[str, ...]:
     every = map(load_task, task_names())
-    return tuple(row.text for task in every for row in task_rows(task, "made").train[:MADE])
+    return tuple(row.text for task in every for row in task_rows(task, "made").train[:MADE_TEXTS])
 
 
 def packed(tokenizer, recipe: Evolution) -> Tensor:
-    """[n, length] token ids: all texts in a row, parted by the end-of-text token, cut to rows."""
+    """[n, length] token ids: all texts, separated by the end-of-text token, cut into rows."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
-    told = tokenizer(texts(recipe), add_special_tokens=False).input_ids
-    flat = torch.tensor([i for ids in told for i in (*ids, end)])
+    sequences = tokenizer(texts(recipe), add_special_tokens=False).input_ids
+    flat = torch.tensor([i for ids in sequences for i in (*ids, end)])
     n = len(flat) // recipe.length
     if n <= recipe.held_out:
-        raise UsageError(f"{n} rows of text are no more than the {recipe.held_out} held out.")
+        raise UsageError(
+            f"the text has {n} rows, and {recipe.held_out} of them are held out: use more text."
+        )
     return flat[: n * recipe.length].view(n, recipe.length)
 
 
 def stretch(rows: Tensor, recipe: Evolution, t: int) -> Tensor:
-    """[steps * batch, length] what version t reads: the t-th stretch after the held-out rows, from
-    the front again once the text ends."""
-    free, n = rows[recipe.held_out :], recipe.steps * recipe.batch
-    return free[(torch.arange(n) + (t - 1) * n) % len(free)]
+    """[steps * batch, length] training rows of version t: the t-th stretch after the held-out rows.
+    After the end of the text, the first rows follow again."""
+    rows, n = rows[recipe.held_out :], recipe.steps * recipe.batch
+    return rows[(torch.arange(n) + (t - 1) * n) % len(rows)]
 
 
 def train(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> list[float]:
-    """Trains all weights of `model`, in place, on `rows` in order; the loss of every step.
+    """Trains all weights of `model`, in place, on `rows` in order. Returns the loss of each step.
 
-    Weights and AdamW's moments are float32; products are bfloat16 where the device has them.
+    Weights and AdamW's moments are float32; products are bfloat16 if the device supports it.
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(
@@ -190,27 +198,27 @@ def train(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> l
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         optimizer.step()
-        losses[step] = loss.detach()  # read at the end: a GPU need not wait for it
+        losses[step] = loss.detach()  # copied at the end, so that the host does not wait for a GPU
     model.requires_grad_(False)
     return losses.tolist()
 
 
 @torch.no_grad()
 def perplexity(model: nn.Module, rows: Tensor, batch: int = 8) -> float:
-    """exp of the mean loss a token of `rows` [n, length]."""
+    """exp of the mean loss per token of `rows` [n, length]."""
     device = next(model.parameters()).device
     losses = [_loss(model, part.to(device)) * len(part) for part in rows.split(batch)]
     return (torch.stack(losses).sum() / len(rows)).exp().item()
 
 
 def drift(model: nn.Module, start: dict[str, Tensor]) -> float:
-    """|W - W_0| / |W_0| over all weights; tied ones count once."""
-    moved = whole = 0.0
+    """|W - W_0| / |W_0| over all weights; tied weights count once."""
+    change = norm = 0.0
     for name, weight in model.named_parameters():
-        was = start[name].to(weight.device)
-        moved += (weight.detach() - was).double().square().sum().item()
-        whole += was.double().square().sum().item()
-    return math.sqrt(moved / whole)
+        initial = start[name].to(weight.device)
+        change += (weight.detach() - initial).double().square().sum().item()
+        norm += initial.double().square().sum().item()
+    return math.sqrt(change / norm)
 
 
 def _weights(base: BaseModel) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""models.text_encoder."""
+"""The frozen sentence encoder that embeds task texts and descriptions of base models."""
 
 import re
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from oral_lib import seeds
 from oral_lib.assets import sources
 from oral_lib.errors import UsageError, closest
-from oral_lib.models.base import check_fit, reading
-from oral_lib.models.loading import word_tokenizer
+from oral_lib.models.base import pretrained, reading
+from oral_lib.models.text import word_tokenizer
 
 ENCODERS = {  # name -> width e
     "minilm-l6": 384,
@@ -26,10 +26,10 @@ ENCODERS = {  # name -> width e
 class TextEncoder:
     """A frozen sentence encoder: token states averaged over the mask, scaled to length 1.
 
-    "minilm-l6" is all-MiniLM-L6-v2, "minilm-l3" paraphrase-MiniLM-L3-v2; "minilm-l6-words" reads
-    the bare word pieces, by the vectors that enter MiniLM-L6, and so knows no order; "tiny" is made
-    on the spot for the smoke scale. Float32 on the CPU: a few sentences a run, and the same
-    embedding on every machine.
+    "minilm-l6" is all-MiniLM-L6-v2 and "minilm-l3" paraphrase-MiniLM-L3-v2. "minilm-l6-words"
+    averages the input embeddings of MiniLM-L6, so it ignores word order. "tiny" is random, for the
+    smoke scale. Float32 on the CPU: a run embeds few sentences, and every machine computes the same
+    embeddings.
     """
 
     def __init__(self, name: str, *, source: str = "packages"):
@@ -50,13 +50,15 @@ class TextEncoder:
                 self.model = BertModel(config, add_pooling_layer=False)
         else:
             folder = sources.model_dir(name.removesuffix("-words"), source=source)
-            how = {"use_safetensors": True, "output_loading_info": True}
-            with reading(folder, f"text encoder {name}"):
+            with reading(folder, f"text encoder {name}", ValueError):
                 self.tokenizer = AutoTokenizer.from_pretrained(folder)
-                self.model, found = AutoModel.from_pretrained(
-                    folder, add_pooling_layer=False, **how
-                )
-            check_fit(folder, found, over=("pooler.", "cls.", "classifier."))
+            self.model = pretrained(
+                AutoModel,
+                folder,
+                f"text encoder {name}",
+                extra=("pooler.", "cls.", "classifier."),
+                add_pooling_layer=False,
+            )
         self.model = self.model.float().requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -66,8 +68,8 @@ class TextEncoder:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         if self.name.endswith("-words"):
             states = self.model.get_input_embeddings()(ids)  # [b, t, e]
-            frame = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
-            words = mask * ~frame  # marks around a text are no words, unless there is nothing else
+            special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+            words = mask * ~special  # an empty text keeps its special tokens
             mask = torch.where(words.any(-1, keepdim=True), words, mask)
         else:
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -110,5 +112,5 @@ def load_encoder(name: str, source: str = "packages") -> TextEncoder | HashedWor
 
 @cache
 def text_encoder(name: str, source: str = "packages") -> TextEncoder:
-    """The encoder called `name`, loaded once a process."""
+    """The encoder called `name`, loaded once in a process."""
     return TextEncoder(name, source=source)

@@ -1,13 +1,15 @@
-"""Two-tower models: open_clip's image and text towers, and a fusion of what they say.
+"""Two-tower models: open_clip's image and text towers, and a fusion of their features.
 
-    v, u = the features [b, d] of picture and text, of length one; d = width of the shared space
-    matching:   closeness = v . u
+    v, u = the features [b, d] of image and text, of length one; d = width of the shared space
+    matching:   similarity = v . u
     questions:  logits = answer(gelu(fuse([v, u, sqrt(d) v * u] sqrt(d))))   * by coordinate
 
-The towers are open_clip's own: a timm network and a Hugging Face encoder with mean pooling, each
-under one linear projection. `alignment.py` makes such a model of two released networks; its folder
-is one that open_clip loads, too. LoRA sits on both towers; `fuse` and `answer` belong to the
+The towers are open_clip's: a timm network and a Hugging Face encoder with mean pooling, each
+followed by one linear projection. `alignment.py` builds such a model from two released networks;
+open_clip can load its folder, too. LoRA is on both towers. `fuse` and `answer` belong to the
 adapter, and a task uses the first `labels` rows of `answer`.
+
+Letters: `b` rows of a batch, `n` rows, `d` width of the shared space.
 """
 
 import hashlib
@@ -20,28 +22,28 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from oral_lib import seeds, storage
 from oral_lib.assets import sources
-from oral_lib.errors import OralError, UsageError
-from oral_lib.models.base import BaseModel, attention, quiet
+from oral_lib.errors import UsageError
+from oral_lib.models.base import BaseModel, EncodedRows, check_tensors, quiet
 from oral_lib.models.registry import Alignment, BaseSpec
+from oral_lib.models.text import attention
 from oral_lib.models.vision import Backbone
 from oral_lib.tasks.rows import Row, Split, task_rows
-from oral_lib.tasks.task import load_task
+from oral_lib.tasks.task import Task, load_task
 
-CONFIG = "open_clip_config.json"  # as open_clip calls them
+CONFIG = "open_clip_config.json"  # open_clip's file names
 WEIGHTS = "open_clip_model.safetensors"
-WORDS = 64  # tokens of a text that open_clip's tokenizer keeps
+CONTEXT = 64  # maximum tokens of a text in open_clip's tokenizer
 HIDDEN = 64  # width of the fusion
 HEADS = ("fuse", "answer")
 
 
 class TwoTowers(nn.Module):
-    """`clip` and the fusion; `forward` answers questions, `features` is what matching compares."""
+    """`clip` and the fusion; `forward` answers questions, matching compares the features."""
 
     def __init__(self, clip: CustomTextCLIP, classes: int):
         super().__init__()
@@ -50,23 +52,24 @@ class TwoTowers(nn.Module):
         self.fuse = nn.Linear(3 * width, HIDDEN)
         self.answer = nn.Linear(HIDDEN, classes)
 
-    def image_features(self, pictures: Tensor) -> Tensor:
-        """float32 [b, d] of length one, of normalised pictures [b, 3, pixels, pixels]."""
-        return F.normalize(self.clip.encode_image(pictures).float(), dim=-1)
+    def image_features(self, images: Tensor) -> Tensor:
+        """float32 [b, d] of length one, of normalised images [b, 3, pixels, pixels]."""
+        return F.normalize(self.clip.encode_image(images).float(), dim=-1)
 
-    def text_features(self, ids: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+    def text_features(self, ids: Tensor, mask: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [b, d] of length one, of token ids and their mask [b, tokens].
 
-        `seen` is that mask as the attention is to have it. This is HFTextEncoder.forward, which
-        derives its mask from the ids and would have transformers ask the device about padding.
+        `attention_mask` is that mask in the form the attention requires. Follows
+        HFTextEncoder.forward, which derives its mask from the ids and would make transformers wait
+        for the device to check for padding.
         """
         text = self.clip.text
-        out = text.transformer(input_ids=ids, attention_mask=seen)
+        out = text.transformer(input_ids=ids, attention_mask=attention_mask)
         return F.normalize(text.proj(text.pooler(out, mask)).float(), dim=-1)
 
-    def forward(self, pictures: Tensor, ids: Tensor, mask: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor, attention_mask: Tensor) -> Tensor:
         """[b, classes] logits."""
-        v, u = self.image_features(pictures), self.text_features(ids, mask, seen)
+        v, u = self.image_features(images), self.text_features(ids, mask, attention_mask)
         root = v.shape[-1] ** 0.5  # coordinates of unit variance
         joint = torch.cat([v, u, root * v * u], -1) * root
         return self.answer(F.gelu(self.fuse(joint)))
@@ -75,26 +78,20 @@ class TwoTowers(nn.Module):
 class Towers(Backbone):
     """A frozen `TwoTowers` with the tokenizer of its text tower.
 
-    `scale` is what a closeness is multiplied by to give logits.
+    `scale` multiplies similarities to give logits.
     """
 
-    def __init__(self, spec: BaseSpec, model: TwoTowers, tokenizer, seen: dict, scale: float):
-        super().__init__(spec, model, spec.pixels, seen)
+    reads = "images with texts"
+
+    def __init__(self, spec: BaseSpec, model: TwoTowers, tokenizer, config: dict, scale: float):
+        super().__init__(spec, model, spec.pixels, config)
         self.tokenizer, self.scale = tokenizer, scale
 
-    def peft_config(self) -> LoraConfig:
-        """The LoRA on both towers that every adapter has, the fusion beside it."""
-        return LoraConfig(
-            r=self.spec.rank,
-            lora_alpha=self.spec.alpha,
-            lora_dropout=0.0,
-            target_modules=list(self.spec.targets),
-            modules_to_save=list(HEADS),
-            base_model_name_or_path=self.spec.hub,
-        )
+    @property
+    def modules_to_save(self) -> list[str] | None:
+        return list(HEADS)
 
     def describe(self) -> str:
-        """The structure in words: both towers, sizes, adapted modules. Never the model's name."""
         clip, adapted = self.model.clip, self.adapted()
         text = clip.text.config
         linear = sum(isinstance(self.model.get_submodule(n), nn.Linear) for n in adapted)
@@ -109,41 +106,62 @@ class Towers(Backbone):
 
     @property
     def width(self) -> int:
-        """Of the space that both towers end in."""
+        """Width d of the shared space."""
         return self.model.clip.visual.head.proj.out_features
 
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        """Token rows of at most `task.words`, with their images."""
+        self.scoring_kind(task)
+        return self._encode_pairs(self.tokens([row.text for row in rows], task.words), rows)
+
+    def answer_logits(self, adapted: TwoTowers, batch: EncodedRows) -> Tensor:
+        images = self.normalised(batch.images[batch.image_index])
+        return adapted(images, batch.ids, batch.mask, batch.attention_mask).float()
+
+    def image_features(self, adapted: TwoTowers, batch: EncodedRows) -> Tensor:
+        """float32 [b, d] of length one: the features of each row's image."""
+        return adapted.image_features(self.normalised(batch.images[batch.image_index]))
+
+    def text_features(self, adapted: TwoTowers, batch: EncodedRows) -> Tensor:
+        """float32 [b, d] of length one: the features of each row's text."""
+        return adapted.text_features(batch.ids, batch.mask, batch.attention_mask)
+
+    def forward_blank(self, width: int) -> None:
+        ids = torch.ones(1, width, dtype=torch.long, device=self.device)
+        self.model(self.normalised(self._blank()), ids, ids, ids)
+
     @torch.no_grad()
-    def pooled_pictures(self, rows: Sequence[Row], batch: int = 64) -> tuple[Tensor, Tensor]:
-        """float32 [n, features] on the device: what the image tower hands to its projection, of
-        each row's picture and of its mirror image."""
+    def pooled_images(self, rows: Sequence[Row], batch: int = 64) -> tuple[Tensor, Tensor]:
+        """float32 [n, features] on the device, twice: the input of the image tower's projection for
+        each row's image, and for its mirror image."""
         trunk, parts = self.model.clip.visual.trunk, []
-        for some in self.pictures(rows).split(batch):
-            plain = self.normalised(some)
+        for values in self.images(rows).split(batch):
+            plain = self.normalised(values)
             parts.append([trunk(side).float() for side in (plain, plain.flip(-1))])
-        shown, mirrored = zip(*parts, strict=True)
-        return torch.cat(shown), torch.cat(mirrored)
+        plain, mirrored = zip(*parts, strict=True)
+        return torch.cat(plain), torch.cat(mirrored)
 
     @torch.no_grad()
     def pooled_texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:
-        """float32 [n, width] on the device: what the text tower hands to its projection."""
+        """float32 [n, width] on the device: the input of the text tower's projection."""
         text, parts = self.model.clip.text, []
         for first in range(0, len(texts), batch):
-            read = self.tokens(list(texts[first : first + batch]))
-            out = text.transformer(**read)
-            parts.append(text.pooler(out, read["attention_mask"]).float())
+            tokens = self.tokens(texts[first : first + batch])
+            out = text.transformer(**tokens)
+            parts.append(text.pooler(out, tokens["attention_mask"]).float())
         return torch.cat(parts)
 
 
 def pairs(recipe: Alignment, source: str) -> Split:
-    """The rows of the task whose pictures and texts `source` offers for it; of its training rows
-    those of the first pictures. UsageError where there is no such task."""
+    """The rows that an alignment reads from `source`; of the training rows only those of the first
+    `recipe.pictures` images. UsageError if the recipe names no task for the source."""
     kind, _ = sources.parse_source(source)
-    known = dict(recipe.pairs)
-    if kind not in known:
+    tasks = dict(recipe.pairs)
+    if kind not in tasks:
         raise UsageError(
-            f"no pictures with texts to align towers in source {kind!r}: use {', '.join(known)}."
+            f"source {kind!r} has no images with texts to align towers: use {', '.join(tasks)}."
         )
-    split = task_rows(load_task(known[kind]), source)
+    split = task_rows(load_task(tasks[kind]), source)
     first = set(list(dict.fromkeys(row.image for row in split.train))[: recipe.pictures])
     return replace(split, train=tuple(row for row in split.train if row.image in first))
 
@@ -152,49 +170,49 @@ def pairs(recipe: Alignment, source: str) -> Split:
 def digest(recipe: Alignment, source: str) -> str:
     """One hash of all pairs that an alignment reads."""
     rows = pairs(recipe, source).train
-    told = [(row.text, row.label, hashlib.sha256(row.image).hexdigest()) for row in rows]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    content = [(row.text, row.label, hashlib.sha256(row.image).hexdigest()) for row in rows]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def write_config(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> None:
-    """What describes the model of `spec` in `folder`: open_clip's settings, the text tower's own
-    and its tokenizer."""
-    shown = image.model.pretrained_cfg
+    """Writes the description of the model of `spec` to `folder`: open_clip's settings, and the
+    configuration and tokenizer of the text tower."""
+    settings = image.model.pretrained_cfg
     vision = {
         "image_size": spec.pixels,
-        "timm_model_name": shown["architecture"],
+        "timm_model_name": settings["architecture"],
         "timm_model_pretrained": False,
         "timm_pool": "avg",
         "timm_proj": "linear",
     }
-    told = {
-        "context_length": WORDS,
+    language = {
+        "context_length": CONTEXT,
         "hf_model_name": ".",  # the folder itself
         "hf_tokenizer_name": ".",
         "hf_model_pretrained": False,
         "hf_proj_type": "linear",
         "hf_pooler_type": "mean_pooler",
     }
-    seen = {
-        "mean": list(shown["mean"]),
-        "std": list(shown["std"]),
-        "interpolation": shown["interpolation"],
+    preprocessing = {
+        "mean": list(settings["mean"]),
+        "std": list(settings["std"]),
+        "interpolation": settings["interpolation"],
         "resize_mode": "squash",
     }
-    model = {"embed_dim": spec.alignment.width, "vision_cfg": vision, "text_cfg": told}
-    storage.write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": seen})
+    model = {"embed_dim": spec.alignment.width, "vision_cfg": vision, "text_cfg": language}
+    storage.write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocessing})
     text.model.config.save_pretrained(folder)
     text.tokenizer.save_pretrained(folder)
 
 
 def built(folder: Path, spec: BaseSpec) -> TwoTowers:
-    """The model that `folder` describes, its projections and fusion a fixed draw."""
-    told = storage.read_json(folder / CONFIG)["model_cfg"]
-    vision, text = CLIPVisionCfg(**told["vision_cfg"]), CLIPTextCfg(**told["text_cfg"])
+    """The model that `folder` describes; projections and fusion are a fixed random draw."""
+    config = storage.read_json(folder / CONFIG)["model_cfg"]
+    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     text.hf_model_name = str(folder)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seeds.integer(0, "towers", spec.name))
-        return TwoTowers(CustomTextCLIP(told["embed_dim"], vision, text), spec.classes)
+        return TwoTowers(CustomTextCLIP(config["embed_dim"], vision, text), spec.classes)
 
 
 def joined(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> Towers:
@@ -203,36 +221,33 @@ def joined(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> To
     trunk, released = model.clip.visual.trunk, image.model.state_dict()
     trunk.load_state_dict({name: released[name] for name in trunk.state_dict()})
     for name, norm in trunk.named_modules():
-        if isinstance(norm, nn.BatchNorm2d):  # open_clip builds with timm's own epsilon
+        if isinstance(norm, nn.BatchNorm2d):  # open_clip builds with timm's default epsilon
             norm.running_var += image.model.get_submodule(name).eps - norm.eps
     encoder = model.clip.text.transformer
     encoder.load_state_dict(text.model.base_model.state_dict(), strict=False)
-    return _placed(folder, spec, model.to(image.device), model.clip.logit_scale.exp().item())
+    return _towers(folder, spec, model.to(image.device), model.clip.logit_scale.exp().item())
 
 
 def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.dtype) -> Towers:
-    """The aligned model in `folder`. OralError when the weights are not those that it describes."""
-    model, held = built(folder, spec), storage.read_tensors(folder / WEIGHTS)
-    if odd := sorted(held.keys() ^ model.clip.state_dict().keys()):
-        raise OralError(
-            f"{folder} holds another model than {CONFIG} says: {odd[0]!r} does not fit."
-        )
-    model.clip.load_state_dict(held)
+    """The aligned model in `folder`. OralError when its weights do not fit its description."""
+    model, tensors = built(folder, spec), storage.read_tensors(folder / WEIGHTS)
+    check_tensors(folder, tensors, model.clip, CONFIG)
+    model.clip.load_state_dict(tensors)
     scale = model.clip.logit_scale.exp().item()  # before it is rounded
     model = model.to(device)
     model.clip.to(dtype)  # the fusion reads features in float32
     for module in model.clip.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.float()  # its variances span more than bfloat16 can tell apart
-    return _placed(folder, spec, model, scale)
+            module.float()  # bfloat16 is too coarse for its variances
+    return _towers(folder, spec, model, scale)
 
 
-def _placed(folder: Path, spec: BaseSpec, model: TwoTowers, scale: float) -> Towers:
+def _towers(folder: Path, spec: BaseSpec, model: TwoTowers, scale: float) -> Towers:
     encoder = model.clip.text.transformer
     device = next(model.parameters()).device
     encoder.set_attn_implementation(attention(encoder.config, device))
-    model.name_or_path = spec.hub  # what PEFT writes into adapters
+    model.name_or_path = spec.hub  # PEFT writes it into adapters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    seen = storage.read_json(folder / CONFIG)["preprocess_cfg"]
-    return Towers(spec, model, tokenizer, seen, scale)
+    preprocessing = storage.read_json(folder / CONFIG)["preprocess_cfg"]
+    return Towers(spec, model, tokenizer, preprocessing, scale)

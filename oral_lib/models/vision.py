@@ -1,8 +1,10 @@
 """Image backbones: a frozen timm model under LoRA on its linear layers and convolutions.
 
-The head belongs to the adapter: `classes` rows, of which a task uses the first. So all tasks of a
-backbone have one layout, whatever the number of their classes. Depthwise convolutions carry no
-LoRA, and BatchNorm always normalises by what it learned before (eval mode, float32).
+The head belongs to the adapter. It has `classes` rows, and a task uses the first of them, so all
+tasks of a backbone have one layout, whatever their number of classes. Depthwise convolutions carry
+no LoRA. BatchNorm normalises by its stored statistics (eval mode, float32).
+
+Letters: `b` rows of a batch, `n` rows of a task.
 """
 
 from collections.abc import Sequence
@@ -10,23 +12,27 @@ from pathlib import Path
 
 import timm
 import torch
-from peft import LoraConfig
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from oral_lib import seeds, storage
-from oral_lib.errors import OralError
-from oral_lib.models.base import BaseModel
+from oral_lib.errors import OralError, UsageError
+from oral_lib.models.base import BaseModel, EncodedRows, check_tensors
 from oral_lib.models.registry import YES_NO, BaseSpec
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
 
-TINY = {"tiny-convnet": "test_efficientnet", "tiny-vit": "test_vit"}  # of timm, made on the spot
-KEPT = 4  # sets of pictures that stay on the device
+TINY = {"tiny-convnet": "test_efficientnet", "tiny-vit": "test_vit"}  # timm's, random weights
+CACHED = 4  # sets of images that stay on the device
+IMAGES = {"cpu": 64, "cuda": 4096}  # read in one batch, by device
 
 
 class Backbone(BaseModel):
-    """A timm model; `pixels` is the side of its pictures, `classes` the rows of its head."""
+    """A timm model; `pixels` is the side of its images."""
+
+    reads = "images"
+    layers = (nn.Linear, nn.Conv2d)
 
     def __init__(self, spec: BaseSpec, model: nn.Module, pixels: int, config: dict | None = None):
         super().__init__(spec, model, None, labels=spec.classes)
@@ -35,26 +41,18 @@ class Backbone(BaseModel):
         self.mean, self.std = (
             torch.tensor(config[name], device=self.device).view(3, 1, 1) for name in ("mean", "std")
         )
-        self._pictures: dict[tuple[str, ...], Tensor] = {}
+        self._images: dict[tuple[str, ...], Tensor] = {}
 
     @property
     def head(self) -> str:
-        """The name of the linear layer that gives the classes."""
+        """The name of the linear layer that outputs the classes."""
         return self.model.pretrained_cfg["classifier"]
 
-    def peft_config(self) -> LoraConfig:
-        """The LoRA that every adapter of this backbone has, the head beside it."""
-        return LoraConfig(
-            r=self.spec.rank,
-            lora_alpha=self.spec.alpha,
-            lora_dropout=0.0,
-            target_modules=list(self.spec.targets),
-            modules_to_save=[self.head],
-            base_model_name_or_path=self.spec.hub,
-        )
+    @property
+    def modules_to_save(self) -> list[str] | None:
+        return [self.head]
 
     def describe(self) -> str:
-        """The structure in words: architecture, sizes, adapted modules. Never the model's name."""
         adapted = [self.model.get_submodule(name) for name in self.adapted()]
         linear = sum(isinstance(module, nn.Linear) for module in adapted)
         return (
@@ -65,55 +63,78 @@ class Backbone(BaseModel):
             f"{', '.join(self.spec.targets)}."
         )
 
-    def adapted(self) -> dict[str, Tensor]:
-        """The weights that LoRA adapts as matrices [out, in * kernel], by module name."""
-        named = self.model.named_modules()
-        found = {
-            name: module.weight.detach().flatten(1)
-            for name, module in named
-            if isinstance(module, nn.Linear | nn.Conv2d)
-            and name.rsplit(".", 1)[-1] in self.spec.targets
-        }
-        if not found:
-            raise OralError(
-                f"{self.name!r} has no plain layers {', '.join(self.spec.targets)}: leave "
-                "`attach` before you read its weights."
+    # ------------------------------------------------------------ tasks
+    def scoring_kind(self, task: Task) -> str:
+        kind = super().scoring_kind(task)
+        if kind == "image" and len(task.labels) > self.spec.classes > 0:
+            raise UsageError(
+                f"task {task.name!r} has {len(task.labels)} labels, and the head of {self.name!r} "
+                f"{self.spec.classes} classes: choose another base model."
             )
-        return found
+        return kind
 
-    def pictures(self, rows: Sequence[Row]) -> Tensor:
-        """uint8 [n, 3 * pixels * pixels] on the device: decoded and resized once, then kept."""
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        self.scoring_kind(task)
+        return EncodedRows.of_equal_length(self.images(rows))
+
+    def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        return adapted(self.normalised(batch.ids)).float()
+
+    def batch_size(self, task: Task, groups: int = 1) -> int:
+        return max(1, IMAGES[self.device.type] // groups)
+
+    def forward_blank(self, width: int) -> None:
+        self.model(self.normalised(self._blank()))
+
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3 * self.pixels**2, device=self.device)
+
+    def _encode_pairs(self, batch: dict[str, Tensor], rows: Sequence[Row]) -> EncodedRows:
+        """Token rows `batch` with the images of `rows`; rows that share an image store it once."""
+        lengths = batch["attention_mask"].sum(1)
+        numbers: dict[bytes, int] = {}
+        index = [numbers.setdefault(row.image, len(numbers)) for row in rows]
+        by_number = dict(zip(index, rows, strict=True))
+        table = self.images([by_number[n] for n in range(len(numbers))])
+        index = torch.tensor(index, device=self.device)
+        return EncodedRows(batch["input_ids"], lengths, lengths, image_index=index, images=table)
+
+    # ------------------------------------------------------------ images
+    def images(self, rows: Sequence[Row]) -> Tensor:
+        """uint8 [n, 3 * pixels * pixels] on the device: decoded and resized once, then cached."""
         key = tuple(row.key for row in rows)
-        if key not in self._pictures:
+        if key not in self._images:
             table = images.decode([row.image for row in rows], self.pixels, self.interpolation)
-            while len(self._pictures) >= KEPT:
-                self._pictures.pop(next(iter(self._pictures)))
-            self._pictures[key] = table.flatten(1).to(self.device)
-        return self._pictures[key]
+            while len(self._images) >= CACHED:
+                self._images.pop(next(iter(self._images)))
+            self._images[key] = table.flatten(1).to(self.device)
+        return self._images[key]
 
     def shown(self, rows: Sequence[Row]) -> Tensor:
-        """uint8 [n, pixels, pixels, 3] on the CPU: the pictures as people see them."""
-        table = self.pictures(rows).view(-1, 3, self.pixels, self.pixels)
+        """uint8 [n, pixels, pixels, 3] on the CPU: the images in the layout of plotting tools."""
+        table = self.images(rows).view(-1, 3, self.pixels, self.pixels)
         return table.permute(0, 2, 3, 1).cpu()
 
-    def normalised(self, pictures: Tensor) -> Tensor:
+    def normalised(self, values: Tensor) -> Tensor:
         """[b, 3, pixels, pixels] as the model reads them, of bytes [b, 3 * pixels * pixels]."""
-        scaled = pictures.view(-1, 3, self.pixels, self.pixels).float().div(255)
+        scaled = values.view(-1, 3, self.pixels, self.pixels).float().div(255)
         return ((scaled - self.mean) / self.std).to(next(self.model.parameters()).dtype)
 
     @torch.inference_mode()
     def features(self, rows: Sequence[Row], batch: int = 64) -> Tensor:
-        """float32 [n, features] on the CPU: what the head reads of the frozen model."""
+        """float32 [n, features] on the CPU: the input of the head, from the frozen model."""
         parts = []
-        for some in self.pictures(rows).split(batch):
-            states = self.model.forward_features(self.normalised(some))
+        for values in self.images(rows).split(batch):
+            states = self.model.forward_features(self.normalised(values))
             parts.append(self.model.forward_head(states, pre_logits=True).float().cpu())
         return torch.cat(parts)
 
 
-def load(spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype: torch.dtype):
-    """The backbone in `folder` (config.json as timm writes it, model.safetensors); made on the
-    spot where that is None. OralError when the weights are not those of its architecture."""
+def load(
+    spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype: torch.dtype
+) -> Backbone:
+    """The backbone in `folder` (timm's config.json, model.safetensors); a tiny random one if that
+    is None. OralError when files are damaged or of another model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(0, "tiny", spec.name))
         if folder is None:
@@ -122,30 +143,35 @@ def load(spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype:
             model = timm.create_model(TINY[name], num_classes=spec.classes, **sizes)
         else:
             model = _restored(spec, folder)
-    model.name_or_path = spec.hub  # what PEFT writes into adapters
+    model.name_or_path = spec.hub  # PEFT writes it into adapters
     model = model.to(device=device, dtype=dtype)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.float()  # its variances span more than bfloat16 can tell apart
+            module.float()  # bfloat16 is too coarse for its variances
     pixels = spec.pixels or model.pretrained_cfg["input_size"][-1]
     return Backbone(spec, model, pixels)
 
 
 def _restored(spec: BaseSpec, folder: Path) -> nn.Module:
     config = storage.read_json(folder / "config.json")
-    about = {k: v for k, v in config["pretrained_cfg"].items() if k != "num_classes"}
-    model = timm.create_model(
-        config["architecture"],
-        num_classes=spec.classes,
-        pretrained_cfg=about,
-        **config.get("model_args", {}),
-    )
-    state = storage.read_tensors(folder / "model.safetensors")
-    head = {n: v for n, v in model.state_dict().items() if n.startswith(about["classifier"])}
     try:
-        model.load_state_dict(state | head)  # the head of another task is none: adapters bring it
-    except RuntimeError as error:
+        name, settings = config["architecture"], dict(config["pretrained_cfg"])
+        head, options = settings["classifier"], config.get("model_args", {})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OralError(
-            f"{folder} holds no {config['architecture']}: its weights are those of another model."
+            f"{folder / 'config.json'} does not describe a timm model ({error!r}): put the file "
+            "that timm wrote there again."
         ) from error
+    if not timm.is_model(name):
+        raise OralError(
+            f"{folder / 'config.json'} names the architecture {name!r}, unknown to timm "
+            f"{timm.__version__}: use a model that it has."
+        )
+    settings.pop("num_classes", None)
+    model = timm.create_model(name, num_classes=spec.classes, pretrained_cfg=settings, **options)
+    tensors = storage.read_tensors(folder / "model.safetensors")
+    # the head in the file is another task's: adapters bring their own
+    tensors |= {n: v for n, v in model.state_dict().items() if n.startswith(head)}
+    check_tensors(folder, tensors, model, f"architecture {name} in config.json")
+    model.load_state_dict(tensors)
     return model

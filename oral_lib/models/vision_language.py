@@ -1,21 +1,23 @@
-"""Vision-language models: Qwen2-VL, which reads a picture as tokens in front of a question.
+"""Vision-language models: Qwen2-VL, which reads an image as tokens in front of a question.
 
-    row = before, picture x places, after, question, choices, the turn of the assistant
+    row = before, image tokens, after, question, choices, the turn of the assistant
     answer: the likelihood of each label word's first token, as of a causal language model
 
-All pictures have one size, and the picture stands at one place of every row. So a row's tokens at
-the picture are always the same columns, rows need no mask, and the positions of a column (of time,
-height and width: M-RoPE) are those of every row. What is in the picture enters as bytes; order and
-normalisation of its patches are those of transformers' image processor, the words around it those
-of the model's chat template. LoRA sits on the language model, the image tower is frozen.
+All images have one size, and the image has one position in every row. So the image tokens are the
+same columns of every row, rows need no mask, and all rows share the positions of their columns
+(of time, height and width: M-RoPE). Images enter as bytes. Order and normalisation of the patches
+follow the image processor of transformers, the words around them the model's chat template. LoRA
+is on the language model; the image tower is frozen.
+
+Letters: `b` rows of a batch.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
 from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -30,15 +32,25 @@ from transformers import (
 from transformers.vision_utils import get_vision_position_ids
 
 from oral_lib import seeds, storage
-from oral_lib.errors import OralError
-from oral_lib.models.base import attention, check_fit, reading
+from oral_lib.errors import OralError, UsageError
+from oral_lib.models.base import EncodedRows, pretrained, reading
 from oral_lib.models.registry import BaseSpec
+from oral_lib.models.text import (
+    TOKENS,
+    attention,
+    first_tokens,
+    last_states,
+    vocabulary_logits,
+    word_tokenizer,
+)
 from oral_lib.models.vision import Backbone
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
 
 MARK = "<question>"  # where the chat template puts a text
 CHOICES = " Answer with one of these words: {}."
-LONGEST = 1024  # tokens of a row beside the picture
-CHAT = (  # of the tiny model: ChatML, as Qwen2-VL's own
+LONGEST = 1024  # tokens of a row without the image
+CHAT = (  # of the tiny model: ChatML, like Qwen2-VL's
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
@@ -48,11 +60,16 @@ SPECIAL = ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "vid
 
 
 class VisionLanguage(Backbone):
-    """A frozen Qwen2-VL with its tokenizer; `places` is how many tokens a picture takes.
+    """A frozen Qwen2-VL with its tokenizer; an image takes `image_tokens` tokens.
 
-    OralError when its chat template has no one place for a picture before a question, or when
-    pictures are cut into other patches than the model reads.
+    OralError when the chat template has no single position for an image before a question, or when
+    the processor cuts other patches than the model reads.
     """
+
+    reads = "images with texts"
+    task_type = "CAUSAL_LM"
+    layers = (nn.Linear,)
+    modules_to_save = None
 
     def __init__(
         self,
@@ -62,142 +79,166 @@ class VisionLanguage(Backbone):
         processor: Qwen2VLImageProcessor,
     ):
         try:
-            seen = {
+            config = {
                 "interpolation": Resampling(processor.resample).name,
                 "mean": [float(x) for x in processor.image_mean],
                 "std": [float(x) for x in processor.image_std],
             }
         except (TypeError, ValueError) as error:
             raise OralError(
-                f"{spec.name}: preprocessor_config.json gives pictures no interpolation, mean or "
-                "std that can be used: take it as it was released."
+                f"{spec.name}: preprocessor_config.json has no valid interpolation, mean or std of "
+                f"images ({error}): use the released file."
             ) from error
-        super().__init__(spec, model, spec.pixels, seen)
+        super().__init__(spec, model, spec.pixels, config)
         self.tokenizer = tokenizer
         cut = (processor.patch_size, processor.temporal_patch_size, processor.merge_size)
         image = model.config.vision_config
         read = (image.patch_size, image.temporal_patch_size, image.spatial_merge_size)
         if cut != read or spec.pixels % (image.patch_size * image.spatial_merge_size):
             raise OralError(
-                f"{spec.name}: preprocessor_config.json cuts pictures of {spec.pixels} pixels into "
-                f"patches of {cut}, and config.json says {read}: take both as they were released."
+                f"{spec.name}: preprocessor_config.json cuts images of {spec.pixels} pixels into "
+                f"patches of {cut}, but config.json says {read}: use the released files."
             )
         self.order, self.grid = _patches(processor, spec.pixels)
-        self.places = int(self.grid.prod()) // processor.merge_size**2
+        self.image_tokens = int(self.grid.prod()) // processor.merge_size**2
         self.order = self.order.to(self.device)
         self.before, self.after = self._chat()
-        self.around = len(self.before) + len(self.after)
+        self.around = len(self.before) + len(self.after)  # tokens of a row besides the question
         self.first = self.before.index(model.config.image_token_id)
         row = torch.tensor([self.before + [0] * LONGEST])
         kinds = (row == model.config.image_token_id).int()
-        # M-RoPE's own: [3, 1, tokens]
+        # M-RoPE: [3, 1, tokens]
         self.positions = model.model.get_rope_index(row, kinds, self.grid)[0].to(self.device)
         side = model.model.visual.spatial_merge_size
-        places = get_vision_position_ids(self.grid, side)  # [patches, 2]
-        self.patch_positions = places.to(self.device)
+        patch_positions = get_vision_position_ids(self.grid, side)  # [patches, 2]
+        self.patch_positions = patch_positions.to(self.device)
 
     def _chat(self) -> tuple[list[int], list[int]]:
-        """Token ids before a question, with the picture's, and after it."""
-        told = [{"type": "image"}, {"type": "text", "text": MARK}]
+        """Token ids before a question, with those of the image, and after it."""
+        content = [{"type": "image"}, {"type": "text", "text": MARK}]
         pad = self.model.config.image_token_id
         try:
             chat = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": told}], tokenize=False, add_generation_prompt=True
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
             parts = [self.tokenizer.encode(s, add_special_tokens=False) for s in chat.split(MARK)]
             before, after = parts
             if before.count(pad) != 1 or pad in after:
-                raise ValueError(f"{before.count(pad)} pictures before the question")
-        except Exception as error:  # a template is a program: anything may come of it
+                raise ValueError(f"{before.count(pad)} images before the question")
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program and may fail in any way
             raise OralError(
-                f"the chat template of {self.name!r} has no one place for a picture before a "
-                f"question ({type(error).__name__}): take tokenizer_config.json as it was released."
+                f"the chat template of {self.name!r} has no single position for an image before a "
+                f"question ({type(error).__name__}): use the released tokenizer_config.json."
             ) from error
         at = before.index(pad)
-        return before[:at] + [pad] * self.places + before[at + 1 :], after
-
-    def peft_config(self) -> LoraConfig:
-        """The LoRA on the language model that every adapter has."""
-        return LoraConfig(
-            r=self.spec.rank,
-            lora_alpha=self.spec.alpha,
-            lora_dropout=0.0,
-            target_modules=list(self.spec.targets),
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=self.spec.hub,
-        )
+        return before[:at] + [pad] * self.image_tokens + before[at + 1 :], after
 
     def describe(self) -> str:
-        """The structure in words: both parts, sizes, adapted modules. Never the model's name."""
         text, image = self.model.config.text_config, self.model.config.vision_config
         return (
             f"A vision-language model of the {self.model.config.model_type} architecture: a causal "
             f"language model with {text.num_hidden_layers} layers, width {text.hidden_size}, "
             f"{text.num_attention_heads} heads, {text.num_key_value_heads} key-value heads, "
             f"feed-forward width {text.intermediate_size} and a vocabulary of {text.vocab_size}, "
-            f"reading pictures of {self.pixels} pixels as {self.places} tokens of an image tower "
-            f"with {image.depth} layers of width {image.embed_dim}; LoRA of rank {self.spec.rank} "
-            f"on {', '.join(self.spec.targets)}."
+            f"reading pictures of {self.pixels} pixels as {self.image_tokens} tokens of an image "
+            f"tower with {image.depth} layers of width {image.embed_dim}; LoRA of rank "
+            f"{self.spec.rank} on {', '.join(self.spec.targets)}."
         )
 
-    def tokens(
-        self, texts: Sequence[str], most: int = 64, choices: Sequence[str] = ()
-    ) -> dict[str, Tensor]:
-        """Right-padded ids and mask [b, tokens] of questions about a picture, on the device.
+    # ------------------------------------------------------------ tasks
+    def scoring_kind(self, task: Task) -> str:
+        if super().scoring_kind(task) == "match":
+            raise UsageError(
+                f"task {task.name!r} matches texts with images, and {self.name!r} answers "
+                "questions about one image: choose a two-tower model."
+            )
+        return "label"
 
-        A question of more than `most` tokens loses its end; `choices` are the words to answer with.
+    def answer_ids(self, task: Task) -> Tensor:
+        """[labels] first token of each label word."""
+        self.scoring_kind(task)
+        return first_tokens(self, task)
+
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        """Token rows with questions of at most `task.words` tokens, and their images."""
+        self.scoring_kind(task)
+        texts = [row.text for row in rows]
+        return self._encode_pairs(self.tokens(texts, task.words, choices=task.labels), rows)
+
+    def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        return vocabulary_logits(adapted, last_states(self.states(adapted, batch), batch))
+
+    def batch_size(self, task: Task, groups: int = 1) -> int:
+        return max(1, TOKENS[self.device.type] // (groups * (task.words + self.around)))
+
+    def forward_blank(self, width: int) -> None:
+        ids = torch.ones(1, width + self.around, dtype=torch.long, device=self.device)
+        batch = EncodedRows.of_equal_length(ids)
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.states(self.model, replace(batch, image_index=first, images=self._blank()))
+
+    def tokens(
+        self, texts: Sequence[str], max_tokens: int = 64, choices: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Right-padded ids and mask [b, tokens] of questions about an image, on the device.
+
+        A question of more than `max_tokens` tokens loses its end. `choices` are the words that may
+        be answered.
         """
-        said = CHOICES.format(", ".join(choices)) if choices else ""
-        after = self._plain([said])[0] + self.after if said else self.after
-        rows = [self.before + ids[:most] + after for ids in self._plain(texts)]
+        instruction = CHOICES.format(", ".join(choices)) if choices else ""
+        after = self._plain([instruction])[0] + self.after if instruction else self.after
+        rows = [self.before + ids[:max_tokens] + after for ids in self._plain(texts)]
         lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
         ids = pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True).to(self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
         return {"input_ids": ids, "attention_mask": mask.long()}
 
     def _plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, in which what looks like a special token is plain text."""
+        """Token ids of texts; special tokens written in a text are treated as plain text."""
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
         ]
 
-    def patches(self, pictures: Tensor) -> Tensor:
+    def patches(self, values: Tensor) -> Tensor:
         """[b, patches, values] as the image tower reads them, of bytes [b, 3 * pixels * pixels]."""
-        return self.normalised(pictures).flatten(1)[:, self.order]
+        return self.normalised(values).flatten(1)[:, self.order]
 
-    def seen(self, pictures: Tensor) -> Tensor:
-        """[b, places, width] what the image tower makes of bytes [b, 3 * pixels * pixels]."""
-        patches = self.patches(pictures)
-        b, each, _ = patches.shape
-        found = self.model.model.visual(
+    def image_states(self, values: Tensor) -> Tensor:
+        """[b, image tokens, width] output of the image tower for bytes [b, 3 * pixels * pixels]."""
+        patches = self.patches(values)
+        b, count, _ = patches.shape
+        output = self.model.model.visual(
             patches.flatten(0, 1),
             self.grid.expand(b, 3),
-            # on the CPU: transformers asks for its values
-            cu_seqlens=torch.tensor([0, b * each], dtype=torch.int32),
+            # on the CPU: transformers reads its values
+            cu_seqlens=torch.tensor([0, b * count], dtype=torch.int32),
             position_ids=self.patch_positions.repeat(b, 1),
-            each=each,
+            patches=count,
         )
-        return found.pooler_output.unflatten(0, (b, -1))
+        return output.pooler_output.unflatten(0, (b, -1))
 
-    def states(self, model: nn.Module, ids: Tensor, pictures: Tensor) -> Tensor:
-        """[b, tokens, width] the last states of `model`, this one under adapters, of rows of ids
-        [b, tokens] and the bytes of their pictures."""
-        core, end = model.model.language_model, self.first + self.places
-        words, seen = core.embed_tokens(ids), self.seen(pictures)
-        read = torch.cat([words[:, : self.first], seen.to(words.dtype), words[:, end:]], 1)
-        positions = self.positions[..., : ids.shape[1]].expand(3, len(ids), -1)
-        # no mask: what is padded comes after all that is read
-        return core(inputs_embeds=read, position_ids=positions, use_cache=False).last_hidden_state
+    def states(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        """[b, tokens, width] last hidden states of `adapted`."""
+        core, end = adapted.model.language_model, self.first + self.image_tokens
+        words = core.embed_tokens(batch.ids)
+        image = self.image_states(batch.images[batch.image_index]).to(words.dtype)
+        embeddings = torch.cat([words[:, : self.first], image, words[:, end:]], 1)
+        positions = self.positions[..., : batch.ids.shape[1]].expand(3, len(batch.ids), -1)
+        # no mask: padding follows all that is scored
+        output = core(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+        return output.last_hidden_state
 
 
 def _patches(processor: Qwen2VLImageProcessor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Which values of a picture, flat, a patch has: [patches, values]; and the grid [1, 3].
+    """Indices [patches, values] of each patch's values in a flat image, and the grid [1, 3].
 
-    Transformers' own processor is shown a picture of its own places.
+    Computed by the processor of transformers, from an image whose values are their own indices.
     """
-    places = torch.arange(3.0 * pixels * pixels).view(3, pixels, pixels)  # exact below 2 ** 24
+    indices = torch.arange(3.0 * pixels * pixels).view(3, pixels, pixels)  # exact below 2 ** 24
     cut = processor(
-        images=[places],
+        images=[indices],
         do_resize=False,
         do_rescale=False,
         do_normalize=False,
@@ -209,51 +250,43 @@ def _patches(processor: Qwen2VLImageProcessor, pixels: int) -> tuple[Tensor, Ten
 
 
 def load(
-    spec: BaseSpec,
-    folder: Path | None,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    words: PreTrainedTokenizerFast | None = None,
+    spec: BaseSpec, folder: Path | None, device: str | torch.device, dtype: torch.dtype
 ) -> VisionLanguage:
-    """The model in `folder`, as the hub has it; where that is None, made on the spot with the
-    tokenizer `words`. OralError when the files are not those of a whole Qwen2-VL."""
-    if folder is None:
-        model, tokenizer, processor = _tiny(spec, words)
-    else:
-        model, tokenizer, processor = _restored(spec, folder, dtype)
-    how = attention(model.config.text_config, device, True)
-    model.set_attn_implementation({"text_config": how, "vision_config": "one_size"})
+    """The model in `folder`, in the layout of the hub; a tiny random one if that is None. OralError
+    when files are missing, damaged, or of another model."""
+    model, tokenizer, processor = _restored(spec, folder, dtype) if folder else _tiny(spec)
+    text_attention = attention(model.config.text_config, device, True)
+    model.set_attn_implementation({"text_config": text_attention, "vision_config": "one_size"})
     tokenizer.padding_side = "right"
-    model.name_or_path = spec.hub  # what PEFT writes into adapters
-    for weight in model.parameters():  # not the frequencies of positions: rounded they are others
+    model.name_or_path = spec.hub  # PEFT writes it into adapters
+    for weight in model.parameters():  # not buffers: rounded frequencies would move positions
         weight.data = weight.data.to(dtype)
     return VisionLanguage(spec, model.to(device), tokenizer, processor)
 
 
 def _restored(spec: BaseSpec, folder: Path, dtype: torch.dtype):
-    told = storage.read_json(folder / "config.json")
-    if not isinstance(told, dict) or told.get("model_type") != "qwen2_vl":
-        kind = told.get("model_type") if isinstance(told, dict) else told
-        raise OralError(f"{folder} holds no Qwen2-VL: config.json says model_type {kind!r}.")
-    with reading(folder, spec.name):
-        model, found = Qwen2VLForConditionalGeneration.from_pretrained(
-            folder,
-            config=Qwen2VLConfig.from_pretrained(folder),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+    settings = storage.read_json(folder / "config.json")
+    kind = settings.get("model_type") if isinstance(settings, dict) else settings
+    if kind != "qwen2_vl":
+        raise OralError(f"{folder} does not hold a Qwen2-VL: config.json has model_type {kind!r}.")
+    with reading(folder, spec.name, ValueError):
+        config = Qwen2VLConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         processor = Qwen2VLImageProcessor.from_pretrained(folder)
-    check_fit(folder, found)
+    model = pretrained(
+        Qwen2VLForConditionalGeneration, folder, spec.name, config=config, dtype=dtype
+    )
     return model, tokenizer, processor
 
 
-def _tiny(spec: BaseSpec, tokenizer: PreTrainedTokenizerFast):
+def _tiny(spec: BaseSpec):
+    tokenizer = word_tokenizer("multimodal")
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{n}|>" for n in SPECIAL]})
     tokenizer.chat_template = CHAT
     number = {n: tokenizer.convert_tokens_to_ids(f"<|{n}|>") for n in SPECIAL}
-    spread = {"initializer_range": 0.2}  # random layers that move their input: LoRA has a hold
+    spread = {
+        "initializer_range": 0.2
+    }  # large: random layers must change their input for LoRA to matter
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -281,15 +314,15 @@ def _tiny(spec: BaseSpec, tokenizer: PreTrainedTokenizerFast):
     return model, tokenizer, Qwen2VLImageProcessor(patch_size=4)
 
 
-def _one_size(module, query, key, value, attention_mask=None, scaling=None, each=0, **rest):
-    """Attention [1, tokens, heads, width] within pictures of `each` tokens, 0: there is one.
+def _one_size(module, query, key, value, attention_mask=None, scaling=None, patches=0, **rest):
+    """Attention [1, tokens, heads, width] within images of `patches` tokens; 0: a single image.
 
-    transformers would go from picture to picture; those of one size are a batch.
+    transformers would loop over images; images of one size form a batch.
     """
     count = query.shape[2]
-    parts = [x[0].unflatten(1, (-1, each or count)).transpose(0, 1) for x in (query, key, value)]
-    found = F.scaled_dot_product_attention(*parts, scale=scaling)  # [b, heads, each, width]
-    return found.transpose(1, 2).flatten(0, 1)[None], None
+    parts = [x[0].unflatten(1, (-1, patches or count)).transpose(0, 1) for x in (query, key, value)]
+    output = F.scaled_dot_product_attention(*parts, scale=scaling)  # [b, heads, patches, width]
+    return output.transpose(1, 2).flatten(0, 1)[None], None
 
 
 AttentionInterface.register("one_size", _one_size)

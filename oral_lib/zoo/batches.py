@@ -14,9 +14,7 @@ from torch.nn.functional import pad
 
 from oral_lib import seeds
 from oral_lib.errors import UsageError
-from oral_lib.evaluation import scoring
-from oral_lib.evaluation.scoring import EncodedRows
-from oral_lib.models.base import BaseModel
+from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.tasks.rows import Row, Split
 from oral_lib.tasks.task import Task
 
@@ -62,7 +60,7 @@ def rounded(width: int) -> int:
 class StackBatches:
     """All batches of S runs that are scored in one way and read as many rows a step."""
 
-    how: str  # one of `tasks.SCORINGS`: see `scoring.way`
+    how: str  # one of `tasks.SCORINGS`: see `BaseModel.scoring_kind`
     table: EncodedRows  # every row of every task; tasks about the same rows share them
     # [steps, S * batch] labels of a step's rows, places in their task's labels; of a style, draws
     answers: Tensor
@@ -86,14 +84,14 @@ class StackBatches:
 
         Rows of the table are padded to `longest` at least, so that feeds can follow one another.
         """
-        how, parts, labels, first, count = scoring.scoring_kind(base, jobs[0][0]), [], {}, {}, 0
+        how, parts, labels, first, count = base.scoring_kind(jobs[0][0]), [], {}, {}, 0
         known: dict[tuple[str, ...], int] = {}  # keys of a task's rows: where they begin
         for task in {task.name: task for task, _ in jobs}.values():
             rows = data[task.name].train
             labels[task.name] = np.array([row.label for row in rows])
             keys = tuple(row.key for row in rows)
             if keys not in known:
-                parts.append(scoring.read(base, task, rows))
+                parts.append(base.encode_rows(task, rows))
                 known[keys], count = count, count + len(rows)
             first[task.name] = known[keys]
         table = _joined(parts, longest)
@@ -115,7 +113,7 @@ class StackBatches:
             widths = [min(rounded(width), most) for width in widths]
         longest_tail = {w: max(t for t, x in zip(tail, widths, strict=True) if x == w)
                         for w in set(widths)}  # fmt: skip
-        words = [scoring.answer_ids(base, task) for task, _ in jobs]
+        words = [base.answer_ids(task) for task, _ in jobs]
         return cls(
             how,
             table,
@@ -146,17 +144,19 @@ class StackBatches:
 
 def _joined(parts: Sequence[EncodedRows], longest: int) -> EncodedRows:
     most = max(longest, *(part.ids.shape[1] for part in parts))
-    shown = pictures = None
-    if parts[0].pictures is not None:
-        first = np.cumsum([0, *(len(part.pictures) for part in parts)])
-        shown = torch.cat([part.shown + int(n) for part, n in zip(parts, first, strict=False)])
-        pictures = torch.cat([part.pictures for part in parts])
+    image_index = images = None
+    if parts[0].images is not None:
+        first = np.cumsum([0, *(len(part.images) for part in parts)])
+        image_index = torch.cat(
+            [part.image_index + int(n) for part, n in zip(parts, first, strict=False)]
+        )
+        images = torch.cat([part.images for part in parts])
     return EncodedRows(
         torch.cat([pad(part.ids, (0, most - part.ids.shape[1])) for part in parts]),
         torch.cat([part.lengths for part in parts]),
         torch.cat([part.begins for part in parts]),
         parts[0].options,
         max(part.tail for part in parts),
-        shown,
-        pictures,
+        image_index,
+        images,
     )

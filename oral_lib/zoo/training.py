@@ -101,9 +101,9 @@ class Trainer:
         torch.index_select(feed.table.ids, 0, places, out=self.read.ids)
         torch.index_select(feed.table.lengths, 0, places, out=self.read.lengths)
         torch.index_select(feed.table.begins, 0, places, out=self.read.begins)
-        if feed.table.pictures is not None:
-            shown = feed.table.shown[rows]
-            torch.index_select(feed.table.pictures, 0, shown, out=self.read.pictures)
+        if feed.table.images is not None:
+            image_index = feed.table.image_index[rows]
+            torch.index_select(feed.table.images, 0, image_index, out=self.read.images)
         self.answers.copy_(feed.answers[i])
         self.lr.copy_(lr)
         self.replay((feed.widths[i], feed.tails[i]))
@@ -139,7 +139,7 @@ class StackTrainer:
         """
         base, alike = self.base, {}
         for run in runs:
-            how = scoring.scoring_kind(base, run.task)
+            how = base.scoring_kind(run.task)
             classes = (
                 len(run.task.labels) if how in ("image", "question") else 0
             )  # they compete for a picture

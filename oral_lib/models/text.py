@@ -1,0 +1,290 @@
+"""Models of text: causal language models and bidirectional encoders with a classification head.
+
+A causal model reads a prompt and is scored on what follows it; an encoder reads the bare text and
+is scored on the classes of its head.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from oral_lib import seeds
+from oral_lib.errors import UsageError
+from oral_lib.models.base import BaseModel, EncodedRows, pretrained, reading
+from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
+from oral_lib.tasks.rows import FILLER, Row
+from oral_lib.tasks.task import Task, load_task, task_names
+
+TOKENS = {"cpu": 2048, "cuda": 1 << 17}  # read in one batch, by device
+
+
+class TextModel(BaseModel):
+    """What causal models and encoders share."""
+
+    architecture: str  # in words
+    linears: tuple[str, ...]  # names of all linear layers in a block
+
+    def describe(self) -> str:
+        c = self.model.config
+        heads = f"{c.num_attention_heads} heads"
+        if getattr(c, "num_key_value_heads", c.num_attention_heads) != c.num_attention_heads:
+            heads += f", {c.num_key_value_heads} key-value heads"
+        return (
+            f"A {self.architecture} of the {c.model_type} architecture with {c.num_hidden_layers} "
+            f"layers, width {c.hidden_size}, {heads}, feed-forward width {c.intermediate_size} and "
+            f"a vocabulary of {c.vocab_size}; LoRA of rank {self.spec.rank} on "
+            f"{', '.join(self.spec.targets)}."
+        )
+
+    def batch_size(self, task: Task, groups: int = 1) -> int:
+        options = 2 if self.scoring_kind(task) == "option" else 1
+        return max(1, TOKENS[self.device.type] // (groups * task.words * options))
+
+    def forward_flops(self, width: int) -> tuple[int, int]:
+        head = self.model.get_output_embeddings()  # applied to one position of a row only
+        linear = [m for m in self.model.modules() if isinstance(m, nn.Linear) and m is not head]
+        lora = sum(tensor.numel() for tensor in self.lora_init().values())
+        return 2 * width * sum(m.weight.numel() for m in linear), 2 * width * lora
+
+
+class CausalModel(TextModel):
+    """A causal language model, scored on what it writes after a prompt."""
+
+    task_type = "CAUSAL_LM"
+    architecture = "causal language model"
+    linears = LLAMA_LINEARS
+
+    def answer_ids(self, task: Task) -> Tensor:
+        """[labels] first token of each label word, or indices of options."""
+        if self.scoring_kind(task) != "label":
+            return super().answer_ids(task)
+        return first_tokens(self, task, " " if self.spec.asset else "")
+
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        """Token rows of at most `task.words`; a long row loses its beginning."""
+        kind = self.scoring_kind(task)
+        if kind == "label":
+            batch = self.tokens([task.prompt(row.text) for row in rows], task.words)
+            lengths = batch["attention_mask"].sum(1)
+            return EncodedRows(batch["input_ids"], lengths, lengths)
+        if kind == "option":
+            pairs, end = [pair for row in rows for pair in row.options], []
+        else:
+            pairs = [(task.prompt(row.text), row.target) for row in rows]
+            end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        contexts = self.token_ids([context for context, _ in pairs])
+        wholes = self.token_ids([context + answer for context, answer in pairs])
+        sequences, begins = [], []
+        for context, ids in zip(contexts, wholes, strict=True):
+            ids = ids + end
+            dropped = max(0, len(ids) - task.words)
+            sequences.append(torch.tensor(ids[dropped:]))
+            begins.append(max(1, len(context) - dropped))
+        lengths, begins = torch.tensor([len(ids) for ids in sequences]), torch.tensor(begins)
+        return EncodedRows(
+            pad_sequence(sequences, batch_first=True).to(self.device),
+            lengths.to(self.device),
+            begins.to(self.device),
+            len(rows[0].options) if kind == "option" else 1,
+            int((lengths - begins).max()),
+        )
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, neither padded nor cut."""
+        return self.tokenizer(list(texts))["input_ids"]
+
+    def states(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        """[b, tokens, width] last hidden states. No mask: padding follows all that is scored."""
+        return adapted.base_model(batch.ids, use_cache=False).last_hidden_state
+
+    def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        return vocabulary_logits(adapted, last_states(self.states(adapted, batch), batch))
+
+
+class EncoderModel(TextModel):
+    """A bidirectional text encoder with a class for every label or option of a task."""
+
+    task_type = "SEQ_CLS"
+    architecture = "bidirectional text encoder"
+    linears = BERT_LINEARS
+
+    def scoring_kind(self, task: Task) -> str:
+        if super().scoring_kind(task) == "answer":
+            raise UsageError(
+                f"task {task.name!r} requires a written answer, and {self.name!r} is an encoder: "
+                "choose a causal base model."
+            )
+        return "label"
+
+    def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
+        """Token rows of at most `task.words`; a long text loses its end."""
+        self.scoring_kind(task)
+        batch = self.tokens([row.text for row in rows], task.words)
+        lengths = batch["attention_mask"].sum(1)
+        return EncodedRows(batch["input_ids"], lengths, lengths)
+
+    def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
+        return adapted(batch.ids, attention_mask=batch.attention_mask).logits.float()
+
+
+def first_tokens(base: BaseModel, task: Task, space: str = "") -> Tensor:
+    """[labels] first token of each label word after `space`. UsageError unless they differ."""
+    words = [base.tokenizer.encode(space + w, add_special_tokens=False) for w in task.labels]
+    ids = [word[0] for word in words]
+    if len(set(ids)) < len(ids):
+        raise UsageError(
+            f"task {task.name!r}: label words {task.labels} share their first token in the "
+            f"tokenizer of {base.name!r}; choose words that begin differently."
+        )
+    return torch.tensor(ids, device=base.device)
+
+
+def last_states(states: Tensor, batch: EncodedRows) -> Tensor:
+    """[b, width] the state of each row's last token, of states [b, tokens, width]."""
+    rows = torch.arange(len(batch.ids), device=states.device)
+    return states[rows, batch.lengths - 1]
+
+
+def vocabulary_logits(adapted: nn.Module, states: Tensor) -> Tensor:
+    """[..., vocabulary] float32 logits of the next token, of states [..., width]."""
+    logits = adapted.get_output_embeddings()(states).float()
+    cap = getattr(adapted.config, "final_logit_softcapping", None)  # Gemma 2
+    return logits if cap is None else cap * (logits / cap).tanh()
+
+
+# ---------------------------------------------------------------- loading
+def load(
+    spec: BaseSpec,
+    folder: Path | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    *,
+    labels: int = 2,
+    family: str = "language",
+) -> TextModel:
+    """The causal model or encoder in `folder`; a tiny random one if that is None.
+
+    Args:
+        labels: number of classes of an encoder's head.
+        family: family of tasks whose words a tiny model's tokenizer contains.
+
+    Raises:
+        OralError: files are missing, damaged, or of another model.
+    """
+    causal = spec.family == "causal"
+    if folder is None:
+        model, tokenizer = _tiny(spec, labels, family)
+        if torch.device(device).type == "cuda":
+            model.set_attn_implementation(attention(model.config, device, causal))
+    else:
+        with reading(folder, spec.name, ValueError):
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder)
+        options = {"attn_implementation": attention(config, device, causal)}
+        if causal:
+            model = pretrained(AutoModelForCausalLM, folder, spec.name, **options)
+        else:  # the head is new, and other heads are left out
+            model = pretrained(
+                AutoModelForSequenceClassification,
+                folder,
+                spec.name,
+                new=("classifier.",),
+                extra=("classifier.", "cls."),
+                num_labels=labels,
+                **options,
+            )
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "left" if causal else "right"  # an answer follows a prompt's end
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.name_or_path = spec.hub  # PEFT writes it into adapters
+    for weight in model.parameters():  # not buffers: rounded frequencies would move positions
+        weight.data = weight.data.to(dtype)
+    kind = CausalModel if causal else EncoderModel
+    return kind(spec, model.to(device), tokenizer, labels=labels)
+
+
+def _tiny(spec: BaseSpec, labels: int, family: str) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+    tokenizer = word_tokenizer(family)
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "initializer_range": 0.2,  # large: random layers must change their input for LoRA to matter
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.integer(0, "tiny", spec.name))
+        if spec.family == "causal":
+            return LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2)), tokenizer
+        return BertForSequenceClassification(BertConfig(**sizes, num_labels=labels)), tokenizer
+
+
+def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the words of a family's task files ("": all families), for the
+    smoke scale."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = set(FILLER)
+    for task in map(load_task, task_names(family)):
+        texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
+        words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
+    splitter = pre_tokenizers.Whitespace()
+    words = {piece for word in words for piece, _ in splitter.pre_tokenize_str(word)}
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<unk>", *sorted(words)])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", model_max_length=512
+    )
+
+
+# ---------------------------------------------------------------- attention
+def attention(config: PretrainedConfig, device: str | torch.device, causal: bool = False) -> str:
+    """Name of the attention implementation for transformers.
+
+    "eager" on a CPU, where it makes a training step on short rows a third shorter, and for Gemma 2,
+    whose capped logits only "eager" computes. On a GPU "plain_causal" for causal models without a
+    sliding window, "sdpa" for all others.
+    """
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if capped or torch.device(device).type == "cpu":
+        return "eager"
+    sliding = getattr(config, "sliding_window", None) is not None
+    return "plain_causal" if causal and not sliding else "sdpa"
+
+
+def _plain_causal(module, query, key, value, mask, scaling=None, dropout=0.0, **rest):
+    """Attention [b, tokens, heads, width] to all earlier positions; padding comes later.
+
+    No mask is built: transformers would wait for the device to build it, and a training step could
+    not be captured as a CUDA graph.
+    """
+    causal = True if query.shape[2] > 1 else False  # noqa: SIM210 - a symbol where compiled
+    states = F.scaled_dot_product_attention(
+        query, key, value, is_causal=causal, scale=scaling, enable_gqa=True
+    )
+    return states.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("plain_causal", _plain_causal)
