@@ -83,9 +83,6 @@ RECIPES = {
 OTHERS = Recipe(steps=400, batch=16, lr=5e-4)  # of base models that are not in RECIPES
 # candidates of tuning, as multiples of the default recipe
 GRID = {"lr": (0.5, 1.0, 2.0), "steps": (0.5, 1.0)}
-    "lr": (0.5, 1.0, 2.0),
-    "steps": (0.5, 1.0),
-}  # candidates of tuning, as multiples of the recipe above
 DESK = {  # shorter recipes for two CPU cores
     "minilm-l6": Recipe(steps=240, batch=16, lr=6e-3),
     "smollm2-135m": Recipe(steps=120, batch=8, lr=3e-3),

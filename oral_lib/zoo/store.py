@@ -1,7 +1,7 @@
 """The zoo on disk: trained adapters, and the facts of their base models.
 
 `zoo/<base>/<task>/seed-<n>` is a PEFT folder with run.json: recipe, losses, validation scores and
-the hash of the weights. Checkpoints of a run are stored next to its adapter and count as one sample.
+the hash of the weights. Checkpoints are stored next to the adapter; all of a run are one sample.
 `zoo/<base>/base.safetensors` and base.json are the facts of the base model.
 """
 
