@@ -194,7 +194,7 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(load_task(name), 0) for name in ASKED]
     laid = batches.StackBatches.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
-    assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
+    assert laid.scoring_kind == "label" and asked.shape == (8, 13)  # the shorter list is padded
     assert read.images.dtype == torch.uint8 and len(read.images) == len(read.ids) == 8
     assert (answers < 13).all() and (answers[:4] < 2).all()
 
