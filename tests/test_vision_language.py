@@ -104,7 +104,9 @@ def test_every_row_has_its_picture_in_the_same_columns(base, data):
     wanted = torch.arange(base.first, base.first + base.image_tokens)
     assert torch.equal(there, wanted.expand(len(rows), -1))
     choices = len(base.tokenizer(CHOICES.format(", ".join(task.labels)))["input_ids"])
-    assert read.lengths.max() == base.around + task.words + choices  # the question alone is cut
+    assert (
+        read.lengths.max() == base.around + task.max_tokens + choices
+    )  # the question alone is cut
     ends = read.ids.gather(1, read.lengths[:, None] - 1)
     assert (ends == base.after[-1]).all()
     assert len(read.images) < len(rows)  # a picture is held once, however many rows show it

@@ -276,7 +276,7 @@ def _case(base: BaseModel, task: Task, data: Split, width: int):
     if base.reads == "texts":
         spec = replace(base.spec, targets=base.linears)
         base = type(base)(spec, base.model, base.tokenizer)
-        task = replace(task, words=width)
+        task = replace(task, max_tokens=width)
     long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
     return base, task, {task.name: replace(data, train=tuple(long))}
 

@@ -68,7 +68,7 @@ def train_seeds(
     for labels in sorted({len(load_task(name).labels) for name in incomplete}):
         group = [name for name in incomplete if len(load_task(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        trainer = StackTrainer(model, max(load_task(name).words for name in group))
+        trainer = StackTrainer(model, max(load_task(name).max_tokens for name in group))
         for name in group:
             task = load_task(name)
             data = {name: full_rows(task, source)}
@@ -152,7 +152,7 @@ def _outcomes(
     for i, adapter in enumerate(adapters):
         task = adapter.job.task
         keys = tuple((row.key, row.text) for row in data[task.name].validation)
-        groups.setdefault((task.scoring, tuple(task.labels), task.words, keys), []).append(i)
+        groups.setdefault((task.scoring, tuple(task.labels), task.max_tokens, keys), []).append(i)
     outcomes = {}
     for indices in groups.values():
         task = adapters[indices[0]].job.task

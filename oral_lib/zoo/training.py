@@ -177,7 +177,7 @@ class StackTrainer:
     ) -> list[TrainedAdapter]:
         base, recipe, began = self.base, jobs[0].recipe, time.perf_counter()
         label, steps = f"zoo {base.name} {_label(jobs)}", max(job.recipe.steps for job in jobs)
-        longest = max(self.longest, *(job.task.words for job in jobs))
+        longest = max(self.longest, *(job.task.max_tokens for job in jobs))
         tasks = [(job.task, job.seed) for job in jobs]
         batches = StackBatches.of(
             base, tasks, data, steps=steps, batch=recipe.batch, longest=longest

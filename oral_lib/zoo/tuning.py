@@ -48,7 +48,7 @@ def tune(
     for labels in sorted({len(load_task(name).labels) for name in missing}):
         group = [name for name in missing if len(load_task(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        trainer = training.StackTrainer(model, max(load_task(name).words for name in group))
+        trainer = training.StackTrainer(model, max(load_task(name).max_tokens for name in group))
         for name in group:
             data = full_rows(load_task(name), source)
             content = _tune_task(trainer, load_task(name), data, candidates(base))
