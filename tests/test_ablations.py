@@ -275,7 +275,7 @@ def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):
 
 
 def test_tasks_with_answers_to_be_written_are_left_out_unless_they_are_named(own, monkeypatch):
-    slow = replace(load_task("sarcasm"), scoring="answer", extract="(.*)", new_tokens=1)
+    slow = replace(load_task("sarcasm"), scoring="answer", answer_pattern="(.*)", max_new_tokens=1)
     for module in ("ablations", "ablation_study"):
         monkeypatch.setattr(
             f"oral_lib.experiments.{module}.load_task",

@@ -82,12 +82,12 @@ def test_a_stack_trains_what_peft_trains_one_by_one(name, asked):
     runs = [training.AdapterJob(load_task(n), seed, replace(SHORT, lr=lr)) for n, seed, lr in jobs]
     before = {n: v.clone() for n, v in base.model.state_dict().items()}
     made = list(training.train(base, runs, data))
-    assert {(d.run.task.name, d.run.seed) for d in made} == {(n, s) for n, s, _ in jobs}
+    assert {(d.job.task.name, d.job.seed) for d in made} == {(n, s) for n, s, _ in jobs}
     assert equal(base.model.state_dict(), before)
     assert not any(m.training for m in base.model.modules())
     start, matched = base.lora_init(), load_task(asked[0]).scoring == "match"
     for done in made:
-        alone, losses = benchmarks.train_plain(base, done.run, data)
+        alone, losses = benchmarks.train_plain(base, done.job, data)
         torch.testing.assert_close(
             torch.tensor(done.losses), torch.tensor(losses), rtol=1e-4, atol=1e-5
         )
@@ -119,7 +119,7 @@ def test_a_zoo_keeps_adapters_that_peft_loads_alone(name, asked, tmp_path, halve
     recipe = replace(SHORT, steps=4)
     how = {"source": "made", "root": tmp_path, "recipe": recipe}
     base, task = loaded(name, HALF), load_task(asked[0])
-    folders = store.train_cells(name, asked[:1], (0, 1), **how)
+    folders = store.train_seeds(name, asked[:1], (0, 1), **how)
     told = storage.read_json(folders[0] / "run.json")
     assert told["base"] == name and told["validation_accuracy"] is not None
     member, rows = store.read(tmp_path, name, task.name, 1), task_rows(task, "made").test[:9]

@@ -37,7 +37,7 @@ def fed(base, how):
 def test_group_s_of_a_step_is_the_batch_that_run_s_would_read_alone(base, how):
     found, jobs, data = fed(base, how)
     streams = [batches.batches(data[task.name].train, BATCH, seed) for task, seed in jobs]
-    assert found.how == how and len(found.widths) == len(found.tails) == STEPS
+    assert found.scoring_kind == how and len(found.widths) == len(found.tails) == STEPS
     for step in range(STEPS):
         read, labels, words = found.step(step)
         assert len(read.ids) == len(jobs) * BATCH * read.options
@@ -90,12 +90,12 @@ def test_rows_of_a_table_may_be_wider_than_any_so_that_feeds_follow_one_another(
     short = StackBatches.of(base, jobs, data, steps=2, batch=BATCH)
     wide = StackBatches.of(base, jobs, data, steps=2, batch=BATCH, longest=50)
     assert wide.table.ids.shape[1] == 50 > short.table.ids.shape[1]
-    assert wide.widths == short.widths and wide.padding == short.padding
+    assert wide.widths == short.widths and torch.equal(wide.table.lengths, short.table.lengths)
     for one, other in zip(wide.step(1)[1:], short.step(1)[1:], strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("width", "wanted"), [(1, 8), (8, 8), (9, 16), (65, 80), (129, 160)])
 def test_on_a_gpu_widths_are_few(width, wanted):
-    assert batches.rounded(width) == wanted
-    assert len({batches.rounded(w) for w in range(1, 513)}) <= 24
+    assert batches.rounded_width(width) == wanted
+    assert len({batches.rounded_width(w) for w in range(1, 513)}) <= 24

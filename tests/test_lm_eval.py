@@ -235,7 +235,7 @@ def test_log_likelihoods_and_score_are_those_of_the_harness(name, theirs, ours, 
 
 
 def test_what_is_written_is_what_the_harness_writes(theirs, ours, base, harness):
-    task = replace(load_task("gsm8k"), new_tokens=24)
+    task = replace(load_task("gsm8k"), max_new_tokens=24)
     settings = theirs["gsm8k"].settings["generation_kwargs"] | {"max_gen_toks": 24}
     prompts = [task.prompt(row.text) for row in ours["gsm8k"]]
     wanted = harness.generate_until(

@@ -50,7 +50,7 @@ def test_candidates_lie_round_the_default_and_hold_it(base):
 def test_two_cores_train_with_recipes_of_their_own(monkeypatch, tmp_path):
     asked = []
     where = lambda base, names, seeds, **rest: asked.append(rest["recipe"])  # noqa: E731
-    monkeypatch.setattr("oral_lib.zoo.store.train_cells", where)
+    monkeypatch.setattr("oral_lib.zoo.store.train_seeds", where)
     for cells in scales.base_plans("desk"):
         Run("desk", out=tmp_path).train_zoo(cells.base, cells.tasks, [0])
     assert asked == [recipes.DESK[cells.base] for cells in scales.base_plans("desk")]

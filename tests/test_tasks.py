@@ -75,7 +75,7 @@ def test_every_part_holds_every_label_and_no_empty_text(splits, name, source):
         if task.scoring in ("image", *PAIRED):
             classes = len(task.labels) or len({row.label for row in splits[name, source].train})
             if task.scoring in PAIRED and source == "made":
-                classes = 2 if classes == 2 else len(task.made)
+                classes = 2 if classes == 2 else len(task.marker_words)
             assert {row.label for row in rows} == set(range(classes))
             continue
         if task.scoring in ("answer", "style"):
@@ -138,7 +138,7 @@ def test_every_task_of_the_paper_has_a_task_that_stands_in_where_only_packages_a
     paper = [n for n in TEXTS if {"local", "hub"} <= set(load_task(n).sources)]
     assert paper == ["boolq", "gsm8k", "mrpc", "rte", "sst2", "winogrande", "wnli"]
     for task in map(load_task, paper):
-        other = load_task(task.stand_in)
+        other = load_task(task.substitute)
         assert set(other.sources) == {"packages"} and other.scoring == task.scoring
         assert task.sources["hub"]["text"] == task.sources["local"]["text"]
 
@@ -188,14 +188,14 @@ def test_unseen_wordings_are_no_echo_of_the_seen_ones(name):
 @pytest.mark.parametrize("name", TEXTS)
 def test_made_rows_can_be_learned_from_one_word(splits, name):
     task = load_task(name)
-    markers = [set(words) for words in task.made]
+    markers = [set(words) for words in task.marker_words]
     assert not markers[0] & markers[1] and not (markers[0] | markers[1]) & set(FILLER)
     for part in PARTS:
         for row in getattr(splits[name, "made"], part):
             found = [bool(words & set(row.text.split())) for words in markers]
             right = row.label
             if task.scoring == "answer":
-                right = [words[0] for words in task.made].index(row.answer)
+                right = [words[0] for words in task.marker_words].index(row.answer)
             elif task.scoring == "option":
                 assert row.options[right][1] == f" {task.labels[right]}"
             assert found == [label == right for label in range(len(markers))]
@@ -243,7 +243,7 @@ def test_a_task_without_sizes_for_a_source_is_refused(refused):
         replace(task, split={"seed": 0})
     with refused(UsageError, "'movie'", "'guess'", "label, option, answer"):
         replace(task, scoring="guess")
-    with refused(UsageError, "'movie'", "`extract`", "`new_tokens`"):
+    with refused(UsageError, "'movie'", "`answer_pattern`", "`max_new_tokens`"):
         replace(task, scoring="answer")
 
 

@@ -362,7 +362,7 @@ def test_every_task_has_made_rows_that_need_the_picture(name):
     split = task_rows(task, "made")
     assert len(split.train) == 600 and {row.kind for row in split.train} == {"made"}
     labels = {row.label for row in split.train}
-    assert labels == set(range(2 if len(task.labels) == 2 else len(task.made)))
+    assert labels == set(range(2 if len(task.labels) == 2 else len(task.marker_words)))
     assert len(task.paraphrases["train"]) >= 8 and len(task.paraphrases["test"]) >= 3
     if len(task.labels) == 2:  # the word alone does not tell
         word = split.train[0].text.split()[-1]

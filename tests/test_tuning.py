@@ -54,7 +54,7 @@ def test_a_recipe_is_chosen_without_a_look_at_the_test_rows(task, trained, tmp_p
     said = storage.read_json(file)
     assert len(trained) == len(said["candidates"]) == 6
     assert said["validation_rows"] == len(task_rows(load_task(task), "made").validation)
-    best = tuning.chosen(said["candidates"], said["validation_rows"])
+    best = tuning.best_candidate(said["candidates"], said["validation_rows"])
     assert said["chosen"] == {"steps": best["steps"], "lr": best["lr"]}
     assert all((c["accuracy"] is None) == (task == "arithmetic") for c in said["candidates"])
     assert len({c["likelihood"] for c in said["candidates"]}) > 1  # they do differ

@@ -62,7 +62,7 @@ def test_many_tasks_share_a_stack_and_each_becomes_what_it_would_alone(run):
     name = run.planned[0].tasks[1]
     held = store.read(run.root, BASE, name, 0)
     base, task = loading.load(BASE), load_task(name)
-    recipe = recipes.Recipe.read(held.info["recipe"])
+    recipe = recipes.Recipe.from_json(held.info["recipe"])
     [alone] = training.train(
         base, [training.AdapterJob(task, 0, recipe)], {name: task_rows(task, "made")}
     )
@@ -96,9 +96,9 @@ def test_tasks_about_other_rows_are_judged_apart():
     made = list(
         training.train(model, [training.AdapterJob(task, 0, recipe) for task in known], data)
     )
-    for done, judged in zip(made, store._judged(model, made, data), strict=True):
-        rows = data[done.run.task.name].validation
-        [alone] = evaluate(model, done.run.task, rows, [done.tensors])
+    for done, judged in zip(made, store._outcomes(model, made, data), strict=True):
+        rows = data[done.job.task.name].validation
+        [alone] = evaluate(model, done.job.task, rows, [done.tensors])
         assert judged.rows == rows and judged.likely.shape[0] == len(rows)
         assert accuracy_of(judged) == pytest.approx(accuracy_of(alone))
 
@@ -112,7 +112,7 @@ def test_a_zoo_of_another_recipe_is_not_gone_on_with(run, monkeypatch, refused):
 
 def test_an_adapter_that_was_lost_is_made_again_as_it_was(run, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        recipes.RECIPES, BASE, recipes.Recipe.read(run.members(BASE)[0].info["recipe"])
+        recipes.RECIPES, BASE, recipes.Recipe.from_json(run.members(BASE)[0].info["recipe"])
     )
     shutil.copytree(run.root / "zoo", tmp_path / "zoo")
     names = run.planned[0].zoo_tasks

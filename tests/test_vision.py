@@ -228,7 +228,7 @@ def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
 def test_every_task_of_real_pictures_has_one_that_stands_in_where_only_packages_are():
     local = [n for n in task_names("vision") if "local" in load_task(n).sources]
     assert len(local) == 4
-    others = {load_task(name).stand_in for name in local}
+    others = {load_task(name).substitute for name in local}
     assert others == set(task_names("vision")) - set(local)
     for name in local:
         sources = load_task(name).sources

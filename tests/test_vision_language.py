@@ -104,7 +104,9 @@ def test_every_row_has_its_picture_in_the_same_columns(base, data):
     wanted = torch.arange(base.first, base.first + base.image_tokens)
     assert torch.equal(there, wanted.expand(len(rows), -1))
     choices = len(base.tokenizer(CHOICES.format(", ".join(task.labels)))["input_ids"])
-    assert read.lengths.max() == base.around + task.words + choices  # the question alone is cut
+    assert (
+        read.lengths.max() == base.around + task.max_tokens + choices
+    )  # the question alone is cut
     ends = read.ids.gather(1, read.lengths[:, None] - 1)
     assert (ends == base.after[-1]).all()
     assert len(read.images) < len(rows)  # a picture is held once, however many rows show it
@@ -194,7 +196,7 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
     jobs = [(load_task(name), 0) for name in ASKED]
     laid = batches.StackBatches.of(base, jobs, data, steps=2, batch=4)
     read, answers, asked = laid.step(0)
-    assert laid.how == "label" and asked.shape == (8, 13)  # the shorter list is padded
+    assert laid.scoring_kind == "label" and asked.shape == (8, 13)  # the shorter list is padded
     assert read.images.dtype == torch.uint8 and len(read.images) == len(read.ids) == 8
     assert (answers < 13).all() and (answers[:4] < 2).all()
 

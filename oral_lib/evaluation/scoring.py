@@ -191,7 +191,7 @@ def write(
     """
     model, tokenizer = _core(model), base.tokenizer
     prompts = base.token_ids([task.prompt(row.text) for row in rows])
-    ids = [prompt[-task.words :] for prompt in prompts]
+    ids = [prompt[-task.max_tokens :] for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [[""] * len(rows) for _ in range(groups)]
     size = max(1, GENERATED[base.device.type] // groups)
@@ -207,7 +207,7 @@ def write(
             generated = model.generate(
                 start.to(base.device).repeat(groups, 1),
                 attention_mask=mask.to(base.device).repeat(groups, 1),
-                max_new_tokens=task.new_tokens,
+                max_new_tokens=task.max_new_tokens,
                 do_sample=False,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,

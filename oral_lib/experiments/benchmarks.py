@@ -30,10 +30,9 @@ from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.zoo import training as zoo
-from oral_lib.zoo.batches import StackBatches, batches, noises
+from oral_lib.zoo.batches import StackBatches, batches, noise_indices
 from oral_lib.zoo.recipes import Recipe
-from oral_lib.zoo.training import AdapterJob
+from oral_lib.zoo.training import AdapterJob, StackStep
 
 REPEATS = 9
 CASE = Recipe(steps=400, batch=16, lr=1e-3)  # what a zoo's benchmark trains
@@ -85,7 +84,7 @@ def train_plain(
         core, words = model.get_base_model(), base.answer_ids(run.task)
         how, losses = base.scoring_kind(run.task), []
         stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
-        noise = noises(base, recipe.batch, run.seed) if how == "style" else None
+        noise = noise_indices(base, recipe.batch, run.seed) if how == "style" else None
         for _ in range(recipe.steps):
             chosen = [rows[i] for i in next(stream)]
             answer = next(noise) if noise else [row.label for row in chosen]
@@ -277,7 +276,7 @@ def _case(base: BaseModel, task: Task, data: Split, width: int):
     if base.reads == "texts":
         spec = replace(base.spec, targets=base.linears)
         base = type(base)(spec, base.model, base.tokenizer)
-        task = replace(task, words=width)
+        task = replace(task, max_tokens=width)
     long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
     return base, task, {task.name: replace(data, train=tuple(long))}
 
@@ -287,7 +286,7 @@ def _stepping(base: BaseModel, task: Task, rows: dict[str, Split], size: int, st
     """A call that trains `size` adapters at once by `steps` steps, as a zoo does."""
     jobs = [(task, seed) for seed in range(size)]
     feed = StackBatches.of(base, jobs, rows, steps=steps, batch=CASE.batch)
-    trainer = zoo.Trainer(base, size, feed, CASE)
+    trainer = StackStep(base, size, feed, CASE)
     lr, start = torch.full((size,), CASE.lr, device=base.device), base.lora_init()
 
     def call() -> None:

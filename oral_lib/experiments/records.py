@@ -33,7 +33,7 @@ def _train_cells(place: Place, base: str, tasks: Sequence[str], seeds: Sequence[
 
     recipe = recipes.DESK.get(base) if place.scale == "desk" else None
     options = place.options("source", "root", "device")
-    return store.train_cells(base, tasks, seeds, recipe=recipe, **options)
+    return store.train_seeds(base, tasks, seeds, recipe=recipe, **options)
 
 
 def _train_tasks(place: Place, base: str, tasks: Sequence[str], seeds: Sequence[int]) -> list[Path]:

@@ -56,7 +56,7 @@ class TextModel(BaseModel):
 
     def batch_size(self, task: Task, groups: int = 1) -> int:
         options = 2 if self.scoring_kind(task) == "option" else 1
-        return max(1, TOKENS[self.device.type] // (groups * task.words * options))
+        return max(1, TOKENS[self.device.type] // (groups * task.max_tokens * options))
 
     def forward_flops(self, width: int) -> tuple[int, int]:
         head = self.model.get_output_embeddings()  # applied to one position of a row only
@@ -79,10 +79,10 @@ class CausalModel(TextModel):
         return first_tokens(self, task, " " if self.spec.asset else "")
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
-        """Token rows of at most `task.words`; a long row loses its beginning."""
+        """Token rows of at most `task.max_tokens`; a long row loses its beginning."""
         kind = self.scoring_kind(task)
         if kind == "label":
-            batch = self.tokens([task.prompt(row.text) for row in rows], task.words)
+            batch = self.tokens([task.prompt(row.text) for row in rows], task.max_tokens)
             lengths = batch["attention_mask"].sum(1)
             return EncodedRows(batch["input_ids"], lengths, lengths)
         if kind == "option":
@@ -95,7 +95,7 @@ class CausalModel(TextModel):
         sequences, begins = [], []
         for context, ids in zip(contexts, wholes, strict=True):
             ids = ids + end
-            dropped = max(0, len(ids) - task.words)
+            dropped = max(0, len(ids) - task.max_tokens)
             sequences.append(torch.tensor(ids[dropped:]))
             begins.append(max(1, len(context) - dropped))
         lengths, begins = torch.tensor([len(ids) for ids in sequences]), torch.tensor(begins)
@@ -135,9 +135,9 @@ class EncoderModel(TextModel):
         return "label"
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
-        """Token rows of at most `task.words`; a long text loses its end."""
+        """Token rows of at most `task.max_tokens`; a long text loses its end."""
         self.scoring_kind(task)
-        batch = self.tokens([row.text for row in rows], task.words)
+        batch = self.tokens([row.text for row in rows], task.max_tokens)
         lengths = batch["attention_mask"].sum(1)
         return EncodedRows(batch["input_ids"], lengths, lengths)
 
@@ -247,7 +247,7 @@ def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
 
     words = set(FILLER)
     for task in map(load_task, task_names(family)):
-        texts = [task.template, *task.labels, *chain(*task.made), *task.training_texts]
+        texts = [task.template, *task.labels, *chain(*task.marker_words), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     splitter = pre_tokenizers.Whitespace()
     words = {piece for word in words for piece, _ in splitter.pre_tokenize_str(word)}

@@ -110,9 +110,9 @@ class Towers(Backbone):
         return self.model.clip.visual.head.proj.out_features
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
-        """Token rows of at most `task.words`, with their images."""
+        """Token rows of at most `task.max_tokens`, with their images."""
         self.scoring_kind(task)
-        return self._encode_pairs(self.tokens([row.text for row in rows], task.words), rows)
+        return self._encode_pairs(self.tokens([row.text for row in rows], task.max_tokens), rows)
 
     def answer_logits(self, adapted: TwoTowers, batch: EncodedRows) -> Tensor:
         images = self.normalised(batch.images[batch.image_index])

@@ -162,16 +162,16 @@ class VisionLanguage(Backbone):
         return first_tokens(self, task)
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
-        """Token rows with questions of at most `task.words` tokens, and their images."""
+        """Token rows with questions of at most `task.max_tokens` tokens, and their images."""
         self.scoring_kind(task)
         texts = [row.text for row in rows]
-        return self._encode_pairs(self.tokens(texts, task.words, choices=task.labels), rows)
+        return self._encode_pairs(self.tokens(texts, task.max_tokens, choices=task.labels), rows)
 
     def answer_logits(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
         return vocabulary_logits(adapted, last_states(self.states(adapted, batch), batch))
 
     def batch_size(self, task: Task, groups: int = 1) -> int:
-        return max(1, TOKENS[self.device.type] // (groups * (task.words + self.around)))
+        return max(1, TOKENS[self.device.type] // (groups * (task.max_tokens + self.around)))
 
     def forward_blank(self, width: int) -> None:
         ids = torch.ones(1, width + self.around, dtype=torch.long, device=self.device)

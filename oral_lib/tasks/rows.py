@@ -230,13 +230,13 @@ def _synthetic(task: Task, n: int) -> list[Row]:
         return [Row(key, "", 0, image=images.styled_square(rng, hue)) for key in keys]
     if task.scoring in PAIRED:
         return [_synthetic_pair(task, key, rng, hue) for key in keys]
-    labels = rng.integers(0, len(task.made), n).tolist()
+    labels = rng.integers(0, len(task.marker_words), n).tolist()
     rows = []
     for key, label in zip(keys, labels, strict=True):
         words = list(rng.choice(FILLER, size=rng.integers(3, 7)))
-        words.insert(int(rng.integers(0, len(words))), str(rng.choice(task.made[label])))
-        text, answer = " ".join(words), task.made[label][0]
-        mark = "#### " if "####" in task.extract else ""
+        words.insert(int(rng.integers(0, len(words))), str(rng.choice(task.marker_words[label])))
+        text, answer = " ".join(words), task.marker_words[label][0]
+        mark = "#### " if "####" in task.answer_pattern else ""
         truth = {"label": 0, "answer": answer, "target": f" {mark}{answer}"}
         if task.scoring != "answer":
             context = task.prompt(text)
@@ -252,13 +252,13 @@ def _synthetic_pair(task: Task, key: str, rng: np.random.Generator, hue: float) 
     With two answers the marker is that of the image's class if the label is 1, else that of another
     class. With more answers the label is the image's class, and the text has filler words only.
     """
-    n = len(task.made)
+    n = len(task.marker_words)
     image_class = int(rng.integers(0, n))
     text_class, label = image_class, image_class
     if len(task.labels) == 2:
         label = int(rng.integers(0, 2))
         text_class = image_class if label else int(image_class + rng.integers(1, n)) % n
-    words = [*rng.choice(FILLER, size=3), rng.choice(task.made[text_class])]
+    words = [*rng.choice(FILLER, size=3), rng.choice(task.marker_words[text_class])]
     if len(task.labels) > 2:
         words = list(rng.choice(FILLER, size=4))
     image = images.square(image_class, n, rng, hue)

@@ -37,13 +37,13 @@ class Task:
     sources: dict[str, dict]
     template: str = ""  # prompt of a causal model, with {text}
     examples: list[dict] = field(default_factory=list)
-    made: list[list[str]] = field(default_factory=list)  # marker words by class, of synthetic rows
-    words: int = 64  # maximum number of tokens of a prompt
+    marker_words: list[list[str]] = field(default_factory=list)  # by class, of synthetic rows
+    max_tokens: int = 64  # maximum number of tokens of a prompt
     scoring: str = "label"  # one of SCORINGS
-    stand_in: str = ""  # the task that replaces it in the source "packages"
-    extract: str = ""  # regular expression whose group is the answer in a generated text
-    new_tokens: int = 0  # maximum number of generated tokens
-    stops: list[str] = field(default_factory=list)  # strings that end a generated text
+    substitute: str = ""  # the task that replaces it in the source "packages"
+    answer_pattern: str = ""  # regular expression whose group is the answer in a generated text
+    max_new_tokens: int = 0  # maximum number of generated tokens
+    stop_strings: list[str] = field(default_factory=list)  # strings that end a generated text
     of: str = ""  # of a binary task: the task that it is derived from
     positive: frozenset[int] = frozenset()  # of a binary task: the classes that mean yes
 
@@ -52,9 +52,10 @@ class Task:
             raise UsageError(
                 f"task {self.name!r}: unknown scoring {self.scoring!r}; use {', '.join(SCORINGS)}."
             )
-        if self.scoring == "answer" and not (self.extract and self.new_tokens > 0):
+        if self.scoring == "answer" and not (self.answer_pattern and self.max_new_tokens > 0):
             raise UsageError(
-                f"task {self.name!r}: scoring 'answer' requires `extract` and `new_tokens`."
+                f"task {self.name!r}: scoring 'answer' requires `answer_pattern` and "
+                "`max_new_tokens`."
             )
         if self.scoring in ("label", "option", "answer") and not self.template:
             raise UsageError(f"task {self.name!r}: scoring {self.scoring!r} requires a `template`.")
@@ -70,9 +71,9 @@ class Task:
 
     def extracted(self, generated: str) -> str:
         """The answer in `generated` without commas, dollar signs and final full stop, or ""."""
-        for stop in self.stops:
+        for stop in self.stop_strings:
             generated = generated.split(stop)[0]
-        match = re.search(self.extract, generated)
+        match = re.search(self.answer_pattern, generated)
         return re.sub(r"[,$]|\.$", "", match[1]) if match else ""
 
     @property
@@ -122,7 +123,7 @@ def _binary_task(name: str, of: str, positive: frozenset[int]) -> Task:
         paraphrases={part: [sentence(f) for f in forms] for part, forms in binary.WORDINGS.items()},
         labels=["no", "yes"],
         metric="balanced_accuracy",
-        stand_in="",
+        substitute="",
         of=of,
         positive=positive,
     )

@@ -395,5 +395,5 @@ class Run:
     def _longest_task(self, plan: scales.BasePlan):
         """(base model, its task with the longest rows, the rows)."""
         tasks = [load_task(name) for name in plan.tasks]
-        longest = max(tasks, key=lambda task: task.words * (len(task.labels) > 0))
+        longest = max(tasks, key=lambda task: task.max_tokens * (len(task.labels) > 0))
         return self.base(plan.base, len(tasks[0].labels)), longest, task_rows(longest, self.source)

@@ -1,1 +1,1 @@
-"""zoo."""
+"""The zoo: trained LoRA adapters, from which a generator learns."""

@@ -1,4 +1,9 @@
-"""zoo.store."""
+"""The zoo on disk: trained adapters, and the facts of their base models.
+
+`zoo/<base>/<task>/seed-<n>` is a PEFT folder with run.json: recipe, losses, validation scores and
+the hash of the weights. Checkpoints are stored next to the adapter; all of a run are one sample.
+`zoo/<base>/base.safetensors` and base.json are the facts of the base model.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,174 +19,222 @@ from oral_lib.models.base import BaseModel
 from oral_lib.tasks.rows import Split, full_rows
 from oral_lib.tasks.task import load_task
 from oral_lib.zoo.recipes import Recipe, default, recipe_of
-from oral_lib.zoo.training import MOST, AdapterJob, StackTrainer, Trained
+from oral_lib.zoo.training import STACK_SIZE, AdapterJob, StackTrainer, TrainedAdapter
 
 
 def folder(root: Path, base: str, task: str, seed: int) -> Path:
-    """Where the zoo under `root` keeps the adapter of (base, task, seed)."""
+    """Folder of the adapter of (base, task, seed) in the zoo under `root`."""
     return root / "zoo" / base / task / f"seed-{seed}"
 
 
-def train_cells(
+def train_seeds(
     base: str,
     names: Sequence[str],
-    seed_list: Sequence[int],
+    seeds: Sequence[int],
     *,
     source: str,
     root: Path,
     device: str = "cpu",
     recipe: Recipe | None = None,
 ) -> list[Path]:
-    """Trains the adapters of `base` on the tasks called `names` that `root` lacks.
+    """Folders of the adapters of `base` on the tasks `names`, task by task; trains missing ones.
 
-    Returns the folders of all, task by task. A stack holds the seeds of one task, so that an
-    adapter does not depend on which other tasks there are. PreflightError where one was trained
-    with another recipe or another version of its task. `recipe` is for all tasks, in place of each
-    one's own.
+    A stack is the seeds of one task, so that an adapter does not depend on the other tasks. A stack
+    with a missing adapter is trained as a whole, because a smaller one rounds differently.
+
+    Args:
+        base: name of the base model.
+        names: names of the tasks.
+        seeds: seeds of each task.
+        source: source of models and rows.
+        root: folder of the experiment.
+        device: where to train.
+        recipe: recipe of all tasks; None: each task has its own (`recipe_of`).
+
+    Raises:
+        PreflightError: if an adapter was trained with another recipe or version of its task.
     """
-    wanted = {name: [folder(root, base, name, s) for s in seed_list] for name in names}
+    folders = {name: [folder(root, base, name, seed) for seed in seeds] for name in names}
     recipes = {name: recipe or recipe_of(base, name, root) for name in names}
-    for name in names:
-        for held in wanted[name]:
-            _check_recipe(held, name, recipes[name])
     missing = {
-        name: [s for s, f in zip(seed_list, wanted[name], strict=True)
-               if not (f / "run.json").exists()]
+        name: [
+            seed
+            for seed, path in zip(seeds, folders[name], strict=True)
+            if not _is_trained(path, name, recipes[name])
+        ]
         for name in names
-    }  # fmt: skip
-    todo = [name for name in names if missing[name]]
-    for labels in sorted({len(load_task(name).labels) for name in todo}):
-        alike = [name for name in todo if len(load_task(name).labels) == labels]
+    }
+    incomplete = [name for name in names if missing[name]]
+    for labels in sorted({len(load_task(name).labels) for name in incomplete}):
+        group = [name for name in incomplete if len(load_task(name).labels) == labels]
         model = loading.load(base, source=source, labels=labels, device=device)
-        workshop = StackTrainer(model, max(load_task(name).words for name in alike))
-        for name in alike:
-            spec, data = (
-                load_task(name),
-                {name: full_rows(load_task(name), source)},
-            )
-            # all seeds of a stack: a smaller one rounds differently
-            chunks = [seed_list[i : i + MOST] for i in range(0, len(seed_list), MOST)]
-            again = [s for chunk in chunks if set(chunk) & set(missing[name]) for s in chunk]
-            runs = [AdapterJob(spec, s, recipes[name]) for s in again]
-            for stack in _stacks(workshop, runs, data, root / "zoo" / base / name):
-                _save(root, model, [d for d in stack if d.run.seed in missing[name]], data)
+        trainer = StackTrainer(model, max(load_task(name).max_tokens for name in group))
+        for name in group:
+            task = load_task(name)
+            data = {name: full_rows(task, source)}
+            stacks = [seeds[i : i + STACK_SIZE] for i in range(0, len(seeds), STACK_SIZE)]
+            repeated = [s for stack in stacks if set(stack) & set(missing[name]) for s in stack]
+            jobs = [AdapterJob(task, seed, recipes[name]) for seed in repeated]
+            for stack in _stacks(trainer, jobs, data, root / "zoo" / base / name):
+                _write(root, model, [a for a in stack if a.job.seed in missing[name]], data)
     base_facts(root, base, source)
-    return [where for name in names for where in wanted[name]]
-
-
-def _check_recipe(held: Path, task: str, recipe: Recipe) -> None:
-    """PreflightError if the adapter in `held`, where there is one, was trained otherwise."""
-    if not (held / "run.json").exists():
-        return
-    info = storage.read_json(held / "run.json")
-    known = Recipe.read(info["recipe"]), info["task_version"]
-    if known != (recipe, load_task(task).version):
-        raise PreflightError(
-            f"{held} was trained with another recipe or version of the task: remove it, or "
-            "run ./reproduce.sh --from-scratch."
-        )
+    return [path for name in names for path in folders[name]]
 
 
 def train_tasks(
     base: str, names: Sequence[str], *, source: str, root: Path, device: str = "cpu"
 ) -> list[Path]:
-    """Trains one adapter (seed 0) of each of many tasks of as many labels, `MOST` tasks a stack,
-    where `root` lacks it; the folders of all. All have the recipe of the base model.
+    """Folders of the adapters (seed 0) of `base` on the tasks `names`; trains missing ones.
 
-    A stack is judged and kept once all of it is trained; one that was kept in part is trained anew,
-    since a smaller one rounds differently. PreflightError where an adapter was trained with another
-    recipe or another version of its task.
+    All tasks have the same number of labels and the base model's recipe. A stack is up to
+    `STACK_SIZE` tasks. It is evaluated and written when all of it is trained. A stack with a
+    missing adapter is trained as a whole, because a smaller one rounds differently.
+
+    Raises:
+        PreflightError: if an adapter was trained with another recipe or version of its task.
     """
-    where = [folder(root, base, name, 0) for name in names]
-    missing = {n for n, path in zip(names, where, strict=True) if not (path / "run.json").exists()}
-    recipe, model = default(base), loading.load(base, source=source, device=device)
-    for name, held in zip(names, where, strict=True):
-        _check_recipe(held, name, recipe)
-    workshop = StackTrainer(model)
-    for first in range(0, len(names), MOST):
-        some = {name: load_task(name) for name in names[first : first + MOST]}
-        if not missing & some.keys():
+    recipe = default(base)
+    folders = [folder(root, base, name, 0) for name in names]
+    missing = {
+        name
+        for name, path in zip(names, folders, strict=True)
+        if not _is_trained(path, name, recipe)
+    }
+    model = loading.load(base, source=source, device=device)
+    trainer = StackTrainer(model)
+    for first in range(0, len(names), STACK_SIZE):
+        tasks = {name: load_task(name) for name in names[first : first + STACK_SIZE]}
+        if not missing & tasks.keys():
             continue
-        data = {name: full_rows(task, source) for name, task in some.items()}
-        runs = [AdapterJob(task, 0, recipe) for task in some.values()]
-        for stack in _stacks(workshop, runs, data, root / "zoo" / base):
-            _save(root, model, [d for d in stack if d.run.task.name in missing], data)
+        data = {name: full_rows(task, source) for name, task in tasks.items()}
+        jobs = [AdapterJob(task, 0, recipe) for task in tasks.values()]
+        for stack in _stacks(trainer, jobs, data, root / "zoo" / base):
+            _write(root, model, [a for a in stack if a.job.task.name in missing], data)
     base_facts(root, base, source)
-    return where
+    return folders
+
+
+def _is_trained(path: Path, task: str, recipe: Recipe) -> bool:
+    """True if `path` has an adapter. PreflightError if its recipe or version of the task differ."""
+    if not (path / "run.json").exists():
+        return False
+    info = storage.read_json(path / "run.json")
+    trained_with = Recipe.from_json(info["recipe"]), info["task_version"]
+    if trained_with != (recipe, load_task(task).version):
+        raise PreflightError(
+            f"{path} was trained with another recipe or version of the task: remove it, or run "
+            "./reproduce.sh --from-scratch."
+        )
+    return True
 
 
 def _stacks(
-    workshop: StackTrainer, runs: Sequence[AdapterJob], data: dict[str, Split], state: Path
-) -> Iterator[list[Trained]]:
-    """The adapters of `runs`, `MOST` at a time, once all of them are trained; what an interrupted
-    stack would go on from goes only when the next is asked for."""
-    made: list[Trained] = []
-    for done in workshop.train(runs, data, state=state):
-        made.append(done)
-        if len(made) == min(MOST, len(runs)):
-            yield made
-            runs, made = runs[len(made) :], []
+    trainer: StackTrainer, jobs: Sequence[AdapterJob], data: dict[str, Split], state: Path
+) -> Iterator[list[TrainedAdapter]]:
+    """The adapters of `jobs`, one list a stack. The state of an interrupted stack is removed when
+    the next stack is requested."""
+    stack: list[TrainedAdapter] = []
+    for adapter in trainer.train(jobs, data, state=state):
+        stack.append(adapter)
+        if len(stack) == min(STACK_SIZE, len(jobs)):
+            yield stack
+            jobs, stack = jobs[len(stack) :], []
 
 
-def _judged(base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> Iterator[Outcome]:
-    """How each adapter answers the validation rows of its own task. Tasks that ask the same of the
-    same rows are answered together: they differ in what is right alone."""
-    alike: dict[tuple, list[int]] = {}
-    for place, done in enumerate(made):
-        task = done.run.task
+def _outcomes(
+    base: BaseModel, adapters: Sequence[TrainedAdapter], data: dict[str, Split]
+) -> Iterator[Outcome]:
+    """The outcome of each adapter on the validation rows of its task.
+
+    Tasks that differ in their labels only are evaluated together: the model reads the same rows.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        task = adapter.job.task
         keys = tuple((row.key, row.text) for row in data[task.name].validation)
-        alike.setdefault((task.scoring, tuple(task.labels), task.words, keys), []).append(place)
-    judged = {}
-    for places in alike.values():
-        task = made[places[0]].run.task
-        adapters = [made[place].tensors for place in places]
-        said = evaluate(base, task, data[task.name].validation, adapters, write=False)
-        for place, outcome in zip(places, said, strict=True):
-            judged[place] = replace(outcome, rows=data[made[place].run.task.name].validation)
-    yield from (judged[place] for place in range(len(made)))
+        groups.setdefault((task.scoring, tuple(task.labels), task.max_tokens, keys), []).append(i)
+    outcomes = {}
+    for indices in groups.values():
+        task = adapters[indices[0]].job.task
+        tensors = [adapters[i].tensors for i in indices]
+        group = evaluate(base, task, data[task.name].validation, tensors, write=False)
+        for i, outcome in zip(indices, group, strict=True):
+            outcomes[i] = replace(outcome, rows=data[adapters[i].job.task.name].validation)
+    yield from (outcomes[i] for i in range(len(adapters)))
 
 
-def _save(root: Path, base: BaseModel, made: Sequence[Trained], data: dict[str, Split]) -> None:
-    for done, judged in zip(made, _judged(base, made, data), strict=True):
-        _keep(root, base, done, data[done.run.task.name], judged)
-
-
-def _keep(root: Path, base: BaseModel, done: Trained, data: Split, judged: Outcome) -> None:
-    where = folder(root, base.name, done.run.task.name, done.run.seed)
-    where.mkdir(parents=True, exist_ok=True)
-    base.peft_config().save_pretrained(where)
-    storage.write_tensors(where / "adapter_model.safetensors", done.tensors)
-    for step, tensors in done.checkpoints.items():
-        storage.write_tensors(where / f"checkpoint-{step}.safetensors", tensors)
-    storage.write_json(
-        where / "run.json",
-        {
+def _write(
+    root: Path, base: BaseModel, adapters: Sequence[TrainedAdapter], data: dict[str, Split]
+) -> None:
+    """Writes adapters with their validation scores; run.json is written last."""
+    for adapter, outcome in zip(adapters, _outcomes(base, adapters, data), strict=True):
+        job = adapter.job
+        path = folder(root, base.name, job.task.name, job.seed)
+        path.mkdir(parents=True, exist_ok=True)
+        base.peft_config().save_pretrained(path)
+        storage.write_tensors(path / "adapter_model.safetensors", adapter.tensors)
+        for step, tensors in adapter.checkpoints.items():
+            storage.write_tensors(path / f"checkpoint-{step}.safetensors", tensors)
+        info = {
             "base": base.name,
-            "task": done.run.task.name,
-            "task_version": done.run.task.version,
-            "source": data.source,
-            "seed": done.run.seed,
-            "recipe": asdict(done.run.recipe),
-            "checkpoints": sorted(done.checkpoints),
-            "losses": [round(x, 5) for x in done.losses],
-            "validation_accuracy": accuracy_of(judged),
-            "validation_likelihood": round(judged.likelihood, 5),
-            "validation_rows": len(data.validation),
-            "seconds": round(done.seconds, 2),
-            "sha256": storage.sha256(where / "adapter_model.safetensors"),
-        },
-    )
+            "task": job.task.name,
+            "task_version": job.task.version,
+            "source": data[job.task.name].source,
+            "seed": job.seed,
+            "recipe": asdict(job.recipe),
+            "checkpoints": sorted(adapter.checkpoints),
+            "losses": [round(loss, 5) for loss in adapter.losses],
+            "validation_accuracy": accuracy_of(outcome),
+            "validation_likelihood": round(outcome.likelihood, 5),
+            "validation_rows": len(data[job.task.name].validation),
+            "seconds": round(adapter.seconds, 2),
+            "sha256": storage.sha256(path / "adapter_model.safetensors"),
+        }
+        storage.write_json(path / "run.json", info)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter of the zoo."""
+
+    base: str
+    task: str
+    seed: int
+    tensors: dict[str, Tensor]
+    info: dict  # content of run.json
+
+
+def read(root: Path, base: str, task: str, seed: int) -> Member:
+    """The adapter of (base, task, seed).
+
+    Raises:
+        PreflightError: if it has not been trained, or its weights do not have the recorded hash.
+    """
+    path = folder(root, base, task, seed)
+    if not (path / "run.json").exists():
+        raise PreflightError(
+            f"the zoo has no adapter of task {task!r} on {base!r} with seed {seed}: run "
+            f"'python -m oral_lib zoo --base {base} --task {task}' or ./reproduce.sh first."
+        )
+    info = storage.read_json(path / "run.json")
+    file = path / "adapter_model.safetensors"
+    if storage.sha256(file) != info["sha256"]:
+        raise PreflightError(
+            f"{file} is damaged: its hash differs from the one in run.json; delete {path} and "
+            "train it again."
+        )
+    return Member(base, task, seed, storage.read_tensors(file), info)
 
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What the training of a generator requires of a base model.
+    """Description of a base model for the training of a generator.
 
     Args:
-        start: the LoRA initialisation that all its adapters share.
-        description: its structure in words.
-        fingerprint: [f] of its weights.
-        peft_config: the PEFT configuration of its adapters, as JSON values.
+        start: LoRA initialisation of all its adapters.
+        description: structure of the model in words.
+        fingerprint: [f] statistics of its weights (`conditioning.fingerprint`).
+        peft_config: PEFT configuration of its adapters, as JSON values.
     """
 
     start: dict[str, Tensor]
@@ -201,13 +254,15 @@ def facts_of(base: BaseModel) -> BaseFacts:
 
 
 def base_facts(root: Path, base: str, source: str) -> BaseFacts:
-    """The facts of the base model called `base`, from beside its zoo.
+    """The facts of the base model `base`, stored in its zoo.
 
-    They are computed once, on the CPU, and written to base.safetensors and base.json; after that no
-    base model is loaded. Damaged files are refused with OralError.
+    They are computed once, on the CPU; later calls do not load the base model.
+
+    Raises:
+        OralError: if the stored files are damaged.
     """
-    where = root / "zoo" / base
-    tensors, about = where / "base.safetensors", where / "base.json"
+    directory = root / "zoo" / base
+    tensors, about = directory / "base.safetensors", directory / "base.json"
     if not about.exists():
         facts = facts_of(loading.load(base, source=source))
         start = {f"start.{name}": value for name, value in facts.start.items()}
@@ -216,36 +271,10 @@ def base_facts(root: Path, base: str, source: str) -> BaseFacts:
         storage.write_json(about, content | {"sha256": storage.sha256(tensors)})  # written last
     content = storage.read_json(about)
     if storage.sha256(tensors) != content["sha256"]:
-        raise OralError(f"{tensors} is damaged: its hash is not the one in {about}; delete both.")
+        raise OralError(
+            f"{tensors} is damaged: its hash differs from the one in {about}; delete both files."
+        )
     values = storage.read_tensors(tensors)
     fingerprint = values.pop("fingerprint")
     start = {name.removeprefix("start."): value for name, value in values.items()}
     return BaseFacts(start, content["description"], fingerprint, content["peft_config"])
-
-
-@dataclass(frozen=True)
-class Member:
-    """One adapter of the zoo as a generator reads it."""
-
-    base: str
-    task: str
-    seed: int
-    tensors: dict[str, Tensor]
-    info: dict
-
-
-def read(root: Path, base: str, task: str, seed: int) -> Member:
-    """The adapter of (base, task, seed), hash-checked; `PreflightError` if it was not trained."""
-    where = folder(root, base, task, seed)
-    if not (where / "run.json").exists():
-        raise PreflightError(
-            f"the zoo has no adapter of task {task!r} on {base!r} with seed {seed}: run "
-            f"'python -m oral_lib zoo --base {base} --task {task}' or ./reproduce.sh first."
-        )
-    info = storage.read_json(where / "run.json")
-    file = where / "adapter_model.safetensors"
-    if storage.sha256(file) != info["sha256"]:
-        raise PreflightError(
-            f"{file} is damaged: its hash is not the one in run.json; delete {where}."
-        )
-    return Member(base, task, seed, storage.read_tensors(file), info)

@@ -1,9 +1,7 @@
-"""The zoo: trained LoRA adapters, the data that a generator learns from.
+"""Training of the zoo: many LoRA adapters of one base model at a time.
 
-Every adapter of a base model starts from the same LoRA initialisation; the seed decides the order
-of the data and nothing else. Adapters are trained many at a time (`stacked.py`), each as PEFT would
-train it alone. A run leaves a standard PEFT folder and `run.json` (recipe, losses, validation
-score, kept checkpoints). Checkpoints of one run are one sample: seeds are the data.
+All adapters of a base model have the same LoRA initialisation. The seed decides the order of the
+rows only. A stack of adapters (`lora/stacked.py`) is trained as PEFT would train each of them.
 """
 
 import math
@@ -30,14 +28,14 @@ from oral_lib.tasks.task import Task
 from oral_lib.zoo.batches import StackBatches
 from oral_lib.zoo.recipes import Recipe
 
-MOST = 32  # adapters of a stack
-COMPILED = 50_000_000  # weights of a base from which on compiling, half a minute, pays
-SAVE_EVERY = 100  # steps between states that an interrupted stack goes on from
+STACK_SIZE = 32  # adapters
+COMPILED = 50_000_000  # base models with more weights are compiled, which takes half a minute
+SAVE_EVERY = 100  # steps between two saved states of a stack
 
 
 @dataclass(frozen=True)
 class AdapterJob:
-    """One adapter to be trained."""
+    """One adapter to train."""
 
     task: Task
     seed: int
@@ -45,199 +43,214 @@ class AdapterJob:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trained adapter: final tensors, kept checkpoints (oldest first), loss a step, and its
-    share of the seconds that its stack took."""
+class TrainedAdapter:
+    """One trained adapter."""
 
-    run: AdapterJob
+    job: AdapterJob
     tensors: dict[str, Tensor]
-    checkpoints: dict[int, dict[str, Tensor]]
-    losses: list[float]
-    seconds: float
+    checkpoints: dict[int, dict[str, Tensor]]  # by step, in order
+    losses: list[float]  # by step
+    seconds: float  # training time of its stack divided by the number of adapters
 
     @property
     def finite(self) -> bool:
-        """Whether no loss was lost to too high a learning rate."""
+        """True if training did not diverge (all losses are finite)."""
         return all(map(math.isfinite, self.losses))
 
 
-class Trainer:
-    """Trains stacks of S adapters of one base, one after the other, on buffers that stay in place.
+class StackStep:
+    """The training step of stacks of S adapters, on tensors that keep their addresses.
 
-    A step of a shape seen before is, on a GPU, one replayed graph: see `replay.Replay`.
+    On a GPU a step of a shape that occurred before replays a CUDA graph (`devices.Replay`).
     """
 
-    def __init__(self, base: BaseModel, size: int, feed: StackBatches, recipe: Recipe):
-        self.base, self.clip, self.how = base, recipe.clip, feed.how
+    def __init__(self, base: BaseModel, size: int, batches: StackBatches, recipe: Recipe):
+        self.base, self.clip, self.scoring_kind = base, recipe.clip, batches.scoring_kind
         dtype = next(base.model.parameters()).dtype
         self.stack = Stack(base.lora_init(), size, base.device, dtype, recipe.ratio)
-        rows, options = feed.rows[0], feed.table.options
-        self.answers, self.words = feed.answers[0].clone(), feed.words_of(len(rows))
+        rows, options = batches.rows[0], batches.table.options
+        self.answers = batches.answers[0].clone()  # [S * batch]
+        self.answer_ids = batches.answer_ids_of_rows(len(rows))  # [S * batch, labels]
         self.option = torch.arange(options, device=base.device)
-        self.read = feed.table[rows]
+        self.batch = batches.table[rows]
         self.lr = torch.zeros(size, device=base.device)
         self.loss = torch.zeros(size, device=base.device)
         self.replay = Replay(self._step, base.device)
 
-    def begin(self, start: dict[str, Tensor], feed: StackBatches) -> Stack:
-        """The stack, all of it as `start` says, about to read `feed`."""
+    def begin(self, start: dict[str, Tensor], batches: StackBatches) -> Stack:
+        """The stack, with all adapters reset to `start`, for the steps of `batches`."""
         self.stack.restart(start)
-        self.words.copy_(feed.words_of(len(self.words)))
+        self.answer_ids.copy_(batches.answer_ids_of_rows(len(self.answer_ids)))
         return self.stack
 
     def _step(self, shape: tuple[int, int]) -> None:
-        batch = self.read.cut(*shape)
-        found = scoring.losses(
-            self.base.model, self.base, self.how, batch, self.answers, self.words, len(self.stack)
-        )
-        loss = found.view(len(self.stack), -1).mean(1)  # [S]
+        loss = scoring.losses(
+            self.base.model, self.base, self.scoring_kind, self.batch.cut(*shape), self.answers,
+            self.answer_ids, len(self.stack),
+        )  # fmt: skip
+        loss = loss.view(len(self.stack), -1).mean(1)  # [S]
         self.loss.copy_(loss.detach())
         self.stack.update(loss.sum(), self.lr, self.clip)
 
-    def step(self, feed: StackBatches, i: int, lr: Tensor) -> Tensor:
-        """Step `i` of `feed` at learning rates `lr` [S]; the losses [S] before it."""
-        rows = feed.rows[i]
-        places = (rows[:, None] * len(self.option) + self.option).flatten()
-        torch.index_select(feed.table.ids, 0, places, out=self.read.ids)
-        torch.index_select(feed.table.lengths, 0, places, out=self.read.lengths)
-        torch.index_select(feed.table.begins, 0, places, out=self.read.begins)
-        if feed.table.images is not None:
-            image_index = feed.table.image_index[rows]
-            torch.index_select(feed.table.images, 0, image_index, out=self.read.images)
-        self.answers.copy_(feed.answers[i])
+    def step(self, batches: StackBatches, i: int, lr: Tensor) -> Tensor:
+        """Losses [S] before step `i` of `batches`, which is made at learning rates `lr` [S]."""
+        rows, table = batches.rows[i], batches.table
+        index = (rows[:, None] * len(self.option) + self.option).flatten()
+        torch.index_select(table.ids, 0, index, out=self.batch.ids)
+        torch.index_select(table.lengths, 0, index, out=self.batch.lengths)
+        torch.index_select(table.begins, 0, index, out=self.batch.begins)
+        if table.images is not None:
+            torch.index_select(table.images, 0, table.image_index[rows], out=self.batch.images)
+        self.answers.copy_(batches.answers[i])
         self.lr.copy_(lr)
-        self.replay((feed.widths[i], feed.tails[i]))
+        self.replay((batches.widths[i], batches.tails[i]))
         return self.loss
 
 
 class StackTrainer:
-    """Trains stacks on one base model; what was set up for a shape of stack serves the next one of
-    that shape, and goes when another shape comes.
+    """Trains stacks of adapters of one base model.
 
-    `longest` is the most tokens that a row of any task may have.
+    Compiled code and CUDA graphs are reused by stacks of one shape; another shape replaces them.
+
+    Args:
+        base: the base model.
+        longest: tokens of the longest row of any task that will be trained.
     """
 
     def __init__(self, base: BaseModel, longest: int = 0):
         self.base, self.longest = base, longest
-        self.trainers: dict[tuple, Trainer] = {}
+        self.steps: dict[tuple, StackStep] = {}
 
     def train(
         self,
-        runs: Sequence[AdapterJob],
+        jobs: Sequence[AdapterJob],
         data: dict[str, Split],
         *,
-        most: int = MOST,
+        stack_size: int = STACK_SIZE,
         state: Path | None = None,
         strict: bool = True,
-    ) -> Iterator[Trained]:
-        """Trains `runs`, up to `most` at a time; `data` maps a task's name to its rows.
+    ) -> Iterator[TrainedAdapter]:
+        """The trained adapters of `jobs`.
 
-        Runs that are scored alike, read as many rows a step and have one clip and ratio share a
-        stack. `state` is a folder for what an interrupted stack goes on from; a stack's file goes
-        once all its adapters were taken. OralError when a loss is no longer finite; without
-        `strict` that run is yielded as it is, since it harms no other.
+        Jobs share a stack if they have the same kind of scoring, rows a step, clip and ratio.
+
+        Args:
+            jobs: the adapters to train.
+            data: rows by name of the task.
+            stack_size: maximum number of adapters in a stack.
+            state: folder where interrupted stacks are resumed from. The file of a stack is removed
+                once all its adapters have been yielded.
+            strict: raise OralError for an adapter whose loss is not finite, instead of yielding
+                it. It does not affect the other adapters.
+
+        Raises:
+            OralError: if training diverged and `strict` is set.
         """
-        base, alike = self.base, {}
-        for run in runs:
-            how = base.scoring_kind(run.task)
-            classes = (
-                len(run.task.labels) if how in ("image", "question") else 0
-            )  # they compete for a picture
-            recipe = run.recipe
-            key = (how, classes, recipe.batch, recipe.clip, recipe.ratio)
-            alike.setdefault(key, []).append(run)
+        base, groups = self.base, {}
+        for job in jobs:
+            kind = base.scoring_kind(job.task)
+            # for these kinds the loss is a softmax over the task's classes
+            classes = len(job.task.labels) if kind in ("image", "question") else 0
+            recipe = job.recipe
+            key = (kind, classes, recipe.batch, recipe.clip, recipe.ratio)
+            groups.setdefault(key, []).append(job)
         with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
-            for group in alike.values():
-                for first in range(0, len(group), most):
-                    stack = group[first : first + most]
-                    key = _key(base, stack, data) if state else 0
+            for group in groups.values():
+                for first in range(0, len(group), stack_size):
+                    stack = group[first : first + stack_size]
+                    key = state_key(base, stack, data) if state else 0
                     file = state / f"stack-{key:016x}.safetensors" if state else None
-                    made = self._stack(stack, data, file)
-                    for done in made:
-                        if strict and not done.finite:
+                    adapters = self._train_stack(stack, data, file)
+                    for adapter in adapters:
+                        if strict and not adapter.finite:
+                            job = adapter.job
                             raise OralError(
-                                f"zoo {base.name} {done.run.task.name} seed {done.run.seed}: the "
-                                f"loss is no longer finite; lower lr={done.run.recipe.lr}."
+                                f"zoo {base.name} {job.task.name} seed {job.seed}: the loss is not "
+                                f"finite; lower lr={job.recipe.lr}."
                             )
-                    yield from made
+                    yield from adapters
                     if file:
                         file.unlink(missing_ok=True)
 
-    def _stack(
-        self, runs: Sequence[AdapterJob], data: dict[str, Split], state: Path | None
-    ) -> list[Trained]:
-        base, recipe, began = self.base, runs[0].recipe, time.perf_counter()
-        label, steps = f"zoo {base.name} {_named(runs)}", max(run.recipe.steps for run in runs)
-        longest = max(self.longest, *(run.task.words for run in runs))
-        jobs = [(run.task, run.seed) for run in runs]
-        feed = StackBatches.of(base, jobs, data, steps=steps, batch=recipe.batch, longest=longest)
-        trainer = self._trainer(len(runs), feed, recipe)
-        stack = trainer.begin(base.lora_init(), feed)
-        rates = [[run.recipe.lr_at(i) for run in runs] for i in range(steps)]
-        lr = torch.tensor(rates, device=base.device)
-        losses = torch.zeros(steps, len(runs), device=base.device)
-        wanted = {step for run in runs for step in run.recipe.kept}
-        kept: dict[int, Tensor] = {}
+    def _train_stack(
+        self, jobs: Sequence[AdapterJob], data: dict[str, Split], state: Path | None
+    ) -> list[TrainedAdapter]:
+        base, recipe, began = self.base, jobs[0].recipe, time.perf_counter()
+        label, steps = f"zoo {base.name} {_label(jobs)}", max(job.recipe.steps for job in jobs)
+        longest = max(self.longest, *(job.task.max_tokens for job in jobs))
+        tasks = [(job.task, job.seed) for job in jobs]
+        batches = StackBatches.of(
+            base, tasks, data, steps=steps, batch=recipe.batch, longest=longest
+        )
+        trainer = self._step(len(jobs), batches, recipe)
+        stack = trainer.begin(base.lora_init(), batches)
+        rates = [[job.recipe.lr_at(i) for job in jobs] for i in range(steps)]
+        lr = torch.tensor(rates, device=base.device)  # [steps, S]
+        losses = torch.zeros(steps, len(jobs), device=base.device)
+        checkpoint_steps = {step for job in jobs for step in job.recipe.checkpoint_steps}
+        values: dict[int, Tensor] = {}  # of the stack, by step
         if state is not None and state.exists():
-            held = storage.read_tensors(state)
-            stack.load(held)
-            losses.copy_(held["losses"])
-            kept = {int(n.split(".")[1]): v for n, v in held.items() if n.startswith("kept.")}
+            saved = storage.read_tensors(state)
+            stack.load(saved)
+            losses.copy_(saved["losses"])
+            values = {int(n.split(".")[1]): v for n, v in saved.items() if n.startswith("kept.")}
         with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank):
             for step in bar(range(int(stack.step), steps), label=label, unit="step"):
-                losses[step] = trainer.step(feed, step, lr[step])
+                losses[step] = trainer.step(batches, step, lr[step])
                 done = step + 1
-                if done in wanted:
-                    kept[done] = stack.values.cpu().clone()
+                if done in checkpoint_steps:
+                    values[done] = stack.values.cpu().clone()
                 if state is not None and done % SAVE_EVERY == 0 and done < steps:
-                    held = {f"kept.{n}": v for n, v in kept.items()}
-                    parts = stack.state() | held | {"losses": losses}
-                    storage.write_tensors(state, {n: v.cpu() for n, v in parts.items()})
-        seconds = (time.perf_counter() - began) / len(runs)
-        checkpoints = {step: stack.adapters(values) for step, values in sorted(kept.items())}
+                    saved = {f"kept.{n}": v for n, v in values.items()}
+                    saved |= stack.state() | {"losses": losses}
+                    storage.write_tensors(state, {n: v.cpu() for n, v in saved.items()})
+        seconds = (time.perf_counter() - began) / len(jobs)
+        checkpoints = {step: stack.adapters(v) for step, v in sorted(values.items())}
         return [
-            Trained(
-                run,
-                checkpoints[run.recipe.steps][s],
-                {step: checkpoints[step][s] for step in sorted(run.recipe.kept)},
-                losses[: run.recipe.steps, s].tolist(),
+            TrainedAdapter(
+                job,
+                checkpoints[job.recipe.steps][s],
+                {step: checkpoints[step][s] for step in sorted(job.recipe.checkpoint_steps)},
+                losses[: job.recipe.steps, s].tolist(),
                 seconds,
             )
-            for s, run in enumerate(runs)
+            for s, job in enumerate(jobs)
         ]
 
-    def _trainer(self, size: int, feed: StackBatches, recipe: Recipe) -> Trainer:
-        shape = (size, recipe.batch, feed.table.ids.shape[1], feed.words.shape[1])
-        key = (feed.how, feed.table.options, *shape, recipe.clip, recipe.ratio)
-        if key not in self.trainers:
-            self.trainers.clear()  # the graphs of one trainer can fill half of a GPU
-            self.trainers[key] = Trainer(self.base, size, feed, recipe)
-        return self.trainers[key]
+    def _step(self, size: int, batches: StackBatches, recipe: Recipe) -> StackStep:
+        """The step of this shape of stack, set up now if the last stack had another shape."""
+        shape = (size, recipe.batch, batches.table.ids.shape[1], batches.answer_ids.shape[1])
+        key = (batches.scoring_kind, batches.table.options, *shape, recipe.clip, recipe.ratio)
+        if key not in self.steps:
+            self.steps.clear()  # the CUDA graphs of one shape can fill half of a GPU
+            self.steps[key] = StackStep(self.base, size, batches, recipe)
+        return self.steps[key]
 
 
 def train(
-    base: BaseModel, runs: Sequence[AdapterJob], data: dict[str, Split], **how
-) -> Iterator[Trained]:
-    """`Workshop.train` in a workshop of its own."""
-    yield from StackTrainer(base).train(runs, data, **how)
+    base: BaseModel, jobs: Sequence[AdapterJob], data: dict[str, Split], **options
+) -> Iterator[TrainedAdapter]:
+    """The trained adapters of `jobs`; `options` as of `StackTrainer.train`."""
+    yield from StackTrainer(base).train(jobs, data, **options)
 
 
-def _key(base: BaseModel, runs: Sequence[AdapterJob], data: dict[str, Split]) -> int:
-    """A number for all that decides what a stack of `runs` learns."""
-    taught = {
-        run.task.name: crc32(repr([(r.key, r.label) for r in data[run.task.name].train]).encode())
-        for run in runs
+def state_key(base: BaseModel, jobs: Sequence[AdapterJob], data: dict[str, Split]) -> int:
+    """A hash of everything that decides what a stack of `jobs` learns."""
+    rows_hash = {
+        job.task.name: crc32(repr([(r.key, r.label) for r in data[job.task.name].train]).encode())
+        for job in jobs
     }
-    named = (
-        f"{r.task.name} {r.task.version} {taught[r.task.name]} {r.seed} {r.recipe}" for r in runs
+    parts = (
+        f"{job.task.name} {job.task.version} {rows_hash[job.task.name]} {job.seed} {job.recipe}"
+        for job in jobs
     )
-    return seeds.integer(0, base.name, *named)
+    return seeds.integer(0, base.name, *parts)
 
 
-def _named(runs: Sequence[AdapterJob]) -> str:
-    """What a progress line says: movie seed 1; movie seeds 0-2; 3 tasks, 24 adapters."""
-    names, numbers = {run.task.name for run in runs}, [run.seed for run in runs]
+def _label(jobs: Sequence[AdapterJob]) -> str:
+    """`jobs` in a progress line: movie seed 1; movie seeds 0-2; 3 tasks, 24 adapters."""
+    names, numbers = {job.task.name for job in jobs}, [job.seed for job in jobs]
     if len(names) > 1:
-        return f"{len(names)} tasks, {len(runs)} adapters"
-    span = f"{min(numbers)}-{max(numbers)}" if len(runs) > 1 else str(numbers[0])
-    return f"{names.pop()} seed{'s' if len(runs) > 1 else ''} {span}"
+        return f"{len(names)} tasks, {len(jobs)} adapters"
+    span = f"{min(numbers)}-{max(numbers)}" if len(jobs) > 1 else str(numbers[0])
+    return f"{names.pop()} seed{'s' if len(jobs) > 1 else ''} {span}"
