@@ -207,13 +207,14 @@ def examples(
     return (images.pad_to_square(files, SIDE), pd.DataFrame(answers)) if files else None
 
 
-def example_images(pictures, answers: pd.DataFrame, n_columns: int = 4) -> Figure:
+def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Figure:
     """Images with the truth above, and each adapter's answer below; wrong answers are coloured.
 
     Args:
-        pictures: uint8 images [n, h, w, 3].
-        answers: n rows. Column "truth"; optionally "text", shown above it, or "title", shown in its
-            place; and one column per adapter with "answer" or "answer (confidence%)".
+        thumbnails: uint8 images [n, h, w, 3].
+        answers: n rows with the column "truth" and one column per adapter, which holds "answer" or
+            "answer (confidence%)". An optional "text" is written above the truth, an optional
+            "title" replaces it.
         n_columns: images per row.
     """
     n_rows = -(-len(answers) // n_columns)
@@ -228,8 +229,8 @@ def example_images(pictures, answers: pd.DataFrame, n_columns: int = 4) -> Figur
         rows = answers.to_dict("records")
         titles = [_title(row) for row in rows]
         fontsize = 12 if max(map(len, titles)) < 25 else 9
-        for axis, picture, row, title in zip(axes.flat, pictures, rows, titles, strict=False):
-            axis.imshow(np.asarray(picture))
+        for axis, image, row, title in zip(axes.flat, thumbnails, rows, titles, strict=False):
+            axis.imshow(np.asarray(image))
             axis.set_title(title, fontsize=fontsize, loc="center")
             for line, name in enumerate(adapters):
                 _answer(axis, name, row, line)

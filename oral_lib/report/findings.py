@@ -58,7 +58,8 @@ def verdict(compared: pd.DataFrame) -> tuple[list[str], list[str]]:
     if excluded := [cell for cell in cells if cell.signal is False]:
         summary.append(
             "Cells without signal are excluded from these counts: the interval of trained minus "
-            "baseline is not above 0, so matching trained proves nothing." + _nested(_by_base(excluded))
+            "baseline is not above 0, so matching trained proves nothing."
+            + _nested(_by_base(excluded))
         )
     if incomplete := [cell for cell in cells if cell.signal is None]:
         summary.append(
@@ -170,7 +171,7 @@ class _Cell:
 
     def _controls(self) -> Iterator[str]:
         if self.controls and not self.lost:
-            yield "The interval of the generator's gain is not above 0, so no share of it is defined."
+            yield "The interval of the gain is not above 0, so no share of it is defined."
         for name in CONTROLS:
             row = self.lost.get(name)
             if row is None:

@@ -283,7 +283,7 @@ def _grid(
         handles: of the legend.
         about: the label of the horizontal axis.
         limits: of the horizontal axis.
-        tasks: the tasks, in order from the top; by default those of the grid table.
+        tasks: the tasks, in order from the top; by default the tasks of the grid table.
     """
     bases, tasks = ordered(rows, "base"), tasks or ordered(rows, "task")
     with styled():

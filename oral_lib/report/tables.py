@@ -187,7 +187,7 @@ def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def novelty_table(novelty: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Distances on dW and their ratio to those of held-out seeds, for one source.
+    """Distances on dW for one source, and their ratio to the distances of held-out seeds.
 
     `novelty` are rows of novelty.csv. Values are means over generator seeds; the smallest ratio is
     the smallest over all seeds.

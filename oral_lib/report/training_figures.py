@@ -157,9 +157,9 @@ def training_speed(benchmarks: pd.DataFrame) -> Figure:
 def _speed_curve(
     axis: Axes, metric: str, rows: pd.DataFrame, curve: pd.DataFrame, label: str, colour: str
 ) -> None:
-    """Draw a metric of a case over S and write the last value beside its end.
+    """Draw a metric of a case over S and write the last value next to its end.
 
-    `rows` are those of all cases, `curve` those of the case.
+    `rows` are the rows of all cases, `curve` the rows of the case.
     """
     line = curve[curve.metric == metric].sort_values("size")
     if line.empty:
@@ -180,9 +180,9 @@ def _speed_curve(
 def _plain_line(
     axis: Axes, rate: str, rows: pd.DataFrame, case: str, device: str, colour: str
 ) -> None:
-    """Draw the rate of plain PEFT as a dashed line; its label avoids those of other cases.
+    """Draw the rate of plain PEFT as a dashed line; its label avoids the labels of other cases.
 
-    `rows` are those of all cases. A speed-up over plain that was not measured is 1.
+    `rows` are the rows of all cases. A speed-up over plain that was not measured is 1.
     """
     plain = rows[(rows.variant == "plain") & (rows.metric == rate)]
     values = plain[(plain.case == case) & (plain.device == device)].value
