@@ -127,7 +127,7 @@ def gaps(compared: pd.DataFrame) -> Figure:
 
     handles = [
         _mark("o", BLUE, "generated, 95% interval"),
-        _mark("o", VERMILION, "generated, misses the target"),
+        _mark("o", VERMILION, "target missed"),
         _mark("D", INK, "adapter average (soup)", hollow=True),
     ]
     about = "points above trained (band: half a point either way; pale: no signal; marks at an edge"
