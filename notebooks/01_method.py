@@ -41,7 +41,7 @@ known = generator.bases[name]
 values = tokenization.encode(known.layout, [member.tensors])
 plain = normalization.TokenStatistics(known.center, known.scale).normalise(values)[0]
 kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
-method_figures.tokens_picture(plain, kinds, known.layout.types, known.layout.mask)
+method_figures.tokens_figure(plain, kinds, known.layout.types, known.layout.mask)
 
 # %% [markdown]
 # What is generated is not these values but, for every token, its place among the adapters of the
@@ -53,7 +53,7 @@ method_figures.tokens_picture(plain, kinds, known.layout.types, known.layout.mas
 # %%
 k0, real = known.statistics.normalise(values)[0], known.statistics.mask(known.layout)
 some = real.any(0)  # components that the zoo has
-method_figures.tokens_picture(
+method_figures.tokens_figure(
     k0[:, some], kinds, known.layout.types, real[:, some], column="component"
 )
 
@@ -72,7 +72,7 @@ print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start
 # Training mixes a token with noise; at the last step next to nothing of it is left.
 
 # %%
-method_figures.schedule_picture(generator.network.diffusion.abar)
+method_figures.schedule_figure(generator.network.diffusion.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
@@ -83,7 +83,7 @@ method_figures.schedule_picture(generator.network.diffusion.abar)
 # %%
 task = oral_lib.load_task(member.task)
 p, states, steps = generator.trace(task.description, name)
-method_figures.prototypes_picture(p, kinds, known.layout.types)
+method_figures.prototypes_figure(p, kinds, known.layout.types)
 
 # %%
 other = next(t for t in oral_lib.task_names() if t != member.task)
@@ -98,7 +98,7 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 # %%
 longest = int(known.layout.mask.sum(-1).argmax())
 own = real[longest]
-method_figures.denoising_picture(states[:, longest, own], k0[longest, own], steps)
+method_figures.denoising_figure(states[:, longest, own], k0[longest, own], steps)
 
 # %% [markdown]
 # ## What to take away

@@ -61,7 +61,7 @@ trained = next(m.tensors for m in members if m.task == task)
 [made] = run.generator().generate(spec.description, backbone, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.pictures(base.shown(rows), said.drop(columns="text"))
+cell_figures.example_images(base.shown(rows), said.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same pictures

@@ -37,7 +37,7 @@ trained = store.read(run.root, cells.base, first.name, 0).tensors
 [made] = run.generator().generate(first.description, cells.base, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
 said, _ = oral_lib.compare(base, first, rows, adapters)
-cell_figures.pictures(base.shown(rows), said.drop(columns="text"))
+cell_figures.example_images(base.shown(rows), said.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks

@@ -70,7 +70,7 @@ trained = next(m.tensors for m in members if m.task == task)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": made}
 shown = styles.generate_images(model, list(adapters.values()), len(rows), canvas, "paint")
 real = images.decode([row.image for row in rows], model.pixels, "bicubic")
-method_figures.painted_picture({"real": real} | dict(zip(adapters, shown, strict=True)))
+method_figures.style_figure({"real": real} | dict(zip(adapters, shown, strict=True)))
 
 # %% [markdown]
 # ## Every method from the same noises
@@ -89,7 +89,7 @@ print(
     f"{metrics.n_items.max()} pictures an adapter, {canvas.steps} steps of DDIM, guidance "
     f"{canvas.guidance:g}; ± the standard error over new pictures"
 )
-tables.painted_table(metrics)
+tables.style_table(metrics)
 
 # %% [markdown]
 # No verdict in words here: the paired comparisons of the other notebooks need items that are right

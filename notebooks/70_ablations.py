@@ -41,7 +41,7 @@ out = ""
 
 # %%
 import oral_lib
-from oral_lib.report import training_figures
+from oral_lib.report import ablation_summary
 
 run = oral_lib.Run(scale, source, out)
 frame = run.ablate(
@@ -62,12 +62,12 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 # where half the signal is left, relative to answering zeros.
 
 # %%
-training_figures.table(frame).round(3)
+ablation_summary.ablation_metrics(frame).round(3)
 
 # %%
 
 
-training_figures.ablations(training_figures.means(frame))
+ablation_summary.ablation_figure(ablation_summary.ablation_means(frame))
 
 # %% [markdown]
 # ## Two questions of principle
@@ -83,4 +83,4 @@ training_figures.ablations(training_figures.means(frame))
 # ## In words
 
 # %%
-print(*training_figures.words(frame), sep="\n")
+print(*ablation_summary.ablation_findings(frame), sep="\n")

@@ -23,20 +23,20 @@ print(readme)
 
 # %%
 from oral_lib.report import comparisons, overview_figures, tables
-from oral_lib.report.comparisons import contrasts, silent_places
+from oral_lib.report.comparisons import contrasts, without_signal
 from oral_lib.report.findings import verdict
 from oral_lib.report.tables import grid_legend, grid_table
 
 known = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == known] for frame in run.published())
 compared = contrasts(items)
-silent = silent_places(compared)
-grid = grid_table(metrics, known, items, silent=silent)
+no_signal = without_signal(compared)
+grid = grid_table(metrics, known, items, no_signal=no_signal)
 print(grid_legend(grid))
 grid
 
 # %%
-overview_figures.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), silent)
+overview_figures.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_signal)
 
 # %% [markdown]
 # ## Does the text matter?
@@ -48,7 +48,7 @@ overview_figures.controls(compared)
 # ## Every method
 
 # %%
-tables.main_table(metrics, known, items, silent=silent)
+tables.main_table(metrics, known, items, no_signal=no_signal)
 
 # %% [markdown]
 # ## In words

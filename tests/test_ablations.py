@@ -14,7 +14,7 @@ from oral_lib.experiments import ablation_study, ablation_variants, ablations, b
 from oral_lib.experiments.ablation_variants import Gauge, Pooling
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
-from oral_lib.report import training_figures
+from oral_lib.report import ablation_summary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 
@@ -301,25 +301,25 @@ def frame(values: dict[str, float], half: float) -> pd.DataFrame:
 
 
 def test_words_say_whether_a_variant_is_above_the_default_by_more_than_the_items_explain():
-    [same] = training_figures.words(frame({"x0": 0.8, "v": 0.8}, 0.01))
+    [same] = ablation_summary.ablation_findings(frame({"x0": 0.8, "v": 0.8}, 0.01))
     assert "no variant is above it" in same
-    [near] = training_figures.words(frame({"x0": 0.8, "v": 0.82}, 0.05))
-    assert "v is 2.0 points above, within what the items explain" in near
-    [far] = training_figures.words(frame({"x0": 0.8, "v": 0.9}, 0.05))
-    assert "v is 10.0 points above, more than the items explain" in far
+    [near] = ablation_summary.ablation_findings(frame({"x0": 0.8, "v": 0.82}, 0.05))
+    assert "v is 2.0 points above, within the item noise" in near
+    [far] = ablation_summary.ablation_findings(frame({"x0": 0.8, "v": 0.9}, 0.05))
+    assert "v is 10.0 points above, more than the item noise" in far
 
 
 def test_statistics_of_each_task_are_called_what_they_are():
     made = frame({"shared": 0.8, "per task": 0.9}, 0.01)
     made = made.assign(group="statistics", default=made.variant == "shared")
     leak = made[~made.default].assign(metric="other", value=0.88)
-    [said] = training_figures.words(pd.concat([made, leak]))
-    assert "per task" not in said
-    assert "of each task 90.0%, and 88.0% when told of another task: there they carry" in said
+    [said] = ablation_summary.ablation_findings(pd.concat([made, leak]))
+    assert "per task 90.0%, and 88.0% with a wrong-task prompt: the statistics encode" in said
+    assert "points above" not in said
 
 
 def test_the_mean_over_tasks_is_surer_than_each_of_them():
-    found = training_figures.means(frame({"x0": 0.8}, 0.02)).iloc[0]
+    found = ablation_summary.ablation_means(frame({"x0": 0.8}, 0.02)).iloc[0]
     assert found.value == pytest.approx(0.8)
     assert found.value - found.ci_low == pytest.approx(0.02 / 2**0.5)
     assert found.ci_high - found.value == pytest.approx(0.02 / 2**0.5)

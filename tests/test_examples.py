@@ -1,4 +1,4 @@
-"""The pictures with answers of the report: what was measured, beside what is so."""
+"""The example images of the report: measured answers next to the truth."""
 
 import io
 
@@ -15,11 +15,11 @@ from oral_lib.tasks import images
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
 
 
-def items_of(task, keys, told):
-    """Outcomes of sample 0, and of another that must not be shown."""
+def items_of(task, keys, predicted):
+    """Outcomes of sample 0, and of another that must not be drawn."""
     parts = [
         pd.DataFrame({"task": task, "method": method, "condition": condition, "sample": sample,
-                      "item": keys, "predicted": [told[method] + sample] * len(keys)})
+                      "item": keys, "predicted": [predicted[method] + sample] * len(keys)})
         for method, condition in METHODS.items()
         for sample in (0, 1)
     ]  # fmt: skip
@@ -27,51 +27,51 @@ def items_of(task, keys, told):
 
 
 @pytest.fixture
-def asked():
-    """(items, shown rows) of a task of pictures, one of questions and one of matching."""
-    told = {"base": 1, "trained": 0, "generated": 0}
+def scored():
+    """(items, rows) of a task of images, one of questions and one of matching."""
+    predicted = {"base": 1, "trained": 0, "generated": 0}
     parts, rows = [], {}
     for name in ("solar_cells", "easy_vqa", "flickr8k"):
         spec = oral_lib.load_task(name)
         rows[name] = list({r.image: r for r in oral_lib.task_rows(spec, "made").test}.values())[1:5]
         place = "text_to_image/" if spec.scoring == "match" else ""
-        parts.append(items_of(name, [place + row.key for row in rows[name]], told))
+        parts.append(items_of(name, [place + row.key for row in rows[name]], predicted))
     return pd.concat(parts), rows
 
 
-def test_the_first_pictures_that_every_method_was_asked_about_are_shown(asked):
-    items, rows = asked
-    shown, said = cell_figures.answers(items, "made", number=3)
-    assert shown.shape == (9, cell_figures.SIDE, cell_figures.SIDE, 3) and shown.dtype == np.uint8
-    assert len(np.unique(shown.reshape(9, -1), axis=0)) == 9
+def test_the_first_images_that_every_method_was_scored_on_are_drawn(scored):
+    items, rows = scored
+    pixels, answers = cell_figures.examples(items, "made", number=3)
+    assert pixels.shape == (9, cell_figures.SIDE, cell_figures.SIDE, 3) and pixels.dtype == np.uint8
+    assert len(np.unique(pixels.reshape(9, -1), axis=0)) == 9
     labels = oral_lib.load_task("solar_cells").labels
-    assert list(said.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]
-    assert set(said.base[:3]) == {labels[1]} and set(said.trained[:3]) == {labels[0]}
+    assert list(answers.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]
+    assert set(answers.base[:3]) == {labels[1]} and set(answers.trained[:3]) == {labels[0]}
 
 
-def test_a_picture_that_one_method_was_not_asked_about_is_left_out(asked):
-    items, rows = asked
+def test_an_image_that_one_method_was_not_scored_on_is_left_out(scored):
+    items, rows = scored
     first = rows["solar_cells"][0].key
     part = items[~((items.method == "trained") & (items.item == first))]
-    _, said = cell_figures.answers(part[part.task == "solar_cells"], "made", number=3)
+    _, answers = cell_figures.examples(part[part.task == "solar_cells"], "made", number=3)
     labels = oral_lib.load_task("solar_cells").labels
-    assert list(said.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
-    assert cell_figures.answers(items[items.method != "base"], "made") is None
+    assert list(answers.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
+    assert cell_figures.examples(items[items.method != "base"], "made") is None
 
 
-def test_questions_stand_over_their_answers_and_matching_tells_the_place(asked):
-    items, rows = asked
-    _, said = cell_figures.answers(items, "made", number=3)
+def test_questions_lie_above_their_answers_and_matching_gives_the_place(scored):
+    items, rows = scored
+    _, answers = cell_figures.examples(items, "made", number=3)
     first = rows["easy_vqa"][0]
-    assert said.title[3] == f"{first.text}\n{said.truth[3]}"
-    assert list(said.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
-    assert set(said.base[6:]) == {"place 2"} and set(said.generated[6:]) == {"place 1"}
-    assert set(said.truth[6:]) == {"place 1"}
+    assert answers.title[3] == f"{first.text}\n{answers.truth[3]}"
+    assert list(answers.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
+    assert set(answers.base[6:]) == {"place 2"} and set(answers.generated[6:]) == {"place 1"}
+    assert set(answers.truth[6:]) == {"place 1"}
 
 
-def test_wrong_answers_have_another_colour(asked):
-    items, _ = asked
-    figure = cell_figures.pictures(*cell_figures.answers(items, "made", number=3))
+def test_wrong_answers_have_another_colour(scored):
+    items, _ = scored
+    figure = cell_figures.example_images(*cell_figures.examples(items, "made", number=3))
     notes = [
         t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
     ]
@@ -80,12 +80,12 @@ def test_wrong_answers_have_another_colour(asked):
     assert {t.get_color() for t in right} == {theme.INK}
 
 
-def test_a_wide_picture_is_not_squashed():
+def test_a_wide_image_is_not_squashed():
     file = io.BytesIO()
     Image.new("RGB", (40, 10), "red").save(file, "png")
-    [shown] = images.pad_to_square([file.getvalue()], 20)
-    red = (shown == (255, 0, 0)).all(-1)
-    assert red.any(0).all() and red.any(1).sum() == 5  # as wide as can be, a quarter as high
-    assert (shown[~red] == 255).all()
+    [pixels] = images.pad_to_square([file.getvalue()], 20)
+    red = (pixels == (255, 0, 0)).all(-1)
+    assert red.any(0).all() and red.any(1).sum() == 5  # the full width, a quarter of the height
+    assert (pixels[~red] == 255).all()
     with pytest.raises(PreflightError, match="Image 0 of 1"):
         images.pad_to_square([b"no picture"], 20)

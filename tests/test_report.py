@@ -9,6 +9,7 @@ from made_results import PROFILE, cell, made, made_items
 from oral_lib.errors import OralError
 from oral_lib.evaluation import item_tables, results
 from oral_lib.report import (
+    ablation_summary,
     build,
     cell_figures,
     comparisons,
@@ -16,11 +17,12 @@ from oral_lib.report import (
     formats,
     method_figures,
     overview_figures,
+    readme,
     tables,
     theme,
     training_figures,
 )
-from oral_lib.report.comparisons import contrasts, silent_places, without_signal
+from oral_lib.report.comparisons import contrasts, trained_gains, without_signal
 from oral_lib.report.findings import overview
 from oral_lib.report.tables import MODELS, grid_legend, grid_table, ordered
 from oral_lib.report.theme import BLUE, VERMILION
@@ -28,8 +30,8 @@ from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
 
 BASELINES = [
-    "majority", "base", "trained", "per-task soup", "all-task soup", "retrieval", "regression",
-    "generated", "other text", "random words", "no text",
+    "majority", "base", "trained", "adapter average (soup)", "all-task average (soup)", "retrieval",
+    "regression", "generated", "wrong-task prompt", "random words", "empty prompt",
 ]  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def folder(tmp_path_factory):
     ]
     pd.concat(curves).to_csv(lab / "curves.csv", index=False)
     results.append_benchmarks(lab / "benchmarks.csv", stacking())
-    shares = ablation().assign(source="packages", metric="accuracy", base="minilm-l6", task="movie")
+    shares = ablation().assign(source="packages", base="minilm-l6", task="movie")
     shares = shares.assign(n_items=100, commit="a")
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
@@ -83,6 +85,7 @@ def ablation() -> pd.DataFrame:
     rows = [("token size", "256", 0.7, True), ("token size", "512", 0.6, False)]
     rows += [("objective", "v", 0.7, True), ("reference", "trained", 0.75, False)]
     frame = pd.DataFrame(rows, columns=["group", "variant", "value", "default"])
+    frame = frame.assign(metric="accuracy")
     return frame.assign(ci_low=frame.value - 0.05, ci_high=frame.value + 0.05)
 
 
@@ -108,10 +111,10 @@ def test_two_runs_give_the_same_bytes(folder, tmp_path):
 
 
 def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
-    made = contents(folder / "lab" / "figures")
+    files = contents(folder / "lab" / "figures")
     kinds = {"parity", "auc", "gaps", "controls", "loss", "ablations", "benchmarks"}
-    assert {name.split(".")[0].split("-")[0] for name in made} == kinds
-    for name, data in made.items():
+    assert {name.split(".")[0].split("-")[0] for name in files} == kinds
+    for name, data in files.items():
         assert not re.search(rb"CreationDate|<dc:date>|tIME", data), name
         if name.endswith(".pdf"):
             assert b"/Type3" not in data
@@ -123,13 +126,13 @@ def test_main_table_holds_every_baseline(folder):
     assert [name for name in table if name in BASELINES] == BASELINES
     assert len(table) == 2 and (table[BASELINES] != formats.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
-    own = items[(items.task == "movie") & (items.method == "generated")]
-    own = own[own.condition == "matched"].groupby("sample").correct.mean()
-    assert row.generated == f"{100 * own.mean():.1f} ± {100 * own.std():.1f}"
+    generated = items[(items.task == "movie") & (items.method == "generated")]
+    means = generated[generated.condition == "matched"].groupby("sample").correct.mean()
+    assert row.generated == f"{100 * means.mean():.1f} ± {100 * means.std():.1f}"
     assert row.n == "100 / 60"
-    readme = (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
     for name in (*BASELINES, row.generated):
-        assert f"| {name} |" in readme
+        assert f"| {name} |" in text
 
 
 def test_a_method_that_was_not_run_keeps_its_column():
@@ -159,23 +162,23 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     monkeypatch.setattr(
         "oral_lib.report.tables.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
     )
-    silent = {("language", "local", "minilm-l6", "extra")}
-    grid = grid_table(pd.concat(metrics), "local", items, silent=silent).set_index("task")
+    no_signal = {("language", "local", "minilm-l6", "extra")}
+    grid = grid_table(pd.concat(metrics), "local", items, no_signal=no_signal).set_index("task")
     assert list(grid.index) == [*PAPER_TASKS, "extra"]  # no model has every task: no mean
     assert list(grid.columns) == list(MODELS)
-    own = items[items.task == "sst2"]
-    shown = []
+    cell_items = items[items.task == "sst2"]
+    texts = []
     for method in ("trained", "generated"):
-        right = own[own.method == method].groupby("sample").correct.mean()
-        shown.append(f"{100 * right.mean():.1f} ± {100 * right.std():.1f}")
-    base = 100 * own[own.method == "base"].correct.mean()
-    assert grid.loc["sst2", "minilm-l6"] == f"{' / '.join(shown)} [{base:.1f}]"
+        means = cell_items[cell_items.method == method].groupby("sample").correct.mean()
+        texts.append(f"{100 * means.mean():.1f} ± {100 * means.std():.1f}")
+    base = 100 * cell_items[cell_items.method == "base"].correct.mean()
+    assert grid.loc["sst2", "minilm-l6"] == f"{' / '.join(texts)} [{base:.1f}]"
     assert grid.loc["gsm8k", "smollm2-135m"] == "50.0 / –"
-    assert grid.loc["gsm8k", "minilm-l6"] == formats.CANNOT
+    assert grid.loc["gsm8k", "minilm-l6"] == formats.IMPOSSIBLE
     assert grid.loc["sst2", "gemma-3-270m"] == formats.ABSENT
     assert " † [" in grid.loc["extra", "minilm-l6"] and "†" not in grid.loc["sst2", "minilm-l6"]
     legend = grid_legend(grid.reset_index())
-    for sign in (formats.NO_SIGNAL, formats.CANNOT, formats.ABSENT):
+    for sign in (formats.NO_SIGNAL, formats.IMPOSSIBLE, formats.ABSENT):
         assert f"{sign} " in legend
 
 
@@ -202,13 +205,13 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
 def test_targets_are_those_of_the_contrasts():
     compared = contrasts(made_items(cell(), n=200, n_control=200))
     row = tables.targets_table(compared).iloc[0]
-    found = compared.set_index(["what", "against"])
-    assert row["generated over trained"].startswith(
-        f"{100 * found.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
+    contrast = compared.set_index(["what", "against"])
+    assert row["generated − trained"].startswith(
+        f"{100 * contrast.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
     )
-    lost = {name.split()[-1]: r.difference for (name, _), r in found.iterrows() if "lost" in name}
-    assert row["kept, unseen wording"].startswith(f"{100 * (1 - lost['paraphrase']):.0f}% (")
-    assert row["lost, other text"].startswith(f"{100 * lost['mismatched']:.0f}% (")
+    lost = {n.split()[-1]: r.difference for (n, _), r in contrast.iterrows() if "lost" in n}
+    assert row["kept, held-out paraphrase"].startswith(f"{100 * (1 - lost['paraphrase']):.0f}% (")
+    assert row["lost, wrong-task prompt"].startswith(f"{100 * lost['mismatched']:.0f}% (")
 
 
 def test_answers_and_three_labels_leave_auc_tables_out():
@@ -250,36 +253,37 @@ def test_terminal_table_fits_and_marks_missing_signal(folder):
 
 
 def test_readme_says_what_where_and_how_to_make_it_again(folder):
-    readme = (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
     for words in (
         "## lab",
         "language, source `packages`",
         "100 and 60 held-out items",
-        "5 generated samples",
-        "Commit abc",
+        "generated samples of each: 5.",
+        "Commit: abc.",
         "Machine: abacus, 2 cores, 8.0 GiB, no GPU; Python 3.11, torch 2.13.",
-        "Seeds of the run: generator 7; zoo 0 and 1.",
+        "Seeds: generator 7; zoo 0 and 1.",
         "./reproduce.sh --scale lab --source packages",
         "a_b on minilm-l6** (no signal)",
         "| sampling |",
         "| minilm-l6 | movie | generated | 0.87 |",
         "targets, cell by cell",
     ):
-        assert words in readme
-    for link in re.findall(r"\]\((.+?)\)", readme):
+        assert words in text
+    for link in re.findall(r"\]\((.+?)\)", text):
         assert (folder / link).is_file(), link
 
 
 def test_readme_says_which_cells_another_commit_measured():
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     cells = [cell(seed=seed, task=task) for task in ("movie", "b") for seed in (0, 1)]
-    rows = [made(one, profile=few, n=20)[0] for one in cells]
+    rows = [made(place, profile=few, n=20)[0] for place in cells]
     rows[0].commit = rows[1].commit = rows[2].commit = "new"
     rows[3].commit = "old"
-    assert build._commits(pd.concat(rows[:3])) == "Commit new."
-    told = "Commit new. Commit old measured b on minilm-l6 (seed 1). "
-    assert build._commits(pd.concat(rows)) == f"{told}The manifest is that of the first."
-    assert "old measured b on minilm-l6. The" in build._commits(pd.concat(rows[:1] + rows[3:]))
+    assert readme._commits(pd.concat(rows[:3])) == ["- Commit: new."]
+    first, second = readme._commits(pd.concat(rows))
+    assert "new, to which the manifest belongs" in first
+    assert second == "  - old: b on minilm-l6 (seed 1)."
+    assert readme._commits(pd.concat(rows[:1] + rows[3:]))[1] == "  - old: b on minilm-l6."
 
 
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
@@ -334,62 +338,62 @@ def test_words_when_all_targets_are_reached():
     assert "in 1 of 1 cells with signal" in summary and "missed" not in summary
     assert summary.count("**reached**") == 3
     assert "Generated is **within half a point of trained**" in cell_words
-    assert "An unseen wording keeps" in cell_words
-    assert "Another task's text loses" in cell_words and "**reached**" in cell_words
-    assert "The generator equals the per-task soup" in cell_words
+    assert "A held-out paraphrase keeps" in cell_words
+    assert "A wrong-task prompt loses" in cell_words and "**reached**" in cell_words
+    assert "The generator equals soup" in cell_words
     assert "does not show that diffusion is needed" in cell_words
-    assert "parity with trained does not show that diffusion is needed" in summary
+    assert "Matching trained therefore does not show that diffusion is needed" in summary
 
 
 def test_words_when_the_generator_is_behind():
     summary, cell_words = words(matched=0.86, generated=0.78)
-    missed = r"in 0 of 1 cells with signal\. Target \*\*missed\*\* by movie on minilm-l6"
+    missed = r"in 0 of 1 cells with signal\. .* Target \*\*missed\*\* by:\n  - movie on minilm-l6"
     assert re.search(missed + r" \(−\d+\.\d, −\d+\.\d to −\d+\.\d\)", summary)
-    assert "and 1 lie surely below trained by more than that" in summary
+    assert "By the mean: 0; by the interval only: 0; by neither: 1." in summary
     assert "Generated is **below trained**: −" in cell_words
-    assert "The generator is below the per-task soup" in cell_words
+    assert "The generator is below soup" in cell_words
 
 
 def test_words_when_the_generator_is_ahead_of_everything_simple():
     summary, cell_words = words(soup_task=0.7, retrieval=0.7, regression=0.7, trained=0.8)
     assert "Generated is **above trained**: +" in cell_words
-    assert "The generator beats the per-task soup" in cell_words
+    assert "The generator beats soup" in cell_words
     assert "diffusion is needed" not in cell_words
-    assert "beats per-task soup, retrieval and regression in every cell" in summary
+    assert "beats soup, retrieval and regression in every cell" in summary
 
 
 def test_words_when_the_text_does_not_matter():
     summary, cell_words = words(mismatched=0.80)
-    counted = "Another task's text loses at least 80% of the gain in 0 of 1 cells with signal."
-    assert f"{counted} Target **missed** by movie on minilm-l6 (loses " in summary
+    counted = "Wrong-task prompts lose at least 80% of the gain in 0 of 1 cells with signal."
+    assert f"{counted} Target **missed** by:\n  - movie on minilm-l6 (loses " in summary
     assert "target of 80% **missed**" in cell_words
 
 
-def test_words_when_an_unseen_wording_costs_too_much():
+def test_words_when_a_held_out_paraphrase_costs_too_much():
     summary, cell_words = words(paraphrase=0.76)
-    counted = "keep at least 95% of the gain in 0 of 1 cells with signal."
-    assert f"{counted} Target **missed** by movie on minilm-l6 (keeps " in summary
+    counted = "Held-out paraphrases keep at least 95% of the gain in 0 of 1 cells with signal."
+    assert f"{counted} Target **missed** by:\n  - movie on minilm-l6 (keeps " in summary
     assert "target of 95% **missed**" in cell_words
 
 
 def test_words_name_the_simple_methods_that_do_as_well():
     summary, _ = words(soup_task=0.7, retrieval=0.7)
-    assert "(the per-task soup in 0, retrieval in 0 and plain regression in 1)" in summary
+    assert ": soup in 0, retrieval in 0 and regression in 1." in summary
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("estimate", "words"),
     [
         ((-0.004, -0.005, -0.003), "within half a point of trained"),
-        ((-0.02, -0.05, 0.01), "not to be told from trained"),
+        ((-0.02, -0.05, 0.01), "not significantly below trained"),
         ((-0.006, -0.011, -0.001), "below trained"),
         ((0.02, 0.01, 0.03), "above trained"),
     ],
 )
-def test_parity_is_half_a_point_or_an_interval_that_holds_zero(found, words):
+def test_parity_is_half_a_point_or_an_interval_that_contains_zero(estimate, words):
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
-    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = found
+    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = estimate
     summary, [paragraph] = findings.verdict(compared)
     assert f"Generated is **{words}**" in paragraph
     assert ("1 of 1" if words != "below trained" else "0 of 1") in summary[0]
@@ -397,7 +401,8 @@ def test_parity_is_half_a_point_or_an_interval_that_holds_zero(found, words):
 
 def test_words_when_there_is_no_signal():
     summary, cell_words = words(trained=0.5, generated=0.5)
-    assert "No signal, and so no part in these counts: movie on minilm-l6" in summary
+    assert "Cells without signal are excluded from these counts" in summary
+    assert "\n  - minilm-l6: movie" in summary
     assert "Target" not in summary and "(no signal)" in cell_words
     assert "diffusion" not in cell_words
 
@@ -407,18 +412,17 @@ def test_words_when_the_items_cannot_settle_it():
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.01, -0.09, 0.05
     summary, [paragraph] = findings.verdict(compared)
-    assert "reaches below −0.5 points: these items cannot settle it" in paragraph
-    assert "1 by the interval alone (these items cannot tell them apart)" in summary[0]
+    assert "extends below −0.5 points: these items are too few to decide" in paragraph
+    assert "By the mean: 0; by the interval only: 1; by neither: 0." in summary[0]
 
 
-def test_words_when_near_is_surely_below_but_near():
+def test_words_when_generated_is_significantly_below_but_near():
     compared = contrasts(made_items(cell(), n=60))
     gap = (compared.what == "generated") & (compared.against == "trained")
     compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.003, -0.004, -0.002
     summary, [paragraph] = findings.verdict(compared)
     assert "Generated is **within half a point of trained**" in paragraph
-    assert "Of the 1, 1 are near or above" in summary[0]
-    assert "and 0 lie surely below trained by more than that" in summary[0]
+    assert "By the mean: 1; by the interval only: 0; by neither: 0." in summary[0]
 
 
 def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
@@ -435,62 +439,60 @@ def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
 def test_words_when_something_was_not_run():
     items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
     summary, paragraphs = findings.verdict(contrasts(items))
-    assert "Not judged" in " ".join(summary) and "were not both run" in paragraphs[0]
+    assert "Not evaluated" in " ".join(summary) and "were not both measured" in paragraphs[0]
     assert "Target" not in " ".join(summary)
 
 
 def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
-    """Trained 1, other text 0.75, majority 0.5, base 0.25: half the gain goes, not a third."""
-    tables_of = []
+    """Trained 1, wrong-task prompt 0.75, majority 0.5, base 0.25: half the gain is lost."""
+    outcomes = []
     for method, condition, wrong in (
         ("base", "none", 75), ("majority", "none", 50), ("trained", "none", 0),
         ("generated", "matched", 0), ("generated", "mismatched", 25),
     ):  # fmt: skip
         logits = np.where((np.arange(100) < wrong)[:, None], [1.0, 0.0], [0.0, 1.0])
         rows = {"item": [str(i) for i in range(100)], "labels": np.ones(100, int)}
-        tables_of.append(item_tables.label_items(cell(), method, condition, logits=logits, **rows))
-    found = contrasts(pd.concat(tables_of)).set_index("what").loc["lost with mismatched"]
-    assert found.against == "majority" and found.difference == pytest.approx(0.5)
-    assert 0.3 < found.ci_low < 0.5 < found.ci_high < 0.7
+        outcomes.append(item_tables.label_items(cell(), method, condition, logits=logits, **rows))
+    row = contrasts(pd.concat(outcomes)).set_index("what").loc["lost with mismatched"]
+    assert row.against == "majority" and row.difference == pytest.approx(0.5)
+    assert 0.3 < row.ci_low < 0.5 < row.ci_high < 0.7
 
 
-# ---------------------------------------------------------------- the notebooks' pictures
-def test_pictures_of_the_method_show_what_they_are_given(tmp_path):
+# ---------------------------------------------------------------- figures
+def test_figures_of_the_method_draw_their_arrays(tmp_path):
     random = np.random.default_rng(0)
     owner = np.repeat([0, 1], 4)
-    tokens = method_figures.tokens_picture(
-        random.normal(size=(8, 6)), owner, ["query A", "query B"]
-    )
+    tokens = method_figures.tokens_figure(random.normal(size=(8, 6)), owner, ["query A", "query B"])
     labels = [label.get_text() for label in tokens.axes[0].get_yticklabels()]
     assert labels == ["query A", "query B"]
-    schedule = method_figures.schedule_picture(np.linspace(1, 0, 101))
+    schedule = method_figures.schedule_figure(np.linspace(1, 0, 101))
     assert any("t = 50" in text.get_text() for text in schedule.axes[0].texts)
     prototypes = random.normal(size=(8, 5))
-    likeness = method_figures.prototypes_picture(prototypes).axes[1].images[0].get_array()
-    assert np.allclose(np.diag(likeness), 1) and likeness.shape == (8, 8)
+    similarity = method_figures.prototypes_figure(prototypes).axes[1].images[0].get_array()
+    assert np.allclose(np.diag(similarity), 1) and similarity.shape == (8, 8)
     states, truth = np.linspace(random.normal(size=6), np.ones(6), 11), np.ones(6)
-    steps = method_figures.denoising_picture(states, truth, steps=range(1000, -1, -100))
+    steps = method_figures.denoising_figure(states, truth, steps=range(1000, -1, -100))
     assert steps.axes[0].get_title(loc="left") == "t = 1000"
     assert steps.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(0)
     assert len(theme.save(schedule, tmp_path, "schedule")) == 3
 
 
-def test_painted_pictures_stand_in_rows_under_the_names_of_their_painters(tmp_path):
+def test_images_of_a_style_lie_in_rows_named_after_their_adapters(tmp_path):
     random = np.random.default_rng(0)
     rows = {n: random.integers(0, 256, (3, 3, 8, 8), np.uint8) for n in ("real", "base", "trained")}
-    figure = method_figures.painted_picture(rows)
-    shown = [axis.images[0].get_array() for axis in figure.axes]
+    figure = method_figures.style_figure(rows)
+    drawn = [axis.images[0].get_array() for axis in figure.axes]
     assert all(np.array_equal(a, b) for a, b in zip(
-        shown, (p.transpose(1, 2, 0) for row in rows.values() for p in row), strict=True
+        drawn, (p.transpose(1, 2, 0) for row in rows.values() for p in row), strict=True
     ))  # fmt: skip
     boxes = [axis.get_position() for axis in figure.axes]
     assert [box.x0 for box in boxes[:3]] == pytest.approx([box.x0 for box in boxes[3:6]])
-    assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # real ones stand apart
+    assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # a gap below the real ones
     assert set(rows) <= {text.get_text() for text in figure.texts}
-    assert len(theme.save(figure, tmp_path, "painted")) == 3
+    assert len(theme.save(figure, tmp_path, "style")) == 3
 
 
-def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
+def test_a_table_of_a_style_has_the_real_images_first_and_then_the_methods():
     about = {"experiment": "style", "source": "made", "base": "b", "task": "t", "n_items": 9}
     about |= {"condition": "none", "ci_low": 0.0, "ci_high": 0.0, "n_samples": 2}
     numbers = {
@@ -502,30 +504,30 @@ def test_a_table_of_what_was_painted_has_the_floor_first_and_then_the_methods():
         about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
         for (method, metric), (value, stderr) in numbers.items()
     ]
-    made = tables.painted_table(pd.DataFrame(rows))
-    assert list(made.columns) == ["method", "fid", "denoising error", "adapters"]
-    assert made.to_numpy().tolist() == [
-        ["training pictures", "9.0 ± 0.3", "–", ""],
+    table = tables.style_table(pd.DataFrame(rows))
+    assert list(table.columns) == ["method", "fid", "denoising error", "adapters"]
+    assert table.to_numpy().tolist() == [
+        ["training images", "9.0 ± 0.3", "–", ""],
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
-    told = tables.short_table(pd.DataFrame(rows)).splitlines()  # where nothing has an accuracy
-    assert told[0] == "Style t on b, source made" and len(told) == 2 + 1 + len(made)
+    lines = tables.short_table(pd.DataFrame(rows)).splitlines()  # no method has an accuracy
+    assert lines[0] == "Style t on b, source made" and len(lines) == 2 + 1 + len(table)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
-    assert list(tables.painted_table(without).method) == ["base", "trained"]
+    assert list(tables.style_table(without).method) == ["base", "trained"]
 
 
 def test_figures_show_the_numbers_of_the_rows(folder):
     metrics, items = results.read(folder / "lab")
     rows = comparisons.pooled(metrics[metrics.metric == "accuracy"])
-    picture = cell_figures.methods(rows, comparisons.per_sample(items))
-    shown = {text.get_text() for axis in picture.axes for text in axis.texts}
+    figure = cell_figures.methods(rows, comparisons.per_sample(items))
+    drawn = {text.get_text() for axis in figure.axes for text in axis.texts}
     wanted = rows[rows.condition.isin(["none", "matched"])].value
-    assert {f"{100 * value:.1f}" for value in wanted} <= shown
+    assert {f"{100 * value:.1f}" for value in wanted} <= drawn
     controls = cell_figures.conditions(rows)
     labels = [label.get_text() for label in controls.axes[0].get_yticklabels()]
-    others = ["unseen wording", "another task's text", "random words", "no text"]
-    assert labels == ["own text", *others]
+    others = ["held-out paraphrase", "wrong-task prompt", "random words", "empty prompt"]
+    assert labels == ["task's own prompt", *others]
 
 
 def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
@@ -536,30 +538,30 @@ def test_loss_curves_of_the_seeds_of_a_task_share_a_name_and_a_colour():
         "gen/rating",
     ]
     frames = [pd.DataFrame({"series": n, "step": [1, 2, 3], "loss": [3.0, 2, 1]}) for n in names]
-    picture = training_figures.loss_curves(pd.concat(frames))
-    assert [axis.get_title(loc="left") for axis in picture.axes] == ["gen", "zoo of x"]
-    labels = {text.get_text() for text in picture.axes[1].texts}
+    figure = training_figures.loss_curves(pd.concat(frames))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["gen", "zoo of x"]
+    labels = {text.get_text() for text in figure.axes[1].texts}
     assert labels == {"movie (2 seeds, 3 steps)", "sarcasm (3 steps)"}
-    assert len({line.get_color() for line in picture.axes[1].lines}) == 2
+    assert len({line.get_color() for line in figure.axes[1].lines}) == 2
 
 
 def test_parity_draws_both_intervals_and_the_difference_of_every_cell(folder):
     metrics, items = results.read(folder / "lab")
     rows = comparisons.pooled(metrics[metrics.metric == "accuracy"])
-    picture = overview_figures.parity(rows, without_signal(items))
-    axes = {axis.get_title(loc="left"): axis for axis in picture.axes}
+    figure = overview_figures.parity(rows, without_signal(trained_gains(items)))
+    axes = {axis.get_title(loc="left"): axis for axis in figure.axes}
     assert list(axes) == ["minilm-l6"]  # of two tasks of packages only what was run
     whole = overview_figures.parity(rows.assign(source="local"))
     assert [axis.get_title(loc="left") for axis in whole.axes] == list(MODELS)
     axis = axes["minilm-l6"]
-    labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["a b", "movie"]
     drawn = {tuple(line.get_xdata()) for line in axis.lines}
     for method in ("trained", "generated"):
         row = rows[(rows.task == "movie") & (rows.method == method)].iloc[0]
         assert (100 * row.ci_low, 100 * row.ci_high) in drawn and (100 * row.value,) in drawn
-    said = [text.get_text() for text in axis.texts]
-    assert said.count("no signal") == 1 and "not run" not in said
+    texts = [text.get_text() for text in axis.texts]
+    assert texts.count("no signal") == 1 and "not run" not in texts
     [gap] = [a for a in whole.axes if a.get_title(loc="left") == "gemma-3-270m"]
     assert {text.get_text() for text in gap.texts} == {"not run"}
 
@@ -568,16 +570,16 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
     parts = [made(cell(task, source="local"), profile=FEW, n=20)[0] for task in ("sst2", "rte")]
     rows = pd.concat(parts)
     for metric, count in (("accuracy", len(PAPER_TASKS)), ("auc", 2)):
-        picture = overview_figures.parity(comparisons.pooled(rows[rows.metric == metric]))
-        assert len(picture.axes[0].get_yticklabels()) == count
+        figure = overview_figures.parity(comparisons.pooled(rows[rows.metric == metric]))
+        assert len(figure.axes[0].get_yticklabels()) == count
 
 
-def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
+def test_gaps_draw_the_paired_interval_and_mark_intervals_below_zero(folder):
     compared = contrasts(results.read(folder / "lab")[1])
-    own = (compared.what == "generated") & (compared.against == "trained")
+    gap = (compared.what == "generated") & (compared.against == "trained")
     bad = compared.task == "movie"
-    compared.loc[own & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
-    compared.loc[own & ~bad, ["difference", "ci_low", "ci_high"]] = 0.002, -0.08, 0.01
+    compared.loc[gap & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
+    compared.loc[gap & ~bad, ["difference", "ci_low", "ci_high"]] = 0.002, -0.08, 0.01
     [axis] = overview_figures.gaps(compared).axes
     drawn = {tuple(np.round(line.get_xdata(), 6)): line.get_color() for line in axis.lines}
     assert drawn[-3.0, -1.0] == drawn[(-2.0,)] == VERMILION
@@ -586,8 +588,8 @@ def test_gaps_draw_the_paired_interval_and_mark_what_is_surely_below(folder):
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(folder):
     compared = contrasts(results.read(folder / "lab")[1])
-    picture = overview_figures.controls(compared)
-    axis = next(a for a in picture.axes if a.get_title(loc="left") == "minilm-l6")
+    figure = overview_figures.controls(compared)
+    axis = next(a for a in figure.axes if a.get_title(loc="left") == "minilm-l6")
     assert [text.get_text() for text in axis.texts] == ["no signal"]
     drawn = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
     lost = compared[(compared.task == "movie") & compared.what.str.startswith("lost")].difference
@@ -602,18 +604,18 @@ def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
     compared = contrasts(items)
     [row] = compared[compared.against.eq("linear_probe") & compared.what.eq("trained")].itertuples()
     assert row.ci_low <= 0 <= row.ci_high
-    silent = {("language", "packages", "minilm-l6", "movie")}
-    assert silent_places(compared) == without_signal(items) == silent
+    no_signal = {("language", "packages", "minilm-l6", "movie")}
+    assert without_signal(compared) == without_signal(trained_gains(items)) == no_signal
     [axis] = overview_figures.controls(compared[compared.experiment == "vision"]).axes
     assert "no signal" not in {text.get_text() for text in axis.texts}
 
 
 def test_ablations_mark_the_default_and_draw_the_reference():
-    picture = training_figures.ablations(ablation())
-    assert [axis.get_title(loc="left").strip() for axis in picture.axes] == [
+    figure = ablation_summary.ablation_figure(ablation())
+    assert [axis.get_title(loc="left").strip() for axis in figure.axes] == [
         "token size", "objective",
     ]  # fmt: skip
-    axis = picture.axes[0]
+    axis = figure.axes[0]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in dots] == [False, True]
     assert [list(line.get_xdata()) for line in dots] == [[70], [60]]
@@ -621,19 +623,19 @@ def test_ablations_mark_the_default_and_draw_the_reference():
 
 
 def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():
-    table = training_figures.ablation_table(
+    table = ablation_summary.ablation_means(
         pd.concat([ablation(), ablation().assign(value=0.8)] * 2)
     )
     assert table.variant.tolist() == ["256", "512", "v", "trained"]
     assert table.default.tolist() == [True, False, True, False]
-    same = training_figures.ablation_table(pd.concat([ablation()] * 4)).iloc[0]
+    same = ablation_summary.ablation_means(pd.concat([ablation()] * 4)).iloc[0]
     assert same.value == pytest.approx(0.7) and table.value[1] == pytest.approx(0.7)
     assert same.ci_high - same.value == pytest.approx(0.05 / 2)  # four tasks: half the error
 
 
-def test_benchmarks_draw_many_at_once_beside_the_plain_way():
+def test_training_speed_draws_many_at_once_and_plain_peft():
     frame = pd.DataFrame(stacking())
-    speed, share = training_figures.benchmarks(frame).axes
+    speed, share = training_figures.training_speed(frame).axes
     assert list(speed.lines[0].get_xdata()) == [1, 64]
     assert list(speed.lines[0].get_ydata()) == [300, 4567]
     assert {"4,567", "PEFT, one by one: 43"} <= {text.get_text() for text in speed.texts}

@@ -1,1 +1,1 @@
-"""report."""
+"""Tables, figures and findings of a result, made from its stored rows; imports no torch."""

@@ -1,6 +1,7 @@
-"""The figures of one cell, or a few: methods, texts, pictures.
+"""The figures of one cell, or of a few: methods, prompts, and example images with answers.
 
-Every function returns a closed matplotlib Figure: a notebook shows it once, `style.save` writes it.
+Every figure function returns a closed matplotlib Figure: a notebook shows it once, `theme.save`
+writes it.
 """
 
 import textwrap
@@ -9,22 +10,33 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oral_lib.report.theme import BLUE, FAINT, GREY, INK, ORANGE, VERMILION, closed, styled
+from oral_lib.report.theme import (
+    BLUE,
+    DASHED,
+    FAINT,
+    GREY,
+    INK,
+    ORANGE,
+    VERMILION,
+    closed,
+    styled,
+)
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import Task, load_task
 
-METHODS = {  # from the top down: (method, label, colour)
+METHODS = {  # in order from the top: (label, colour)
     "generated": ("generated", VERMILION),
     "trained": ("trained", BLUE),
-    "soup_task": ("per-task soup", INK),
+    "soup_task": ("adapter average (soup)", INK),
     "retrieval": ("retrieval", INK),
     "regression": ("regression", INK),
     "gaussian": ("Gaussian", INK),
     "noise_small": ("small noise", INK),
-    "soup_all": ("all-task soup", INK),
+    "soup_all": ("all-task average (soup)", INK),
     "noise_large": ("large noise", INK),
     "unconditional": ("unconditional", INK),
     "multitask": ("multi-task LoRA", INK),
@@ -33,193 +45,234 @@ METHODS = {  # from the top down: (method, label, colour)
     "majority": ("majority class", GREY),
 }
 CONDITIONS = {
-    "matched": ("own text", VERMILION),
-    "paraphrase": ("unseen wording", ORANGE),
-    "mismatched": ("another task's text", INK),
+    "matched": ("task's own prompt", VERMILION),
+    "paraphrase": ("held-out paraphrase", ORANGE),
+    "mismatched": ("wrong-task prompt", INK),
     "random": ("random words", INK),
-    "empty": ("no text", INK),
+    "empty": ("empty prompt", INK),
 }
 
 
+# ---------------------------------------------------------------- accuracy with intervals
 def methods(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
-    """One panel a base model and task: every method's accuracy with its 95% interval.
+    """One panel per base model and task: every method's accuracy with its 95% interval.
 
-    rows: `tables.pooled` of one experiment, source and metric. samples: `tables.per_sample`, drawn
-    as ticks below the dots of methods with several samples. The band is trained ± half a point.
+    `rows` are from `comparisons.pooled`, of one experiment, source and metric. `samples` are from
+    `comparisons.per_sample`; they are drawn as ticks below methods with several samples. The band
+    is trained ± half a point.
     """
     rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(METHODS)]
-    return _dots(rows, "method", METHODS, samples, lines={})
+    return _interval_panels(rows, "method", METHODS, samples, references={})
 
 
 def conditions(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
-    """One panel a base model and task: generated from its own and from other texts.
+    """One panel per base model and task: generated from the task's own and from other prompts.
 
-    Lines mark the base model and the trained LoRA. rows and samples as in `methods`.
+    Lines mark the base model and the trained LoRA. Arguments as in `methods`.
     """
-    lines = {"base": ("base", GREY), "trained": ("trained", BLUE)}
-    return _dots(rows, "condition", CONDITIONS, samples, lines)
+    references = {"base": ("base", GREY), "trained": ("trained", BLUE)}
+    return _interval_panels(rows, "condition", CONDITIONS, samples, references)
 
 
-def _dots(
+def _interval_panels(
     rows: pd.DataFrame,
     column: str,
-    kinds: Mapping[str, tuple[str, str]],
+    labels: Mapping[str, tuple[str, str]],
     samples: pd.DataFrame | None,
-    lines: Mapping[str, tuple[str, str]],
+    references: Mapping[str, tuple[str, str]],
 ) -> Figure:
-    shown = rows if column == "method" else rows[rows.method == "generated"]
-    kinds = {name: look for name, look in kinds.items() if name in set(shown[column])}
+    """One panel per base model and task, one line per value of `column`.
+
+    Args:
+        rows: pooled metrics.
+        column: "method" or "condition" (of generated only).
+        labels: (label, colour) of each value of `column`.
+        samples: values per sample, drawn as ticks.
+        references: (label, colour) of methods drawn as vertical lines.
+    """
+    drawn = rows if column == "method" else rows[rows.method == "generated"]
+    labels = {name: look for name, look in labels.items() if name in set(drawn[column])}
     cells = list(rows.groupby(["base", "task"], sort=False))
-    wide = 2 if len(cells) == 4 else min(3, max(1, len(cells)))
-    tall = -(-len(cells) // wide)
+    n_columns = 2 if len(cells) == 4 else min(3, max(1, len(cells)))
+    n_rows = -(-len(cells) // n_columns)
     low = np.floor(100 * rows.ci_low.min() / 10 - 0.2) * 10
     high = np.ceil(100 * rows.ci_high.max() / 10 + 0.2) * 10
     with styled():
-        size = (2.2 + 3.1 * wide, tall * (1.35 + 0.4 * len(kinds)))
+        size = (2.2 + 3.1 * n_columns, n_rows * (1.35 + 0.4 * len(labels)))
         figure, axes = plt.subplots(
-            tall, wide, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
+            n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
         figure.get_layout_engine().set(hspace=0.06)
         for axis in axes.flat[len(cells) :]:
             axis.set_visible(False)
         for axis, ((base, task), cell) in zip(axes.flat, cells, strict=False):
-            lift = 22 if lines else 6  # points; the lines are named between title and panel
-            axis.set_title(f"{task.replace('_', ' ')}\n", pad=lift)
-            spot = {"xycoords": "axes fraction", "textcoords": "offset points"}
-            axis.annotate(base, (0, 1), (0, lift + 2), color="#6b6b6b", **spot)
-            for method, (label, colour) in lines.items():
-                for value in 100 * cell[cell.method == method].value:
-                    axis.axvline(value, color=colour, lw=1.6, ls=(0, (4, 2)), zorder=1)
-                    axis.annotate(
-                        label, (value, 1), (0, 2), xycoords=("data", "axes fraction"),
-                        textcoords="offset points", color=colour, ha="center", fontsize=10,
-                    )  # fmt: skip
-            for value in [] if lines else 100 * cell[cell.method == "trained"].value:
-                axis.axvspan(value - 0.5, value + 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
-            own = shown.loc[shown.index.isin(cell.index)]
-            for place, (name, (_, colour)) in enumerate(kinds.items()):
-                axis.axhline(place, color=FAINT, lw=1, zorder=0)
-                for row in own[own[column] == name].itertuples():
-                    value, ends = 100 * row.value, (100 * row.ci_low, 100 * row.ci_high)
-                    axis.plot(ends, [place, place], color=colour, lw=2.4, solid_capstyle="butt")
-                    filled = "white" if colour == GREY else colour
-                    axis.plot(value, place, "o", ms=8, color=colour, mfc=filled, mew=1.8)
-                    axis.annotate(
-                        f"{value:.1f}", (1.02, place), xycoords=("axes fraction", "data"),
-                        va="center", fontsize=10.5, color=colour,
-                        weight="bold" if colour == VERMILION else "normal",
-                    )  # fmt: skip
+            _title_panel(axis, base, task, lift=22 if references else 6)
+            _references(axis, cell, references)
+            entries = drawn.loc[drawn.index.isin(cell.index)]
+            for height, (name, (_, colour)) in enumerate(labels.items()):
+                axis.axhline(height, color=FAINT, lw=1, zorder=0)
+                for row in entries[entries[column] == name].itertuples():
+                    _interval(axis, row, height, colour)
                     if samples is not None:
-                        _ticks(axis, samples, row, place, colour)
-            axis.set_yticks(range(len(kinds)), [label for label, _ in kinds.values()])
-            axis.set(ylim=(len(kinds) - 0.4, -0.6), xlim=(max(0, low), min(100, high)))
+                        _ticks(axis, samples, row, height, colour)
+            axis.set_yticks(range(len(labels)), [label for label, _ in labels.values()])
+            axis.set(ylim=(len(labels) - 0.4, -0.6), xlim=(max(0, low), min(100, high)))
             axis.tick_params(length=0)
             axis.spines["left"].set_visible(False)
         legend = "dot: mean, bar: 95% interval over items, ticks: single samples"
-        legend += "" if lines else ",\nband: within half a point of trained"
+        legend += "" if references else ",\nband: within half a point of trained"
         figure.supxlabel(f"accuracy in percent ({legend})", fontsize=10.5)
     return closed(figure)
 
 
-def _ticks(axis, samples: pd.DataFrame, row, place: int, colour: str) -> None:
-    names = ["base", "task", "method", "condition"]
-    own = samples[(samples[names] == [getattr(row, name) for name in names]).all(axis=1)]
-    if len(own) > 1:
-        marks = np.full(len(own), place + 0.3)
-        axis.plot(100 * own.value, marks, "|", ms=7, mew=1.2, color=colour, alpha=0.75)
+def _title_panel(axis: Axes, base: str, task: str, lift: float) -> None:
+    """The task as title and the base model below it, `lift` points above the panel."""
+    axis.set_title(f"{task.replace('_', ' ')}\n", pad=lift)
+    position = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axis.annotate(base, (0, 1), (0, lift + 2), color="#6b6b6b", **position)
 
 
-def pictures(shown, said: pd.DataFrame, wide: int = 4) -> Figure:
-    """Pictures [n, h, w, 3] of bytes, the truth above and below what each adapter answered.
+def _references(axis: Axes, cell: pd.DataFrame, references: Mapping[str, tuple[str, str]]) -> None:
+    """Labelled vertical lines at the methods of `references`; else a band around trained."""
+    for method, (label, colour) in references.items():
+        for value in 100 * cell[cell.method == method].value:
+            axis.axvline(value, color=colour, lw=1.6, ls=DASHED, zorder=1)
+            axis.annotate(
+                label, (value, 1), (0, 2), xycoords=("data", "axes fraction"),
+                textcoords="offset points", color=colour, ha="center", fontsize=10,
+            )  # fmt: skip
+    for value in [] if references else 100 * cell[cell.method == "trained"].value:
+        axis.axvspan(value - 0.5, value + 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
 
-    said: column truth, perhaps one of a text that goes with it or of a title in its place, then one
-    an adapter with "word" or "word (how sure)"; a wrong answer is orange.
+
+def _interval(axis: Axes, row, height: int, colour: str) -> None:
+    value, ends = 100 * row.value, (100 * row.ci_low, 100 * row.ci_high)
+    axis.plot(ends, [height, height], color=colour, lw=2.4, solid_capstyle="butt")
+    face = "white" if colour == GREY else colour
+    axis.plot(value, height, "o", ms=8, color=colour, mfc=face, mew=1.8)
+    axis.annotate(
+        f"{value:.1f}", (1.02, height), xycoords=("axes fraction", "data"), va="center",
+        fontsize=10.5, color=colour, weight="bold" if colour == VERMILION else "normal",
+    )  # fmt: skip
+
+
+def _ticks(axis: Axes, samples: pd.DataFrame, row, height: int, colour: str) -> None:
+    """A tick per sample of the row's method, if there are several."""
+    columns = ["base", "task", "method", "condition"]
+    values = samples[(samples[columns] == [getattr(row, c) for c in columns]).all(axis=1)].value
+    if len(values) > 1:
+        heights = np.full(len(values), height + 0.3)
+        axis.plot(100 * values, heights, "|", ms=7, mew=1.2, color=colour, alpha=0.75)
+
+
+# ---------------------------------------------------------------- example images
+EXAMPLE_METHODS = {"base": "none", "trained": "none", "generated": "matched"}  # with condition
+SIDE = 96  # pixels
+IMAGE_QUERY = "text_to_image/"  # matching: item keys of the direction in which a text is the query
+
+
+def examples(
+    items: pd.DataFrame, source: str, number: int = 4
+) -> "tuple[np.ndarray, pd.DataFrame] | None":
+    """(images, answers) of `number` held-out images per task, as `example_images` takes them.
+
+    None if no image was scored with every method. For matching, the answer is the rank of the
+    text's own image.
+
+    Args:
+        items: outcomes of image tasks on one base model, by one generator seed.
+        source: the data source of the images; raises PreflightError if they are missing.
+        number: images per task.
+
+    Returns:
+        Images, uint8 [n, SIDE, SIDE, 3], and a table of n rows.
     """
-    tall = -(-len(said) // wide)
-    names = [name for name in said.columns if name not in ("truth", "text", "title")]
+    files, answers = [], []
+    for name in items.task.drop_duplicates():
+        task = load_task(name)
+        cell = items[(items.task == name) & (items["sample"] == 0)]
+        predictions = {
+            method: cell[(cell.method == method) & (cell.condition == condition)]
+            .set_index("item")
+            .predicted
+            for method, condition in EXAMPLE_METHODS.items()
+        }
+        prefix = IMAGE_QUERY if task.scoring == "match" else ""
+        scored = set.intersection(*(set(series.index) for series in predictions.values()))
+        for row in _first(task_rows(task, source).test, scored, prefix, number):
+            files.append(row.image)
+            predicted = {method: s[prefix + row.key] for method, s in predictions.items()}
+            answers.append(_answers(task, row, predicted))
+    return (images.pad_to_square(files, SIDE), pd.DataFrame(answers)) if files else None
+
+
+def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Figure:
+    """Images with the truth above, and each adapter's answer below; wrong answers are coloured.
+
+    Args:
+        thumbnails: uint8 images [n, h, w, 3].
+        answers: n rows with the column "truth" and one column per adapter, which holds "answer" or
+            "answer (confidence%)". An optional "text" is written above the truth, an optional
+            "title" replaces it.
+        n_columns: images per row.
+    """
+    n_rows = -(-len(answers) // n_columns)
+    adapters = [name for name in answers.columns if name not in ("truth", "text", "title")]
     with styled():
-        size = (3.1 * wide, tall * (2.5 + 0.28 * len(names)))
-        figure, axes = plt.subplots(tall, wide, figsize=size, squeeze=False, layout="constrained")
+        size = (3.1 * n_columns, n_rows * (2.5 + 0.28 * len(adapters)))
+        figure, axes = plt.subplots(
+            n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
+        )
         for axis in axes.flat:
             axis.set_axis_off()
-        rows = said.to_dict("records")
+        rows = answers.to_dict("records")
         titles = [_title(row) for row in rows]
-        large = 12 if max(map(len, titles)) < 25 else 9
-        for axis, picture, row, title in zip(axes.flat, shown, rows, titles, strict=False):
-            axis.imshow(np.asarray(picture))
-            axis.set_title(title, fontsize=large, loc="center")
-            for place, name in enumerate(names):
-                told = row[name]
-                word, opens, sure = told.rpartition(" (") if told.endswith("%)") else (told, "", "")
-                words = textwrap.shorten(word, 36, placeholder=" ...") + opens + sure
-                axis.annotate(
-                    f"{name}: {words}", (0.5, 0), (0, -6 - 14 * place), ha="center", va="top",
-                    xycoords="axes fraction", textcoords="offset points",
-                    fontsize=10 if len(words) < 25 else 8,
-                    color=INK if word == row["truth"] else VERMILION, annotation_clip=False,
-                )  # fmt: skip
+        fontsize = 12 if max(map(len, titles)) < 25 else 9
+        for axis, image, row, title in zip(axes.flat, thumbnails, rows, titles, strict=False):
+            axis.imshow(np.asarray(image))
+            axis.set_title(title, fontsize=fontsize, loc="center")
+            for line, name in enumerate(adapters):
+                _answer(axis, name, row, line)
     return closed(figure)
 
 
-def _title(row: dict[str, str]) -> str:
-    """What stands above a picture: its text, cut short and broken into lines, and the truth."""
-    told = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
-    told = row["title"].splitlines() if "title" in row else told
-    short = [textwrap.shorten(text, 150, placeholder=" ...") for text in told]
-    lines = [line for text in short for line in textwrap.wrap(text, 40)]
-    return "\n".join(lines).replace("\n.", " .")  # a full stop is no line
+def _answer(axis: Axes, name: str, row: Mapping[str, str], line: int) -> None:
+    """The answer of the adapter `name`, on the given line below the image."""
+    text = row[name]
+    answer, bracket, confidence = text.rpartition(" (") if text.endswith("%)") else (text, "", "")
+    text = textwrap.shorten(answer, 36, placeholder=" ...") + bracket + confidence
+    axis.annotate(
+        f"{name}: {text}", (0.5, 0), (0, -6 - 14 * line), ha="center", va="top",
+        xycoords="axes fraction", textcoords="offset points", fontsize=10 if len(text) < 25 else 8,
+        color=INK if answer == row["truth"] else VERMILION, annotation_clip=False,
+    )  # fmt: skip
 
 
-SHOWN = {"base": "none", "trained": "none", "generated": "matched"}  # a condition a method
-
-SIDE = 96  # pixels
-
-FOUND = "text_to_image/"  # of matching: which picture a text finds
-
-
-def answers(
-    items: pd.DataFrame, source: str, number: int = 4
-) -> "tuple[np.ndarray, pd.DataFrame] | None":
-    """(uint8 [n, SIDE, SIDE, 3], said) of `number` pictures a task, as `figures.pictures` shows
-    them; None where no picture was shown to an adapter of each method.
-
-    `items` [task, method, condition, sample, item, predicted] are outcomes of tasks of pictures on
-    one base model, by one generator seed. Of matching the answer is the place at which the text's
-    own picture is found. PreflightError where the pictures are not there.
-    """
-    files, said = [], []
-    for task in items.task.drop_duplicates():
-        spec = load_task(task)
-        own = items[(items.task == task) & (items["sample"] == 0)]
-        heard = {
-            method: own[(own.method == method) & (own.condition == condition)]
-            .set_index("item")
-            .predicted
-            for method, condition in SHOWN.items()
-        }
-        place = FOUND if spec.scoring == "match" else ""
-        asked = set.intersection(*(set(told.index) for told in heard.values()))
-        for row in _first(task_rows(spec, source).test, asked, place, number):
-            told = {method: one[place + row.key] for method, one in heard.items()}
-            files.append(row.image)
-            said.append(_said(spec, row, told))
-    if not files:
-        return None
-    return images.pad_to_square(files, SIDE), pd.DataFrame(said)
+def _title(row: Mapping[str, str]) -> str:
+    """The title of an image: its text, shortened and wrapped, and the truth."""
+    lines = dict.fromkeys((row.get("text", row["truth"]), row["truth"]))
+    lines = row["title"].splitlines() if "title" in row else lines
+    short = [textwrap.shorten(text, 150, placeholder=" ...") for text in lines]
+    wrapped = [line for text in short for line in textwrap.wrap(text, 40)]
+    return "\n".join(wrapped).replace("\n.", " .")  # a full stop does not start a line
 
 
-def _first(rows: Sequence[Row], asked: set[str], place: str, number: int) -> Iterator[Row]:
+def _first(rows: Sequence[Row], scored: set[str], prefix: str, number: int) -> Iterator[Row]:
+    """The first `number` rows with different images whose key is in `scored`."""
     seen: set[bytes] = set()
     for row in rows:
-        if len(seen) < number and row.image not in seen and place + row.key in asked:
+        if len(seen) < number and row.image not in seen and prefix + row.key in scored:
             seen.add(row.image)
             yield row
 
 
-def _said(spec: Task, row: Row, told: dict[str, int]) -> dict[str, str]:
-    if spec.scoring == "match":
-        found = {method: f"place {1 + rank}" for method, rank in told.items()}
-        return {"title": row.text, "truth": "place 1"} | found
-    truth = spec.labels[row.label]
+def _answers(task: Task, row: Row, predicted: Mapping[str, int]) -> dict[str, str]:
+    """Title, truth and each method's answer, from its predicted label or rank."""
+    if task.scoring == "match":
+        places = {method: f"place {1 + rank}" for method, rank in predicted.items()}
+        return {"title": row.text, "truth": "place 1"} | places
+    truth = task.labels[row.label]
     title = f"{row.text}\n{truth}".strip()
-    return {"title": title, "truth": truth} | {m: spec.labels[i] for m, i in told.items()}
+    labels = {method: task.labels[label] for method, label in predicted.items()}
+    return {"title": title, "truth": truth} | labels

@@ -1,7 +1,11 @@
-"""Paired comparisons: which method is better on the same items, and what a text is worth.
+"""Paired comparisons of methods on the same items, and the value of each text.
 
-They start from the items of `items.parquet`; nothing is scored here.
+The input is the table of `items.parquet`: one outcome per method, condition, seed, sample and item.
+Nothing is scored here. Shapes: s samples over all seeds, n items.
 """
+
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -11,100 +15,147 @@ from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.item_tables import matrix
 from oral_lib.evaluation.schema import PLACE, PROMPTED
 
-RIVALS = [
+ALTERNATIVES = [  # methods that generated is compared with
     "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
     "unconditional", "linear_probe", "multitask",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
-FOUND = bootstrap.Difference._fields
-FLOORS = ["base", "majority"]
+BASELINES = ["base", "majority"]
+ESTIMATE = bootstrap.Difference._fields
+CONTRAST_COLUMNS = [*PLACE, "what", "against", *ESTIMATE, "n_items"]
+Outcomes = Callable[..., pd.DataFrame]  # (method, condition="none") -> outcomes [s, n]
 
 
+# ---------------------------------------------------------------- contrasts
 def contrasts(items: pd.DataFrame) -> pd.DataFrame:
-    """Paired comparisons of every cell, over the items that both sides were scored on.
+    """One row per cell and paired comparison, over the items that both sides share.
 
-    `what` minus `against` in accuracy: trained and generated against the better of base and
-    majority, generated against trained and its rivals. And for each control text, `what` =
-    "lost with <control>": the share of the generator's gain over the better of base and majority
-    that goes with the text (an unseen wording of the same task should lose nearly none); NaN when
-    the gain is not above zero for sure.
+    There are two kinds of rows. `what` minus `against` is a difference in accuracy: trained and
+    generated against the baseline, generated against trained and every alternative, trained against
+    the linear probe. The baseline is the better of base model and majority class.
+
+    `what` = "lost with <control>" is the share of the generator's gain over the baseline that is
+    lost with a control text (see `share_lost`). It is NaN unless the gain's interval lies above 0.
     """
-    lines = []
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-        here = dict(zip(PLACE, place, strict=True))
-        generated, trained = matrix(cell, "generated", "matched"), matrix(cell, "trained", "none")
-        name, floor = _floor(cell)
-        pairs = [("trained", trained, name, floor), ("generated", generated, name, floor)]
-        pairs += [("generated", generated, "trained", trained)]
-        for rival in RIVALS:
-            condition = "matched" if rival in PROMPTED else "none"
-            pairs.append(("generated", generated, rival, matrix(cell, rival, condition)))
-        pairs.append(("trained", trained, "linear_probe", matrix(cell, "linear_probe", "none")))
-        for what, first, against, second in pairs:
-            series = _common(first, second)
-            if series[0].size:
-                found = bootstrap.paired_bootstrap(*series)._asdict()
-                lines.append(here | {"what": what, "against": against} | found)
-                lines[-1]["n_items"] = series[0].shape[1]
-        for control in CONTROLS:
-            series = _common(generated, matrix(cell, "generated", control), floor)
-            if series[0].size:
-                found = share_lost(*series)._asdict()
-                lines.append(here | {"what": f"lost with {control}", "against": name} | found)
-                lines[-1]["n_items"] = series[0].shape[1]
-    return pd.DataFrame(lines, columns=[*PLACE, "what", "against", *FOUND, "n_items"])
+    rows = []
+    for key, outcomes in _cells(items):
+        name, baseline = _baseline(outcomes)
+        rows += [key | row for row in _differences(outcomes, name, baseline)]
+        rows += [key | row for row in _losses(outcomes, name, baseline)]
+    return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
 
 
-def silent_places(compared: pd.DataFrame) -> set[tuple[str, ...]]:
-    """`without_signal`, from what `contrasts` found already."""
-    gains = compared[(compared.what == "trained") & compared.against.isin(FLOORS)]
+def trained_gains(items: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `contrasts` that compare trained with the baseline."""
+    rows = []
+    for key, outcomes in _cells(items):
+        name, baseline = _baseline(outcomes)
+        series = _shared(outcomes("trained"), baseline)
+        if series[0].size:
+            difference = bootstrap.paired_bootstrap(*series)
+            rows.append(key | _contrast("trained", name, difference, series))
+    return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+
+
+def without_signal(compared: pd.DataFrame) -> set[tuple[str, ...]]:
+    """The places (experiment, source, base, task) where training shows no gain.
+
+    A place has no signal when the interval of trained minus baseline is not above 0.
+    `compared` are rows of `contrasts` or `trained_gains`.
+    """
+    gains = compared[(compared.what == "trained") & compared.against.isin(BASELINES)]
     rows = gains[gains.ci_low <= 0]
     return set(rows[PLACE].itertuples(index=False, name=None))
 
 
-def without_signal(items: pd.DataFrame) -> set[tuple[str, ...]]:
-    """The places (experiment, source, base, task) where trained is not surely above its floor."""
-    silent = set()
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-        series = _common(matrix(cell, "trained", "none"), _floor(cell)[1])
-        if series[0].size and bootstrap.paired_bootstrap(*series).ci_low <= 0:
-            silent.add(place)
-    return silent
+def share_lost(
+    generated: np.ndarray, control: np.ndarray, baseline: np.ndarray
+) -> bootstrap.Difference:
+    """(generated - control) / (generated - baseline) and its interval; NaN without a gain.
 
+    Args:
+        generated: outcomes [s, n] with the task's own text.
+        control: outcomes [s', n] with a control text.
+        baseline: outcomes [s'', n] of the baseline.
 
-def _floor(cell: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """The better of base and majority: its name and its outcomes."""
-    found = {name: matrix(cell, name, "none") for name in FLOORS}
-    best = max(FLOORS, key=lambda name: found[name].to_numpy().mean() if found[name].size else -1)
-    return best, found[best]
-
-
-def _common(*frames: pd.DataFrame) -> list[np.ndarray]:
-    """Outcomes on the items that all frames share."""
-    shared = [item for item in frames[0] if all(item in frame for frame in frames[1:])]
-    return [frame[shared].to_numpy() for frame in frames]
-
-
-def share_lost(generated: np.ndarray, other: np.ndarray, floor: np.ndarray) -> bootstrap.Difference:
-    """(generated - other) / (generated - floor) with its bootstrap interval; p is left NaN."""
-    own, control, low = (
-        bootstrap.item_means(series).mean() for series in (generated, other, floor)
+    Returns:
+        The share with its 95% bootstrap interval; p is always NaN. All values are NaN unless the
+        interval of generated minus baseline lies above 0.
+    """
+    generated_mean, control_mean, baseline_mean = (
+        bootstrap.item_means(series).mean() for series in (generated, control, baseline)
     )
-    draws = bootstrap.resampled_means(generated, other, floor)
+    draws = bootstrap.resampled_means(generated, control, baseline)
     gains = draws[0] - draws[2]
     if np.quantile(gains, 0.025) <= 0:
         return bootstrap.Difference(*[np.nan] * 4)
     gains = np.where(gains > 0, gains, np.nan)
     shares = (draws[0] - draws[1]) / gains
-    found = bootstrap.interval((own - control) / (own - low), shares[np.isfinite(shares)])
-    return bootstrap.Difference(*found, p=np.nan)
+    share = (generated_mean - control_mean) / (generated_mean - baseline_mean)
+    return bootstrap.Difference(*bootstrap.interval(share, shares[np.isfinite(shares)]), p=np.nan)
 
 
+def _cells(items: pd.DataFrame) -> Iterator[tuple[dict[str, str], Outcomes]]:
+    """(place by column, function that returns the outcomes [s, n] of a method) of every cell."""
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
+
+        @cache
+        def outcomes(method: str, condition: str = "none", cell=cell) -> pd.DataFrame:
+            return matrix(cell, method, condition)
+
+        yield dict(zip(PLACE, place, strict=True)), outcomes
+
+
+def _differences(outcomes: Outcomes, name: str, baseline: pd.DataFrame) -> Iterator[dict]:
+    """Differences in accuracy; `baseline` are the outcomes of the method `name`."""
+    generated, trained = outcomes("generated", "matched"), outcomes("trained")
+    pairs = [("trained", trained, name, baseline), ("generated", generated, name, baseline)]
+    pairs += [("generated", generated, "trained", trained)]
+    for method in ALTERNATIVES:
+        condition = "matched" if method in PROMPTED else "none"
+        pairs.append(("generated", generated, method, outcomes(method, condition)))
+    pairs.append(("trained", trained, "linear_probe", outcomes("linear_probe")))
+    for what, first, against, second in pairs:
+        series = _shared(first, second)
+        if series[0].size:
+            yield _contrast(what, against, bootstrap.paired_bootstrap(*series), series)
+
+
+def _losses(outcomes: Outcomes, name: str, baseline: pd.DataFrame) -> Iterator[dict]:
+    """The shares of the gain lost with each control text."""
+    generated = outcomes("generated", "matched")
+    for control in CONTROLS:
+        series = _shared(generated, outcomes("generated", control), baseline)
+        if series[0].size:
+            yield _contrast(f"lost with {control}", name, share_lost(*series), series)
+
+
+def _contrast(what: str, against: str, estimate: bootstrap.Difference, series: list) -> dict:
+    row = {"what": what, "against": against} | estimate._asdict()
+    return row | {"n_items": series[0].shape[1]}
+
+
+def _baseline(outcomes: Outcomes) -> tuple[str, pd.DataFrame]:
+    """The better of base model and majority class: its name and its outcomes [s, n]."""
+    frames = {name: outcomes(name) for name in BASELINES}
+    best = max(
+        BASELINES, key=lambda name: frames[name].to_numpy().mean() if frames[name].size else -1
+    )
+    return best, frames[best]
+
+
+def _shared(*frames: pd.DataFrame) -> list[np.ndarray]:
+    """Outcomes [s, n] of each frame on the n items that all frames contain."""
+    shared = [item for item in frames[0] if all(item in frame for frame in frames[1:])]
+    return [frame[shared].to_numpy() for frame in frames]
+
+
+# ---------------------------------------------------------------- means and samples
 def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row a base, task, method, condition and metric: the mean over seeds.
+    """One row per base model, task, method, condition and metric: the mean over seeds.
 
-    The seeds share their held-out items, so intervals and standard errors are averaged too: more
-    seeds do not shrink what is unknown about new items.
+    All seeds share their held-out items. Intervals and standard errors are therefore averaged too:
+    more seeds do not reduce the uncertainty about new items.
     """
     numbers = {name: "mean" for name in ("value", "stderr", "ci_low", "ci_high")}
     key = [*PLACE, "method", "condition", "metric"]
@@ -113,7 +164,10 @@ def pooled(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
-    """`value` of each sample and seed, with the columns that name its place in the tables."""
+    """One `value` per sample and seed, with the columns place, method, condition, seed and sample.
+
+    Raises OralError for a metric that has no per-sample value.
+    """
     key = [*PLACE, "method", "condition", "seed", "sample"]
     groups = items.groupby(key, sort=False, observed=True)
     if metric == "accuracy":
@@ -121,15 +175,16 @@ def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
     elif metric in PER_SAMPLE:
         values = groups[["label", "score", "correct"]].apply(_scored, metric).dropna()
     else:
-        known = ", ".join(PER_SAMPLE)
-        raise OralError(f"No per-sample values for metric {metric!r}: use accuracy, {known}.")
+        names = ", ".join(PER_SAMPLE)
+        raise OralError(f"Metric {metric!r} has no value per sample. Use accuracy, {names}.")
     return values.rename("value").reset_index()
 
 
 def _scored(rows: pd.DataFrame, metric: str) -> float:
+    """The metric of one sample; NaN for written answers and for more than two labels."""
     labels, scores = rows.label.to_numpy(), rows.score.to_numpy()
     if not np.isfinite(scores).all() or set(np.unique(labels)) != {0, 1}:
-        return np.nan  # answers, or more than two labels
+        return np.nan
     return PER_SAMPLE[metric](labels, scores, rows.correct.to_numpy())
 
 
@@ -143,7 +198,10 @@ PER_SAMPLE = {
 
 
 def spreads_of(items: pd.DataFrame, metric: str = "accuracy") -> dict[tuple[str, ...], float]:
-    """The standard deviation over samples and seeds of every method that has several."""
+    """The standard deviation over samples and seeds, by (*place, method, condition).
+
+    Methods with a single sample are left out.
+    """
     key = [*PLACE, "method", "condition"]
     samples = per_sample(items, metric)
     return samples.groupby(key, observed=True).value.std().dropna().to_dict()

@@ -1,107 +1,129 @@
-"""What the paired comparisons say, in plain words and in both directions.
+"""The paired comparisons in words, whether they favour the generator or not.
 
-The targets, on every base model and task with signal: generated within half a point of trained, or
-above it, or not to be told from it by the paired 95% interval; an unseen wording keeps at least 95%
-of the gain over the better of base and majority; another task's text loses at least 80% of it.
+Targets, for every base model and task with signal:
+
+- generated is at most half a point below trained, or the paired 95% interval contains 0;
+- a held-out paraphrase keeps at least 95% of the gain over the baseline;
+- a wrong-task prompt loses at least 80% of the gain.
+
+The baseline is the better of base model and majority class.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
 from oral_lib.evaluation.schema import PLACE
-from oral_lib.report.comparisons import CONTROLS, FLOORS, RIVALS
-from oral_lib.report.formats import ABSENT
+from oral_lib.report.comparisons import ALTERNATIVES, BASELINES, CONTROLS
+from oral_lib.report.formats import (
+    ABSENT,
+    joined,
+    points_interval,
+    share_interval,
+    signed_points,
+)
 
-CLOSE = 0.005  # generated is to lie at most half a point below trained, or inside the interval
-KEPT = 0.95  # an unseen wording is to keep at least 95% of the gain
-LOST = 0.80  # another task's text is to lose at least 80% of the gain
-SIMPLE = ["soup_task", "retrieval", "regression"]  # rivals that know the task and need no diffusion
+CLOSE = 0.005  # largest shortfall against trained, as a share
+KEPT = 0.95  # smallest share of the gain that a held-out paraphrase keeps
+LOST = 0.80  # smallest share of the gain that a wrong-task prompt loses
+SIMPLE = ["soup_task", "retrieval", "regression"]  # methods without diffusion
 NAMES = {
-    "soup_task": "the per-task soup",
-    "soup_all": "the all-task soup",
+    "soup_task": "soup",
+    "soup_all": "all-task soup",
     "retrieval": "retrieval",
-    "regression": "plain regression",
-    "gaussian": "the Gaussian of the task's adapters",
-    "noise_small": "a trained adapter with little noise",
-    "noise_large": "a trained adapter with much noise",
-    "unconditional": "the generator without condition",
-    "multitask": "one LoRA for all tasks",
-    "linear_probe": "the linear probe",
-    "base": "the base model",
-    "majority": "the majority class",
-    "paraphrase": "An unseen wording",
-    "mismatched": "Another task's text",
-    "random": "Random words",
-    "empty": "No text",
+    "regression": "regression",
+    "gaussian": "Gaussian",
+    "noise_small": "small noise",
+    "noise_large": "large noise",
+    "unconditional": "unconditional",
+    "multitask": "multi-task LoRA",
+    "linear_probe": "linear probe",
+    "base": "base model",
+    "majority": "majority class",
+    "paraphrase": "A held-out paraphrase",
+    "mismatched": "A wrong-task prompt",
+    "random": "A prompt of random words",
+    "empty": "An empty prompt",
 }
 
 
 def verdict(compared: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """`contrasts` in words: sentences of summary, and a paragraph a base model and task."""
-    cells = [_Cell(*place[2:], rows) for place, rows in compared.groupby(PLACE, sort=False)]
+    """(sentences of summary, one paragraph per base model and task).
+
+    `compared` are rows of `contrasts`. A sentence of the summary that names cells ends in a nested
+    Markdown list of them.
+    """
+    cells = _cells(compared)
     summary = _summary([cell for cell in cells if cell.signal])
-    silent = [cell.name for cell in cells if cell.signal is False]
-    if silent:
+    if excluded := [cell for cell in cells if cell.signal is False]:
         summary.append(
-            f"No signal, and so no part in these counts: {listed(silent)}. Where the trained LoRA "
-            "is not surely better than the base model and the majority class, equalling it proves "
-            "nothing."
+            "Cells without signal are excluded from these counts: the interval of trained minus "
+            "baseline is not above 0, so matching trained proves nothing."
+            + _nested(_by_base(excluded))
         )
-    unknown = [cell.name for cell in cells if cell.signal is None]
-    if unknown:
-        summary.append(f"Not judged, for want of base, trained or generated: {listed(unknown)}.")
-    return summary, [" ".join(cell.words()) for cell in cells]
+    if incomplete := [cell for cell in cells if cell.signal is None]:
+        summary.append(
+            "Not evaluated, because base, trained or generated is missing:"
+            + _nested(_by_base(incomplete))
+        )
+    return summary, [" ".join(cell.sentences()) for cell in cells]
 
 
 def overview(compared: pd.DataFrame) -> pd.DataFrame:
-    """In how many cells with signal each target is reached: one row an experiment and source."""
+    """One row per experiment and source: how many cells with signal reach each target."""
     table = []
     for (experiment, source), rows in compared.groupby(PLACE[:2], sort=False):
-        cells = [_Cell(*place[2:], own) for place, own in rows.groupby(PLACE, sort=False)]
-        told = [cell for cell in cells if cell.signal]
-        judged = {
-            "reach trained": [cell.close for cell in told],
-            "keep 95%, unseen wording": [c.enough_kept for c in told if "paraphrase" in c.ran],
-            "lose 80%, other text": [c.enough_lost for c in told if "mismatched" in c.ran],
-            "beat soup, retrieval and regression": [not c.as_good for c in told if c.rivals],
+        cells = _cells(rows)
+        counted = [cell for cell in cells if cell.signal]
+        targets = {
+            "match trained": [cell.close for cell in counted],
+            "held-out paraphrase keeps 95%": [
+                cell.enough_kept for cell in counted if "paraphrase" in cell.controls
+            ],
+            "wrong-task prompt loses 80%": [
+                cell.enough_lost for cell in counted if "mismatched" in cell.controls
+            ],
+            "beat soup, retrieval and regression": [
+                not cell.as_good for cell in counted if cell.alternatives
+            ],
         }
         counts = {
-            name: f"{sum(reached)} of {len(reached)}" if reached else ABSENT
-            for name, reached in judged.items()
+            target: f"{sum(reached)} of {len(reached)}" if reached else ABSENT
+            for target, reached in targets.items()
         }
         line = {"experiment": experiment, "source": source, "cells": len(cells)}
-        table.append(line | {"with signal": len(told)} | counts)
+        table.append(line | {"with signal": len(counted)} | counts)
     return pd.DataFrame(table)
 
 
-def listed(words: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
+# ---------------------------------------------------------------- one cell
 class _Cell:
-    """The paired comparisons of one base model and task."""
+    """The paired comparisons of one base model and task.
+
+    `signal` is None where base, trained or generated is missing.
+    """
 
     def __init__(self, base: str, task: str, rows: pd.DataFrame):
-        self.name = f"{task} on {base}"
-        found = {
+        self.base, self.task, self.name = base, task, f"{task} on {base}"
+        contrast = {
             (row.what, row.against): row for row in rows.dropna(subset="difference").itertuples()
         }
-        gains = (found.get(("trained", floor)) for floor in FLOORS)
+        gains = (contrast.get(("trained", baseline)) for baseline in BASELINES)
         self.gain = next((row for row in gains if row is not None), None)
-        self.gap = found.get(("generated", "trained"))
-        judged = self.gain is not None and self.gap is not None
-        self.signal = bool(self.gain.ci_low > 0) if judged else None
-        self.near = judged and self.gap.difference >= -CLOSE
-        self.level = judged and self.gap.ci_low <= 0 <= self.gap.ci_high
-        self.lost = {what.split()[-1]: row for (what, _), row in found.items() if "lost" in what}
-        self.ran = {what.split()[-1] for what in rows.what if what.startswith("lost")}
-        self.rivals = {name: row for name in RIVALS if (row := found.get(("generated", name)))}
+        self.gap = contrast.get(("generated", "trained"))
+        complete = self.gain is not None and self.gap is not None
+        self.signal = bool(self.gain.ci_low > 0) if complete else None
+        self.near = complete and self.gap.difference >= -CLOSE
+        self.contains_zero = complete and self.gap.ci_low <= 0 <= self.gap.ci_high
+        self.lost = {what.split()[-1]: row for (what, _), row in contrast.items() if "lost" in what}
+        self.controls = {what.split()[-1] for what in rows.what if what.startswith("lost")}
+        self.alternatives = {
+            name: row for name in ALTERNATIVES if (row := contrast.get(("generated", name)))
+        }
 
     @property
     def close(self) -> bool:
-        return self.near or self.level
+        return self.near or self.contains_zero
 
     @property
     def enough_kept(self) -> bool:
@@ -115,160 +137,170 @@ class _Cell:
 
     @property
     def as_good(self) -> list[str]:
-        """The simple rivals that the generator does not surely beat."""
-        return [name for name in SIMPLE if name in self.rivals and self.rivals[name].ci_low <= 0]
+        """The simple methods that generated does not beat: the interval is not above 0."""
+        return [
+            name
+            for name in SIMPLE
+            if name in self.alternatives and self.alternatives[name].ci_low <= 0
+        ]
 
-    def words(self) -> Iterator[str]:
+    def sentences(self) -> Iterator[str]:
         yield f"**{self.name}**{' (no signal)' if self.signal is False else ''}."
         if self.gain is not None:
-            floor = NAMES[self.gain.against]
-            yield f"Trained over the better of base and majority ({floor}): {_points(self.gain)}."
+            yield f"Trained minus baseline ({NAMES[self.gain.against]}): {_points(self.gain)}."
         yield from self._gap()
         if self.signal is False:
-            yield "Without a signal neither parity nor a loss means anything here."
+            yield "Without signal, neither a match nor a loss can be interpreted."
             return
         yield from self._controls()
-        yield from self._rivals()
+        yield from self._alternatives()
 
     def _gap(self) -> Iterator[str]:
         if self.gap is None:
-            yield "Generated and trained were not both run."
+            yield "Generated and trained were not both measured."
             return
         if self.gap.ci_low > 0:
             side = "above trained"
         elif self.near:
             side = "within half a point of trained"
         else:
-            side = "not to be told from trained" if self.level else "below trained"
+            side = "not significantly below trained" if self.contains_zero else "below trained"
         yield f"Generated is **{side}**: {_points(self.gap)}, {self.gap.n_items} items."
         if self.close and self.gap.ci_low < -CLOSE:
-            yield "The interval reaches below −0.5 points: these items cannot settle it."
+            yield "The interval extends below −0.5 points: these items are too few to decide."
 
     def _controls(self) -> Iterator[str]:
-        if self.ran and not self.lost:
-            yield "The generator's gain is not surely above zero: no text can be said to lose it."
+        if self.controls and not self.lost:
+            yield "The interval of the gain is not above 0, so no share of it is defined."
         for name in CONTROLS:
             row = self.lost.get(name)
             if row is None:
                 continue
-            if name == "paraphrase":
-                verb, share, wanted = "keeps", _share(row, keep=True), KEPT
-                reached, doubt = self.enough_kept, row.ci_low <= 1 - KEPT <= row.ci_high
-            else:
-                verb, share, wanted = "lose" if name == "random" else "loses", _share(row), LOST
-                reached, doubt = self.enough_lost, row.ci_low <= LOST <= row.ci_high
+            kept = name == "paraphrase"
+            target, reached = (KEPT, self.enough_kept) if kept else (LOST, self.enough_lost)
+            limit = 1 - KEPT if kept else LOST
             end = "."
             if name in ("paraphrase", "mismatched"):
-                end = f", target of {wanted:.0%} **{'reached' if reached else 'missed'}**"
-                end += f" (the interval holds {wanted:.0%})." if doubt else "."
-            yield f"{NAMES[name]} {verb} {share} of the gain{end}"
+                end = f", target of {target:.0%} **{'reached' if reached else 'missed'}**"
+                within = row.ci_low <= limit <= row.ci_high
+                end += f" (the interval contains {target:.0%})." if within else "."
+            verb = "keeps" if kept else "loses"
+            yield f"{NAMES[name]} {verb} {share_interval(row, kept=kept)} of the gain{end}"
 
-    def _rivals(self) -> Iterator[str]:
+    def _alternatives(self) -> Iterator[str]:
         sides = {"equals": [], "beats": [], "is below": []}
-        for name, row in self.rivals.items():
+        for name, row in self.alternatives.items():
             side = "beats" if row.ci_low > 0 else "is below" if row.ci_high < 0 else "equals"
-            sides[side].append(f"{NAMES[name]} ({_signed(row.difference)})")
+            sides[side].append(f"{NAMES[name]} ({signed_points(row.difference)})")
         for side, names in sides.items():
             if names:
-                yield f"The generator {side} {listed(names)}."
+                yield f"The generator {side} {joined(names)}."
         if self.as_good:
-            yield "So this cell does not show that diffusion is needed."
+            yield "This cell does not show that diffusion is needed."
 
 
+def _cells(compared: pd.DataFrame) -> list[_Cell]:
+    return [_Cell(*place[2:], rows) for place, rows in compared.groupby(PLACE, sort=False)]
+
+
+# ---------------------------------------------------------------- all cells
 def _summary(cells: list[_Cell]) -> list[str]:
     """Sentences about the cells with signal."""
     if not cells:
-        return ["No cell with a signal could be judged: nothing follows about the generator."]
-    total = len(cells)
+        return ["No cell has a signal: nothing follows about the generator."]
     near = sum(cell.near for cell in cells)
-    level = sum(cell.close for cell in cells) - near
-    words = [
+    close = sum(cell.close for cell in cells)
+    counts = (
+        f" By the mean: {near}; by the interval only: {close - near}; by neither: "
+        f"{len(cells) - close}."
+    )
+    sentences = [
         _target(
-            "Generated lies within half a point of trained, or above it, or the paired 95% "
-            "interval holds no difference",
+            "Generated is at most half a point below trained, or the paired 95% interval "
+            "contains 0,",
             cells,
             lambda cell: cell.close,
-            lambda cell: f"{_signed(cell.gap.difference)}, {_ends(cell.gap)}",
+            lambda cell: f"{signed_points(cell.gap.difference)}, {points_interval(cell.gap)}",
+            counts,
         )
-        + f" Of the {total}, {near} are near or above by their means, {level} by the interval "
-        f"alone (these items cannot tell them apart), and {total - near - level} lie surely below "
-        "trained by more than that."
     ]
     for name, what, reached in (
         (
             "paraphrase",
-            "Wordings never used in training keep at least 95% of the gain",
+            "Held-out paraphrases keep at least 95% of the gain",
             lambda cell: cell.enough_kept,
         ),
         (
             "mismatched",
-            "Another task's text loses at least 80% of the gain",
+            "Wrong-task prompts lose at least 80% of the gain",
             lambda cell: cell.enough_lost,
         ),
     ):
-        ran = [cell for cell in cells if name in cell.ran]
-        if ran:
-            words.append(_target(what, ran, reached, lambda cell, name=name: _missed(cell, name)))
+        measured = [cell for cell in cells if name in cell.controls]
+        if measured:
+            row = _target(what, measured, reached, lambda cell, name=name: _missed(cell, name))
+            sentences.append(row)
         else:
-            costs = {"paraphrase": "an unseen wording", "mismatched": "another task's text"}
-            words.append(f"What {costs[name]} costs was not measured.")
-    words += _simple(cells)
-    return words
+            sentences.append(f"{NAMES[name]} was not measured.")
+    sentences += _simple(cells)
+    return sentences
 
 
 def _target(
-    what: str, cells: list[_Cell], reached: Callable[[_Cell], bool], figures: Callable[[_Cell], str]
+    what: str,
+    cells: list[_Cell],
+    reached: Callable[[_Cell], bool],
+    figures: Callable[[_Cell], str],
+    counts: str = "",
 ) -> str:
-    """How many cells reach a target, and those that do not by name with their figures."""
+    """How many cells reach a target, and a list of those that miss it, with their figures."""
     missed = [f"{cell.name} ({figures(cell)})" for cell in cells if not reached(cell)]
-    total, verdict = len(cells), "missed" if missed else "reached"
-    text = f"{what} in {total - len(missed)} of {total} cells with signal. Target **{verdict}**"
-    return f"{text} by {listed(missed)}." if missed else f"{text}."
+    result = "missed" if missed else "reached"
+    text = f"{what} in {len(cells) - len(missed)} of {len(cells)} cells with signal."
+    text += f"{counts} Target **{result}**"
+    return f"{text} by:{_nested(missed)}" if missed else f"{text}."
 
 
 def _missed(cell: _Cell, name: str) -> str:
     row = cell.lost.get(name)
     if row is None:
-        return "its own gain is not surely above zero"
-    return f"keeps {_share(row, keep=True)}" if name == "paraphrase" else f"loses {_share(row)}"
+        return "the interval of its gain is not above 0"
+    kept = name == "paraphrase"
+    return f"{'keeps' if kept else 'loses'} {share_interval(row, kept=kept)}"
 
 
 def _simple(cells: list[_Cell]) -> Iterator[str]:
-    """Whether soup, retrieval or regression does as well, each by itself and together."""
-    equal = sum(bool(cell.as_good) for cell in cells)
-    total = len(cells)
+    """Whether the soup, retrieval or regression equals the generator, each and together."""
+    equal, total = sum(bool(cell.as_good) for cell in cells), len(cells)
     if equal:
-        each = []
+        counts = []
         for name in SIMPLE:
-            ran = [cell for cell in cells if name in cell.rivals]
-            if ran:
-                count = sum(name in cell.as_good for cell in ran)
-                each.append(f"{NAMES[name]} in {count}" + f" of {len(ran)}" * (len(ran) < total))
+            measured = [cell for cell in cells if name in cell.alternatives]
+            if measured:
+                count = sum(name in cell.as_good for cell in measured)
+                of = f" of {len(measured)}" * (len(measured) < total)
+                counts.append(f"{NAMES[name]} in {count}{of}")
         yield (
-            f"In {equal} of {total} cells the per-task soup, retrieval or plain regression does as "
-            f"well as the generator ({listed(each)}): parity with trained does not show that "
-            "diffusion is needed."
+            f"In {equal} of {total} cells a method without diffusion is as good as the generator: "
+            f"{joined(counts)}. Matching trained therefore does not show that diffusion is needed."
         )
-    elif all(cell.rivals for cell in cells):
-        yield "The generator beats per-task soup, retrieval and regression in every cell."
+    elif all(cell.alternatives for cell in cells):
+        yield "The generator beats soup, retrieval and regression in every cell."
 
 
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _by_base(cells: Sequence[_Cell]) -> list[str]:
+    """One line per base model: its tasks among `cells`."""
+    tasks: dict[str, list[str]] = {}
+    for cell in cells:
+        tasks.setdefault(cell.base, []).append(cell.task)
+    return [f"{base}: {joined(names)}" for base, names in tasks.items()]
 
 
-def _ends(row) -> str:
-    return f"{_signed(row.ci_low)} to {_signed(row.ci_high)}"
+def _nested(lines: Sequence[str]) -> str:
+    """A nested Markdown list that continues an item of a list."""
+    return "".join(f"\n  - {line}" for line in lines)
 
 
 def _points(row) -> str:
     p = "p < 0.001" if row.p < 0.001 else f"p = {row.p:.2g}"
-    return f"{_signed(row.difference)} points (95% interval {_ends(row)}, {p})"
-
-
-def _share(row, keep: bool = False) -> str:
-    """The share of the gain that is lost, or kept, with its interval."""
-    value, low, high = row.difference, row.ci_low, row.ci_high
-    if keep:
-        value, low, high = 1 - value, 1 - high, 1 - low
-    return f"{100 * value:.0f}% ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")
+    return f"{signed_points(row.difference)} points (95% interval {points_interval(row)}, {p})"

@@ -1,4 +1,4 @@
-"""A table as text: in Markdown, in LaTeX and in aligned columns; and the signs in its cells."""
+"""Tables as Markdown, LaTeX or aligned columns; numbers and lists as words."""
 
 import re
 from collections.abc import Sequence
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-ABSENT, NO_SIGNAL, CANNOT = "–", "†", "×"
+ABSENT, NO_SIGNAL, IMPOSSIBLE = "–", "†", "×"
 BRACKETS = re.compile(r" (\[[^]]+\])")  # the base model in a cell of the grid: small print
+TEXT_COLUMNS = ("experiment", "base model", "base", "task")
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The table in Markdown; what is in brackets goes below, in small print."""
+    """The table in Markdown; text in brackets goes on a second line, in small print."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(_plain(cell, '|') for cell in row)} |" for row in rows)
     return BRACKETS.sub(r"<br><sub>\1</sub>", text) + "\n"
@@ -23,33 +24,33 @@ def latex(table: pd.DataFrame) -> str:
         " & ".join(tex(_plain(cell)) for cell in row) + r" \\"
         for row in [list(table.columns), *table.to_numpy().tolist()]
     )
-    words = sum(name in ("experiment", "base model", "base", "task") for name in table.columns)
-    columns = "l" * words + "r" * (table.shape[1] - words)
-    parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
-    text = "\n".join([*parts, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    n_text = sum(name in TEXT_COLUMNS for name in table.columns)
+    columns = "l" * n_text + "r" * (table.shape[1] - n_text)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body]
+    text = "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
     return BRACKETS.sub(r" {\\footnotesize \1}", text)
 
 
 def tex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
+    """`text` with LaTeX's special characters escaped."""
     escapes = {sign: f"\\{sign}" for sign in "&%$#_{}"}
     escapes |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escapes |= {NO_SIGNAL: r"\dag{}", CANNOT: r"$\times$"}
+    escapes |= {NO_SIGNAL: r"\dag{}", IMPOSSIBLE: r"$\times$"}
     escapes |= {"±": r"$\pm$", "–": "--", "−": "$-$", "<": r"\textless{}", ">": r"\textgreater{}"}
     return "".join(escapes.get(sign, sign) for sign in text)
 
 
 def _plain(cell, forbidden: str = "") -> str:
+    """A table cell as text, with `forbidden` escaped by a backslash."""
     text = (ABSENT if np.isnan(cell) else f"{cell:.4g}") if isinstance(cell, float) else str(cell)
     return text.replace(forbidden, f"\\{forbidden}") if forbidden else text
 
 
 def aligned(table: pd.DataFrame) -> list[str]:
-    """The lines of the table in columns of equal width, names to the left, numbers to the right."""
+    """The lines of the table in columns of equal width: names left, numbers right."""
     rows = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    names = {"experiment", "base model", "task"}
-    left = [name in names for name in table.columns]
+    left = [name in ("experiment", "base model", "task") for name in table.columns]
 
     def line(row: Sequence) -> str:
         cells = zip(row, widths, left, strict=True)
@@ -57,3 +58,28 @@ def aligned(table: pd.DataFrame) -> list[str]:
 
     rule = "  ".join("-" * width for width in widths)
     return [line(rows[0]), rule, *(line(row) for row in rows[1:])]
+
+
+# ---------------------------------------------------------------- numbers and lists
+def joined(words: Sequence) -> str:
+    """`a, b and c`."""
+    words = [str(word) for word in words]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def signed_points(share: float) -> str:
+    """A difference of two shares in percentage points, with its sign: `+1.2` or `−0.3`."""
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def points_interval(row) -> str:
+    """The ends of a difference's interval in points: `−1.2 to +0.3`."""
+    return f"{signed_points(row.ci_low)} to {signed_points(row.ci_high)}"
+
+
+def share_interval(row, *, kept: bool = False) -> str:
+    """The share of the gain that is lost (or kept), and its interval: `96% (91 to 101)`."""
+    value, low, high = row.difference, row.ci_low, row.ci_high
+    if kept:
+        value, low, high = 1 - value, 1 - high, 1 - low
+    return f"{100 * value:.0f}% ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")

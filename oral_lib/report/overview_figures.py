@@ -1,18 +1,20 @@
-"""The figures of all cells of a source: one panel a base model, one row a task.
+"""The figures of all cells of a source: one panel per base model, one line per task.
 
-As in `figures`, every function returns a closed matplotlib Figure.
+Every function returns a closed matplotlib Figure.
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from oral_lib.report.comparisons import silent_places
+from oral_lib.report.comparisons import without_signal
+from oral_lib.report.formats import signed_points
 from oral_lib.report.tables import impossible, ordered
 from oral_lib.report.theme import (
     BLUE,
@@ -30,96 +32,106 @@ from oral_lib.tasks.binary import NOUNS
 from oral_lib.tasks.task import Task, load_task
 
 
+# ---------------------------------------------------------------- trained and generated
 def parity(
     rows: pd.DataFrame,
-    silent: Iterable[tuple[str, ...]] = (),
+    no_signal: Iterable[tuple[str, ...]] = (),
     label: str = "accuracy in percent",
 ) -> Figure:
-    """Trained against generated in every cell: one panel a base model, one row a task.
+    """Trained and generated in every cell, with their difference in points at the right.
 
-    rows: `tables.pooled` of one experiment, source and metric; silent: `contrasts.without_signal`,
-    whose cells are drawn pale. At the right: generated minus trained, in points. A metric that
-    some tasks lack, as AUC, leaves these tasks out.
+    A metric that some tasks lack, such as AUC, leaves these tasks out.
+
+    Args:
+        rows: from `comparisons.pooled`, of one experiment, source and metric.
+        no_signal: places without signal, which are drawn pale.
+        label: of the horizontal axis.
     """
-    found = {(r.base, r.task, r.method, r.condition): r for r in rows.itertuples()}
-    silent = {place[2:] for place in silent}
+    values = {(r.base, r.task, r.method, r.condition): r for r in rows.itertuples()}
+    pale = {place[2:] for place in no_signal}
     low = np.floor(100 * rows.ci_low.min() / 10) * 10 - 3
-    high = np.ceil(100 * rows.ci_high.max() / 10) * 10 + 3  # a mark at 100 is seen whole
+    high = np.ceil(100 * rows.ci_high.max() / 10) * 10 + 3  # a mark at 100 is not cut
 
-    def draw(axis, base: str, task: str, place: int) -> bool:
-        def row(method: str, condition: str = "none"):
-            return found.get((base, task, method, condition))
-
-        trained, generated = row("trained"), row("generated", "matched")
-        faded = {"alpha": 0.35 if (base, task) in silent else 1}
-        for one, mark, look in (
-            (row("majority"), "|", {"ms": 9, "color": GREY, "mew": 1.4}),
-            (row("base"), "o", {"ms": 7, "color": GREY, "mfc": "white", "mew": 1.6}),
-            (row("soup_task"), "D", {"ms": 5.5, "color": INK, "mfc": "white", "mew": 1.2}),
-        ):
-            if one is not None:
-                axis.plot(100 * one.value, place, mark, **look, **faded)
-        for one, lift, colour in ((trained, -0.17, BLUE), (generated, 0.17, VERMILION)):
-            if one is not None:
-                ends = (100 * one.ci_low, 100 * one.ci_high)
-                axis.plot(ends, [place + lift] * 2, color=colour, lw=2, **faded)
-                axis.plot(100 * one.value, place + lift, "o", ms=6.5, color=colour, **faded)
-        if trained is not None and generated is not None:
-            gap = f"{100 * (generated.value - trained.value):+.1f}".replace("-", "−")
-            note(axis, 1.03, place, gap, ha="left", colour=INK, **faded)
-            if (base, task) in silent:
-                note(axis, 1.03, place + 0.36, "no signal", ha="left", size=7.5)
-        return any(key[:2] == (base, task) for key in found)
+    def draw(axis: Axes, base: str, task: str, y: int) -> bool:
+        methods = {k[2]: r for k, r in values.items() if k[:2] == (base, task) and k[3] in OWN}
+        alpha = 0.35 if (base, task) in pale else 1
+        _draw_parity(axis, methods, y, alpha)
+        if "trained" in methods and "generated" in methods:
+            gap = signed_points(methods["generated"].value - methods["trained"].value)
+            note(axis, 1.03, y, gap, ha="left", colour=INK, alpha=alpha)
+            if (base, task) in pale:
+                note(axis, 1.03, y + 0.36, "no signal", ha="left", size=7.5)
+        return any(key[:2] == (base, task) for key in values)
 
     handles = [
         _mark("o", BLUE, "trained, 95% interval"),
         _mark("o", VERMILION, "generated, 95% interval"),
-        _mark("D", INK, "per-task soup", hollow=True),
+        _mark("D", INK, "adapter average (soup)", hollow=True),
         _mark("o", GREY, "base model", hollow=True),
         _mark("|", GREY, "majority class"),
     ]
     about = f"{label} (at the right: generated minus trained; pale: no signal)"
-    names = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
-    return _grid(rows, draw, handles, about, (max(-3, low), min(104, high)), names)
+    tasks = None if (rows.metric == "accuracy").all() else list(rows.task.unique())
+    return _grid(rows, draw, handles, about, (max(-3, low), min(104, high)), tasks)
+
+
+OWN = ("none", "matched")  # the conditions of methods without text and with the task's own text
+
+
+def _draw_parity(axis: Axes, methods: Mapping, y: int, alpha: float) -> None:
+    """Marks of the rows in `methods` (by method): three without and two with their interval."""
+    for method, mark, look in (
+        ("majority", "|", {"ms": 9, "color": GREY, "mew": 1.4}),
+        ("base", "o", {"ms": 7, "color": GREY, "mfc": "white", "mew": 1.6}),
+        ("soup_task", "D", {"ms": 5.5, "color": INK, "mfc": "white", "mew": 1.2}),
+    ):
+        if method in methods:
+            axis.plot(100 * methods[method].value, y, mark, **look, alpha=alpha)
+    for method, lift, colour in (("trained", -0.17, BLUE), ("generated", 0.17, VERMILION)):
+        if method in methods:
+            row = methods[method]
+            ends = (100 * row.ci_low, 100 * row.ci_high)
+            axis.plot(ends, [y + lift] * 2, color=colour, lw=2, alpha=alpha)
+            axis.plot(100 * row.value, y + lift, "o", ms=6.5, color=colour, alpha=alpha)
 
 
 def gaps(compared: pd.DataFrame) -> Figure:
-    """Generated minus trained in points, with the paired 95% interval: one panel a base model.
+    """Generated minus trained in points, with the paired 95% interval.
 
-    compared: `contrasts` of one experiment and source. The band is half a point either way, the
-    target; what lies outside the panel is drawn at its edge as an arrow head.
+    `compared` are rows of `contrasts` of one experiment and source. The band is the target, half a
+    point either way. A value outside the panel is drawn at its edge as an arrow head.
     """
     edge = 4.0
     rows = compared[(compared.what == "generated") & (compared.against == "trained")]
-    found = {(r.base, r.task): r for r in rows.itertuples()}
+    gap = {(r.base, r.task): r for r in rows.itertuples()}
     soups = compared[(compared.what == "generated") & (compared.against == "soup_task")]
     soup = {(r.base, r.task): r.difference for r in soups.itertuples()}
-    silent = {place[2:] for place in silent_places(compared)}
+    pale = {place[2:] for place in without_signal(compared)}
 
-    def draw(axis, base: str, task: str, place: int) -> bool:
-        row = found.get((base, task))
+    def draw(axis: Axes, base: str, task: str, y: int) -> bool:
+        row = gap.get((base, task))
         if row is None:
             return False
-        faded = {"alpha": 0.3 if (base, task) in silent else 1}
+        alpha = 0.3 if (base, task) in pale else 1
         value, *ends = (100 * x for x in (row.difference, row.ci_low, row.ci_high))
         if (base, task) in soup:
             mean = np.clip(value - 100 * soup[base, task], -edge, edge)
             look = {"ms": 5.5, "color": INK, "mfc": "white", "mew": 1.2, "clip_on": False}
-            axis.plot(mean, place + 0.22, "D", **look, **faded)
+            axis.plot(mean, y + 0.22, "D", **look, alpha=alpha)
         colour = VERMILION if row.ci_high < 0 and value < -0.5 else BLUE
-        axis.plot(np.clip(ends, -edge, edge), [place - 0.1] * 2, color=colour, lw=2, **faded)
+        axis.plot(np.clip(ends, -edge, edge), [y - 0.1] * 2, color=colour, lw=2, alpha=alpha)
         mark = "o" if abs(value) <= edge else "<" if value < 0 else ">"
         look = {"ms": 6.5, "color": colour, "clip_on": False}
-        axis.plot(np.clip(value, -edge, edge), place - 0.1, mark, **look, **faded)
+        axis.plot(np.clip(value, -edge, edge), y - 0.1, mark, **look, alpha=alpha)
         return True
 
     handles = [
         _mark("o", BLUE, "generated, 95% interval"),
-        _mark("o", VERMILION, "the same, surely below"),
-        _mark("D", INK, "per-task soup", hollow=True),
+        _mark("o", VERMILION, "target missed"),
+        _mark("D", INK, "adapter average (soup)", hollow=True),
     ]
-    about = "points above trained (band: half a point either way; pale: no signal; marks at an "
-    figure = _grid(compared, draw, handles, f"{about}edge lie beyond it)", (-edge, edge))
+    about = "points above trained (band: half a point either way; pale: no signal; marks at an edge"
+    figure = _grid(compared, draw, handles, f"{about} are outside the panel)", (-edge, edge))
     for axis in figure.axes:
         axis.axvspan(-0.5, 0.5, color=BLUE, alpha=0.12, lw=0, zorder=0)
         axis.axvline(0, color=GREY, lw=1, zorder=0.5)
@@ -127,9 +139,10 @@ def gaps(compared: pd.DataFrame) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- held-out tasks
 UNSEEN = {  # (method, condition): label, marker, colour, hollow
     ("base", "none"): ("base model", "o", GREY, True),
-    ("soup_all", "none"): ("all-task soup", "D", INK, True),
+    ("soup_all", "none"): ("all-task average (soup)", "D", INK, True),
     ("retrieval", "matched"): ("retrieval", "s", INK, True),
     ("regression", "matched"): ("regression", "^", INK, True),
     ("multitask", "matched"): ("multi-task LoRA", "v", SKY, False),
@@ -139,36 +152,35 @@ UNSEEN = {  # (method, condition): label, marker, colour, hollow
 
 
 def unseen(samples: pd.DataFrame) -> Figure:
-    """Held-out tasks of yes and no, a row each: which classes mean yes, and trained beside what
-    never saw the task.
+    """Held-out yes/no tasks: the classes that mean yes, and the balanced accuracy of each method.
 
-    samples: `tables.per_sample` of one experiment and source, in balanced accuracy. The line is
-    chance. What lies further below it than a little is drawn at the edge as an arrow head.
+    `samples` are from `comparisons.per_sample` in balanced accuracy, of one experiment and source.
+    The line is chance. A value far below it is drawn at the edge as an arrow head.
     """
     groups = samples.groupby(["base", "task", "method", "condition"], observed=True).value
-    found, every = groups.mean(), {key: list(values) for key, values in groups}
+    means, values = groups.mean(), {key: list(group) for key, group in groups}
     low = 46
 
-    def draw(axis, base: str, task: str, place: int) -> bool:
-        for way, (_, mark, colour, hollow) in UNSEEN.items():
-            if (base, task, *way) not in found:
+    def draw(axis: Axes, base: str, task: str, y: int) -> bool:
+        for entry, (_, mark, colour, hollow) in UNSEEN.items():
+            if (base, task, *entry) not in means:
                 continue
-            high = place + {"trained": -0.2, "generated": 0.2}.get(way[0], 0)
-            if way[0] == "generated":
-                ticks = [100 * value for value in every[base, task, *way]]
-                marks = [high] * len(ticks)
-                axis.plot(ticks, marks, "|", ms=9, mew=1.1, color=colour, alpha=0.6)
+            height = y + {"trained": -0.2, "generated": 0.2}.get(entry[0], 0)
+            if entry[0] == "generated":
+                ticks = [100 * value for value in values[base, task, *entry]]
+                heights = [height] * len(ticks)
+                axis.plot(ticks, heights, "|", ms=9, mew=1.1, color=colour, alpha=0.6)
             look = {"ms": 6.5, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.4}
-            value = 100 * found[base, task, *way]
+            value = 100 * means[base, task, *entry]
             if value < low:
                 value, mark, look["clip_on"] = low, "<", False
-            axis.plot(value, high, mark, **look)
-        return any(key[:2] == (base, task) for key in every)
+            axis.plot(value, height, mark, **look)
+        return any(key[:2] == (base, task) for key in values)
 
     handles = [
         _mark(mark, colour, label, hollow) for label, mark, colour, hollow in UNSEEN.values()
     ]
-    about = "balanced accuracy in percent (line: chance; marks at the edge lie beyond it)"
+    about = "balanced accuracy in percent (line: chance; marks at the edge are outside the panel)"
     figure = _grid(samples, draw, handles, about, (low, 101))
     figure.set_size_inches(max(11, figure.get_size_inches()[0]), figure.get_size_inches()[1])
     for axis in figure.axes:
@@ -177,14 +189,14 @@ def unseen(samples: pd.DataFrame) -> Figure:
     return figure
 
 
-def _classes(axis, told: Sequence[Task]) -> None:
-    """Left of `axis`, in place of the tasks' names: a dot for every class that means yes."""
-    nouns = NOUNS[told[0].of]
+def _classes(axis: Axes, tasks: Sequence[Task]) -> None:
+    """Replace the task names at the left of `axis` by dots: dark for every class that means yes."""
+    nouns = NOUNS[tasks[0].of]
     left = axis.inset_axes([-0.42, 0, 0.4, 1])
-    for place, task in enumerate(told):
-        yes = sorted(task.positive)
-        left.plot(range(len(nouns)), [place] * len(nouns), "o", ms=5, color=FAINT)
-        left.plot(yes, [place] * len(yes), "o", ms=7, color=INK)
+    for y, task in enumerate(tasks):
+        positive = sorted(task.positive)
+        left.plot(range(len(nouns)), [y] * len(nouns), "o", ms=5, color=FAINT)
+        left.plot(positive, [y] * len(positive), "o", ms=7, color=INK)
     left.set(xlim=(-1.2, len(nouns) - 0.3), ylim=axis.get_ylim(), yticks=[])
     left.xaxis.tick_top()
     left.set_xticks(range(len(nouns)), nouns, rotation=45, ha="left", fontsize=10)
@@ -195,51 +207,56 @@ def _classes(axis, told: Sequence[Task]) -> None:
     axis.set_yticks([])
 
 
-KEPT = {  # text: label, marker, colour
-    "paraphrase": ("unseen wording", "o", ORANGE),
-    "mismatched": ("another task's text", "s", INK),
+# ---------------------------------------------------------------- control texts
+CONTROLS = {  # control text: label, marker, colour
+    "paraphrase": ("held-out paraphrase", "o", ORANGE),
+    "mismatched": ("wrong-task prompt", "s", INK),
     "random": ("random words", "^", BLUE),
-    "empty": ("no text", "v", SKY),
+    "empty": ("empty prompt", "v", SKY),
 }
 
 
 def controls(compared: pd.DataFrame) -> Figure:
-    """The share of the generator's gain that other texts keep: one panel a base model.
+    """The share of the generator's gain that is kept with each control text.
 
-    compared: `contrasts` of one experiment and source. The bands are the targets: an unseen
-    wording keeps 95% or more, another task's text 20% or less. What lies outside is drawn at the
-    edge as an arrow head.
+    `compared` are rows of `contrasts` of one experiment and source. The bands are the targets: a
+    held-out paraphrase keeps 95% or more, a wrong-task prompt 20% or less. A value outside the
+    panel is drawn at its edge as an arrow head.
     """
     left, right = -75.0, 150.0
     rows = compared[compared.what.str.startswith("lost with ")]
-    found = {(r.base, r.task, r.what.split()[-1]): r for r in rows.itertuples()}
-    silent = {place[2:] for place in silent_places(compared)}
+    losses = {(r.base, r.task, r.what.split()[-1]): r for r in rows.itertuples()}
+    no_signal = {place[2:] for place in without_signal(compared)}
 
-    def draw(axis, base: str, task: str, place: int) -> bool:
-        own = {text: found[base, task, text] for text in KEPT if (base, task, text) in found}
-        sure = {text: row for text, row in own.items() if np.isfinite(row.difference)}
-        if (base, task) in silent or (own and not sure):
-            words = "no signal" if (base, task) in silent else "no sure gain"
-            note(axis, 0.5, place, words)
+    def draw(axis: Axes, base: str, task: str, y: int) -> bool:
+        cell = {text: losses[base, task, text] for text in CONTROLS if (base, task, text) in losses}
+        defined = {text: row for text, row in cell.items() if np.isfinite(row.difference)}
+        if (base, task) in no_signal:
+            note(axis, 0.5, y, "no signal")
             return True
-        for step, (text, row) in enumerate(sure.items()):
-            _, mark, colour = KEPT[text]
-            high = place + 0.2 * (step - (len(sure) - 1) / 2)
+        if cell and not defined:
+            note(axis, 0.5, y, "interval of the gain not above 0")
+            return True
+        for i, (text, row) in enumerate(defined.items()):
+            _, mark, colour = CONTROLS[text]
+            height = y + 0.2 * (i - (len(defined) - 1) / 2)
             value, *ends = (100 * (1 - x) for x in (row.difference, row.ci_high, row.ci_low))
-            axis.plot(np.clip(ends, left, right), [high] * 2, color=colour, lw=1.3, alpha=0.7)
+            axis.plot(np.clip(ends, left, right), [height] * 2, color=colour, lw=1.3, alpha=0.7)
             if left <= value <= right:
-                axis.plot(value, high, mark, ms=6, color=colour)
+                axis.plot(value, height, mark, ms=6, color=colour)
             else:
                 edge, head = (left, "<") if value < left else (right, ">")
-                axis.plot(edge, high, head, ms=6, color=colour, mfc="white", clip_on=False)
-        return bool(own)
+                axis.plot(edge, height, head, ms=6, color=colour, mfc="white", clip_on=False)
+        return bool(cell)
 
-    asked = {text for *_, text in found}
+    measured = {text for *_, text in losses}
     handles = [
-        _mark(mark, colour, label) for t, (label, mark, colour) in KEPT.items() if t in asked
+        _mark(mark, colour, label)
+        for text, (label, mark, colour) in CONTROLS.items()
+        if text in measured
     ]
-    about = "share of the gain over base and majority that is kept, percent (own text: 100; bands: "
-    about += "targets; hollow heads at an edge lie beyond it)"
+    about = "share of the gain over the baseline that is kept, percent (the task's own prompt: 100;"
+    about += " bands: targets; hollow heads at an edge are outside the panel)"
     figure = _grid(compared, draw, handles, about, (left, right))
     for axis in figure.axes:
         axis.axvline(100, color=VERMILION, lw=1.4, zorder=0.5)
@@ -249,46 +266,56 @@ def controls(compared: pd.DataFrame) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- panels
 def _grid(
     rows: pd.DataFrame,
-    draw: Callable[[object, str, str, int], bool],
+    draw: Callable[[Axes, str, str, int], bool],
     handles: Sequence[Line2D],
     about: str,
     limits: tuple[float, float],
-    names: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> Figure:
-    """One panel a base model and one row a task (of `names`, else all); `draw` says whether the
-    cell was there."""
-    bases, names = ordered(rows, "base"), names or ordered(rows, "task")
+    """One panel per base model and one line per task.
+
+    Args:
+        rows: of one source, with the columns base and task.
+        draw: draws a cell into (axis, base, task, y); False if the cell is missing.
+        handles: of the legend.
+        about: the label of the horizontal axis.
+        limits: of the horizontal axis.
+        tasks: the tasks, in order from the top; by default the tasks of the grid table.
+    """
+    bases, tasks = ordered(rows, "base"), tasks or ordered(rows, "task")
     with styled():
-        size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(names))
+        size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(tasks))
         figure, axes = plt.subplots(
             1, len(bases), figsize=size, sharex=True, sharey=True, squeeze=False,
             layout="constrained",
         )  # fmt: skip
         for axis, base in zip(axes.flat, bases, strict=True):
             axis.set_title(base, fontsize=12, pad=8)
-            for place, task in enumerate(names):
-                if place % 2 == 0:
-                    axis.axhspan(place - 0.5, place + 0.5, color="#f6f6f6", lw=0, zorder=-1)
-                if not draw(axis, base, task, place):
-                    words = "writes no answers" if impossible(base, task) else "not run"
-                    note(axis, 0.5, place, words)
-            axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-            axis.set(ylim=(len(names) - 0.5, -0.5), xlim=limits)
+            for y, task in enumerate(tasks):
+                if y % 2 == 0:
+                    axis.axhspan(y - 0.5, y + 0.5, color="#f6f6f6", lw=0, zorder=-1)
+                if not draw(axis, base, task, y):
+                    text = "generates no text" if impossible(base, task) else "not run"
+                    note(axis, 0.5, y, text)
+            axis.set_yticks(range(len(tasks)), [name.replace("_", " ") for name in tasks])
+            axis.set(ylim=(len(tasks) - 0.5, -0.5), xlim=limits)
             axis.grid(axis="x", color=FAINT, lw=0.8)
             axis.set_axisbelow(True)
             axis.tick_params(length=0)
             axis.spines["left"].set_visible(False)
         figure.supxlabel(textwrap.fill(about, int(13 * size[0])), fontsize=10.5)
-        wide = size[0] / 2.3
+        n_columns = min(len(handles), int(size[0] / 2.3))
         figure.legend(
-            handles=handles, loc="outside upper left", ncols=min(len(handles), int(wide)),
+            handles=handles, loc="outside upper left", ncols=n_columns,
             frameon=False, fontsize=10.5, handletextpad=0.4, columnspacing=1.6,
         )  # fmt: skip
     return closed(figure)
 
 
 def _mark(mark: str, colour: str, label: str, hollow: bool = False) -> Line2D:
+    """A legend entry."""
     look = {"ms": 7, "color": colour, "mfc": "white" if hollow else colour, "mew": 1.5}
     return Line2D([], [], marker=mark, ls="", label=label, **look)

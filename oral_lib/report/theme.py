@@ -1,5 +1,4 @@
-"""The look of all figures: one style, colours that colour-blind readers tell apart, and the same
-bytes every time a figure is saved."""
+"""The look of all figures: one style, colours for colour-blind readers, byte-stable files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,13 @@ from matplotlib.figure import Figure
 
 from oral_lib.storage import replacing
 
-# seaborn's "colorblind" palette (after Wong 2011); importing seaborn for it costs seconds
+# seaborn's "colorblind" palette (after Wong 2011); importing seaborn takes seconds
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
 BROWN, GREY, SKY = "#ca9161", "#949494", "#56b4e9"
 INK, FAINT, PADDING = "#2b2b2b", "#e9e9e9", "#c9c9c9"
 CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, GREY]
-LINES = ["-", (0, (5, 1.5)), ":"]  # more names than colours
+LINES = ["-", (0, (5, 1.5)), ":"]  # line styles, for more names than colours
+DASHED = (0, (4, 2))  # reference lines
 STYLE = {
     "axes.edgecolor": "#9a9a9a",
     "axes.labelcolor": INK,
@@ -25,7 +25,7 @@ STYLE = {
     "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "figure.dpi": 110,
-    "font.family": "DejaVu Sans",  # matplotlib ships it: the same letters on every machine
+    "font.family": "DejaVu Sans",  # part of matplotlib: the same glyphs on every machine
     "font.size": 12,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
@@ -39,12 +39,13 @@ NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Da
 
 @contextmanager
 def styled() -> Iterator[None]:
+    """A context in which matplotlib draws in the style of the report."""
     with plt.rc_context(STYLE):
         yield
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Writes the figure as PNG, PDF and SVG, the same bytes each time; returns the paths."""
+    """The paths of the figure, written as PNG, PDF and SVG with the same bytes each time."""
     paths = []
     for kind, metadata in NO_DATE.items():
         path = Path(folder) / f"{name}.{kind}"
@@ -55,12 +56,13 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def closed(figure: Figure) -> Figure:
-    plt.close(figure)  # else a notebook shows it twice
+    """The figure, closed in pyplot: a notebook would show an open one twice."""
+    plt.close(figure)
     return figure
 
 
 def note(axis, x: float, y: float, words: str, *, ha="center", size=9.0, colour="#8a8a8a", **look):
-    """Writes `words` at the share x of the width and the value y, perhaps outside the axes."""
+    """Write `words` at the share x of the width and the data value y, perhaps outside the axes."""
     axis.annotate(
         words, (x, y), xycoords=("axes fraction", "data"), ha=ha, va="center", fontsize=size,
         color=colour, annotation_clip=False, **look,

@@ -133,10 +133,10 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
     base = scales.base_plans(scale, source, experiment)[0].base
     items = items[(items.source == slug) & (items.base == base) & (items.seed == 0)]
     try:
-        examples = cell_figures.answers(items, source)
+        examples = cell_figures.examples(items, source)
     except PreflightError as error:
         print(f"no figure of images with answers: {error}", file=sys.stderr)
         return
     if examples:
-        figure = cell_figures.pictures(*examples)
+        figure = cell_figures.example_images(*examples)
         theme.save(figure, results / "figures", f"answers-{experiment}-{slug}")
