@@ -11,14 +11,17 @@ from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments.generators import assemble
-from oral_lib.generator import NOISES, Generator, GeneratorConfig, describe_base
+from oral_lib.generator import Generator, describe_base
 from oral_lib.lora.adapter import check
 from oral_lib.method import tokenization
+from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
+from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, task_names
 from oral_lib.zoo.store import Member
@@ -28,12 +31,13 @@ TINY = ("tiny-encoder", "tiny-causal")
 SMALL = GeneratorConfig(
     k=100,  # no multiple of what torch draws at once
     components=0,
-    width=32,
+    component_rotation="none",
     recurrence=RecurrenceConfig(width=32, state=8, head=16, chunk=16),
     denoiser=DenoiserConfig(hidden=32, depth=1),
     text_encoder="tiny",
-    sampling_steps=3,
 )
+FEW = SamplingConfig(steps=3)
+NOT_PROJECTED = replace(FEW, projection="none")
 REAL = GeneratorConfig(text_encoder="tiny")  # the sizes of the lab scale
 MOVIE, OTHER = "Judge if the critic liked the movie.", "Tell a gadget from a film."
 
@@ -49,14 +53,15 @@ def zoo_of(*loaded):
     return members
 
 
-def made(config=SMALL, names=TINY):
+def made(config=SMALL, names=TINY, sampling=FEW):
     """An untrained generator whose every weight has left its zero start."""
-    model, _ = assemble(config, zoo_of(*map(loading.load, names)))
+    model, _ = assemble(config, zoo_of(*map(loading.load, names)), sampling=sampling)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for value in model.parameters():
+        for value in model.network.parameters():
             value.add_(0.05 * torch.randn(value.shape, generator=draw))
-    return model.eval()
+    model.network.eval()
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,9 @@ def trained(smoke):
 
 @pytest.fixture(scope="module")
 def components():
-    return made(replace(SMALL, components=3))  # of two adapters: one more than there are
+    return made(
+        replace(SMALL, components=3, component_rotation="bases")
+    )  # of two adapters: one more than there are
 
 
 @pytest.fixture(params=["fresh", "components", "trained"])
@@ -92,7 +99,7 @@ def close(one, other):
 def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
     base = request.getfixturevalue("smollm2") if name == "smollm2-135m" else loading.load(name)
     model, shelves = assemble(SMALL if name in TINY else REAL, zoo_of(base))
-    known = model.known[name]
+    known = model.bases[name]
     assert (shelves[name].tokens.flatten(1).norm(dim=1) > 1).all()  # no adapter is at zero
     zeros = torch.zeros(1, known.layout.l, model.config.size)
     [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
@@ -102,10 +109,10 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
 @pytest.mark.parametrize("task", task_names("language"))
 @pytest.mark.parametrize("name", TINY)
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
-    task, base, known = load_task(task), loading.load(name), trained.known[name]
+    task, base, known = load_task(task), loading.load(name), trained.bases[name]
     if task.scoring == "answer" and base.family == "encoder":
         with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
-            base.scoring_kind(task)
+            scoring.scoring_kind(base, task)
         return
     zeros = torch.zeros(1, known.layout.l, trained.config.size)
     [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
@@ -120,7 +127,7 @@ def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, train
 # ---------------------------------------------------------------- every prototype hears everything
 def prototypes(model, text, base):
     """P [l, m]; `base` is a name or a BaseModel."""
-    return model.look(text, base)[0]
+    return model.trace(text, base)[0]
 
 
 def all_moved(one, other):
@@ -131,7 +138,7 @@ def all_moved(one, other):
 @pytest.mark.parametrize("name", TINY)
 def test_every_prototype_moves_with_the_text(model, name):
     said = prototypes(model, MOVIE, name)
-    assert len(said) == model.known[name].layout.l
+    assert len(said) == model.bases[name].layout.l
     for text in (OTHER, ""):
         assert all_moved(said, prototypes(model, text, name))
 
@@ -140,12 +147,13 @@ def test_every_prototype_moves_with_the_text(model, name):
 @pytest.mark.parametrize("arm", ["fingerprint", "describe"])
 def test_every_prototype_moves_with_the_base(arm, name):
     model = made(replace(SMALL, arm=arm))
-    encoder = text_encoder("tiny")
+    encoder = TextEncoder("tiny")
     text, given = encoder.encode([MOVIE]), torch.tensor([True])
     said = []
     for told in TINY:  # the tokens of one base, the description and weights of either
-        c = model.conditions(name, text, given, describe_base(loading.load(told), encoder))
-        said.append(model.prototypes(name, c)[0])
+        c_model = describe_base(loading.load(told), encoder)
+        c = model.network.conditions(name, text, given, c_model)
+        said.append(model.network.prototypes(name, c)[0])
     assert all_moved(*said)
 
 
@@ -179,36 +187,38 @@ def test_no_two_tokens_share_a_prototype(model, name):
 
 # ---------------------------------------------------------------- the loss
 def loss(model, k0, **changes):
-    b, known = len(k0), model.known["tiny-causal"]
-    text = text_encoder("tiny").encode([MOVIE, OTHER])
-    c = model.conditions("tiny-causal", text[:b], torch.ones(b, dtype=torch.bool))
+    b, known = len(k0), model.bases["tiny-causal"]
+    text = TextEncoder("tiny").encode([MOVIE, OTHER])
+    network = model.network
+    c = network.conditions("tiny-causal", text[:b], torch.ones(b, dtype=torch.bool))
     chosen = changes.get("chosen", torch.arange(known.layout.l))
-    p = model.prototypes("tiny-causal", c)[:, chosen]
+    p = network.prototypes("tiny-causal", c)[:, chosen]
     noise = torch.Generator().manual_seed(3)
-    t = torch.randint(model.config.schedule.steps, (b,), generator=noise)
+    t = torch.randint(1000, (b,), generator=noise)
     eps = torch.randn(k0[:, chosen].shape, generator=noise)
-    return model.loss("tiny-causal", k0[:, chosen], p, c, chosen, t, eps)
+    return network.loss("tiny-causal", k0[:, chosen], p, c, chosen, t, eps)
 
 
 def test_what_is_said_about_padding_costs_nothing():
     model = made()
-    known = model.known["tiny-causal"]
+    known = model.bases["tiny-causal"]
     k0 = torch.randn(known.mask.shape, generator=torch.Generator().manual_seed(0))
     k0 = (k0 * known.mask)[None]
     said = loss(model, k0)
-    model.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * ~known.mask)
+    model.network.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * ~known.mask)
     assert not known.mask.all() and torch.equal(loss(model, k0), said)
-    model.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * known.mask)
+    model.network.denoiser.register_forward_hook(lambda net, told, out: out + 7.0 * known.mask)
     assert loss(model, k0) > said + 1
 
 
 def test_regression_answers_at_once_and_its_loss_is_its_error():
-    model = made(replace(SMALL, diffusion=False, joint="none"))
-    known = model.known["tiny-causal"]
-    c = model.conditions("tiny-causal", text_encoder("tiny").encode([MOVIE]), torch.tensor([True]))
+    model = made(replace(SMALL, diffusion=None), sampling=NOT_PROJECTED)
+    known = model.bases["tiny-causal"]
+    network, text = model.network, TextEncoder("tiny").encode([MOVIE])
+    c = network.conditions("tiny-causal", text, torch.tensor([True]))
     noise = torch.randn(1, known.layout.l, SMALL.k)
-    k0 = model.sample("tiny-causal", c, None, noise)
-    assert torch.equal(k0, model.sample("tiny-causal", c, None, -noise))
+    k0 = network.sample("tiny-causal", c, noise, NOT_PROJECTED)
+    assert torch.equal(k0, network.sample("tiny-causal", c, -noise, NOT_PROJECTED))
     assert loss(model, k0.clone()).item() == pytest.approx(0, abs=1e-9)
     off = k0.clone() + 2 * known.mask
     assert loss(model, off).item() == pytest.approx(4, rel=1e-4)
@@ -251,7 +261,7 @@ def test_temperature_sets_the_spread_of_samples(model):
 
     rounding = 1e-6 * spread(1.0)  # a row of a batch may be summed in another order than the next
     assert spread(0.0) < rounding < spread(0.5) < spread(1.0)
-    assert spread(None) == spread(model.config.temperature)
+    assert spread(None) == spread(model.sampling.temperature)
 
 
 def test_regression_does_not_depend_on_the_seed(smoke):
@@ -262,29 +272,28 @@ def test_regression_does_not_depend_on_the_seed(smoke):
     assert not close(one, other)
 
 
-def test_a_configuration_from_before_components_is_read_as_it_was_meant():
-    now = replace(SMALL, components=64)
-    content = asdict(now)
-    assert GeneratorConfig.from_json(content) == now
-    del content["turned"], content["noise"], content["joint"]
-    before = replace(now, turned="none", noise="token", joint="none")
-    assert GeneratorConfig.from_json(content) == before
-    alike = replace(now, turned="tokens")
-    assert GeneratorConfig.from_json(asdict(now) | {"turned": True}) == alike
-    del content["components"]
-    assert GeneratorConfig.from_json(content) == replace(before, components=0)
-    content["schedule"] = {k: v for k, v in content["schedule"].items() if k != "matched"}
-    assert not GeneratorConfig.from_json(content).schedule.matched  # it read x_t itself
+def test_a_configuration_comes_back_from_json_and_nothing_is_guessed(refused):
+    for config in (SMALL, REAL, replace(SMALL, diffusion=None)):
+        assert GeneratorConfig.from_json(json.loads(json.dumps(asdict(config)))) == config
+    assert SamplingConfig.from_json(asdict(FEW)) == FEW
+    content = asdict(REAL)
+    with refused(OralError, "GeneratorConfig", "'arm' is missing"):
+        GeneratorConfig.from_json({k: v for k, v in content.items() if k != "arm"})
+    with refused(OralError, "GeneratorConfig", "'turned' is unknown"):
+        GeneratorConfig.from_json(content | {"turned": True})
+    with refused(OralError, "DiffusionConfig", "'matched' is unknown"):
+        GeneratorConfig.from_json(content | {"diffusion": content["diffusion"] | {"matched": True}})
 
 
 def test_not_turned_each_token_keeps_its_own_components():
     torch.manual_seed(0)
     layout = Layout.of({"a": torch.zeros(6, 32)}, 32)
     values, center = torch.randn(5, layout.l, 32), torch.zeros(layout.l, 32)
-    fitted = replace(SMALL, k=32, components=4, turned="none").fit(layout, values, center)
+    fitted = replace(SMALL, k=32, components=4).fit(layout, values, center)
     energy = fitted.normalise(values).square().sum(0)  # the strongest first in every token
     assert (energy.diff(dim=1) < 0).all()
-    turned = replace(SMALL, k=32, components=4).fit(layout, values, center)
+    rotated = replace(SMALL, k=32, components=4, component_rotation="tokens")
+    turned = rotated.fit(layout, values, center)
     assert not (turned.normalise(values).square().sum(0).diff(dim=1) < 0).all()
 
 
@@ -292,12 +301,13 @@ def test_an_empty_text_is_the_learned_vector(fresh):
     [one] = fresh.generate("", "tiny-causal")
     [blank] = fresh.generate(" \n", "tiny-causal")
     assert equal(one, blank)
-    kept = fresh.condition.no_text.detach().clone()
+    no_text = fresh.network.condition.no_text
+    kept = no_text.detach().clone()
     with torch.no_grad():
-        fresh.condition.no_text.add_(1.0)
+        no_text.add_(1.0)
         [moved] = fresh.generate("", "tiny-causal")
         [told] = fresh.generate(MOVIE, "tiny-causal")
-        fresh.condition.no_text.copy_(kept)
+        no_text.copy_(kept)
     assert not close(moved, one)
     assert equal(told, fresh.generate(MOVIE, "tiny-causal")[0])  # only without a text
 
@@ -313,28 +323,28 @@ def test_guidance_goes_from_no_text_over_the_text_to_beyond(model):
 
 
 def test_padding_stays_zero_in_a_sample(fresh):
-    _, states, _ = fresh.look(MOVIE, "tiny-encoder")
-    mask = fresh.known["tiny-encoder"].mask
+    _, states, _ = fresh.trace(MOVIE, "tiny-encoder")
+    mask = fresh.bases["tiny-encoder"].mask
     assert (states[:, ~mask] == 0).all() and (states[:, mask] != 0).any()
 
 
 def test_a_look_ends_at_what_generate_returns(model):
-    p, states, steps = model.look(MOVIE, "tiny-causal", seed=4)
-    known, n = model.known["tiny-causal"], model.config.sampling_steps
+    p, states, steps = model.trace(MOVIE, "tiny-causal", seed=4)
+    known, n = model.bases["tiny-causal"], model.sampling.steps
     assert p.shape == (known.layout.l, model.config.width)
     assert states.shape == (n + 1, known.layout.l, model.config.size)
-    assert len(steps) == n + 1 and steps[0] == model.schedule.steps - 1 and steps[-1] == 0
+    assert len(steps) == n + 1 and steps[0] == model.network.diffusion.steps - 1 and steps[-1] == 0
     [seen] = tokenization.decode(known.layout, known.statistics.denormalise(states[-1:]))
     assert close(seen, model.generate(MOVIE, "tiny-causal", seed=4)[0])
 
 
 def test_regression_has_no_way_to_look_at(smoke, refused):
     with refused(UsageError, "regression"):
-        smoke.generator("regression").look(MOVIE, "tiny-causal")
+        smoke.generator("regression").trace(MOVIE, "tiny-causal")
 
 
 def test_a_known_base_may_be_given_as_a_model():
-    fresh = made(replace(SMALL, joint="none"))  # which would take small differences away
+    fresh = made(sampling=NOT_PROJECTED)  # projection would take small differences away
     [named] = fresh.generate(MOVIE, "tiny-causal")
     [given] = fresh.generate(MOVIE, loading.load("tiny-causal"))
     [later] = fresh.generate(MOVIE, grown("tiny-causal"))
@@ -351,7 +361,7 @@ def test_what_cannot_be_generated_is_refused(fresh, refused):
     with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
         fresh.generate(MOVIE, "tiny-casual")
     base = loading.load("tiny-causal")
-    thin = type(base)(replace(base.spec, rank=2), base.model, base.tokenizer)
+    thin = BaseModel(replace(base.spec, rank=2), base.model, base.tokenizer)
     with refused(UsageError, "'tiny-causal'", "layout"):
         fresh.generate(MOVIE, thin)
 
@@ -359,7 +369,7 @@ def test_what_cannot_be_generated_is_refused(fresh, refused):
 def test_weights_that_are_no_numbers_are_never_returned(refused):
     model = made()
     with torch.no_grad():
-        model.enter.bias.fill_(float("nan"))
+        model.network.enter.bias.fill_(float("nan"))
     with refused(OralError, "NaN"):
         model.generate(MOVIE, "tiny-causal")
 
@@ -368,22 +378,23 @@ def test_weights_that_are_no_numbers_are_never_returned(refused):
 def test_a_generator_comes_back_as_it_was(model, tmp_path):
     model.save_pretrained(tmp_path)
     back = Generator.from_pretrained(tmp_path)
-    assert equal(back.state_dict(), model.state_dict())
-    assert back.config == model.config and back.types == model.types
-    assert back.manifest["zoo"] == model.manifest["zoo"] and not back.training
-    for name, known in model.known.items():
-        assert back.known[name].layout == known.layout
-        assert back.known[name].peft_config == known.peft_config
+    assert equal(back.network.state_dict(), model.network.state_dict())
+    assert back.config == model.config and back.network.types == model.network.types
+    assert back.sampling == model.sampling
+    assert back.manifest["zoo"] == model.manifest["zoo"] and not back.network.training
+    for name, known in model.bases.items():
+        assert back.bases[name].layout == known.layout
+        assert back.bases[name].peft_config == known.peft_config
         assert equal(back.generate(MOVIE, name)[0], model.generate(MOVIE, name)[0])
 
 
 def test_bases_keep_their_statistics_whatever_their_order(fresh, tmp_path):
-    turned = Generator(SMALL, dict(reversed(fresh.known.items())), {"zoo": []})
-    turned.save_pretrained(tmp_path)
+    network = ORAL(SMALL, dict(reversed(fresh.bases.items())))
+    Generator(network, {"zoo": []}).save_pretrained(tmp_path)
     back = Generator.from_pretrained(tmp_path)
-    for name, known in fresh.known.items():
-        assert torch.equal(back.known[name].center, known.center)
-        assert torch.equal(back.known[name].fingerprint, known.fingerprint)
+    for name, known in fresh.bases.items():
+        assert torch.equal(back.bases[name].center, known.center)
+        assert torch.equal(back.bases[name].fingerprint, known.fingerprint)
 
 
 def test_the_name_of_a_base_may_hold_a_dot(monkeypatch, tmp_path):
@@ -438,10 +449,11 @@ def test_a_missing_or_cut_file_is_found(folder, name, refused):
         Generator.from_pretrained(folder)
 
 
-def test_another_format_is_refused(folder, refused):
+@pytest.mark.parametrize("number", [1, 99, None])
+def test_another_format_is_refused(folder, number, refused):
     content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"format": 99}))
-    with refused(OralError, "99", str(folder)):
+    (folder / "config.json").write_text(json.dumps(content | {"format": number}))
+    with refused(OralError, f"format {number}", str(folder), "train the generator again"):
         Generator.from_pretrained(folder)
 
 
@@ -449,7 +461,7 @@ def test_another_format_is_refused(folder, refused):
 def test_a_configuration_that_does_not_fit_the_weights_is_refused(folder, fault, refused):
     content = json.loads((folder / "config.json").read_text())
     if fault == "width":
-        content["generator"]["width"] = content["generator"]["recurrence"]["width"] = 64
+        content["generator"]["recurrence"]["width"] = 64
     elif fault == "unknown":
         content["generator"]["colour"] = "red"
     elif fault == "base":
@@ -466,20 +478,20 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(folder, fault,
 def test_a_saved_generator_can_be_moved(folder, fresh, tmp_path):
     shutil.move(folder, tmp_path / "else where")
     back = Generator.from_pretrained(tmp_path / "else where")
-    assert equal(back.state_dict(), fresh.state_dict())
+    assert equal(back.network.state_dict(), fresh.network.state_dict())
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"width": 64}, "recurrence.width=32"),
+        ({"recurrence": replace(SMALL.recurrence, width=34, head=17)}, "recurrence.width=34"),
         ({"k": 0}, "k=0"),
         ({"arm": "describ"}, "'describe'"),
-        ({"text_encoder": "minilm"}, "'minilm-l6'"),
-        ({"temperature": 1.5}, "temperature=1.5"),
-        ({"noise": "adaptr"}, "'adapter'"),
-        ({"sampling_steps": 0}, "sampling_steps=0"),
-        ({"sampling_steps": 1001}, "sampling_steps=1001"),
+        ({"components": 101}, "components=101"),
+        ({"components": 3, "component_rotation": "base"}, "'bases'"),
+        ({"component_rotation": "tokens"}, "no effect with components=0"),
+        ({"uses_text": 1}, "uses_text=1"),
+        ({"diffusion": None, "reads_token_mean": True}, "no effect with diffusion=None"),
     ],
 )
 def test_a_configuration_is_checked_when_it_is_made(changes, word, refused):
@@ -487,61 +499,117 @@ def test_a_configuration_is_checked_when_it_is_made(changes, word, refused):
         replace(SMALL, **changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"temperature": 1.5}, "temperature=1.5"),
+        ({"noise_sharing": "adaptr"}, "'adapter'"),
+        ({"projection": "hul"}, "'hull'"),
+        ({"guidance": float("inf")}, "guidance=inf"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1001}, "steps=1001"),
+        ({"temprature": 0.5}, "'temperature'"),
+    ],
+)
+def test_sampling_is_checked_before_anything_is_sampled(changes, word, fresh, refused):
+    with refused(UsageError, word):
+        fresh.generate(MOVIE, "tiny-causal", **changes)
+
+
+def test_sampling_options_without_effect_are_refused(smoke, refused):
+    for changes in ({"steps": 3}, {"temperature": 0.5}, {"guidance": 2.0}):
+        with refused(UsageError, next(iter(changes)), "no effect on plain regression"):
+            smoke.generator("regression").generate(MOVIE, "tiny-causal", **changes)
+    without_text = made(replace(SMALL, uses_text=False))
+    with refused(UsageError, "guidance=2.0", "uses no text"):
+        without_text.generate(MOVIE, "tiny-causal", guidance=2.0)
+    reads = made(replace(SMALL, reads_token_mean=True))
+    with refused(UsageError, "noise_sharing='adapter'", "'token'"):
+        reads.generate(MOVIE, "tiny-causal")
+
+
+def test_without_the_zoo_there_is_no_projection(refused):
+    whole = made(names=["tiny-encoder"])
+    entry = whole.bases["tiny-encoder"]
+    about = entry.structure, entry.fingerprint, entry.peft_config
+    bare = Generator(
+        ORAL(SMALL, {"tiny-encoder": BaseEntry(entry.layout, entry.statistics, None, *about)})
+    )
+    for projection in ("hull", "span"):
+        with refused(UsageError, "'tiny-encoder'", "projection='none'"):
+            bare.generate(MOVIE, "tiny-encoder", projection=projection)
+    [adapter] = bare.generate(MOVIE, "tiny-encoder", sampling=NOT_PROJECTED)
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+
+
+def test_an_unknown_text_encoder_is_named_when_it_is_loaded(refused):
+    model = Generator(ORAL(replace(SMALL, text_encoder="minilm"), made().bases))
+    with refused(UsageError, "'minilm'", "'minilm-l6'"):
+        model.generate(MOVIE, "tiny-causal")
+
+
 def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
     stream = torch.Generator().manual_seed(0)
-    length = model.known["tiny-causal"].layout.l
-    one, two = (model.config.draw(length, stream) for _ in range(2))
+    length = model.bases["tiny-causal"].layout.l
+    one, two = (model.network.noise("tiny-causal", FEW, stream) for _ in range(2))
     assert one.shape == (length, model.config.size)
     assert (one == one[:1]).all() and not (one == two).any()
-    kept, shared = model.config, model.generate(MOVIE, "tiny-causal")
-    model.config = replace(kept, noise="token")
-    each = model.generate(MOVIE, "tiny-causal")
-    model.config = kept
+    shared = model.generate(MOVIE, "tiny-causal")
+    each = model.generate(MOVIE, "tiny-causal", noise_sharing="token")
     assert not equal(shared[0], each[0])  # and sampling heeds it
-    own = replace(model.config, noise="token").draw(length, stream)
+    apart = replace(FEW, noise_sharing="token")
+    own = model.network.noise("tiny-causal", apart, stream)
     assert own.shape == one.shape and own.unique(dim=0).shape == own.shape
 
 
-def test_tokens_hear_of_each_other_where_the_whole_is_read_and_nowhere_else(tmp_path):
-    members = zoo_of(loading.load("tiny-encoder"))
-    for noise in NOISES:
-        model, _ = assemble(replace(SMALL, noise=noise), members)
-        with torch.no_grad():
-            model.denoiser.leave.weight.normal_()  # it starts at zero
-        known = model.known["tiny-encoder"]
-        length, size, m = known.layout.l, model.config.size, model.config.width
-        x, t = torch.randn(2, length, size), torch.tensor([3, 3])
-        p, c = torch.randn(2, length, m), torch.randn(2, m)
-        before = model.predict(x, t, p, c)
-        x[0, 0] += 1
-        changed = (model.predict(x, t, p, c) != before).any(-1)
-        assert changed[0, 0] and not changed[1].any()  # an adapter hears of itself alone
-        assert bool(changed[0, 1:].all()) == bool(changed[0, 1:].any()) == (noise == "whole")
-        model.save_pretrained(tmp_path / noise)
-        back = Generator.from_pretrained(tmp_path / noise)
-        assert back.config.noise == noise and equal(back.state_dict(), model.state_dict())
-        made, again = (m.generate(MOVIE, "tiny-encoder", seed=3)[0] for m in (model, back))
-        assert equal(made, again)
-        if noise == "whole":
-            model.predict(x, t, p, c).square().mean().backward()
-            assert model.whole.weight.grad.abs().sum() > 0
+@pytest.mark.parametrize("reads", [False, True])
+def test_tokens_depend_on_each_other_where_their_mean_is_read_and_nowhere_else(reads, tmp_path):
+    members, apart = zoo_of(loading.load("tiny-encoder")), replace(FEW, noise_sharing="token")
+    model, _ = assemble(replace(SMALL, reads_token_mean=reads), members, sampling=apart)
+    network = model.network
+    with torch.no_grad():
+        network.denoiser.leave.weight.normal_()  # it starts at zero
+    known = model.bases["tiny-encoder"]
+    length, size, m = known.layout.l, model.config.size, model.config.width
+    x, t = torch.randn(2, length, size), torch.tensor([3, 3])
+    p, c = torch.randn(2, length, m), torch.randn(2, m)
+    before = network.predict(x, t, p, c)
+    x[0, 0] += 1
+    changed = (network.predict(x, t, p, c) != before).any(-1)
+    assert changed[0, 0] and not changed[1].any()  # adapters do not depend on each other
+    assert bool(changed[0, 1:].all()) == bool(changed[0, 1:].any()) == reads
+    model.save_pretrained(tmp_path)
+    back = Generator.from_pretrained(tmp_path)
+    assert back.config.reads_token_mean == reads and back.sampling == apart
+    assert equal(back.network.state_dict(), network.state_dict())
+    made, again = (m.generate(MOVIE, "tiny-encoder", seed=3)[0] for m in (model, back))
+    assert equal(made, again)
+    if reads:
+        network.predict(x, t, p, c).square().mean().backward()
+        assert network.mean.weight.grad.abs().sum() > 0
 
 
 def test_a_denoiser_starts_as_wide_as_there_are_components():
     members = zoo_of(loading.load("tiny-encoder"))  # two of them
     for asked in (2, 32):
-        model, _ = assemble(replace(SMALL, components=asked), members)
-        size = model.denoiser.enter.weight[:, :2].square().mean() * 3 * 2  # of a draw for two: 1
+        config = replace(SMALL, components=asked, component_rotation="bases")
+        model, _ = assemble(config, members)
+        size = (
+            model.network.denoiser.enter.weight[:, :2].square().mean() * 3 * 2
+        )  # of a draw for two: 1
         assert 0.6 < size < 1.5, asked
 
 
-@pytest.mark.parametrize("joint", ["hull", "span"])
-@pytest.mark.parametrize("changes", [{}, {"components": 3}, {"diffusion": False}])
+@pytest.mark.parametrize("projection", ["hull", "span"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"components": 3, "component_rotation": "bases"}, {"diffusion": None}]
+)
 def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhere(
-    changes, joint, tmp_path
+    changes, projection, tmp_path
 ):
-    model = made(replace(SMALL, joint=joint, **changes), ["tiny-encoder"])
-    known = model.known["tiny-encoder"]
+    sampling = replace(FEW, projection=projection)
+    model = made(replace(SMALL, **changes), ["tiny-encoder"], sampling)
+    known = model.bases["tiny-encoder"]
 
     def told(*these):
         return known.statistics.normalise(tokenization.encode(known.layout, these)).flatten(1)
@@ -557,24 +625,7 @@ def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhe
     model.save_pretrained(tmp_path)
     assert equal(mixed, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
     rest, shares = far(mixed)
-    model.config = replace(model.config, joint="none")
-    [free] = model.generate(MOVIE, "tiny-encoder")
+    [free] = model.generate(MOVIE, "tiny-encoder", projection="none")
     assert rest < 1e-3 < 0.1 < far(free)[0]
     between = shares.min() > -1e-3 and abs(shares.sum() - 1) < 1e-3
-    assert between == (joint == "hull")
-
-
-def test_a_generator_from_before_its_zoo_was_kept_is_read_and_makes_what_it_made(tmp_path, refused):
-    model = made(replace(SMALL, joint="none"), ["tiny-encoder"])
-    wanted = model.generate(MOVIE, "tiny-encoder")[0]
-    model.known["tiny-encoder"].directions = model.known["tiny-encoder"].places = None
-    model.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
-    del content["generator"]["joint"]
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    assert equal(wanted, Generator.from_pretrained(tmp_path).generate(MOVIE, "tiny-encoder")[0])
-    for joint in (True, "span", "hull"):  # True in one that was saved before there were two ways
-        content["generator"]["joint"] = joint
-        (tmp_path / "config.json").write_text(json.dumps(content))
-        with refused(OralError, "without its zoo"):
-            Generator.from_pretrained(tmp_path)
+    assert between == (projection == "hull")

@@ -112,10 +112,10 @@ def test_each_kind_of_question_has_an_accuracy_of_its_own():
 
 
 def test_questions_that_packages_ship_are_fetched_beside_a_local_folder(tmp_path):
-    wanted = sources._wanted(f"local:{tmp_path}", "multimodal")
+    wanted = sources._required(f"local:{tmp_path}", "multimodal")
     assert "easy_vqa" in wanted and "easy_vqa_labels" not in wanted
     assert {"efficientnet-lite0", "minilm-l6"} <= set(wanted)
-    assert "easy_vqa" not in sources._wanted(f"local:{tmp_path}", "language")
+    assert "easy_vqa" not in sources._required(f"local:{tmp_path}", "language")
 
 
 @pytest.mark.parametrize("name", ["easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes"])
