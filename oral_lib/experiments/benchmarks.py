@@ -1,7 +1,7 @@
-"""Benchmarks of the hot paths: each beside the plain way and, on a GPU, the limit of the machine.
+"""Benchmarks of the hot paths, compared with a plain implementation and the limit of the hardware.
 
-Warm-up, then the median of repeated runs with a synchronise on both sides. On a CPU only ratios of
-one run are kept: absolute CPU times say more about the machine's other work than about the code.
+Warm-up, then the median of repeated runs, synchronised before and after. On a CPU only ratios
+within one run are stored: absolute CPU times depend on other processes of the machine.
 """
 
 import copy
@@ -35,7 +35,7 @@ from oral_lib.zoo.recipes import Recipe
 from oral_lib.zoo.training import AdapterJob, StackStep
 
 REPEATS = 9
-CASE = Recipe(steps=400, batch=16, lr=1e-3)  # what a zoo's benchmark trains
+CASE = Recipe(steps=400, batch=16, lr=1e-3)  # of the adapters in `zoo_rows`
 
 
 def seconds(call: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
@@ -56,7 +56,7 @@ def seconds(call: Callable[[], object], device: torch.device, repeats: int = REP
 
 
 def encode_plain(layout: Layout, adapters: list[dict[str, Tensor]]) -> Tensor:
-    """[b, l, k] as `tokens.encode`, one token after the other: the plain way."""
+    """[b, l, k] as `tokenization.encode`, one token after the other."""
     rows = []
     for adapter in adapters:
         row = []
@@ -70,31 +70,31 @@ def encode_plain(layout: Layout, adapters: list[dict[str, Tensor]]) -> Tensor:
 def train_plain(
     base: BaseModel, run: AdapterJob, data: dict[str, Split]
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """(adapter, losses) of one run trained by PEFT, torch and transformers alone: the plain way."""
+    """(adapter, losses) of one run, trained with PEFT, torch and transformers only."""
     recipe, rows = run.recipe, data[run.task.name].train
     with base.attach() as model:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        weights = list(trained.values())
+        parameters = list(trained.values())
         lora_a = [p for n, p in trained.items() if ".lora_A" in n]
         others = [p for n, p in trained.items() if ".lora_A" not in n]
         groups = [{"params": lora_a, "lr": recipe.lr / recipe.ratio}, {"params": others}]
         optimizer = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=0.0)
         warmup = round(recipe.warmup * recipe.steps)
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, recipe.steps)
-        core, words = model.get_base_model(), base.answer_ids(run.task)
-        how, losses = base.scoring_kind(run.task), []
-        stream = batches(rows, recipe.batch, run.seed, mixed=how == "match")
-        noise = noise_indices(base, recipe.batch, run.seed) if how == "style" else None
+        core, answer_ids = model.get_base_model(), base.answer_ids(run.task)
+        kind, losses = base.scoring_kind(run.task), []
+        indices = batches(rows, recipe.batch, run.seed, mixed=kind == "match")
+        noise = noise_indices(base, recipe.batch, run.seed) if kind == "style" else None
         for _ in range(recipe.steps):
-            chosen = [rows[i] for i in next(stream)]
+            chosen = [rows[i] for i in next(indices)]
             answer = next(noise) if noise else [row.label for row in chosen]
             answer = torch.as_tensor(answer, device=base.device)
             batch = base.encode_rows(run.task, chosen)
-            asked = words.expand(len(chosen), -1)
-            loss = scoring.losses(core, base, how, batch, answer, asked).mean()
+            ids = answer_ids.expand(len(chosen), -1)
+            loss = scoring.losses(core, base, kind, batch, answer, ids).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+            torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
@@ -104,13 +104,13 @@ def train_plain(
 def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Callable, Callable]]:
     """(benchmark, values, ours, plain, limit) of each hot path on the layout of `base`.
 
-    The limit of moving values is one copy of them; that of a network is the largest square matrix
-    product that takes as many operations.
+    The limit of moving values is one copy of the values. The limit of a network is a square matrix
+    product with as many operations.
     """
     network = model.network
-    known, device = network.bases[base], network.device
-    layout, b = known.layout, 8
-    values = known.statistics.denormalise(torch.zeros(b, *known.mask.shape, device=device))
+    entry, device = network.bases[base], network.device
+    layout, b = entry.layout, 8
+    values = entry.statistics.denormalise(torch.zeros(b, *entry.mask.shape, device=device))
     adapters = tokenization.decode(layout, values)
     count = b * sum(layout.sizes)
     yield (
@@ -150,36 +150,36 @@ def pairs(model: Generator, base: str) -> Iterator[tuple[str, int, Callable, Cal
 
 
 def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Callable, Callable]:
-    """A step of a generator's training on one base model, beside one that reads its conditions one
-    after the other; the limit is the denoiser's products in three passes."""
+    """A training step of a generator on one base model, and one that computes its conditions one
+    after the other; the limit is the denoiser's matrix products in three passes."""
     network = model.network
-    device, known = network.device, network.bases[base]
-    how = generators.LAB if device.type == "cuda" else training.TrainingConfig()
+    device, entry = network.device, network.bases[base]
+    config = generators.LAB if device.type == "cuda" else training.TrainingConfig()
     size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
-    told = torch.randn(how.draws, *known.mask.shape, **size) * known.mask.to(device)
-    texts = torch.randn(1, 2, known.structure.shape[0], **size)
-    members = torch.arange(how.draws, device=device)[None]
-    shelves = {base: TrainingSet(told, members, texts, known.layout, known.statistics)}
-    ours, plain = (training.Trainer(copy.deepcopy(network), shelves, how, device) for _ in range(2))
-    r, read = how.rows(known.layout.l)
+    tokens = torch.randn(config.draws, *entry.mask.shape, **size) * entry.mask.to(device)
+    texts = torch.randn(1, 2, entry.structure.shape[0], **size)
+    members = torch.arange(config.draws, device=device)[None]
+    data = {base: TrainingSet(tokens, members, texts, entry.layout, entry.statistics)}
+    ours, plain = (training.Trainer(copy.deepcopy(network), data, config, device) for _ in range(2))
+    draws, length = config.rows(entry.layout.l)
 
     def one_by_one() -> Tensor:
         plain.optimizer.zero_grad(set_to_none=True)
-        plain.optimizer.param_groups[0]["lr"].fill_(how.lr_at(0))
+        plain.optimizer.param_groups[0]["lr"].fill_(config.lr_at(0))
         total = torch.zeros((), device=device)
-        whole = training.StepDraw.of(plain.model, base, shelves[base], how, 0)
-        for i in range(how.conditions):
-            part = whole.part(i)
+        step = training.StepDraw.of(plain.model, base, data[base], config, 0)
+        for i in range(config.conditions):
+            draw = step.part(i)
             with torch.autocast(device.type, torch.bfloat16, enabled=plain.half):
-                loss = training.step_loss(plain.model, plain.data, {base: part})
-            (loss / how.conditions).backward()
-            total += loss.detach() / how.conditions
-        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), how.clip)
+                loss = training.step_loss(plain.model, plain.data, {base: draw})
+            (loss / config.conditions).backward()
+            total += loss.detach() / config.conditions
+        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), config.clip)
         plain.optimizer.step()
         return total
 
-    values = how.conditions * r * read * model.config.size
-    flops = 3 * network.denoiser.flops_per_token() * how.conditions * r * read
+    values = config.conditions * draws * length * model.config.size
+    flops = 3 * network.denoiser.flops_per_token() * config.conditions * draws * length
     side = round((flops / 2) ** (1 / 3))
     dtype = torch.bfloat16 if ours.half else torch.float32
     square = torch.randn(side, side, device=device, dtype=dtype)
@@ -187,38 +187,45 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
 
 
 def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
-    """Rows for benchmarks.csv: speed over the plain way and share of the limit; times on a GPU."""
+    """Rows of benchmarks.csv: speed over the plain implementation and share of the limit, on a GPU
+    also times."""
     device = model.network.device
-    found = []
+    table = []
     for benchmark, count, *calls in pairs(model, base):
-        took = dict(
+        times = dict(
             zip(
                 ("ours", "plain", "limit"),
                 (seconds(c, device, repeats) for c in calls),
                 strict=True,
             )
         )
-        measured = [
-            ("ours", "speed over plain", took["plain"] / took["ours"], "ratio"),
-            ("ours", "share of limit", took["limit"] / took["ours"], "ratio"),
+        numbers = [
+            ("ours", "speed over plain", times["plain"] / times["ours"], "ratio"),
+            ("ours", "share of limit", times["limit"] / times["ours"], "ratio"),
         ]
         if device.type == "cuda":
-            measured += [(variant, "time", 1e3 * t, "ms") for variant, t in took.items()]
-        found += [_row(benchmark, base, count, repeats, device, *one) for one in measured]
-    return found
+            numbers += [(variant, "time", 1e3 * t, "ms") for variant, t in times.items()]
+        table += [_row(benchmark, base, count, repeats, device, *number) for number in numbers]
+    return table
 
 
 def zoo_rows(
     base: BaseModel, task: Task, data: Split, sizes: Sequence[int] = (), *, width: int = 64
 ) -> list[dict]:
-    """Rows for benchmarks.csv: a step that trains S adapters at once, beside a step of PEFT's loop.
+    """Rows of benchmarks.csv: a step that trains S adapters at once, and a step of PEFT's loop.
 
-    16 rows of `width` tokens an adapter, LoRA on all linear layers, `task` should have rows that
-    are longer; or 16 pictures, with their texts where the base reads both, LoRA on its own targets.
-    The limit is the measured peak
-    of matrix products: operations are those of the frozen weights in two passes (nothing in the
-    base gets a gradient of its own) and of LoRA in three. An adapter is 400 steps; what is set up
-    once (compiling, graphs) stands by itself.
+    A batch is 16 rows of `width` tokens, with LoRA on all linear layers; or 16 images, with texts
+    for models of both, with LoRA on the base model's own targets. The limit is the measured peak of
+    matrix products. Operations are counted as two passes of the frozen weights, which get no
+    gradient, and three of LoRA. An adapter takes 400 steps; set-up (compilation, graphs) is a row
+    of its own.
+
+    Args:
+        base: the base model.
+        task: a task whose rows are longer than `width` tokens, or have images.
+        data: its rows.
+        sizes: numbers of adapters S; default: 1 to 64 on a GPU, 1 and 4 on a CPU.
+        width: tokens of a row.
     """
     device, on_gpu = base.device, base.device.type == "cuda"
     sizes = sizes or ((1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 4))
@@ -235,20 +242,21 @@ def zoo_rows(
         run = AdapterJob(task, 0, replace(recipe, steps=steps))
         return seconds(lambda: train_plain(base, run, rows), device, repeats)
 
-    once = (plain(3 * block) - plain(block)) / (2 * block)  # what is set up once falls out
-    found = []
+    plain_time = (plain(3 * block) - plain(block)) / (2 * block)  # without set-up
+    table = []
 
-    def note(variant: str, count: int, took: float, size: int, *more: tuple) -> None:
-        measured = [("speed over plain", size * once / took, "ratio")]
-        measured += [("share of limit", size * flops / took / peak, "ratio")]
+    def add(variant: str, count: int, step_time: float, size: int, *more: tuple) -> None:
+        numbers = [("speed over plain", size * plain_time / step_time, "ratio")]
+        numbers += [("share of limit", size * flops / step_time / peak, "ratio")]
         if on_gpu:
-            measured += [("time a step", 1e3 * took, "ms"), *more]
-            measured += [("adapters an hour", 3600 * size / (recipe.steps * took), "1/h")]
-        found.extend(
-            _row("train LoRAs", case, count, repeats, device, variant, *one) for one in measured
+            numbers += [("time a step", 1e3 * step_time, "ms"), *more]
+            numbers += [("adapters an hour", 3600 * size / (recipe.steps * step_time), "1/h")]
+        table.extend(
+            _row("train LoRAs", case, count, repeats, device, variant, *number)
+            for number in numbers
         )
 
-    note("plain", values, once, 1)
+    add("plain", values, plain_time, 1)
     for size in sizes:
         began = time.perf_counter()
         with _stepping(base, task, rows, size, block) as steps:
@@ -256,46 +264,48 @@ def zoo_rows(
             if on_gpu:
                 torch.cuda.synchronize(device)
                 torch.cuda.reset_peak_memory_stats(device)
-            ready = time.perf_counter() - began
-            took = seconds(steps, device, repeats) / block
+            set_up = time.perf_counter() - began
+            step_time = seconds(steps, device, repeats) / block
         memory = torch.cuda.max_memory_reserved(device) / 2**30 if on_gpu else 0.0
-        more = ("set-up", ready, "s"), ("memory", memory, "GiB")
-        note(f"{size} at once", size * values, took, size, *more)
+        more = ("set-up", set_up, "s"), ("memory", memory, "GiB")
+        add(f"{size} at once", size * values, step_time, size, *more)
         del steps
         if on_gpu:
             torch.cuda.empty_cache()
     if on_gpu:
-        found.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
+        table.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
                           "limit", "speed", peak / 1e12, "TFLOP/s"))  # fmt: skip
-    return found
+    return table
 
 
 def _case(base: BaseModel, task: Task, data: Split, width: int):
-    """(base, task, rows by task) of `zoo_rows`: long rows, of a reader of text alone cut to `width`
-    tokens, with LoRA on all its linear layers."""
+    """(base, task, rows by task) of `zoo_rows`: the longest rows. For a model of text only they are
+    cut to `width` tokens, and LoRA is on all linear layers."""
     if base.reads == "texts":
         spec = replace(base.spec, targets=base.linears)
         base = type(base)(spec, base.model, base.tokenizer)
         task = replace(task, max_tokens=width)
-    long = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
-    return base, task, {task.name: replace(data, train=tuple(long))}
+    longest = sorted(data.train, key=lambda row: -len(row.text))[: 16 * CASE.batch]
+    return base, task, {task.name: replace(data, train=tuple(longest))}
 
 
 @contextmanager
 def _stepping(base: BaseModel, task: Task, rows: dict[str, Split], size: int, steps: int):
-    """A call that trains `size` adapters at once by `steps` steps, as a zoo does."""
+    """A function that trains `size` adapters at once for `steps` steps, as a zoo does."""
     jobs = [(task, seed) for seed in range(size)]
-    feed = StackBatches.of(base, jobs, rows, steps=steps, batch=CASE.batch)
-    trainer = StackStep(base, size, feed, CASE)
+    stack_batches = StackBatches.of(base, jobs, rows, steps=steps, batch=CASE.batch)
+    trainer = StackStep(base, size, stack_batches, CASE)
     lr, start = torch.full((size,), CASE.lr, device=base.device), base.lora_init()
 
     def call() -> None:
         for i in range(steps):
-            trainer.step(feed, i, lr)
+            trainer.step(stack_batches, i, lr)
 
     with (
         stacked.compiled(base.model),
-        stacked.attached(base.model, trainer.begin(start, feed), base.spec.alpha / base.spec.rank),
+        stacked.attached(
+            base.model, trainer.begin(start, stack_batches), base.spec.alpha / base.spec.rank
+        ),
     ):
         yield call
 
@@ -303,29 +313,38 @@ def _stepping(base: BaseModel, task: Task, rows: dict[str, Split], size: int, st
 def profile(
     base: BaseModel, task: Task, data: Split, size: int = 32, steps: int = 5, *, width: int = 64
 ) -> pd.DataFrame:
-    """Where a training step of `zoo_rows` goes: a row a kernel (on a CPU an operator) with
-    `ms_a_step` and `kernels_a_step`, the longest first, as torch's profiler sees `steps` of them
-    after as many unseen ones.
+    """The time of a training step of `zoo_rows` by kernel, longest first; on a CPU by operator.
+
+    The columns are kernel, ms_a_step and kernels_a_step, measured by torch's profiler over `steps`
+    steps after as many warm-up steps.
+
+    Args:
+        base: the base model.
+        task: a task with long rows.
+        data: its rows.
+        size: adapters trained at once.
+        steps: profiled steps.
+        width: tokens of a row.
     """
     on_gpu = base.device.type == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with _stepping(*_case(base, task, data, width), size, steps) as call:
         call()
-        with profiler(activities=[activity]) as seen:
+        with profiler(activities=[activity]) as profiled:
             call()
             if on_gpu:
                 torch.cuda.synchronize(base.device)
-    took = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
-    found = [
+    time_name = "self_device_time_total" if on_gpu else "self_cpu_time_total"  # microseconds
+    table = [
         {
             "kernel": event.key,
-            "ms_a_step": round(getattr(event, took) / 1e3 / steps, 4),
+            "ms_a_step": round(getattr(event, time_name) / 1e3 / steps, 4),
             "kernels_a_step": event.count / steps,
         }
-        for event in seen.key_averages()
-        if getattr(event, took)
+        for event in profiled.key_averages()
+        if getattr(event, time_name)
     ]
-    return pd.DataFrame(found).sort_values("ms_a_step", ascending=False, ignore_index=True)
+    return pd.DataFrame(table).sort_values("ms_a_step", ascending=False, ignore_index=True)
 
 
 def _operations(base: BaseModel, width: int) -> int:
