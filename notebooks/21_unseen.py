@@ -17,9 +17,10 @@ import oral_lib
 
 run = oral_lib.Run(scale, source, out, "unseen").ready()
 [cells] = run.planned
-first = oral_lib.load_task(cells.unseen[0])
+first = oral_lib.load_task(cells.unseen_tasks[0])
 base = run.base(cells.base)
-print(f"{len(cells.tasks)} tasks to learn from, {len(cells.unseen)} held out, source {run.source}")
+counts = f"{len(cells.tasks)} tasks to learn from, {len(cells.unseen_tasks)} held out"
+print(f"{counts}, source {run.source}")
 print(base.describe(), *first.training_texts, sep="\n")
 
 # %% [markdown]
@@ -48,7 +49,7 @@ cell_figures.example_images(base.shown(rows), said.drop(columns="text"))
 # %%
 import pandas as pd
 
-measured = [run.cell(name, cells.base, seed) for name in cells.unseen]
+measured = [run.cell(name, cells.base, seed) for name in cells.unseen_tasks]
 items = pd.concat(frame for _, frame in measured)
 tables.unseen_table(items)
 
