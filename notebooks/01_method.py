@@ -1,8 +1,8 @@
 # %% [markdown]
-# # The method in pictures
+# # The method in figures
 #
-# ORAL turns a LoRA into *tokens*, and learns to denoise such tokens under two conditions: the text
-# of the task and the base model.
+# ORAL turns a LoRA into *tokens* and learns to denoise them under two conditions: the text of the
+# task and the base model.
 #
 # $$ K_t = \sqrt{\bar\alpha_t}\,K_0 + \sqrt{1-\bar\alpha_t}\,\epsilon,\qquad
 # P = \mathrm{recurrence}(\mathrm{positions}, c),\qquad
@@ -20,7 +20,7 @@ import oral_lib
 
 run = oral_lib.Run(scale, source, out).ready()
 generator = run.generator()
-planned = [cells.base for cells in run.planned]
+planned = [plan.base for plan in run.planned]
 name = next((n for n in ("tiny-encoder", "minilm-l6") if n in planned), planned[0])
 member = run.members(name)[0]
 print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors,",
@@ -29,80 +29,81 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 # %% [markdown]
 # ## 1. An adapter as tokens
 # Each tensor is cut into tokens of $k$ values; the last token of a tensor is padded (grey). Values
-# are taken relative to the LoRA start that the whole zoo shares and scaled by one number a tensor,
-# the same for all tasks. So **all-zero tokens are the base model**: no task leaks through the
-# statistics.
+# are relative to the LoRA initialisation that the zoo shares. One scale per tensor, the same for
+# all tasks, normalises them. So **all-zero tokens are the base model**, and no task leaks through
+# the statistics.
 
 # %%
 from oral_lib.method import normalization, tokenization
 from oral_lib.report import method_figures
 
-known = generator.bases[name]
-values = tokenization.encode(known.layout, [member.tensors])
-plain = normalization.TokenStatistics(known.center, known.scale).normalise(values)[0]
-kinds = [known.layout.types.index(known.layout.types[i]) for i in known.layout.positions[:, 2]]
-method_figures.tokens_figure(plain, kinds, known.layout.types, known.layout.mask)
+entry = generator.bases[name]
+layout, statistics = entry.layout, entry.statistics
+values = tokenization.encode(layout, [member.tensors])
+raw = normalization.TokenStatistics(entry.center, entry.scale).normalise(values)[0]
+kinds = [layout.types.index(layout.types[i]) for i in layout.positions[:, 2]]
+method_figures.tokens_figure(raw, kinds, layout.types, layout.mask)
 
 # %% [markdown]
-# What is generated is not these values but, for every token, its place among the adapters of the
-# zoo: the first principal components of that token over all tasks, the strongest first (grey where
-# there are no more of them). They are the directions that training moved the token in, turned so
-# that an adapter has nearly the same components in all of its tokens, the stripes below, and a task
-# nearly the same in all base models.
+# The generator does not produce these values. It produces, for each token, its first principal
+# components over the adapters of all tasks, strongest first (grey: the zoo has no more of them).
+# The components are the directions in which training moved the token. They are rotated to agree
+# across the tokens of an adapter, which shows as stripes, and across base models.
 
 # %%
-k0, real = known.statistics.normalise(values)[0], known.statistics.mask(known.layout)
-some = real.any(0)  # components that the zoo has
+k0, active = statistics.normalise(values)[0], statistics.mask(layout)
+columns = active.any(0)  # components that the zoo has
 method_figures.tokens_figure(
-    k0[:, some], kinds, known.layout.types, real[:, some], column="component"
+    k0[:, columns], kinds, layout.types, active[:, columns], column="component"
 )
 
 # %%
-again = known.statistics.denormalise(k0[None])
-moved, lost = (values - known.center).norm(), (values - again).norm()
-print(f"the components keep {1 - (lost / moved) ** 2:.2%} of what training moved")
-[restored] = tokenization.decode(known.layout, values)
+projected = statistics.denormalise(k0[None])
+change, error = (values - entry.center).norm(), (values - projected).norm()
+print(f"the components keep {1 - (error / change) ** 2:.2%} of what training moved")
+[restored] = tokenization.decode(layout, values)
 print("exact round trip:", all(restored[n].equal(t) for n, t in member.tensors.items()))
-[zeros] = tokenization.decode(known.layout, known.statistics.denormalise(0 * k0[None]))
-start = run.base(name).lora_init()
-print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in start.items()))
+[zeros] = tokenization.decode(layout, statistics.denormalise(0 * k0[None]))
+initial = run.base(name).lora_init()
+print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in initial.items()))
 
 # %% [markdown]
 # ## 2. The noise schedule
-# Training mixes a token with noise; at the last step next to nothing of it is left.
+# Training mixes a token with noise. At the last step almost no signal is left.
 
 # %%
 method_figures.schedule_figure(generator.network.diffusion.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
-# The recurrent model never sees weights. It reads where a token sits (layer, place, kind of tensor)
-# and the condition, and answers with one prototype a token. Change the text and every prototype
-# moves.
+# The recurrent model never reads weights. Its inputs are the position of each token (layer, index,
+# kind of tensor) and the condition; its output is one prototype per token. Another text moves
+# every prototype.
 
 # %%
 task = oral_lib.load_task(member.task)
-p, states, steps = generator.trace(task.description, name)
-method_figures.prototypes_figure(p, kinds, known.layout.types)
+prototypes, states, steps = generator.trace(task.description, name)
+method_figures.prototypes_figure(prototypes, kinds, layout.types)
 
 # %%
-other = next(t for t in oral_lib.task_names() if t != member.task)
-q, _, _ = generator.trace(oral_lib.load_task(other).description, name)
-moved = (p - q).norm(dim=-1) / p.norm(dim=-1)
+other_task = oral_lib.load_task(next(t for t in oral_lib.task_names() if t != member.task))
+others, _, _ = generator.trace(other_task.description, name)
+moved = (prototypes - others).norm(dim=-1) / prototypes.norm(dim=-1)
 print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.max():.3f}")
 
 # %% [markdown]
-# ## 4. One token being denoised
-# From noise (left) to the token (right), over that of a trained adapter of the same task in grey. Generated and trained need not agree value by value: two training seeds do not either.
+# ## 4. One token, denoised step by step
+# From noise (left) to the token (right); in grey the token of a trained adapter of the same task.
+# Generated and trained values need not agree; neither do the values of two training seeds.
 
 # %%
-longest = int(known.layout.mask.sum(-1).argmax())
-own = real[longest]
-method_figures.denoising_figure(states[:, longest, own], k0[longest, own], steps)
+longest = int(layout.mask.sum(-1).argmax())
+components = active[longest]
+method_figures.denoising_figure(states[:, longest, components], k0[longest, components], steps)
 
 # %% [markdown]
-# ## What to take away
-# The condition reaches every token through its prototype, the denoiser treats tokens one by one,
-# and the recurrent pass is paid once a condition, not once a diffusion step. So that the tokens of a
-# sample fit together, all start from one draw of noise, and after each step what is taken for the
-# clean tokens is replaced by the nearest mixture of zoo adapters, the same for all tokens.
+# ## Conclusion
+# The condition reaches every token through its prototype, and the denoiser processes tokens one by
+# one. The recurrent model runs once per condition, not once per diffusion step. Two measures make
+# the tokens of a sample fit together: they share one noise draw, and each estimate of the clean
+# tokens is projected on the zoo, with the same weights in all tokens.

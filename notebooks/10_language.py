@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Language: one task on one base model
 #
-# The claim: an adapter generated from a sentence does what a trained one does. The doubt: a mean of
-# the zoo, the nearest zoo adapter or a plain regression might do it too, and the sentence might not
-# matter. So every baseline and every control is measured on the same held-out rows.
+# The claim: an adapter generated from a sentence performs like a trained one. The doubt: the
+# adapter average (soup), retrieval of the nearest zoo adapter or plain regression may perform as
+# well, and the sentence may not matter. So all baselines and controls are measured on the same
+# test rows.
 
 # %% tags=["parameters"]
 task = "movie"
@@ -25,34 +26,23 @@ print(f"{spec.description}\nanswers: {answers}\nbase model: {base}, source {run.
 
 # %% [markdown]
 # ## The zoo
-# Adapters trained from one shared start; the seed decides the order of the data. The lab scale
-# chooses learning rate and steps for each task, on validation rows cut from the training rows; the
-# other scales have fixed ones. The table below has test rows only.
+# All adapters start from one shared initialisation; the seed sets the order of the data. The `lab`
+# scale selects learning rate and steps per task on validation rows, which are cut from the training
+# rows. The other scales have fixed values. All later figures are of test rows.
 
 # %%
-import pandas as pd
-
-held = pd.DataFrame(
-    {"task": m.task, "lr": m.info["recipe"]["lr"], "steps": m.info["recipe"]["steps"],
-     "adapters": 1, "validation accuracy": m.info["validation_accuracy"],
-     "last loss": m.info["losses"][-1]}
-    for m in run.members(base)
-)  # fmt: skip
-held["validation accuracy"] = pd.to_numeric(held["validation accuracy"])
-held.groupby(["task", "lr", "steps"]).agg(
-    {"adapters": "sum"} | dict.fromkeys(held.columns[4:], "mean")
-)
+run.show_zoo(base)
 
 # %% [markdown]
-# A row a task; where answers are written there is no validation accuracy. Further seeds were held
-# out: no generator, soup or retrieval has seen them. They count as *trained* below, and they are
-# what generated adapters are compared with when it is asked whether those are new.
+# One row per task. Written answers have no validation accuracy. Further seeds are held out: no
+# generator, soup or retrieval uses them. They count as *trained* below, and they are the reference
+# for how new generated adapters are.
 
 # %% [markdown]
 # ## Every method on the same rows
-# *Trained* is the mark to reach, *base* and *majority* the floor. *Gaussian* draws every weight by
-# itself, *noise* is added to trained adapters: what a cloud round the zoo is worth. What does not
-# depend on the generator is measured with seed 0 alone.
+# *Trained* is the target; *base* and *majority* are the baselines. *Gaussian* draws each weight
+# independently, *noise* perturbs trained adapters: both show what a cloud around the zoo achieves.
+# Methods that do not depend on the generator are measured with seed 0 only.
 
 # %%
 metrics, items = run.cell(task, base, seed)
@@ -61,25 +51,20 @@ accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_sam
 
 # %%
 from oral_lib.report import cell_figures, comparisons
-from oral_lib.report.comparisons import contrasts
-from oral_lib.report.findings import verdict
 
 cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Does the sentence matter?
-# The same generator asked with its own text, unseen wording, other tasks' texts, random words and
-# no words (the last three on fewer rows at some scales). If the bars were level, the condition would
-# do nothing.
+# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words and
+# an empty prompt. Some scales use fewer rows for the last three. Equal bars would mean that the
+# condition has no effect.
 
 # %%
 cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
-# ## In words
+# ## Findings
 
 # %%
-
-
-summary, cells = verdict(contrasts(items))
-print(*summary, *cells, sep="\n\n")
+print(run.findings(items))

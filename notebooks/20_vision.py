@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Vision: one task on one image backbone
 #
-# The claim: the method does not care what the adapter adapts. The same zoo, tokens, generator and
-# evaluation serve a convolutional network; LoRA sits on its convolutions, and the classification
-# head is generated with it. The doubt of every vision table: a linear probe on the frozen features
-# may be all it takes. So it stands beside the others.
+# The claim: the method does not depend on what the adapter adapts. The same zoo, tokens, generator
+# and evaluation work for a convolutional network. LoRA is applied to its convolutions, and the
+# classification head is generated together with it. The doubt: a linear probe on the frozen
+# features may be sufficient. So it is among the baselines.
 
 # %% tags=["parameters"]
 task = "easy_vqa_shape"
@@ -22,51 +22,38 @@ run.check(task, backbone)
 run.ready()
 spec = oral_lib.load_task(task)
 base = run.base(backbone)
-print(
-    f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}\n{base.describe()}"
-)
+print(f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}")
+print(base.describe())
 
 # %% [markdown]
 # ## The zoo
-# As for language: one shared start, the seed decides the order of the data. Depthwise convolutions
-# carry no LoRA, BatchNorm keeps the statistics it came with. Of the head a task trains its own
-# classes; the rest stays as it started, so that all tasks of a backbone have one layout.
+# As for language: one shared initialisation, and the seed sets the order of the data. Depthwise
+# convolutions have no LoRA, and BatchNorm keeps its statistics. A task trains the rows of the head
+# for its classes. The other rows keep their initial values, so that all tasks of a backbone have
+# one layout.
 
 # %%
-import pandas as pd
-
-members = run.members(backbone)
-held = pd.DataFrame(
-    {"task": m.task, "lr": m.info["recipe"]["lr"], "steps": m.info["recipe"]["steps"],
-     "adapters": 1, "validation accuracy": m.info["validation_accuracy"],
-     "last loss": m.info["losses"][-1]}
-    for m in members
-)  # fmt: skip
-held.groupby(["task", "lr", "steps"]).agg(
-    {"adapters": "sum"} | dict.fromkeys(held.columns[4:], "mean")
-)
+run.show_zoo(backbone)
 
 # %% [markdown]
-# ## Pictures and answers
-# Held-out pictures as the backbone reads them: what is so, and what the untouched base model (its
-# head knows nothing yet), a trained and a generated adapter say.
+# ## Images and answers
+# Test images as the backbone receives them, with the true answer and the answers of the base model
+# (its head is untrained), a trained and a generated adapter.
 
 # %%
 from oral_lib.report import cell_figures, comparisons
-from oral_lib.report.comparisons import contrasts
-from oral_lib.report.findings import verdict
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
-trained = next(m.tensors for m in members if m.task == task)
-[made] = run.generator().generate(spec.description, backbone, 1, seed)
-adapters = {"base": base.lora_init(), "trained": trained, "generated": made}
-said, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.example_images(base.shown(rows), said.drop(columns="text"))
+trained = next(m.tensors for m in run.members(backbone) if m.task == task)
+[generated] = run.generator().generate(spec.description, backbone, 1, seed)
+adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
+answers, _ = oral_lib.compare(base, spec, rows, adapters)
+cell_figures.example_images(base.shown(rows), answers.drop(columns="text"))
 
 # %% [markdown]
-# ## Every method on the same pictures
-# *Trained* is the mark to reach; *linear probe* is a head fitted to the frozen features, its
-# strength chosen on validation rows: what lies above it is what LoRA adds.
+# ## Every method on the same images
+# *Trained* is the target. *Linear probe* is a head fitted to the frozen features; its
+# regularisation is selected on validation rows. What lies above it is the gain of LoRA.
 
 # %%
 metrics, items = run.cell(task, backbone, seed)
@@ -78,17 +65,14 @@ cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items)
 
 # %% [markdown]
 # ## Does the sentence matter?
-# The same generator asked with its own text, unseen wording, other tasks' texts, random words and
-# no words. If the bars were level, the condition would do nothing.
+# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words and
+# an empty prompt. Equal bars would mean that the condition has no effect.
 
 # %%
 cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
-# ## In words
+# ## Findings
 
 # %%
-
-
-summary, cells = verdict(contrasts(items))
-print(*summary, *cells, sep="\n\n")
+print(run.findings(items))

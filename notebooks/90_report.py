@@ -1,8 +1,8 @@
 # %% [markdown]
 # # The report
 #
-# Collects every cell of a scale into `results/<scale>/`, and writes tables, figures and a verdict in
-# words from those files alone. Cells that are missing are measured first.
+# Collects all cells of a scale into `results/<scale>/` and writes tables, figures and findings from
+# these files only. Missing cells are measured first.
 
 # %% tags=["parameters"]
 scale = "smoke"
@@ -23,16 +23,13 @@ print(readme)
 
 # %%
 from oral_lib.report import comparisons, overview_figures, tables
-from oral_lib.report.comparisons import contrasts, without_signal
-from oral_lib.report.findings import verdict
-from oral_lib.report.tables import grid_legend, grid_table
 
-known = run.source.partition(":")[0]
-metrics, items = (frame[frame.source == known] for frame in run.published())
-compared = contrasts(items)
-no_signal = without_signal(compared)
-grid = grid_table(metrics, known, items, no_signal=no_signal)
-print(grid_legend(grid))
+origin = run.source.partition(":")[0]
+metrics, items = (frame[frame.source == origin] for frame in run.published())
+compared = comparisons.contrasts(items)
+no_signal = comparisons.without_signal(compared)
+grid = tables.grid_table(metrics, origin, items, no_signal=no_signal)
+print(tables.grid_legend(grid))
 grid
 
 # %%
@@ -48,13 +45,10 @@ overview_figures.controls(compared)
 # ## Every method
 
 # %%
-tables.main_table(metrics, known, items, no_signal=no_signal)
+tables.main_table(metrics, origin, items, no_signal=no_signal)
 
 # %% [markdown]
-# ## In words
+# ## Findings
 
 # %%
-
-
-summary, cells = verdict(compared)
-print(*summary, *cells, sep="\n\n")
+print(run.findings(items))
