@@ -243,7 +243,7 @@ shared.style.format("{:.0%}")
 # centre on, so all-zero tokens decode to factors of zero, which are the base model, too.
 #
 # `gauge.aligned` mends this: it takes balanced factors from the singular value decomposition of B A
-# and rotates them to agree with those of a reference adapter. The weight changes stay the same.
+# and rotates them to agree with a reference adapter. The weight changes stay the same.
 
 # %%
 paths = [train_adapter(task, seed, start=1 + i) for i, (task, seed) in enumerate(jobs)]
@@ -257,7 +257,7 @@ table = pd.concat(results)
 table.style.format("{:.0%}")
 
 # %% [markdown]
-# The picture shows how alike two adapters are, as the cosine of their values minus the
+# The figure shows how alike two adapters are, as the cosine of their values minus the
 # initialisation. With a shared initialisation the seeds of a task resemble each other; tasks do so
 # less, and what they share is the decay of the initialisation. Independent adapters resemble one
 # another only after alignment.

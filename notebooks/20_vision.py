@@ -48,7 +48,7 @@ trained = next(m.tensors for m in run.members(backbone) if m.task == task)
 [generated] = run.generator().generate(spec.description, backbone, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.example_images(base.shown(rows), answers.drop(columns="text"))
+cell_figures.example_images(base.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same images

@@ -37,7 +37,7 @@ trained = store.read(run.root, plan.base, first.name, 0).tensors
 [generated] = run.generator().generate(first.description, plan.base, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, first, rows, adapters)
-cell_figures.example_images(base.shown(rows), answers.drop(columns="text"))
+cell_figures.example_images(base.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks

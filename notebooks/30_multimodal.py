@@ -66,7 +66,7 @@ trained = next(m.tensors for m in run.members(towers) if m.task == task)
 [generated] = run.generator().generate(spec.description, towers, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.example_images(base.shown(rows), answers)
+cell_figures.example_images(base.display_images(rows), answers)
 
 # %% [markdown]
 # ## Every method on the same rows

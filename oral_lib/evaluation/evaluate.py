@@ -27,7 +27,7 @@ GROUPS = {"cpu": 1, "cuda": 16}  # adapters in one stack, by device
 class Outcome:
     """The answers of one adapter to `rows`.
 
-    `likely` [n, labels] are log-likelihoods. For written answers they are [n, 1], those of the
+    `likely` [n, labels] are log-likelihoods. For written answers they are [n, 1], of the
     correct answer, and `written` holds the extracted answers.
     """
 

@@ -2,7 +2,7 @@
 
     balanced   B A = U S V^T, so that B = U sqrt(S) and A = sqrt(S) V^T: the same for every R
     rotated    B R and R^T A for a random rotation R of each module: another gauge, the same weights
-    aligned    balanced factors, rotated to agree with those of a reference adapter
+    aligned    balanced factors, rotated to agree with the factors of a reference adapter
 
 A zoo that shares its LoRA initialisation shares its gauge.
 
@@ -84,7 +84,7 @@ def _matrix_factors(adapter: Adapter) -> dict[str, str]:
 
 
 def aligned(adapter: Adapter, reference: Adapter) -> dict[str, Tensor]:
-    """The balanced factors of `adapter`, rotated to agree with those of `reference`.
+    """The balanced factors of `adapter`, rotated to agree with the factors of `reference`.
 
     Each module has its own rotation R [r, r], the solution of orthogonal Procrustes for
     |B R - B'|^2 + |R^T A - A'|^2, where B' and A' are the balanced factors of `reference`. dW is

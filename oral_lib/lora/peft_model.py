@@ -47,8 +47,8 @@ def take(wrapped: PeftModel) -> dict[str, Tensor]:
 def put(wrapped: PeftModel, tensors: dict[str, Tensor]) -> None:
     """Writes adapter tensors (PEFT's saved names) into `wrapped`, in place.
 
-    OralError unless the names are exactly those of the model: PEFT would ignore unknown names and
-    leave missing ones as they were.
+    OralError unless the model has exactly these names: PEFT would ignore unknown names and leave
+    missing ones as they were.
     """
     required = _state(wrapped).keys()
     if odd := sorted(required ^ tensors.keys()):

@@ -357,7 +357,7 @@ def pretrained(
 def check_fit(
     folder: Path, info: Mapping[str, Collection], new: Sequence[str] = (), extra: Sequence[str] = ()
 ) -> None:
-    """OralError unless the weights of `folder` are those of the model in its config.json.
+    """OralError unless the weights of `folder` fit the model in its config.json.
 
     `info` is the `output_loading_info` of transformers or diffusers. Names that contain a string of
     `new` may be missing, names that contain one of `extra` may be superfluous. Everything else must

@@ -40,7 +40,7 @@ class Alignment:
     """How a two-tower model is made of two others: see `alignment.py`.
 
     `pairs` names, for each source, the task whose training rows are read. Learning rate, decay and
-    dropout were chosen on pictures held out of the training rows of flickr8k.
+    dropout were chosen on images held out of the training rows of flickr8k.
     """
 
     image: str  # the base model whose network becomes the image tower
@@ -49,7 +49,7 @@ class Alignment:
     pictures: int = 250  # of the training rows: what is left to learn is for the adapters
     width: int = 128  # of the shared space
     steps: int = 300
-    batch: int = 128  # pictures, with one text each
+    batch: int = 128  # images, with one text each
     lr: float = 1e-3  # of AdamW
     decay: float = 1.0  # weight decay of the projections
     dropout: float = 0.3  # of the features that a projection reads
@@ -72,7 +72,7 @@ class BaseSpec:
     parent: str | None = None  # the version before, which this one was trained from
     evolution: Evolution | None = None
     alignment: Alignment | None = None
-    pixels: int = 0  # side of the pictures that a backbone reads; 0: as it was trained
+    pixels: int = 0  # side of the images that a backbone reads; 0: as it was trained
     classes: int = 0  # rows of a backbone's head; a task uses the first
 
     @property
@@ -89,7 +89,7 @@ class BaseSpec:
 
 YES_NO = "-yes-no"  # ends the names of backbones with a head of two classes
 BERT_LINEARS = ("query", "key", "value", "dense")
-CLASSES = 43  # the most that a task of pictures has
+CLASSES = 43  # the most that an image task has
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
@@ -136,7 +136,7 @@ _LISTED = (
     *_versions(_causal("smollm2-135m"), Evolution(), 4),
     _encoder("minilm-l3", "sentence-transformers/paraphrase-MiniLM-L3-v2"),
     *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
-    # no picture of the tasks has more than 128 pixels a side, the solar cells aside
+    # no image of the tasks has more than 128 pixels a side, the solar cells aside
     *(_backbone(name, name, LITE_CONVS, 128) for name in LITES),  # these weights are on no hub
     _yes_no(_backbone(LITES[0], LITES[0], LITE_CONVS, 128)),
     _backbone("vit-tiny", sources.HUB["vit-tiny"][0], VIT_LINEARS),
@@ -163,7 +163,7 @@ _LISTED = (
         "qwen2-vl-7b",
         sources.HUB["qwen2-vl-7b"][0],
         LLAMA_LINEARS,
-        pixels=280,  # 100 tokens of a picture
+        pixels=280,  # 100 tokens of an image
     ),
     BaseSpec(
         "sd-2.1",
@@ -247,8 +247,8 @@ def in_reach(name: str, source: str = "packages") -> bool:
 
 
 def names(source: str = "packages", experiment: str = "") -> list[str]:
-    """The base models, as released, that `source` can have, those made on the spot among them; all
-    of them or those of one experiment."""
+    """The base models, as released, that `source` can have, with the ones made on the spot; all of
+    them or the base models of one experiment."""
     return [
         name
         for name, entry in REGISTRY.items()

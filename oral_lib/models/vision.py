@@ -110,7 +110,7 @@ class Backbone(BaseModel):
             self._images[key] = table.flatten(1).to(self.device)
         return self._images[key]
 
-    def shown(self, rows: Sequence[Row]) -> Tensor:
+    def display_images(self, rows: Sequence[Row]) -> Tensor:
         """uint8 [n, pixels, pixels, 3] on the CPU: the images in the layout of plotting tools."""
         table = self.images(rows).view(-1, 3, self.pixels, self.pixels)
         return table.permute(0, 2, 3, 1).cpu()

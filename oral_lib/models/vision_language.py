@@ -114,7 +114,7 @@ class VisionLanguage(Backbone):
         self.patch_positions = patch_positions.to(self.device)
 
     def _chat(self) -> tuple[list[int], list[int]]:
-        """Token ids before a question, with those of the image, and after it."""
+        """Token ids before a question, with the ids of the image, and after it."""
         content = [{"type": "image"}, {"type": "text", "text": MARK}]
         pad = self.model.config.image_token_id
         try:
