@@ -56,8 +56,8 @@ cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items)
 
 # %% [markdown]
 # ## Does the sentence matter?
-# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words and
-# an empty prompt. Some scales use fewer rows for the last three. Equal bars would mean that the
+# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words
+# and an empty prompt. Some scales use fewer rows for the last three. Equal bars would mean that the
 # condition has no effect.
 
 # %%

@@ -65,8 +65,8 @@ cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items)
 
 # %% [markdown]
 # ## Does the sentence matter?
-# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words and
-# an empty prompt. Equal bars would mean that the condition has no effect.
+# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words
+# and an empty prompt. Equal bars would mean that the condition has no effect.
 
 # %%
 cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))

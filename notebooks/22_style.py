@@ -61,12 +61,12 @@ method_figures.style_figure({"real": real} | dict(zip(adapters, rendered, strict
 
 # %% [markdown]
 # ## Every method from the same noises
-# Two metrics, both lower is better: the denoising error of held-out images, and the Fréchet distance
-# between rendered and as many held-out images. Its column names the network of the features (`fid`:
-# Inception). *Training images* is the lower bound, the distance between real images. *Trained* is
-# the target. The prompts of the controls replace the sentence of the style. If they were level with
-# *generated*, the sentence would have no effect. Methods that do not depend on the generator are
-# measured with seed 0 only.
+# Two metrics, both lower is better: the denoising error of held-out images, and the Fréchet
+# distance between rendered and as many held-out images. Its column names the network of the
+# features (`fid`: Inception). *Training images* is the lower bound, the distance between real
+# images. *Trained* is the target. The prompts of the controls replace the sentence of the style.
+# If they were level with *generated*, the sentence would have no effect. Methods that do not
+# depend on the generator are measured with seed 0 only.
 
 # %%
 metrics, _ = run.cell(task, base, seed)

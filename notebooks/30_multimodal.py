@@ -91,8 +91,8 @@ parts.pivot_table("value", "method", "metric", sort=False).round(3)
 
 # %% [markdown]
 # ## Does the sentence matter?
-# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words and
-# an empty prompt. Equal bars would mean that the condition has no effect.
+# The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words
+# and an empty prompt. Equal bars would mean that the condition has no effect.
 
 # %%
 cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
