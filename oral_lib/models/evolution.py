@@ -61,7 +61,7 @@ def ensure(
 
 
 def _chain(versions: list[BaseSpec], source: str, device: str | torch.device) -> None:
-    """Trains and stores the missing ones of `versions`, oldest first."""
+    """Trains and stores all missing versions of `versions`, oldest first."""
     start, before = None, None
     for entry in versions:
         folder = loading.version_dir(entry.name, source)

@@ -1,7 +1,7 @@
 """The base models by name: where they come from, which modules LoRA adapts, which version they are.
 
-Adding a model is one entry here, and one line of `assets.HUB` or `packages.ASSETS` that says who
-has its weights. Nothing here imports torch.
+Adding a model is one entry here, and one line of `assets` that names the origin of its weights.
+Nothing here imports torch.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from oral_lib.errors import UsageError, closest
 
 @dataclass(frozen=True)
 class Evolution:
-    """How each version is made from the one before: all weights are trained further on text.
+    """How each version is trained from the one before: all weights, further on text.
 
-    `texts` are sets that packages ship and that hold no test row of any task; "made" is the smoke
-    scale's. Version t reads the t-th stretch of `steps * batch` rows, in an order set by `seed`.
+    `texts` are sets from packages, without test rows of any task; "made" is for the smoke scale.
+    Version t reads the t-th stretch of `steps * batch` rows, in an order set by `seed`.
     """
 
     texts: tuple[str, ...] = ("news_editorials", "parables")
@@ -24,9 +24,9 @@ class Evolution:
     batch: int = 4  # rows
     length: int = 128  # tokens of a row
     lr: float = 1e-4  # of AdamW, without weight decay
-    warmup: float = 0.1  # share of the steps until `lr`, from where it falls linearly to 0
+    warmup: float = 0.1  # share of the steps before `lr` is reached; then linear decay to 0
     clip: float = 1.0
-    held_out: int = 32  # rows that no version reads, for the perplexity
+    held_out: int = 32  # rows for the perplexity; no version reads them
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,42 +37,42 @@ class Evolution:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a two-tower model is made of two others: see `alignment.py`.
+    """How a two-tower model is trained from two others: see `alignment.py`.
 
     `pairs` names, for each source, the task whose training rows are read. Learning rate, decay and
-    dropout were chosen on images held out of the training rows of flickr8k.
+    dropout were chosen on held-out images of the training rows of flickr8k.
     """
 
     image: str  # the base model whose network becomes the image tower
     text: str  # and the text tower
     pairs: tuple[tuple[str, str], ...]
-    pictures: int = 250  # of the training rows: what is left to learn is for the adapters
+    pictures: int = 250  # images of the training rows; few, so that adapters have more to learn
     width: int = 128  # of the shared space
     steps: int = 300
     batch: int = 128  # images, with one text each
     lr: float = 1e-3  # of AdamW
     decay: float = 1.0  # weight decay of the projections
     dropout: float = 0.3  # of the features that a projection reads
-    warmup: float = 0.1  # share of the steps until `lr`, from where it falls linearly to 0
+    warmup: float = 0.1  # share of the steps before `lr` is reached; then linear decay to 0
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """What the registry knows of a base model; `asset` None: made on the spot (smoke scale)."""
+    """The entry of a base model; without an `asset` it is tiny and random, for the smoke scale."""
 
     name: str
     family: str
     asset: str | None
-    hub: str  # where adapters say that their base model is to be found
+    hub: str  # the base model's name in the files of its adapters
     targets: tuple[str, ...]
     rank: int = 8
     alpha: int = 16
-    version: str = "t0"  # t0 is the model as released
-    parent: str | None = None  # the version before, which this one was trained from
+    version: str = "t0"  # t0 is the released model
+    parent: str | None = None  # the version before, from which this one is trained
     evolution: Evolution | None = None
     alignment: Alignment | None = None
-    pixels: int = 0  # side of the images that a backbone reads; 0: as it was trained
+    pixels: int = 0  # side of a backbone's images; 0: the size it was trained on
     classes: int = 0  # rows of a backbone's head; a task uses the first
 
     @property
@@ -89,7 +89,7 @@ class BaseSpec:
 
 YES_NO = "-yes-no"  # ends the names of backbones with a head of two classes
 BERT_LINEARS = ("query", "key", "value", "dense")
-CLASSES = 43  # the most that an image task has
+CLASSES = 43  # maximum over all image tasks
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
@@ -110,7 +110,7 @@ def _backbone(name: str, hub: str, targets: tuple[str, ...], pixels: int = 0) ->
 
 
 def _yes_no(base: BaseSpec) -> BaseSpec:
-    """The same backbone for the tasks of `splits.py`: a head of two classes is all they need."""
+    """The same backbone for binary tasks, with a head of two classes."""
     name = f"{base.name}{YES_NO}"
     return replace(base, name=name, hub=name if base.asset is None else base.hub, classes=2)
 
@@ -120,7 +120,7 @@ def _tiny(name: str, targets: tuple[str, ...]) -> BaseSpec:
 
 
 def _versions(base: BaseSpec, evolution: Evolution, last: int) -> Iterator[BaseSpec]:
-    """`base` and its versions t1 to t<last>; none of them is on any hub."""
+    """`base` and its versions t1 to t<last>, which are on no hub."""
     yield base
     parent = base.name
     for t in range(1, last + 1):
@@ -136,7 +136,7 @@ _LISTED = (
     *_versions(_causal("smollm2-135m"), Evolution(), 4),
     _encoder("minilm-l3", "sentence-transformers/paraphrase-MiniLM-L3-v2"),
     *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
-    # no image of the tasks has more than 128 pixels a side, the solar cells aside
+    # all tasks but the solar cells have images of at most 128 pixels a side
     *(_backbone(name, name, LITE_CONVS, 128) for name in LITES),  # these weights are on no hub
     _yes_no(_backbone(LITES[0], LITES[0], LITE_CONVS, 128)),
     _backbone("vit-tiny", sources.HUB["vit-tiny"][0], VIT_LINEARS),
@@ -145,7 +145,7 @@ _LISTED = (
         "towers",
         "multimodal",
         None,
-        "towers",  # on no hub: it is made of two models
+        "towers",  # on no hub: it combines two models
         ("query", "value", *LITE_CONVS, "proj"),
         alignment=Alignment(
             "efficientnet-lite0",
@@ -155,7 +155,7 @@ _LISTED = (
         pixels=160,
         classes=13,
     ),
-    # the scale `paper`: planned, never run here
+    # the scale `paper`: planned, not run
     *map(_causal, ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")),
     BaseSpec(
         "qwen2-vl-7b",
@@ -215,7 +215,7 @@ REGISTRY = {entry.name: entry for entry in _LISTED}
 
 
 def spec(name: str) -> BaseSpec:
-    """The registry entry of `name`; `UsageError` with the nearest name if there is none."""
+    """The registry entry of `name`; UsageError, with the nearest name, for an unknown one."""
     if name not in REGISTRY:
         raise UsageError(
             f"unknown base model {name!r}.{closest(name, REGISTRY)} Known: {', '.join(REGISTRY)}."
@@ -224,31 +224,31 @@ def spec(name: str) -> BaseSpec:
 
 
 def lineage(name: str) -> list[BaseSpec]:
-    """The versions that lead to `name`, oldest first: the model as released, ..., `name`."""
+    """The versions that lead to `name`, oldest first: the released model, ..., `name`."""
     entry = spec(name)
     return [*(lineage(entry.parent) if entry.parent else ()), entry]
 
 
 def root(entry: BaseSpec) -> BaseSpec:
-    """The model as released that `entry` goes back to."""
+    """The released model of which `entry` is a version."""
     return root(spec(entry.parent)) if entry.parent else entry
 
 
 def in_reach(name: str, source: str = "packages") -> bool:
-    """Whether `source` can have base model `name`; a version, once it has been made from it."""
+    """Whether `source` offers base model `name`, or the model that a version is trained from."""
     first = lineage(name)[0]
-    if made_of := first.alignment:
+    if recipe := first.alignment:
         kind, _ = sources.parse_source(source)
-        towers = in_reach(made_of.image, source) and in_reach(made_of.text, source)
-        return bool(sources.local_model(name, source)) or (towers and kind in dict(made_of.pairs))
+        towers = in_reach(recipe.image, source) and in_reach(recipe.text, source)
+        return bool(sources.local_model(name, source)) or (towers and kind in dict(recipe.pairs))
     if first.asset is None or sources.local_model(name, source):
         return True
     return sources.offers(first.asset, source)
 
 
 def names(source: str = "packages", experiment: str = "") -> list[str]:
-    """The base models, as released, that `source` can have, with the ones made on the spot; all of
-    them or the base models of one experiment."""
+    """The released base models that `source` offers, tiny random models included; with `experiment`
+    only the models of that experiment."""
     return [
         name
         for name, entry in REGISTRY.items()

@@ -153,8 +153,8 @@ class Towers(Backbone):
 
 
 def pairs(recipe: Alignment, source: str) -> Split:
-    """The rows that an alignment reads from `source`; its training rows are cut to
-    the first `recipe.pictures` images. UsageError if the recipe names no task for the source."""
+    """The rows that an alignment reads from `source`. Training rows are limited to the first
+    `recipe.pictures` images. UsageError if the recipe names no task for the source."""
     kind, _ = sources.parse_source(source)
     tasks = dict(recipe.pairs)
     if kind not in tasks:
