@@ -65,7 +65,7 @@ class BaseEntry(nn.Module):
             "scale": statistics.scale,
             "basis": statistics.basis,
             "directions": projection and projection.directions,
-            "coordinates": projection and projection.coordinates,
+            "coords": projection and projection.coordinates,
             "structure": structure,
             "fingerprint": fingerprint,
         }.items():
@@ -84,9 +84,9 @@ class BaseEntry(nn.Module):
     @property
     def projection(self) -> ZooProjection | None:
         """The zoo's adapters, on the device of this module."""
-        if self.coordinates is None:
+        if self.coords is None:
             return None
-        return ZooProjection(self.directions, self.coordinates)
+        return ZooProjection(self.directions, self.coords)
 
     @classmethod
     def restored(
@@ -97,10 +97,8 @@ class BaseEntry(nn.Module):
             state[f"{prefix}.center"], state[f"{prefix}.scale"], state.get(f"{prefix}.basis")
         )
         projection = None
-        if f"{prefix}.coordinates" in state:
-            projection = ZooProjection(
-                state[f"{prefix}.directions"], state[f"{prefix}.coordinates"]
-            )
+        if f"{prefix}.coords" in state:
+            projection = ZooProjection(state[f"{prefix}.directions"], state[f"{prefix}.coords"])
         c_model = state[f"{prefix}.structure"], state[f"{prefix}.fingerprint"]
         return cls(layout, statistics, projection, *c_model, peft_config)
 
