@@ -111,8 +111,8 @@ def test_all_zero_tokens_decode_to_the_base_model_exactly(name, request):
 def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, trained):
     task, base, known = load_task(task), loading.load(name), trained.bases[name]
     if task.scoring == "answer" and base.family == "encoder":
-        with pytest.raises(UsageError, match=f"'{task.name}' wants an answer to be written"):
-            scoring.scoring_kind(base, task)
+        with pytest.raises(UsageError, match=f"'{task.name}' requires a written answer"):
+            base.scoring_kind(task)
         return
     zeros = torch.zeros(1, known.layout.l, trained.config.size)
     [adapter] = tokenization.decode(known.layout, known.statistics.denormalise(zeros))
