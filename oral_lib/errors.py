@@ -5,19 +5,35 @@ from difflib import get_close_matches
 
 
 class OralError(Exception):
-    """A run failed (exit code 1)."""
+    """A run failed (exit code 1).
+
+    >>> OralError("The disk is full: free 2 GB.").exit_code
+    1
+    """
 
     exit_code = 1
 
 
 class UsageError(OralError):
-    """Invalid name, parameter or configuration (exit code 2)."""
+    """Invalid name, parameter or configuration (exit code 2).
+
+    >>> import oral_lib
+    >>> oral_lib.load_task("moive")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    oral_lib.errors.UsageError: unknown task 'moive'. Did you mean 'movie'? ...
+    """
 
     exit_code = 2
 
 
 class PreflightError(OralError):
-    """A model, data set, disk space or lock that a run requires is missing (exit code 3)."""
+    """A model, data set, disk space or lock that a run requires is missing (exit code 3).
+
+    >>> import oral_lib
+    >>> oral_lib.load_base("smollm2-135m", source="local:no-such-folder")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    oral_lib.errors.PreflightError: ...
+    """
 
     exit_code = 3
 

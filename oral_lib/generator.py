@@ -36,8 +36,12 @@ class Generator:
         source: where the text encoder is read from.
         encoder: the text encoder, if it is loaded already.
 
-    >>> generator = Generator.from_pretrained("runs/desk/packages/generator")  # doctest: +SKIP
-    >>> [adapter] = generator.generate("Is it good news?", "minilm-l6")  # doctest: +SKIP
+    The example needs the generator of `./reproduce.sh --scale smoke`.
+
+    >>> generator = Generator.from_pretrained("runs/smoke/made/generator", source="made")
+    >>> [adapter] = generator.generate("Is it good news?", "tiny-encoder")
+    >>> adapter["base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"].shape
+    torch.Size([4, 64])
     """
 
     def __init__(
@@ -345,8 +349,12 @@ def prompt(
         UsageError: an empty sentence, or an unknown base model.
         PreflightError: there is no generator yet.
 
-    >>> [lora] = prompt("Is it good news?", base="minilm-l6")  # doctest: +SKIP
-    >>> lora.save("my-lora")  # doctest: +SKIP
+    The example needs the generator of `./reproduce.sh --scale smoke`.
+
+    >>> generator = "runs/smoke/made/generator"
+    >>> [lora] = prompt("Is it good news?", base="tiny-causal", scale="smoke", generator=generator)
+    >>> lora.card.text, lora.config["r"]
+    ('Is it good news?', 4)
     """
     if not task.strip():
         raise UsageError("the task is an empty sentence: describe what the adapter should do.")

@@ -161,6 +161,14 @@ def compare(
 
     For a matching task it has a row for each image with the most similar text. Where that text
     matches the image, the row's truth is printed in its place.
+
+    >>> import oral_lib
+    >>> base = oral_lib.load_base("tiny-encoder", source="made")
+    >>> task = oral_lib.load_task("movie")
+    >>> rows = oral_lib.task_rows(task, "made").test[:8]
+    >>> table, accuracy = compare(base, task, rows, {"initial LoRA": base.lora_init()})
+    >>> list(table.columns), len(table), list(accuracy.index)
+    (['text', 'truth', 'initial LoRA'], 8, ['initial LoRA'])
     """
     kind = base.scoring_kind(task)
     if kind == "match":

@@ -97,6 +97,11 @@ class BaseModel(ABC):
     A subclass for each family states which tasks it can be scored on and how it reads their rows.
     `adapted` arguments are the model under adapters: PEFT's, or a stack of S adapters
     (`lora.stacked`), which reads S groups of the same rows.
+
+    >>> import oral_lib
+    >>> base = oral_lib.load_base("tiny-causal", source="made")  # a subclass of BaseModel
+    >>> base.family, base.spec.rank, len(base.lora_init()) > 0
+    ('causal', 4, True)
     """
 
     reads = "texts"  # one of the inputs in INPUTS

@@ -53,6 +53,9 @@ def load(
         PreflightError: weights are not available; the message says what to do. Versions and aligned
             models are never trained here.
         OralError: files are damaged or of another model.
+
+    >>> load("tiny-encoder", source="made", labels=3).labels
+    3
     """
     entry = spec(name)
     where = _folder(entry, source), device, dtype or fast_dtype(device)

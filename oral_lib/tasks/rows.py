@@ -142,6 +142,10 @@ def task_rows(task: Task, source: str) -> Split:
     Raises:
         UsageError: if the task has no rows in this source.
         PreflightError: if a row or a column is not as the task requires.
+
+    >>> split = task_rows(load_task("movie"), "made")
+    >>> len(split.test), split.test[0].label in (0, 1)
+    (1500, True)
     """
     if task.of:
         return _binary_rows(task, source)

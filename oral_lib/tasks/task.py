@@ -24,7 +24,12 @@ PAIRED = ("question", "match")  # scorings of an image with a text
 
 @dataclass(frozen=True)
 class Task:
-    """A task as its YAML file defines it."""
+    """A task as its YAML file defines it.
+
+    >>> task = load_task("movie")
+    >>> task.labels, task.prompt("A fine film.").splitlines()[0]
+    (['negative', 'positive'], 'Review: A fine film.')
+    """
 
     name: str
     version: int
@@ -83,7 +88,11 @@ class Task:
 
 
 def task_names(family: str = "") -> list[str]:
-    """Names of all tasks, or of one family such as "language" or "vision", sorted."""
+    """Names of all tasks, or of one family such as "language" or "vision", sorted.
+
+    >>> task_names("vision")[:3]
+    ['cifar10', 'digits', 'easy_vqa_colour']
+    """
     folder = resources.files("oral_lib") / "tasks"
     names = sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
@@ -102,6 +111,9 @@ def load_task(name: str) -> Task:
     """The task called `name`, from a YAML file or binary.
 
     Raises UsageError, with the closest name, if it does not exist.
+
+    >>> load_task("rte").substitute
+    'corr2cause'
     """
     if parts := binary.parse(name):
         return _binary_task(name, *parts)

@@ -49,6 +49,10 @@ class Run:
 
     Raises:
         UsageError: an unknown scale, source or experiment, or the scale leaves it out.
+
+    >>> run = Run("smoke")
+    >>> [plan.base for plan in run.planned]
+    ['tiny-encoder', 'tiny-causal']
     """
 
     scale: str = "smoke"
