@@ -268,7 +268,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path, folder):
         for target in (outside, Path("../outside"), folder / name):  # the last one: a loop
             (folder / name).unlink()
             (folder / name).symlink_to(target)
-            refused("leads out|No file", peft_folder.load, folder)
+            refused("leads out|does not exist", peft_folder.load, folder)
         (folder / name).unlink()
         (folder / name).write_bytes(held)
     peft_folder.load(folder)
@@ -384,7 +384,7 @@ def test_a_missing_adapter_is_refused(tmp_path, folder):
     (folder / peft_folder.CONFIG).write_text("[]")
     refused("must be a JSON object", peft_folder.load, folder)
     (folder / peft_folder.CONFIG).unlink()
-    refused("No file", peft_folder.load, folder)
+    refused("does not exist", peft_folder.load, folder)
 
 
 def test_the_first_difference_to_the_base_is_told():

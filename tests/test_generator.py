@@ -20,7 +20,6 @@ from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
-from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, task_names
@@ -361,7 +360,7 @@ def test_what_cannot_be_generated_is_refused(fresh, refused):
     with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
         fresh.generate(MOVIE, "tiny-casual")
     base = loading.load("tiny-causal")
-    thin = BaseModel(replace(base.spec, rank=2), base.model, base.tokenizer)
+    thin = type(base)(replace(base.spec, rank=2), base.model, base.tokenizer)
     with refused(UsageError, "'tiny-causal'", "layout"):
         fresh.generate(MOVIE, thin)
 
