@@ -90,7 +90,7 @@ STYLE_TASKS = ("pokemon", "naruto", "baroque")  # no pinned revision: read from 
 # ---------------------------------------------------------------- base models
 PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
 HUB_BASES = ("qwen2.5-0.5b", "llama-3.2-1b")
-LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+_LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LOCAL_BACKBONES = ("vit-tiny", "convnext-atto")  # used where a local folder has their weights
 
 
@@ -121,7 +121,7 @@ def _lab_language(source: str) -> tuple[BasePlan, ...]:
 def _lab_vision(source: str) -> tuple[BasePlan, ...]:
     """The image backbones, with those whose weights the local folder has."""
     kind, _, folder = source.partition(":")
-    names = list(LITES)
+    names = list(_LITES)
     if kind == "local":
         models = Path(folder).expanduser() / "models"
         names += [name for name in LOCAL_BACKBONES if (models / name / "config.json").is_file()]
@@ -161,7 +161,7 @@ def _lab_unseen(source: str) -> tuple[BasePlan, ...]:
     """RPG's test, on ten handwritten digits where the source has no CIFAR-10."""
     family = "digits" if source == "packages" else "cifar10"
     costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
-    return (_unseen(f"{LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
+    return (_unseen(f"{_LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
 
 
 def _paper_multimodal(source: str) -> tuple[BasePlan, ...]:
@@ -203,7 +203,7 @@ SMOKE: dict[str, Callable[[str], tuple[BasePlan, ...]]] = {
         BasePlan(base="tiny-diffusion", tasks=("pokemon", "baroque"), zoo_seeds=2, held_out=1),
     ),
 }
-DESK = {
+_DESK = {
     "language": lambda source: (
         BasePlan(
             base="minilm-l6",
@@ -223,7 +223,7 @@ DESK = {
         ),
     ),
 }
-LAB = {
+_LAB = {
     "language": _lab_language,
     "vision": _lab_vision,
     "unseen": _lab_unseen,
@@ -236,8 +236,8 @@ PAPER = {
     "multimodal": _paper_multimodal,
     "style": _paper_style,
 }
-SCALES = {"smoke": SMOKE, "desk": DESK, "lab": LAB, "paper": PAPER}
-EXPERIMENTS = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
+SCALES = {"smoke": SMOKE, "desk": _DESK, "lab": _LAB, "paper": PAPER}
+EXPERIMENT_NAMES = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
 
 
 # ---------------------------------------------------------------- queries
@@ -289,7 +289,7 @@ def base_plans(
     Args:
         scale: a key of `SCALES`.
         source: "packages", "hub" or "local:DIR"; only tasks with rows from it are planned.
-        experiment: one of `EXPERIMENTS`.
+        experiment: one of `EXPERIMENT_NAMES`.
 
     Raises:
         UsageError: unknown scale, source or experiment, or a source that the scale does not have.
@@ -301,10 +301,10 @@ def base_plans(
     kind = slug(source)
     if scale == "desk" and kind != "packages":
         raise UsageError(f"scale 'desk' runs from source 'packages' only, got {source!r}.")
-    if experiment not in EXPERIMENTS:
+    if experiment not in EXPERIMENT_NAMES:
         raise UsageError(
-            f"unknown experiment {experiment!r}.{closest(experiment, EXPERIMENTS)} "
-            f"Known: {', '.join(EXPERIMENTS)}."
+            f"unknown experiment {experiment!r}.{closest(experiment, EXPERIMENT_NAMES)} "
+            f"Known: {', '.join(EXPERIMENT_NAMES)}."
         )
     if kind == "made":
         source = "packages"
@@ -326,7 +326,9 @@ def not_planned(scale: str, source: str, experiment: str) -> str:
 def experiments(scale: str, source: str = "packages") -> list[str]:
     """The experiments of a scale; the smoke scale has styles only if diffusers is installed."""
     left_out = "style" if scale == "smoke" and find_spec("diffusers") is None else ""
-    return [name for name in EXPERIMENTS if name != left_out and base_plans(scale, source, name)]
+    return [
+        name for name in EXPERIMENT_NAMES if name != left_out and base_plans(scale, source, name)
+    ]
 
 
 def base_plan(scale: str, base: str, source: str = "packages", experiment: str = "") -> BasePlan:
@@ -336,7 +338,7 @@ def base_plan(scale: str, base: str, source: str = "packages", experiment: str =
         UsageError: with the nearest name if the scale has no such base, or with the licence that
             the user has to accept first.
     """
-    plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENTS)
+    plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENT_NAMES)
     if base in plans:
         return plans[base]
     terms = packages.TERMS.get(base)
@@ -352,7 +354,7 @@ def base_plan(scale: str, base: str, source: str = "packages", experiment: str =
 
 
 def _plans_by_base(
-    scale: str, source: str, names: Iterable[str] = EXPERIMENTS
+    scale: str, source: str, names: Iterable[str] = EXPERIMENT_NAMES
 ) -> dict[str, BasePlan]:
     return {plan.base: plan for name in names for plan in base_plans(scale, source, name)}
 

@@ -36,7 +36,7 @@ from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo.store import BaseFacts, Member
 
-FORMAT = 2  # of the stored parts: a new number measures everything again
+_FORMAT = 2  # of the stored parts: a new number measures everything again
 
 Decoding = dict[tuple[str, str], TokenStatistics]  # by base model and task
 
@@ -78,7 +78,7 @@ class Study:
         specs = {t: load_task(t) for names in self.tasks.values() for t in names}
         texts = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in specs.items()}
         wordings = wordings_hash(sorted({m.task for m in self.members}))
-        content = [FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
+        content = [_FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -106,7 +106,9 @@ def in_gauge(member: Member, form: Gauge) -> Member:
     return member
 
 
-def assemble(variant: Variant, study: Study) -> tuple[Generator, dict[str, TrainingSet], Decoding]:
+def assemble_variant(
+    variant: Variant, study: Study
+) -> tuple[Generator, dict[str, TrainingSet], Decoding]:
     """(untrained generator, its training sets, the statistics to decode with).
 
     In any gauge but the shared initialisation, LoRA factors are centred on zero: all-zero tokens
@@ -165,7 +167,7 @@ def measure(evaluator: "Evaluator", variant: Variant, folder: Path) -> pd.DataFr
     Variants that differ from the default only in sampling share its network, in `folder`.
     """
     study, began = evaluator.study, time.perf_counter()
-    untrained, data, decoding = assemble(variant, study)
+    untrained, data, decoding = assemble_variant(variant, study)
     model, seconds = _trained(study, variant, untrained, data, folder)
     count = sum(v.numel() for v in model.network.parameters())
     rows = []

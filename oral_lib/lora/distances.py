@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from oral_lib.errors import UsageError
-from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check, factors_by_module
+from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check_adapter, factors_by_module
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-BATCH = 64  # modules that `distance` multiplies at once: bounds its float64 copies
+_BATCH = 64  # modules that `distance` multiplies at once: bounds its float64 copies
 
 
 class Distance(NamedTuple):
@@ -61,7 +61,7 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
     >>> distance(one, other, {"r": 2, "lora_alpha": 2}).total  # ||I||, scale 1
     1.4142135623730951
     """
-    check(one, other)
+    check_adapter(one, other)
     settings, other = LoraSettings.of(config), {n: t.to(one[n].device) for n, t in other.items()}
     pairs, others = factors_by_module(one, settings), factors_by_module(other, settings)
     by_shape = defaultdict(list)  # modules of one shape are multiplied together
@@ -69,8 +69,8 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
         by_shape[a.shape, b.shape].append(module)
     squared = 0.0
     for modules in by_shape.values():
-        for start in range(0, len(modules), BATCH):
-            batch = modules[start : start + BATCH]
+        for start in range(0, len(modules), _BATCH):
+            batch = modules[start : start + _BATCH]
             b, a = _stacked(pairs, batch)  # [modules, out, r], [modules, r, in]
             b2, a2 = _stacked(others, batch)
             left = torch.cat([b - b2, b2], -1)  # [modules, out, 2r]
@@ -189,7 +189,7 @@ def pairwise(ones: Sequence[Adapter], others: Sequence[Adapter], scale: float = 
     `distance` is exact for them. OralError when names or shapes differ.
     """
     for adapter in [*ones[1:], *others]:
-        check(adapter, ones[0])
+        check_adapter(adapter, ones[0])
     inner = squares = other_squares = 0.0
     for end_a, end_b in PAIRS.items():
         for name in (n for n in ones[0] if n.endswith(end_a)):

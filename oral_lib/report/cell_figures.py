@@ -1,7 +1,7 @@
 """The figures of one cell, or of a few: methods, prompts, and example images with answers.
 
-Every figure function returns a closed matplotlib Figure: a notebook shows it once, `theme.save`
-writes it.
+Every figure function returns a closed matplotlib Figure: a notebook shows it once,
+`theme.save_figure` writes it.
 """
 
 import textwrap
@@ -28,7 +28,7 @@ from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import Task, load_task
 
-METHODS = {  # in order from the top: (label, colour)
+_METHODS = {  # in order from the top: (label, colour)
     "generated": ("generated", VERMILION),
     "trained": ("trained", BLUE),
     "soup_task": ("adapter average (soup)", INK),
@@ -44,7 +44,7 @@ METHODS = {  # in order from the top: (label, colour)
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
 }
-CONDITIONS = {
+_CONDITIONS = {
     "matched": ("task's own prompt", VERMILION),
     "paraphrase": ("held-out paraphrase", ORANGE),
     "mismatched": ("wrong-task prompt", INK),
@@ -61,8 +61,8 @@ def methods(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
     `comparisons.per_sample`; they are drawn as ticks below methods with several samples. The band
     is trained ± half a point.
     """
-    rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(METHODS)]
-    return _interval_panels(rows, "method", METHODS, samples, references={})
+    rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(_METHODS)]
+    return _interval_panels(rows, "method", _METHODS, samples, references={})
 
 
 def conditions(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
@@ -71,7 +71,7 @@ def conditions(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figur
     Lines mark the base model and the trained LoRA. Arguments as in `methods`.
     """
     references = {"base": ("base", GREY), "trained": ("trained", BLUE)}
-    return _interval_panels(rows, "condition", CONDITIONS, samples, references)
+    return _interval_panels(rows, "condition", _CONDITIONS, samples, references)
 
 
 def _interval_panels(
@@ -168,7 +168,7 @@ def _ticks(axis: Axes, samples: pd.DataFrame, row, height: int, colour: str) -> 
 
 # ---------------------------------------------------------------- example images
 EXAMPLE_METHODS = {"base": "none", "trained": "none", "generated": "matched"}  # with condition
-SIDE = 96  # pixels
+EXAMPLE_PIXELS = 96  # pixels
 IMAGE_QUERY = "text_to_image/"  # matching: item keys of the direction in which a text is the query
 
 
@@ -204,7 +204,7 @@ def examples(
             files.append(row.image)
             predicted = {method: s[prefix + row.key] for method, s in predictions.items()}
             answers.append(_answers(task, row, predicted))
-    return (images.pad_to_square(files, SIDE), pd.DataFrame(answers)) if files else None
+    return (images.pad_to_square(files, EXAMPLE_PIXELS), pd.DataFrame(answers)) if files else None
 
 
 def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Figure:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from oral_lib.evaluation import results
 from oral_lib.report.findings import overview, verdict
-from oral_lib.report.formats import joined, markdown
+from oral_lib.report.formats import listed, markdown
 from oral_lib.report.tables import grid_legend
 from oral_lib.storage import read_json
 
@@ -34,7 +34,7 @@ above 0.
 The baseline is the better of base model and majority class. A cell is a task on a base model. It \
 has a signal if the 95% interval of trained minus baseline lies above 0.
 """
-SMOKE = "Tiny models with made data: this tests the code; the numbers mean nothing.\n"
+_SMOKE = "Tiny models with made data: this tests the code; the numbers mean nothing.\n"
 READING = """\
 - ± is the standard deviation over samples (generated) or adapters (trained, retrieval, noise); \
 s.e. is the standard error over items.{fewer}
@@ -50,7 +50,7 @@ task's own description.
 tensor.
 - Unconditional: the generator without any condition.
 """
-PARTS = "Recall in both directions, and accuracy per kind of question, in percent"
+_PARTS = "Recall in both directions, and accuracy per kind of question, in percent"
 RECALL = """\
 Recall@k is the share of queries with a correct match among the k nearest candidates. The accuracy \
 of a matching task is recall@1 over the queries of both directions.
@@ -67,7 +67,7 @@ Distances are Frobenius norms over dW = B A, to the nearest adapter of the train
 is the distance of a generated LoRA over that of a held-out seed: 0 is a copy, 1 is as new as \
 another training run.
 """
-UNSEEN = """\
+_UNSEEN = """\
 Balanced accuracy in percent on tasks that no generator was trained on; chance is 50. Best is the \
 best of the generated samples on these same rows, as RPG reports it. RPG's published values, \
 with class bits in place of words: trained 97.2, best of ten 92.9, mean 90.0. The multi-task LoRA \
@@ -109,7 +109,7 @@ def chapter(folder: Path, sources: "Sequence[SourceResults]") -> str:
     """The chapter of the scale in `folder`, whose tables and figures have been written."""
     path = folder / "manifest.json"
     manifest = read_json(path) if path.exists() else {}
-    blocks = [f"## {folder.name}\n", *([SMOKE] if folder.name == "smoke" else [])]
+    blocks = [f"## {folder.name}\n", *([_SMOKE] if folder.name == "smoke" else [])]
     if counted := [source.compared for source in sources if source.counted]:
         blocks += ["### At a glance\n", markdown(overview(pd.concat(counted))), GLANCE]
     for source in sources:
@@ -128,7 +128,7 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
     fewer = FEWER if source.metrics.n_items.nunique() > 1 else ""
     novelty = folder / "tables" / f"novelty-{source.name}.md"
     blocks += [
-        *([markdown(source.unseen), UNSEEN] if source.has("balanced_accuracy") else []),
+        *([markdown(source.unseen), _UNSEEN] if source.has("balanced_accuracy") else []),
         markdown(source.grid),
         f"{grid_legend(source.grid)}\n",
         "#### Findings\n",
@@ -145,7 +145,7 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
         ),
         "#### Every method\n",
         *_folded("Accuracy in percent", markdown(source.main), READING.format(fewer=fewer)),
-        *(_folded(PARTS, markdown(source.parts), RECALL) if len(source.parts) else ()),
+        *(_folded(_PARTS, markdown(source.parts), RECALL) if len(source.parts) else ()),
     ]
     if novelty.exists():
         blocks += ["#### Novelty\n", novelty.read_text(encoding="utf-8"), NOVELTY]
@@ -160,7 +160,7 @@ def _files(folder: Path, source: "SourceResults") -> str:
     return FILES.format(
         scale=folder.name,
         name=source.name,
-        tables=joined(tables),
+        tables=listed(tables),
         source="local:DIR" if source.source == "local" else source.source,
         only="" if source.experiment == "language" else f" --only '{source.experiment}*'",
     )
@@ -177,12 +177,12 @@ def _measured(metrics: pd.DataFrame) -> str:
     items = sorted(metrics.n_items.unique(), reverse=True)
     return "\n".join(
         [
-            f"- Base models: {joined(metrics.base.unique())}.",
-            f"- Tasks: {joined(metrics.task.unique())}.",
-            f"- Cells: {metrics.groupby(['base', 'task']).ngroups}, with {joined(items)} held-out "
+            f"- Base models: {listed(metrics.base.unique())}.",
+            f"- Tasks: {listed(metrics.task.unique())}.",
+            f"- Cells: {metrics.groupby(['base', 'task']).ngroups}, with {listed(items)} held-out "
             "items.",
-            f"- Generator seeds: {joined(sorted(metrics.seed.unique()))}; generated samples of "
-            f"each: {joined(sorted(generated.n_samples.unique())) if len(generated) else 'none'}.",
+            f"- Generator seeds: {listed(sorted(metrics.seed.unique()))}; generated samples of "
+            f"each: {listed(sorted(generated.n_samples.unique())) if len(generated) else 'none'}.",
             *_commits(metrics),
         ]
     )
@@ -200,7 +200,7 @@ def _commits(metrics: pd.DataFrame) -> list[str]:
             f"{task} on {base}{_seeds_of(cell, metrics)}"
             for (base, task), cell in rows.groupby(["base", "task"])
         ]
-        lines.append(f"  - {commit}: {joined(cells)}.")
+        lines.append(f"  - {commit}: {listed(cells)}.")
     return lines
 
 
@@ -208,7 +208,7 @@ def _seeds_of(rows: pd.DataFrame, metrics: pd.DataFrame) -> str:
     """The seeds of the `rows` of a cell, unless they are all that `metrics` has of the cell."""
     cell = metrics[(metrics.base == rows.base.iloc[0]) & (metrics.task == rows.task.iloc[0])]
     seeds = sorted(rows.seed.unique())
-    return "" if len(seeds) == cell.seed.nunique() else f" (seed {joined(seeds)})"
+    return "" if len(seeds) == cell.seed.nunique() else f" (seed {listed(seeds)})"
 
 
 def _machine(entry: dict | None) -> str:
@@ -216,7 +216,7 @@ def _machine(entry: dict | None) -> str:
     if entry is None:
         return "- Machine: not recorded."
     machine, versions = entry["hardware"], entry["versions"]
-    gpu = joined(machine["gpu"]) if machine["gpu"] else "no GPU"
+    gpu = listed(machine["gpu"]) if machine["gpu"] else "no GPU"
     seeds = {name: _seeds(value) for name, value in sorted(entry["seeds"].items())}
     return (
         f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
@@ -229,7 +229,7 @@ def _seeds(value) -> str:
     """The distinct seeds of an entry: a seed, or a list of seeds or of zoo members."""
     entries = value if isinstance(value, list) else [value]
     seeds = {entry["seed"] if isinstance(entry, dict) else entry for entry in entries}
-    return joined(sorted(seeds)) if seeds else ""
+    return listed(sorted(seeds)) if seeds else ""
 
 
 # ---------------------------------------------------------------- studies of a scale
@@ -257,7 +257,7 @@ def _ablations(folder: Path, source: str) -> str:
     ablations = pd.read_csv(folder / "ablations.csv")
     rows = ablations[(ablations.source == source) & (ablations.metric == "accuracy")]
     return (
-        f"Validation rows ({joined(sorted(rows.n_items.unique()))} per task) of "
-        f"{joined(rows.task.unique())} on {joined(rows.base.unique())}; commit "
-        f"{joined(rows.commit.unique())}. DEVIATIONS.md lists the present defaults.\n"
+        f"Validation rows ({listed(sorted(rows.n_items.unique()))} per task) of "
+        f"{listed(rows.task.unique())} on {listed(rows.base.unique())}; commit "
+        f"{listed(rows.commit.unique())}. DEVIATIONS.md lists the present defaults.\n"
     )

@@ -21,7 +21,7 @@ from oral_lib.report.formats import (
     ABSENT,
     IMPOSSIBLE,
     NO_SIGNAL,
-    aligned,
+    aligned_lines,
     points_interval,
     share_interval,
     signed_points,
@@ -50,7 +50,7 @@ HEADINGS = {  # (method, condition): column of the main table
     ("unconditional", "none"): "unconditional",
 }
 # columns that appear only if measured; every other column of HEADINGS is always present
-OPTIONAL = [
+_OPTIONAL = [
     "linear probe", "multi-task LoRA", "held-out paraphrase", "Gaussian", "small noise",
     "large noise", "unconditional",
 ]  # fmt: skip
@@ -99,7 +99,7 @@ def main_table(
         table.append(line)
     columns = ["experiment", "base model", "task", "n", *HEADINGS.values(), "s.e."]
     table = pd.DataFrame(table, columns=columns)
-    unused = [name for name in OPTIONAL if (table[name] == ABSENT).all()]
+    unused = [name for name in _OPTIONAL if (table[name] == ABSENT).all()]
     if table.experiment.nunique() < 2:
         unused.append("experiment")
     return table.drop(columns=unused)
@@ -148,7 +148,7 @@ def _share(row, kept: bool) -> str:
 
 
 # ---------------------------------------------------------------- further studies
-UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and best
+_UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and best
     ("generated", "matched"): "mean",
     ("generated", "paraphrase"): "held-out paraphrase",
     ("regression", "matched"): "regression",
@@ -173,7 +173,7 @@ def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
         row = {"task": load_task(name).description}
         row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
         row |= {"best": best.get((name, "generated", "matched"), np.nan)}
-        row |= {heading: mean.get((name, *key), np.nan) for key, heading in UNSEEN.items()}
+        row |= {heading: mean.get((name, *key), np.nan) for key, heading in _UNSEEN.items()}
         table.append(row)
     values = pd.DataFrame(table)
     means = values.drop(columns="task").mean()
@@ -274,7 +274,7 @@ def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str
     `items` are used only to mark tasks without signal.
     """
     left_out = [
-        "all-task average (soup)", "retrieval", *OPTIONAL, "random words", "empty prompt", "s.e.",
+        "all-task average (soup)", "retrieval", *_OPTIONAL, "random words", "empty prompt", "s.e.",
     ]  # fmt: skip
     short = {
         "adapter average (soup)": "soup", "regression": "regr.", "generated": "GENERATED",
@@ -286,13 +286,16 @@ def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str
         if len(table):
             if items is not None:
                 table["task"] = main_table(metrics, source, items).task
-            lines = [f"Accuracy in percent, source {source}", *aligned(table.rename(columns=short))]
+            lines = [
+                f"Accuracy in percent, source {source}",
+                *aligned_lines(table.rename(columns=short)),
+            ]
             if table.task.str.endswith(NO_SIGNAL).any():
                 lines.append(f"{NO_SIGNAL} no signal: {SIGNS[NO_SIGNAL]}")
             blocks.append(lines)
         styles = metrics[(metrics.source == source) & (metrics.experiment == "style")]
         for (base, task), cell in styles.groupby(["base", "task"], sort=False):
-            rows = aligned(style_table(cell))
+            rows = aligned_lines(style_table(cell))
             blocks.append([f"Style {task} on {base}, source {source}", *rows])
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
