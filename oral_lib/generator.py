@@ -36,7 +36,7 @@ class Generator:
         source: where the text encoder is read from.
         encoder: the text encoder, if it is loaded already.
 
-    The example needs the generator of `./reproduce.sh --scale smoke`.
+    The generator below is that of `./reproduce.sh --scale smoke`.
 
     >>> generator = Generator.from_pretrained("runs/smoke/made/generator", source="made")
     >>> [adapter] = generator.generate("Is it good news?", "tiny-encoder")
@@ -89,15 +89,13 @@ class Generator:
 
         Args:
             text: what the task is; an empty text is replaced by the learned vector for "no text".
-            base: name of a base model of this generator, or a BaseModel. Of a BaseModel the
-                description and weights are read; so a later version of a base model is served.
+            base: a name from this generator, or a BaseModel whose description and weights are read.
             n: number of adapters.
             seed: the same seed gives the same adapters; regression does not depend on it.
             sampling: default: that of the generator.
             chunk: adapters computed at once; bounds the memory.
             statistics: decode with these instead of the statistics of the base model.
-            **changes: fields of `SamplingConfig` to replace, such as `temperature`; None:
-                unchanged.
+            **changes: fields of `SamplingConfig` to replace, such as `temperature`, unless None.
 
         Raises:
             UsageError: an unknown base model or option, another layout, or a value out of range.
@@ -349,7 +347,7 @@ def prompt(
         UsageError: an empty sentence, or an unknown base model.
         PreflightError: there is no generator yet.
 
-    The example needs the generator of `./reproduce.sh --scale smoke`.
+    The generator below is that of `./reproduce.sh --scale smoke`.
 
     >>> generator = "runs/smoke/made/generator"
     >>> [lora] = prompt("Is it good news?", base="tiny-causal", scale="smoke", generator=generator)
@@ -368,7 +366,7 @@ def prompt(
     model = Generator.from_pretrained(folder, device, source=source)
     adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
-    members = _zoo_beside(folder, model, base)
+    members = store.trained_on(folder, model.manifest, base)
     loras = []
     for tensors in adapters:
         name, far = distances.nearest(tensors, members, config) if members else ("", None)
@@ -384,25 +382,3 @@ def prompt(
         )
         loras.append(PromptedLora(tensors, config, card))
     return loras
-
-
-def _zoo_beside(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
-    """(name, tensors) of the adapters of `base` that the generator was trained on, if their files
-    are next to its folder and unchanged. OralError if the manifest does not list them."""
-    try:
-        listed = [
-            (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
-            for entry in model.manifest.get("zoo", ())
-            if entry["base"] == base
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise OralError(
-            f"manifest.json in {folder} does not list what the generator was trained on "
-            f"({type(error).__name__}: {error}): train or download it again."
-        ) from error
-    members = []
-    for task, seed, sha256 in listed:
-        file = store.folder(folder.parent, base, task, seed) / "adapter_model.safetensors"
-        if file.is_file() and storage.sha256(file) == sha256:
-            members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
-    return members

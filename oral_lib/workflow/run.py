@@ -1,7 +1,4 @@
-"""A run: the zoo, generators and cells of one experiment, from one source, in one folder.
-
-Notebooks and commands compute through a `Run`.
-"""
+"""A run: the zoo, generators and cells of one experiment; what notebooks and commands call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -189,9 +186,8 @@ class Run:
     def show_zoo(self, base: str) -> pd.DataFrame:
         """A base model's zoo, one row for each task and recipe.
 
-        Its columns are the number of adapters and means over them: accuracy and log-likelihood of
-        the answers to validation rows (each left out where it does not exist), last loss. The
-        log-likelihood of an image of a style is minus the squared error of denoising.
+        Columns: number of adapters, then means of validation accuracy and log-likelihood (where
+        they exist; of a style minus the squared error of denoising) and of the last loss.
         """
         zoo = pd.DataFrame(
             {
@@ -217,7 +213,6 @@ class Run:
         """A frozen base model on the device of this run."""
         return loading.load(name, source=self.source, labels=labels, device=self.device)
 
-    # ------------------------------------------------------------ ablations
     def ablation_study(
         self,
         *,

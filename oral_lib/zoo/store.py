@@ -5,9 +5,10 @@ the hash of the weights. Checkpoints are stored next to the adapter; all of a ru
 `zoo/<base>/base.safetensors` and base.json are the facts of the base model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -278,3 +279,27 @@ def base_facts(root: Path, base: str, source: str) -> BaseFacts:
     fingerprint = values.pop("fingerprint")
     start = {name.removeprefix("start."): value for name, value in values.items()}
     return BaseFacts(start, content["description"], fingerprint, content["peft_config"])
+
+
+def trained_on(
+    place: Path, manifest: Mapping[str, Any], base: str
+) -> list[tuple[str, dict[str, Tensor]]]:
+    """(name, tensors) of the adapters of `base` that the generator in `place` was trained on, if
+    their files are next to its folder and unchanged. OralError if the manifest does not list them."""
+    try:
+        listed = [
+            (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
+            for entry in manifest.get("zoo", ())
+            if entry["base"] == base
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise OralError(
+            f"manifest.json in {place} does not list what the generator was trained on "
+            f"({type(error).__name__}: {error}): train or download it again."
+        ) from error
+    members = []
+    for task, seed, sha256 in listed:
+        file = folder(place.parent, base, task, seed) / "adapter_model.safetensors"
+        if file.is_file() and storage.sha256(file) == sha256:
+            members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
+    return members
