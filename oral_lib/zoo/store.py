@@ -285,7 +285,10 @@ def trained_on(
     place: Path, manifest: Mapping[str, Any], base: str
 ) -> list[tuple[str, dict[str, Tensor]]]:
     """(name, tensors) of the adapters of `base` that the generator in `place` was trained on, if
-    their files are next to its folder and unchanged. OralError if the manifest does not list them."""
+    their files are next to its folder and unchanged.
+
+    OralError if the manifest does not list them.
+    """
     try:
         listed = [
             (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
