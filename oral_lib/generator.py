@@ -23,7 +23,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 from oral_lib.zoo import store
 
-FORMAT = 2
+_FORMAT = 2
 
 
 class Generator:
@@ -214,7 +214,7 @@ class Generator:
             name: {"layout": entry.layout.to_json(), "peft_config": entry.peft_config}
             for name, entry in self.bases.items()
         }
-        content = {"format": FORMAT, "generator": asdict(self.config), "bases": bases}
+        content = {"format": _FORMAT, "generator": asdict(self.config), "bases": bases}
         content["sampling"] = asdict(self.sampling)
         storage.write_json(folder / "config.json", content)
         digest = storage.sha256(folder / "generator.safetensors")
@@ -248,9 +248,9 @@ class Generator:
         manifest = storage.read_json(folder / "manifest.json")
         content = storage.read_json(folder / "config.json")
         version = content.get("format") if isinstance(content, dict) else None
-        if version != FORMAT:
+        if version != _FORMAT:
             raise OralError(
-                f"{folder} has format {version!r}, this code reads {FORMAT}: train the generator "
+                f"{folder} has format {version!r}, this code reads {_FORMAT}: train the generator "
                 "again, or download it in the new format."
             )
         file = folder / "generator.safetensors"

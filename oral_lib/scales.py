@@ -90,7 +90,7 @@ STYLE_TASKS = ("pokemon", "naruto", "baroque")  # no pinned revision: read from 
 # ---------------------------------------------------------------- base models
 PAPER_BASES = ("mistral-7b", "llama-2-7b", "llama-3.1-8b", "gemma-2-9b", "qwen2.5-7b")
 HUB_BASES = ("qwen2.5-0.5b", "llama-3.2-1b")
-LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+_LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LOCAL_BACKBONES = ("vit-tiny", "convnext-atto")  # used where a local folder has their weights
 
 
@@ -121,7 +121,7 @@ def _lab_language(source: str) -> tuple[BasePlan, ...]:
 def _lab_vision(source: str) -> tuple[BasePlan, ...]:
     """The image backbones, with those whose weights the local folder has."""
     kind, _, folder = source.partition(":")
-    names = list(LITES)
+    names = list(_LITES)
     if kind == "local":
         models = Path(folder).expanduser() / "models"
         names += [name for name in LOCAL_BACKBONES if (models / name / "config.json").is_file()]
@@ -161,7 +161,7 @@ def _lab_unseen(source: str) -> tuple[BasePlan, ...]:
     """RPG's test, on ten handwritten digits where the source has no CIFAR-10."""
     family = "digits" if source == "packages" else "cifar10"
     costs = {"zoo_minutes": 0.01, "cell_minutes": 0.3, "memory_mb": 12_000}
-    return (_unseen(f"{LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
+    return (_unseen(f"{_LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
 
 
 def _paper_multimodal(source: str) -> tuple[BasePlan, ...]:
@@ -203,7 +203,7 @@ SMOKE: dict[str, Callable[[str], tuple[BasePlan, ...]]] = {
         BasePlan(base="tiny-diffusion", tasks=("pokemon", "baroque"), zoo_seeds=2, held_out=1),
     ),
 }
-DESK = {
+_DESK = {
     "language": lambda source: (
         BasePlan(
             base="minilm-l6",
@@ -223,7 +223,7 @@ DESK = {
         ),
     ),
 }
-LAB = {
+_LAB = {
     "language": _lab_language,
     "vision": _lab_vision,
     "unseen": _lab_unseen,
@@ -236,7 +236,7 @@ PAPER = {
     "multimodal": _paper_multimodal,
     "style": _paper_style,
 }
-SCALES = {"smoke": SMOKE, "desk": DESK, "lab": LAB, "paper": PAPER}
+SCALES = {"smoke": SMOKE, "desk": _DESK, "lab": _LAB, "paper": PAPER}
 EXPERIMENTS = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
 
 

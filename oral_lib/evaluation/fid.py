@@ -25,7 +25,7 @@ from oral_lib.errors import OralError, PreflightError
 from oral_lib.models import loading
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
-BATCH = 64  # images in a forward pass
+_BATCH = 64  # images in a forward pass
 RESAMPLES = 20  # draws for a standard error
 
 
@@ -79,7 +79,7 @@ class Features:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        batches = [self._features(batch.to(device).float()) for batch in images.split(BATCH)]
+        batches = [self._features(batch.to(device).float()) for batch in images.split(_BATCH)]
         return torch.cat(batches).float().cpu()
 
     def _features(self, images: Tensor) -> Tensor:

@@ -41,16 +41,16 @@ ONCE = [  # the methods that do not depend on the generator
 ]
 # fmt: on
 PROMPTED = ["multitask", "retrieval", "regression", "generated"]  # conditioned on the task's text
-CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
+_CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
 SOURCES = ["packages", "local", "hub", "made"]
-ALLOWED = {"method": METHODS, "condition": CONDITIONS, "source": SOURCES}
+ALLOWED = {"method": METHODS, "condition": _CONDITIONS, "source": SOURCES}
 SHARES = [  # metrics between 0 and 1, higher is better
     "accuracy",
     "auc",
     "calibrated_accuracy",
     "balanced_accuracy",
 ]
-PARTS = r"accuracy_\w+|\w+_recall@\d+"  # metrics of one kind of items, also between 0 and 1
+_PARTS = r"accuracy_\w+|\w+_recall@\d+"  # metrics of one kind of items, also between 0 and 1
 
 PLACE = ["experiment", "source", "base", "task"]
 CELL = [*PLACE, "seed"]  # the task implies the family
@@ -119,7 +119,7 @@ def check_items(items: pd.DataFrame, metrics: pd.DataFrame | None = None) -> pd.
 
 def of_parts(metrics: pd.DataFrame) -> pd.Series:
     """Which rows are metrics of one kind of items: recall@k one way, accuracy of one kind."""
-    return metrics.metric.astype(str).str.fullmatch(PARTS)
+    return metrics.metric.astype(str).str.fullmatch(_PARTS)
 
 
 def _different(group: np.ndarray, codes: np.ndarray, total: int) -> np.ndarray:

@@ -36,7 +36,7 @@ from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo.store import BaseFacts, Member
 
-FORMAT = 2  # of the stored parts: a new number measures everything again
+_FORMAT = 2  # of the stored parts: a new number measures everything again
 
 Decoding = dict[tuple[str, str], TokenStatistics]  # by base model and task
 
@@ -78,7 +78,7 @@ class Study:
         specs = {t: load_task(t) for names in self.tasks.values() for t in names}
         texts = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in specs.items()}
         wordings = wordings_hash(sorted({m.task for m in self.members}))
-        content = [FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
+        content = [_FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
         text = json.dumps(content, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -105,7 +105,7 @@ def nearest_task(text: str, names: Sequence[str], encoder: TextEncoder) -> str:
 
 # ---------------------------------------------------------------- the linear probe
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # candidates, on standardised features
-ITERATIONS = 200  # of L-BFGS, at most
+_ITERATIONS = 200  # of L-BFGS, at most
 
 
 def linear_probe(base: "Backbone", task: Task, data: Split) -> dict[str, Tensor]:
@@ -143,7 +143,7 @@ def fit_head(x: Tensor, y: Tensor, classes: int, decay: float) -> tuple[Tensor, 
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

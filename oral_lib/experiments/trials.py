@@ -36,8 +36,8 @@ class Size:
     zoo_adapters: int = 100  # adapters of the zoo that are scored, at most
 
 
-SMOKE = Size(rows=100, control_rows=100, samples=3, control_samples=1, noise_samples=1)
-LAB = Size(
+_SMOKE = Size(rows=100, control_rows=100, samples=3, control_samples=1, noise_samples=1)
+_LAB = Size(
     rows=1000, control_rows=500, samples=10, control_samples=4, other_tasks=6, noise_samples=5
 )
 LAB_IMAGES = Size(
@@ -45,22 +45,22 @@ LAB_IMAGES = Size(
 )
 SIZES = {  # by scale and then by kind of scoring or family of the base model
     "smoke": {
-        "encoder": SMOKE,
-        "causal": SMOKE,
-        "vision": SMOKE,
-        "multimodal": SMOKE,
-        "vision-language": SMOKE,
+        "encoder": _SMOKE,
+        "causal": _SMOKE,
+        "vision": _SMOKE,
+        "multimodal": _SMOKE,
+        "vision-language": _SMOKE,
     },
     "desk": {
         "encoder": Size(rows=600, control_rows=600),
         "causal": Size(rows=300, control_rows=150),
     },
     "lab": {
-        "encoder": LAB,
-        "causal": LAB,
+        "encoder": _LAB,
+        "causal": _LAB,
         "vision": LAB_IMAGES,
         "multimodal": LAB_IMAGES,
-        "vision-language": LAB,
+        "vision-language": _LAB,
         "match": Size(  # the task becomes easier with fewer candidates
             rows=1000,
             control_rows=1000,

@@ -33,7 +33,7 @@ from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo import store
 
-SIZES = {
+_SIZES = {
     "smoke": Size(rows=100, control_rows=50, samples=3, control_samples=1),
     "lab": Size(rows=1500, control_rows=500, samples=10, control_samples=5),
 }
@@ -271,7 +271,7 @@ def run_cell(
         scale: of the run.
         cache: the models of the run.
     """
-    spec, size, source = load_task(task), SIZES[scale], cache.source
+    spec, size, source = load_task(task), _SIZES[scale], cache.source
     names = scales.base_plan(scale, base, source).tasks
     model = cache.base(base, len(spec.labels))
     generator, regression = cache.generator("generator"), cache.generator("regression")

@@ -23,7 +23,7 @@ from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check, factors_b
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-BATCH = 64  # modules that `distance` multiplies at once: bounds its float64 copies
+_BATCH = 64  # modules that `distance` multiplies at once: bounds its float64 copies
 
 
 class Distance(NamedTuple):
@@ -69,8 +69,8 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
         by_shape[a.shape, b.shape].append(module)
     squared = 0.0
     for modules in by_shape.values():
-        for start in range(0, len(modules), BATCH):
-            batch = modules[start : start + BATCH]
+        for start in range(0, len(modules), _BATCH):
+            batch = modules[start : start + _BATCH]
             b, a = _stacked(pairs, batch)  # [modules, out, r], [modules, r, in]
             b2, a2 = _stacked(others, batch)
             left = torch.cat([b - b2, b2], -1)  # [modules, out, 2r]

@@ -17,7 +17,7 @@ from torch import Tensor
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.tokenization import Layout
 
-ROUNDING = 1e-6  # a part smaller than this share of the whole is float32 rounding
+_ROUNDING = 1e-6  # a part smaller than this share of the whole is float32 rounding
 NOTHING = 1e-12  # absolute floor of that test, for tensors and tokens that are zero everywhere
 PREFER_IDENTITY = 1e-3  # weight of the identity where Procrustes leaves a rotation open
 
@@ -131,7 +131,7 @@ class TokenStatistics:
             center = mean[owner, None].float()  # [l, 1]
         center = torch.where(mask, center.to(values.device, torch.float32), 0.0)  # [l, k]
         rms = _rms(layout, values - center)  # [tensors]
-        noise = ROUNDING * _rms(layout, values) + NOTHING
+        noise = _ROUNDING * _rms(layout, values) + NOTHING
         scale = torch.where(rms > noise, rms, 1.0)[owner, None]  # [l, 1]
         plain = cls(center, scale.float())
         if not components:
@@ -218,7 +218,7 @@ def _principal_directions(tokens: Tensor, components: int, align: bool) -> Tenso
     """
     gram = torch.einsum("alk,blk->lab", tokens, tokens).double()  # [l, b, b]
     energy, vectors = _strongest(gram, components)  # [l, r], [l, b, r]
-    present = energy > ROUNDING * energy[:, :1].clamp_min(NOTHING)  # [l, r]
+    present = energy > _ROUNDING * energy[:, :1].clamp_min(NOTHING)  # [l, r]
     root = torch.where(present, energy.clamp_min(0).sqrt(), 0.0)  # [l, r] singular values
     eye = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
     rotation = eye.expand(len(root), -1, -1)  # [l, r, r]
@@ -226,7 +226,7 @@ def _principal_directions(tokens: Tensor, components: int, align: bool) -> Tenso
         joint_energy, joint_vectors = _strongest(gram.mean(0), components)  # [r], [b, r]
         joint = joint_vectors * joint_energy.clamp_min(0).sqrt()  # [b, r] joint components
         left, _, right = torch.linalg.svd((vectors * root[:, None]).mT @ joint)  # [l, r, r] each
-        joint_present = joint_energy > ROUNDING * joint_energy[:1].clamp_min(NOTHING)  # [r]
+        joint_present = joint_energy > _ROUNDING * joint_energy[:1].clamp_min(NOTHING)  # [r]
         rotation = left @ right * joint_present  # [l, r, r]
     rotation = torch.where(present[..., None], rotation, 0.0)  # [l, r, r]
     weights = vectors / root.where(present, 1.0)[:, None] @ rotation  # [l, b, r]

@@ -19,8 +19,8 @@ from oral_lib.errors import OralError
 
 PROJECTIONS = ("hull", "span", "none")
 MAX_DIRECTIONS = 1024  # of a base model's zoo that a generator stores
-ITERATIONS = 150  # of `convex_weights`: its error is then about 1e-3 of an adapter's norm
-ROUNDING = 1e-6  # directions with a smaller share of the largest energy are float32 rounding
+_ITERATIONS = 150  # of `convex_weights`: its error is then about 1e-3 of an adapter's norm
+_ROUNDING = 1e-6  # directions with a smaller share of the largest energy are float32 rounding
 SMALLEST_NORM = 1e-30  # avoids a division by zero where all points are equal
 
 
@@ -78,12 +78,12 @@ def span(codes: Tensor, most: int) -> Tensor:
     width = max(1, (1 << 24) // len(flat))  # columns converted to float64 at once
     gram = sum(part.double() @ part.double().mT for part in flat.split(width, 1))  # [n, n]
     energy, vectors = torch.linalg.eigh(gram)  # rising
-    present = energy > ROUNDING * energy[-1]
+    present = energy > _ROUNDING * energy[-1]
     weights = (vectors[:, present] / energy[present].sqrt()).flip(1)[:, :most]  # [n, s]
     return (weights.mT.to(flat.dtype) @ flat).view(-1, *codes.shape[1:]).float()  # [s, l, r]
 
 
-def convex_weights(points: Tensor, targets: Tensor, iterations: int = ITERATIONS) -> Tensor:
+def convex_weights(points: Tensor, targets: Tensor, iterations: int = _ITERATIONS) -> Tensor:
     """Convex weights [b, n] of the combinations of `points` [n, s] closest to `targets` [b, s].
 
     Weights are non-negative and rows sum to 1. Accelerated projected gradient (FISTA, Beck and

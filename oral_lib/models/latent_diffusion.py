@@ -46,7 +46,7 @@ from oral_lib.tasks.task import Task
 PROMPT = "a picture"  # of all styles, in training and sampling
 NOISES = 512  # distinct eps; a draw is one of them with one t of the schedule
 EVALUATION_STEPS = 4  # values of t at which an image's loss is evaluated
-BATCH = {"cpu": 64, "cuda": 16}  # images encoded, denoised or decoded in one batch, by device
+_BATCH = {"cpu": 64, "cuda": 16}  # images encoded, denoised or decoded in one batch, by device
 TARGETS = ("epsilon", "v_prediction", "sample")
 
 
@@ -101,7 +101,7 @@ class LatentDiffusion(BaseModel):
         return EncodedRows.of_equal_length(self.latents(rows))
 
     def batch_size(self, task: Task, groups: int = 1) -> int:
-        return max(1, BATCH[self.device.type] // groups)
+        return max(1, _BATCH[self.device.type] // groups)
 
     def forward_blank(self, width: int) -> None:
         latents = torch.zeros(1, math.prod(self.shape), device=self.device)
@@ -115,7 +115,7 @@ class LatentDiffusion(BaseModel):
         if key not in self._latents:
             table = images.decode([row.image for row in rows], self.pixels, "bicubic")
             parts = []
-            for part in table.split(BATCH[self.device.type]):
+            for part in table.split(_BATCH[self.device.type]):
                 scaled = part.to(self.device).float() / 127.5 - 1
                 mode = self.vae.encode(scaled).latent_dist.mode()
                 parts.append(mode.flatten(1) * self.vae.config.scaling_factor)
@@ -163,7 +163,7 @@ class LatentDiffusion(BaseModel):
 
         noise = torch.randn(n, *self.shape, generator=seeds.generator(0, "paint"))
         parts = []
-        for part in noise.split(max(1, BATCH[self.device.type] // groups)):
+        for part in noise.split(max(1, _BATCH[self.device.type] // groups)):
             ddim = DDIMScheduler.from_config(self.scheduler.config)
             ddim.set_timesteps(steps, device=self.device)
             z = part.to(self.device).repeat(groups, 1, 1, 1) * ddim.init_noise_sigma

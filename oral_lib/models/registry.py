@@ -92,7 +92,7 @@ BERT_LINEARS = ("query", "key", "value", "dense")
 CLASSES = 43  # maximum over all image tasks
 LITES = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 LITE_CONVS = ("conv_pw", "conv_pwl", "conv_head")  # all but the depthwise and the first
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of diffusers' attention
 VIT_LINEARS = ("qkv", "proj", "fc1", "fc2")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -170,9 +170,9 @@ _LISTED = (
         "diffusion",
         "sd-2.1",
         sources.HUB["sd-2.1"][0],
-        PROJECTIONS,
+        _PROJECTIONS,
     ),
-    BaseSpec("tiny-diffusion", "diffusion", None, "tiny-diffusion", PROJECTIONS, rank=4, alpha=8),
+    BaseSpec("tiny-diffusion", "diffusion", None, "tiny-diffusion", _PROJECTIONS, rank=4, alpha=8),
     BaseSpec("tiny-encoder", "encoder", None, "tiny-encoder", BERT_LINEARS, rank=4, alpha=8),
     _tiny("tiny-convnet", ("conv_exp", *LITE_CONVS)),
     _tiny("tiny-vit", VIT_LINEARS),

@@ -47,7 +47,7 @@ from oral_lib.models.vision import Backbone
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 
-MARK = "<question>"  # where the chat template puts a text
+_MARK = "<question>"  # where the chat template puts a text
 CHOICES = " Answer with one of these words: {}."
 LONGEST = 1024  # tokens of a row without the image
 CHAT = (  # of the tiny model: ChatML, like Qwen2-VL's
@@ -115,13 +115,13 @@ class VisionLanguage(Backbone):
 
     def _chat(self) -> tuple[list[int], list[int]]:
         """Token ids before a question, with the ids of the image, and after it."""
-        content = [{"type": "image"}, {"type": "text", "text": MARK}]
+        content = [{"type": "image"}, {"type": "text", "text": _MARK}]
         pad = self.model.config.image_token_id
         try:
             chat = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
-            parts = [self.tokenizer.encode(s, add_special_tokens=False) for s in chat.split(MARK)]
+            parts = [self.tokenizer.encode(s, add_special_tokens=False) for s in chat.split(_MARK)]
             before, after = parts
             if before.count(pad) != 1 or pad in after:
                 raise ValueError(f"{before.count(pad)} images before the question")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from oral_lib.evaluation.schema import REFERENCE
 from oral_lib.report.theme import BLUE, DASHED, FAINT, GREY, INK, VERMILION, closed, note, styled
 
-SHARES = ["accuracy", "spread", "unseen", "other", "zeros"]  # metrics shown in percent
+_SHARES = ["accuracy", "spread", "unseen", "other", "zeros"]  # metrics shown in percent
 
 
 # ---------------------------------------------------------------- tables
@@ -48,8 +48,8 @@ def ablation_metrics(rows: pd.DataFrame) -> pd.DataFrame:
     table = rows.assign(variant=names).pivot_table(
         index=["group", "variant"], columns="metric", values="value", aggfunc="mean", sort=False
     )
-    table = table.reindex(columns=[*SHARES, "denoising", "seconds", "parameters"])
-    table[SHARES] = 100 * table[SHARES]
+    table = table.reindex(columns=[*_SHARES, "denoising", "seconds", "parameters"])
+    table[_SHARES] = 100 * table[_SHARES]
     return table
 
 

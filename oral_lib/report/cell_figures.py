@@ -28,7 +28,7 @@ from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import Task, load_task
 
-METHODS = {  # in order from the top: (label, colour)
+_METHODS = {  # in order from the top: (label, colour)
     "generated": ("generated", VERMILION),
     "trained": ("trained", BLUE),
     "soup_task": ("adapter average (soup)", INK),
@@ -44,7 +44,7 @@ METHODS = {  # in order from the top: (label, colour)
     "base": ("base model", GREY),
     "majority": ("majority class", GREY),
 }
-CONDITIONS = {
+_CONDITIONS = {
     "matched": ("task's own prompt", VERMILION),
     "paraphrase": ("held-out paraphrase", ORANGE),
     "mismatched": ("wrong-task prompt", INK),
@@ -61,8 +61,8 @@ def methods(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
     `comparisons.per_sample`; they are drawn as ticks below methods with several samples. The band
     is trained ± half a point.
     """
-    rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(METHODS)]
-    return _interval_panels(rows, "method", METHODS, samples, references={})
+    rows = rows[rows.condition.isin(["none", "matched"]) & rows.method.isin(_METHODS)]
+    return _interval_panels(rows, "method", _METHODS, samples, references={})
 
 
 def conditions(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figure:
@@ -71,7 +71,7 @@ def conditions(rows: pd.DataFrame, samples: pd.DataFrame | None = None) -> Figur
     Lines mark the base model and the trained LoRA. Arguments as in `methods`.
     """
     references = {"base": ("base", GREY), "trained": ("trained", BLUE)}
-    return _interval_panels(rows, "condition", CONDITIONS, samples, references)
+    return _interval_panels(rows, "condition", _CONDITIONS, samples, references)
 
 
 def _interval_panels(

@@ -140,7 +140,7 @@ def gaps(compared: pd.DataFrame) -> Figure:
 
 
 # ---------------------------------------------------------------- held-out tasks
-UNSEEN = {  # (method, condition): label, marker, colour, hollow
+_UNSEEN = {  # (method, condition): label, marker, colour, hollow
     ("base", "none"): ("base model", "o", GREY, True),
     ("soup_all", "none"): ("all-task average (soup)", "D", INK, True),
     ("retrieval", "matched"): ("retrieval", "s", INK, True),
@@ -162,7 +162,7 @@ def unseen(samples: pd.DataFrame) -> Figure:
     low = 46
 
     def draw(axis: Axes, base: str, task: str, y: int) -> bool:
-        for entry, (_, mark, colour, hollow) in UNSEEN.items():
+        for entry, (_, mark, colour, hollow) in _UNSEEN.items():
             if (base, task, *entry) not in means:
                 continue
             height = y + {"trained": -0.2, "generated": 0.2}.get(entry[0], 0)
@@ -178,7 +178,7 @@ def unseen(samples: pd.DataFrame) -> Figure:
         return any(key[:2] == (base, task) for key in values)
 
     handles = [
-        _mark(mark, colour, label, hollow) for label, mark, colour, hollow in UNSEEN.values()
+        _mark(mark, colour, label, hollow) for label, mark, colour, hollow in _UNSEEN.values()
     ]
     about = "balanced accuracy in percent (line: chance; marks at the edge are outside the panel)"
     figure = _grid(samples, draw, handles, about, (low, 101))
@@ -208,7 +208,7 @@ def _classes(axis: Axes, tasks: Sequence[Task]) -> None:
 
 
 # ---------------------------------------------------------------- control texts
-CONTROLS = {  # control text: label, marker, colour
+_CONTROLS = {  # control text: label, marker, colour
     "paraphrase": ("held-out paraphrase", "o", ORANGE),
     "mismatched": ("wrong-task prompt", "s", INK),
     "random": ("random words", "^", BLUE),
@@ -229,7 +229,9 @@ def controls(compared: pd.DataFrame) -> Figure:
     no_signal = {place[2:] for place in without_signal(compared)}
 
     def draw(axis: Axes, base: str, task: str, y: int) -> bool:
-        cell = {text: losses[base, task, text] for text in CONTROLS if (base, task, text) in losses}
+        cell = {
+            text: losses[base, task, text] for text in _CONTROLS if (base, task, text) in losses
+        }
         defined = {text: row for text, row in cell.items() if np.isfinite(row.difference)}
         if (base, task) in no_signal:
             note(axis, 0.5, y, "no signal")
@@ -238,7 +240,7 @@ def controls(compared: pd.DataFrame) -> Figure:
             note(axis, 0.5, y, "interval of the gain not above 0")
             return True
         for i, (text, row) in enumerate(defined.items()):
-            _, mark, colour = CONTROLS[text]
+            _, mark, colour = _CONTROLS[text]
             height = y + 0.2 * (i - (len(defined) - 1) / 2)
             value, *ends = (100 * (1 - x) for x in (row.difference, row.ci_high, row.ci_low))
             axis.plot(np.clip(ends, left, right), [height] * 2, color=colour, lw=1.3, alpha=0.7)
@@ -252,7 +254,7 @@ def controls(compared: pd.DataFrame) -> Figure:
     measured = {text for *_, text in losses}
     handles = [
         _mark(mark, colour, label)
-        for text, (label, mark, colour) in CONTROLS.items()
+        for text, (label, mark, colour) in _CONTROLS.items()
         if text in measured
     ]
     about = "share of the gain over the baseline that is kept, percent (the task's own prompt: 100;"

@@ -34,7 +34,7 @@ above 0.
 The baseline is the better of base model and majority class. A cell is a task on a base model. It \
 has a signal if the 95% interval of trained minus baseline lies above 0.
 """
-SMOKE = "Tiny models with made data: this tests the code; the numbers mean nothing.\n"
+_SMOKE = "Tiny models with made data: this tests the code; the numbers mean nothing.\n"
 READING = """\
 - ± is the standard deviation over samples (generated) or adapters (trained, retrieval, noise); \
 s.e. is the standard error over items.{fewer}
@@ -50,7 +50,7 @@ task's own description.
 tensor.
 - Unconditional: the generator without any condition.
 """
-PARTS = "Recall in both directions, and accuracy per kind of question, in percent"
+_PARTS = "Recall in both directions, and accuracy per kind of question, in percent"
 RECALL = """\
 Recall@k is the share of queries with a correct match among the k nearest candidates. The accuracy \
 of a matching task is recall@1 over the queries of both directions.
@@ -67,7 +67,7 @@ Distances are Frobenius norms over dW = B A, to the nearest adapter of the train
 is the distance of a generated LoRA over that of a held-out seed: 0 is a copy, 1 is as new as \
 another training run.
 """
-UNSEEN = """\
+_UNSEEN = """\
 Balanced accuracy in percent on tasks that no generator was trained on; chance is 50. Best is the \
 best of the generated samples on these same rows, as RPG reports it. RPG's published values, \
 with class bits in place of words: trained 97.2, best of ten 92.9, mean 90.0. The multi-task LoRA \
@@ -109,7 +109,7 @@ def chapter(folder: Path, sources: "Sequence[SourceResults]") -> str:
     """The chapter of the scale in `folder`, whose tables and figures have been written."""
     path = folder / "manifest.json"
     manifest = read_json(path) if path.exists() else {}
-    blocks = [f"## {folder.name}\n", *([SMOKE] if folder.name == "smoke" else [])]
+    blocks = [f"## {folder.name}\n", *([_SMOKE] if folder.name == "smoke" else [])]
     if counted := [source.compared for source in sources if source.counted]:
         blocks += ["### At a glance\n", markdown(overview(pd.concat(counted))), GLANCE]
     for source in sources:
@@ -128,7 +128,7 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
     fewer = FEWER if source.metrics.n_items.nunique() > 1 else ""
     novelty = folder / "tables" / f"novelty-{source.name}.md"
     blocks += [
-        *([markdown(source.unseen), UNSEEN] if source.has("balanced_accuracy") else []),
+        *([markdown(source.unseen), _UNSEEN] if source.has("balanced_accuracy") else []),
         markdown(source.grid),
         f"{grid_legend(source.grid)}\n",
         "#### Findings\n",
@@ -145,7 +145,7 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
         ),
         "#### Every method\n",
         *_folded("Accuracy in percent", markdown(source.main), READING.format(fewer=fewer)),
-        *(_folded(PARTS, markdown(source.parts), RECALL) if len(source.parts) else ()),
+        *(_folded(_PARTS, markdown(source.parts), RECALL) if len(source.parts) else ()),
     ]
     if novelty.exists():
         blocks += ["#### Novelty\n", novelty.read_text(encoding="utf-8"), NOVELTY]

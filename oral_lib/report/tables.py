@@ -50,7 +50,7 @@ HEADINGS = {  # (method, condition): column of the main table
     ("unconditional", "none"): "unconditional",
 }
 # columns that appear only if measured; every other column of HEADINGS is always present
-OPTIONAL = [
+_OPTIONAL = [
     "linear probe", "multi-task LoRA", "held-out paraphrase", "Gaussian", "small noise",
     "large noise", "unconditional",
 ]  # fmt: skip
@@ -99,7 +99,7 @@ def main_table(
         table.append(line)
     columns = ["experiment", "base model", "task", "n", *HEADINGS.values(), "s.e."]
     table = pd.DataFrame(table, columns=columns)
-    unused = [name for name in OPTIONAL if (table[name] == ABSENT).all()]
+    unused = [name for name in _OPTIONAL if (table[name] == ABSENT).all()]
     if table.experiment.nunique() < 2:
         unused.append("experiment")
     return table.drop(columns=unused)
@@ -148,7 +148,7 @@ def _share(row, kept: bool) -> str:
 
 
 # ---------------------------------------------------------------- further studies
-UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and best
+_UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and best
     ("generated", "matched"): "mean",
     ("generated", "paraphrase"): "held-out paraphrase",
     ("regression", "matched"): "regression",
@@ -173,7 +173,7 @@ def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
         row = {"task": load_task(name).description}
         row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
         row |= {"best": best.get((name, "generated", "matched"), np.nan)}
-        row |= {heading: mean.get((name, *key), np.nan) for key, heading in UNSEEN.items()}
+        row |= {heading: mean.get((name, *key), np.nan) for key, heading in _UNSEEN.items()}
         table.append(row)
     values = pd.DataFrame(table)
     means = values.drop(columns="task").mean()
@@ -274,7 +274,7 @@ def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str
     `items` are used only to mark tasks without signal.
     """
     left_out = [
-        "all-task average (soup)", "retrieval", *OPTIONAL, "random words", "empty prompt", "s.e.",
+        "all-task average (soup)", "retrieval", *_OPTIONAL, "random words", "empty prompt", "s.e.",
     ]  # fmt: skip
     short = {
         "adapter average (soup)": "soup", "regression": "regr.", "generated": "GENERATED",

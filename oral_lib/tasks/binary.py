@@ -11,9 +11,9 @@ import re
 from functools import cache
 from importlib import resources
 
-CLASSES = 10
+_CLASSES = 10
 HELD_OUT = 20
-SEED = 0  # of the order that held_out.txt is taken from
+_SEED = 0  # of the order that held_out.txt is taken from
 NOUNS = {
     "cifar10": [
         "airplanes", "automobiles", "birds", "cats", "deer", "dogs", "frogs", "horses", "ships",
@@ -53,12 +53,12 @@ WORDINGS = {
 
 def task_name(of: str, positive: set[int]) -> str:
     """Name of the binary task whose positive classes are `positive`, of the task `of`."""
-    return f"{of}_yes_" + "".join("1" if i in positive else "0" for i in range(CLASSES))
+    return f"{of}_yes_" + "".join("1" if i in positive else "0" for i in range(_CLASSES))
 
 
 def parse(name: str) -> tuple[str, frozenset[int]] | None:
     """(source task, positive classes) of a binary task's name; None for any other name."""
-    match = re.fullmatch(rf"({'|'.join(NOUNS)})_yes_([01]{{{CLASSES}}})", name)
+    match = re.fullmatch(rf"({'|'.join(NOUNS)})_yes_([01]{{{_CLASSES}}})", name)
     if not match or len(set(match[2])) < 2:  # neither all yes nor all no is a task
         return None
     return match[1], frozenset(i for i, bit in enumerate(match[2]) if bit == "1")
@@ -90,6 +90,6 @@ def training_tasks(of: str) -> tuple[str, ...]:
 
 def all_tasks(of: str) -> list[str]:
     """Names of all 1,022 tasks in a random, fixed order; the first twenty are in held_out.txt."""
-    bits = [format(i, f"0{CLASSES}b") for i in range(1, 2**CLASSES - 1)]
-    random.Random(SEED).shuffle(bits)
+    bits = [format(i, f"0{_CLASSES}b") for i in range(1, 2**_CLASSES - 1)]
+    random.Random(_SEED).shuffle(bits)
     return [f"{of}_yes_{text}" for text in bits]

@@ -25,7 +25,7 @@ from oral_lib.method.conditioning import FINGERPRINT
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
 KEYS = ("path", "text", "base")
-OPTIONAL = ("base",)
+_OPTIONAL = ("base",)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _fields(line: str) -> dict[str, str]:
         if key not in KEYS:
             raise UsageError(f"unknown key {key!r}.{closest(key, KEYS)} Known: {', '.join(KEYS)}.")
     for key in KEYS:
-        if key not in content and key not in OPTIONAL:
+        if key not in content and key not in _OPTIONAL:
             raise UsageError(f"the key {key!r} is missing: {_shortened(line)}")
         value = content.get(key, "-")
         if not isinstance(value, str) or not value.strip():

@@ -30,7 +30,7 @@ from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import notebooks, plan, reproduce
 
-PARTS = ("notebook", "parameters", "grid", "cells")
+_PARTS = ("notebook", "parameters", "grid", "cells")
 WHERE = ("scale", "source", "out")  # the same in every cell: a sweep belongs to one run
 # experiment by notebook, and by the parameter for the base model (of several, the first)
 BY_NOTEBOOK = {record.notebook: name for name, record in EXPERIMENTS.items()}
@@ -121,11 +121,11 @@ def _content(path: Path) -> dict[str, Any]:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         raise UsageError(f"is not valid YAML (line {line}).") from error
     if not isinstance(content, dict) or not isinstance(content.get("notebook"), str):
-        raise UsageError(f"a sweep has the parts {', '.join(PARTS)}; `notebook` names one.")
+        raise UsageError(f"a sweep has the parts {', '.join(_PARTS)}; `notebook` names one.")
     for part in content:
-        if part not in PARTS:
-            near = closest(str(part), PARTS)
-            raise UsageError(f"unknown part {part!r}.{near} Known: {', '.join(PARTS)}.")
+        if part not in _PARTS:
+            near = closest(str(part), _PARTS)
+            raise UsageError(f"unknown part {part!r}.{near} Known: {', '.join(_PARTS)}.")
     content = {"parameters": {}, "grid": {}, "cells": []} | content
     forms = {"parameters": dict, "grid": dict, "cells": list}
     for part, form in forms.items():

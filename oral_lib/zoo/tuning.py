@@ -16,7 +16,7 @@ from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import training
 from oral_lib.zoo.recipes import Recipe, candidates
 
-SEED = 1000
+_SEED = 1000
 
 
 def best_candidate(candidates: Sequence[dict], rows: int) -> dict:
@@ -60,7 +60,7 @@ def _tune_task(
     trainer: training.StackTrainer, task: Task, data: Split, recipes: Sequence[Recipe]
 ) -> dict:
     """Content of the task's file: the selected recipe, and the scores of all candidates."""
-    jobs = [training.AdapterJob(task, SEED, recipe) for recipe in recipes]
+    jobs = [training.AdapterJob(task, _SEED, recipe) for recipe in recipes]
     adapters = list(trainer.train(jobs, {task.name: data}, strict=False))
     finite = [adapter for adapter in adapters if adapter.finite]
     if not finite:
@@ -87,5 +87,5 @@ def _tune_task(
         "candidates": scores,
         "ratio": recipes[0].ratio,
         "validation_rows": len(data.validation),
-        "seed": SEED,
+        "seed": _SEED,
     }
