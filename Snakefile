@@ -14,7 +14,7 @@ from oral_lib.runner import nodes as graph
 from oral_lib.workflow import plan
 
 if "ORAL_PLAN" in os.environ:
-    NODES = graph.read(os.environ["ORAL_PLAN"])
+    NODES = graph.read_plan(os.environ["ORAL_PLAN"])
 else:
     scale = config.get("scale", scales.default_scale())
     source = "made" if scale == "smoke" else config.get("source", "packages")

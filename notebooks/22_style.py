@@ -56,7 +56,7 @@ generator = run.generator(scales.generator_of(scale, seed))
 [generated] = generator.generate(spec.description, base, 1, seed)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
 rendered = styles.generate_images(model, [*adapters.values()], len(rows), settings, "paint")
-real = images.decode([row.image for row in rows], model.pixels, "bicubic")
+real = images.decode_images([row.image for row in rows], model.pixels, "bicubic")
 method_figures.style_figure({"real": real} | dict(zip(adapters, rendered, strict=True)))
 
 # %% [markdown]

@@ -237,7 +237,7 @@ PAPER = {
     "style": _paper_style,
 }
 SCALES = {"smoke": SMOKE, "desk": _DESK, "lab": _LAB, "paper": PAPER}
-EXPERIMENTS = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
+EXPERIMENT_NAMES = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
 
 
 # ---------------------------------------------------------------- queries
@@ -289,7 +289,7 @@ def base_plans(
     Args:
         scale: a key of `SCALES`.
         source: "packages", "hub" or "local:DIR"; only tasks with rows from it are planned.
-        experiment: one of `EXPERIMENTS`.
+        experiment: one of `EXPERIMENT_NAMES`.
 
     Raises:
         UsageError: unknown scale, source or experiment, or a source that the scale does not have.
@@ -301,10 +301,10 @@ def base_plans(
     kind = slug(source)
     if scale == "desk" and kind != "packages":
         raise UsageError(f"scale 'desk' runs from source 'packages' only, got {source!r}.")
-    if experiment not in EXPERIMENTS:
+    if experiment not in EXPERIMENT_NAMES:
         raise UsageError(
-            f"unknown experiment {experiment!r}.{closest(experiment, EXPERIMENTS)} "
-            f"Known: {', '.join(EXPERIMENTS)}."
+            f"unknown experiment {experiment!r}.{closest(experiment, EXPERIMENT_NAMES)} "
+            f"Known: {', '.join(EXPERIMENT_NAMES)}."
         )
     if kind == "made":
         source = "packages"
@@ -326,7 +326,9 @@ def not_planned(scale: str, source: str, experiment: str) -> str:
 def experiments(scale: str, source: str = "packages") -> list[str]:
     """The experiments of a scale; the smoke scale has styles only if diffusers is installed."""
     left_out = "style" if scale == "smoke" and find_spec("diffusers") is None else ""
-    return [name for name in EXPERIMENTS if name != left_out and base_plans(scale, source, name)]
+    return [
+        name for name in EXPERIMENT_NAMES if name != left_out and base_plans(scale, source, name)
+    ]
 
 
 def base_plan(scale: str, base: str, source: str = "packages", experiment: str = "") -> BasePlan:
@@ -336,7 +338,7 @@ def base_plan(scale: str, base: str, source: str = "packages", experiment: str =
         UsageError: with the nearest name if the scale has no such base, or with the licence that
             the user has to accept first.
     """
-    plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENTS)
+    plans = _plans_by_base(scale, source, (experiment,) if experiment else EXPERIMENT_NAMES)
     if base in plans:
         return plans[base]
     terms = packages.TERMS.get(base)
@@ -352,7 +354,7 @@ def base_plan(scale: str, base: str, source: str = "packages", experiment: str =
 
 
 def _plans_by_base(
-    scale: str, source: str, names: Iterable[str] = EXPERIMENTS
+    scale: str, source: str, names: Iterable[str] = EXPERIMENT_NAMES
 ) -> dict[str, BasePlan]:
     return {plan.base: plan for name in names for plan in base_plans(scale, source, name)}
 

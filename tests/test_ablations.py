@@ -136,7 +136,7 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 ):
     one = variant(study, "gauge", gauge.value)
     one = replace(one, config=with_components(one.config, components))
-    model, shelves, used = ablation_study.assemble(one, study)
+    model, shelves, used = ablation_study.assemble_variant(one, study)
     layout, start = (
         model.bases[BASE].layout,
         ablation_study.Evaluator(study).base(BASE, "movie").lora_init(),
@@ -158,7 +158,7 @@ def test_in_every_gauge_the_tokens_are_the_same_weights_and_zero_tokens_the_base
 def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components):
     one = variant(study, "statistics", "per task (leaks)")
     one = replace(one, config=with_components(one.config, components))
-    model, _, used = ablation_study.assemble(one, study)
+    model, _, used = ablation_study.assemble_variant(one, study)
     layout = model.bases[BASE].layout
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
@@ -172,7 +172,7 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
 def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, pooling, components):
     one = variant(study, "statistics", pooling.value)
     one = replace(one, config=with_components(one.config, components))
-    model, shelves, _ = ablation_study.assemble(one, study)
+    model, shelves, _ = ablation_study.assemble_variant(one, study)
     told = shelves[BASE].tokens
     for way in ("hull", "span"):
         back = model.bases[BASE].projection.nearest(told, way)
@@ -180,7 +180,7 @@ def test_what_is_denoised_is_put_back_among_the_very_tokens_of_the_zoo(study, po
 
 
 def test_the_denoising_error_is_1_for_zeros_and_0_for_the_clean_tokens(study):
-    model, shelves, _ = ablation_study.assemble(variant(study, "objective", "x0"), study)
+    model, shelves, _ = ablation_study.assemble_variant(variant(study, "objective", "x0"), study)
     shelf = shelves[BASE]
     network = model.network
     network.denoiser.forward = lambda x, t, p, c: torch.zeros_like(x)
@@ -204,7 +204,7 @@ def test_variants_are_judged_on_validation_rows(study):
 
 
 def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapters(measured):
-    assert list(measured.columns) == ablations.COLUMNS
+    assert list(measured.columns) == ablations.ABLATION_COLUMNS
     assert set(measured.group) == {"objective", "temperature", "noise", "reference"}
     for (group, name), part in measured.groupby(["group", "variant"]):
         own = {(r.task, r.metric) for r in part.itertuples()}
@@ -260,7 +260,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch,
     assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
     monkeypatch.setattr(training, "train", whole)
     found = own.ablate(["recurrence"], device="cpu", **SMALL)
-    assert set(found[found.group == "recurrence"].variant) == set(recurrence.KINDS)
+    assert set(found[found.group == "recurrence"].variant) == set(recurrence.RECURRENCES)
 
 
 def test_rows_of_other_bases_and_seeds_stay_in_the_table(own, measured):

@@ -17,7 +17,7 @@ import oral_lib  # noqa: F401 - makes transformers importable beside a torchvisi
 from oral_lib import storage
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora import distances, peft_folder
-from oral_lib.lora.adapter import LoraSettings, check, factors_by_module
+from oral_lib.lora.adapter import LoraSettings, check_adapter, factors_by_module
 from oral_lib.lora.peft_folder import Card
 
 torch.set_num_threads(1)
@@ -389,14 +389,14 @@ def test_a_missing_adapter_is_refused(tmp_path, folder):
 
 def test_the_first_difference_to_the_base_is_told():
     reference, _ = plain()
-    check(plain(seed=3)[0], reference)
+    check_adapter(plain(seed=3)[0], reference)
     for change, message in [
         ({A: torch.ones(4, 7)}, rf"'{A}' has the shape \(4, 7\), expected \(2, 7\)"),
         ({A: None, B: None}, rf"'{A}' of shape \(2, 7\) is missing"),
         ({"z": torch.ones(2)}, r"'z' of shape \(2,\) is unexpected"),
     ]:
         tensors = {n: v for n, v in {**reference, **change}.items() if v is not None}
-        refused(message, check, tensors, reference)
+        refused(message, check_adapter, tensors, reference)
 
 
 def delta(tensors, config):

@@ -90,7 +90,7 @@ def test_what_only_the_tests_read_is_fetched_only_for_them(monkeypatch, tmp_path
     words = ["assets", "--scale", "smoke", "--out", str(tmp_path)]
     assert cli.main(words) == 0 and asked == ["language"]
     assert cli.main([*words, "--tests", "--offline"]) == 0
-    assert asked[1:] == [*scales.EXPERIMENTS, True]
+    assert asked[1:] == [*scales.EXPERIMENT_NAMES, True]
     assert "--tests" in checks.steps()[0].command
 
 
@@ -148,7 +148,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
     def fail(folder):
         raise error
 
-    monkeypatch.setattr(notebooks, "write", fail)
+    monkeypatch.setattr(notebooks, "write_twins", fail)
     assert cli.main(["twins"]) == code
     assert capsys.readouterr().err.splitlines() == [line]
 
@@ -156,7 +156,7 @@ def test_an_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code
 def test_a_bug_gives_1_one_line_and_a_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(worker.EVENTS, raising=False)
-    monkeypatch.setattr(notebooks, "write", lambda folder: 1 / 0)
+    monkeypatch.setattr(notebooks, "write_twins", lambda folder: 1 / 0)
     assert cli.main(["twins"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("oral: ZeroDivisionError: division by zero")

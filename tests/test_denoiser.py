@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.method.denoiser import KINDS, ConvDenoiser, DenoiserConfig, denoiser
+from oral_lib.method.denoiser import DENOISERS, ConvDenoiser, DenoiserConfig, denoiser
 
 K, M, ROWS, TOKENS = 12, 6, 2, 5
 
@@ -33,7 +33,7 @@ def inputs(per_token=False):
     return x, t, p, torch.randn(ROWS, M, generator=g)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_any_subset_of_tokens_in_any_order_gets_the_same_values(kind, per_token, training):
@@ -45,21 +45,21 @@ def test_any_subset_of_tokens_in_any_order_gets_the_same_values(kind, per_token,
         torch.testing.assert_close(part, whole[:, some], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_rows_do_not_meet(kind):
     model, (x, t, p, c) = stirred(kind), inputs()
     alone = model(x[1:], t[1:], p[1:], c[1:])
     torch.testing.assert_close(model(x, t, p, c)[1:], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_one_t_a_row_equals_that_t_for_each_of_its_tokens(kind):
     model, (x, t, p, c) = stirred(kind), inputs()
     each = t[:, None].expand(ROWS, TOKENS)
     torch.testing.assert_close(model(x, each, p, c), model(x, t, p, c), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_every_token_feels_its_values_its_step_its_prototype_and_the_condition(kind, which):
     model, args = stirred(kind), list(inputs())
@@ -85,7 +85,7 @@ def test_adanorm_starts_by_predicting_zero():
     assert not small("adanorm")(*inputs()).any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_a_few_tokens_can_be_learned_by_heart(kind):
     model, (x, t, p, c) = small(kind, hidden=32), inputs()
     want = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
@@ -142,7 +142,7 @@ def test_conv_follows_rpg_layer_by_layer():
     torch.testing.assert_close(model(x, t, p, c), out, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_bf16_autocast_stays_near_float32(kind):
     model, args = stirred(kind), inputs()
     exact = model(*args)
@@ -151,7 +151,7 @@ def test_bf16_autocast_stays_near_float32(kind):
     assert (rough.float() - exact).abs().mean() < 0.03 * exact.abs().mean()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 def test_flops_per_token_are_those_that_torch_counts(kind):
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -188,7 +188,7 @@ def test_a_config_that_cannot_be_meant_is_refused_with_its_value(wrong, message)
         DenoiserConfig(**wrong)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DENOISERS)
 @pytest.mark.parametrize("which", [0, 1, 2, 3])
 def test_shapes_that_do_not_fit_are_refused_with_the_shapes(kind, which):
     args = list(inputs())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.method.diffusion import KINDS, OBJECTIVES, Diffusion, DiffusionConfig
+from oral_lib.method.diffusion import OBJECTIVES, SCHEDULES, Diffusion, DiffusionConfig
 
 T = 1000
 
@@ -44,7 +44,7 @@ def test_cosine_chain_follows_its_formula_until_the_clip():
     assert 0 < abar[-1] < 1e-8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("zero", [False, True])
 def test_signal_falls_strictly_and_stays_in_range(kind, zero):
     abar = chain("v", kind=kind, zero_terminal_snr=zero).abar
@@ -115,7 +115,7 @@ def test_timesteps_are_these():
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("n", [1, 2, 5, 50, T])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_sampling_with_an_oracle_returns_x0(objective, kind, n, sampler):
@@ -131,7 +131,7 @@ def test_sampling_with_an_oracle_returns_x0(objective, kind, n, sampler):
 
 
 @pytest.mark.parametrize("objective", ["x0", "v"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SCHEDULES)
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_sampling_with_an_oracle_returns_x0_without_terminal_signal(objective, kind, sampler):
     schedule = chain(objective, kind=kind, zero_terminal_snr=True)

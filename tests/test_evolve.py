@@ -52,7 +52,7 @@ def weights(name):
 
 # ---------------------------------------------------------------- made, and found again
 def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, monkeypatch):
-    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(evolution, "train_version", lambda *_, **__: pytest.fail("it trains"))
     for name in (T1, "smollm2-135m-t4"):
         with pytest.MonkeyPatch.context() as patch:
             if name != T1:  # its hash needs the model that it comes from
@@ -67,14 +67,14 @@ def test_a_version_that_is_not_made_is_never_made_by_loading_it(empty, refused, 
 
 
 def test_making_again_does_nothing(cache, monkeypatch):
-    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(evolution, "train_version", lambda *_, **__: pytest.fail("it trains"))
     assert evolution.ensure(T2, "made") == loading.version_dir(T2, "made")
     assert evolution.ensure(T1) == loading.version_dir(T1)  # tiny models are made alike everywhere
 
 
 def test_an_interrupted_chain_goes_on_after_its_last_version(empty, cache, monkeypatch):
     monkeypatch.setenv("ORAL_CACHE", str(empty))
-    whole, trained = evolution.train, []
+    whole, trained = evolution.train_version, []
 
     def train(model, rows, recipe, *, label):
         trained.append(label)
@@ -82,7 +82,7 @@ def test_an_interrupted_chain_goes_on_after_its_last_version(empty, cache, monke
             raise KeyboardInterrupt
         return whole(model, rows, recipe, label=label)
 
-    monkeypatch.setattr(evolution, "train", train)
+    monkeypatch.setattr(evolution, "train_version", train)
     with pytest.raises(KeyboardInterrupt):
         evolution.ensure(T2, "made")
     assert loading.load(T1, source="made").name == T1
@@ -119,7 +119,7 @@ def test_another_recipe_or_another_start_is_another_version(cache, monkeypatch):
 def test_an_own_copy_of_a_version_is_taken_as_it_is(cache, tmp_path, monkeypatch):
     source, own = f"local:{tmp_path}", tmp_path / "models" / "smollm2-135m-t4"
     shutil.copytree(loading.version_dir(T1), own)
-    monkeypatch.setattr(evolution, "train", lambda *_, **__: pytest.fail("it trains"))
+    monkeypatch.setattr(evolution, "train_version", lambda *_, **__: pytest.fail("it trains"))
     assert evolution.ensure("smollm2-135m-t4", source) == own
     assert loading.load("smollm2-135m-t4", source=source).spec.version == "t4"
     assert evolution.history("smollm2-135m-t4", source) == []  # how it was made is not known

@@ -42,7 +42,10 @@ def scored():
 def test_the_first_images_that_every_method_was_scored_on_are_drawn(scored):
     items, rows = scored
     pixels, answers = cell_figures.examples(items, "made", number=3)
-    assert pixels.shape == (9, cell_figures.SIDE, cell_figures.SIDE, 3) and pixels.dtype == np.uint8
+    assert (
+        pixels.shape == (9, cell_figures.EXAMPLE_PIXELS, cell_figures.EXAMPLE_PIXELS, 3)
+        and pixels.dtype == np.uint8
+    )
     assert len(np.unique(pixels.reshape(9, -1), axis=0)) == 9
     labels = oral_lib.load_task("solar_cells").labels
     assert list(answers.truth[:3]) == [labels[row.label] for row in rows["solar_cells"][:3]]

@@ -13,7 +13,7 @@ from oral_lib.evaluation import evaluate, fid, scoring
 from oral_lib.experiments import baselines, benchmarks, unseen
 from oral_lib.experiments.generators import assemble
 from oral_lib.lora import peft_folder
-from oral_lib.lora.adapter import check
+from oral_lib.lora.adapter import check_adapter
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
 from oral_lib.models.text_encoder import text_encoder
@@ -142,7 +142,7 @@ def test_what_is_decoded_or_generated_loads_in_peft_alone(name, asked, tmp_path)
     members = [store.Member(name, of, 0, one, {"sha256": of}) for of, one in pairs]
     model, _ = assemble(SMALL, members, source="made")
     [generated] = model.generate(task.description, name, 1, 0)
-    check(generated, base.lora_init())
+    check_adapter(generated, base.lora_init())
     config = model.bases[name].peft_config
     assert config["task_type"] == base.peft_config().task_type
     assert config["base_model_name_or_path"] == base.spec.hub

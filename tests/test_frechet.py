@@ -27,7 +27,7 @@ def test_of_gaussians_it_is_the_closed_form():
     shift = drawn(1, 6, 2)
     # covariances that commute: tr(C + C' - 2 (C C')^(1/2)) = sum (s - s')^2
     wanted = (shift.square().sum() + (one - other).square().sum()).item()
-    assert fid.distance(x * one, y * other + shift) == pytest.approx(wanted, rel=1e-9)
+    assert fid.frechet_distance(x * one, y * other + shift) == pytest.approx(wanted, rel=1e-9)
 
 
 def test_of_any_gaussians_it_is_what_the_root_of_a_matrix_gives():
@@ -35,26 +35,26 @@ def test_of_any_gaussians_it_is_what_the_root_of_a_matrix_gives():
     a, b = x.T.cov(), y.T.cov()
     root = torch.linalg.eigvals(a @ b).sqrt().sum().real  # the trace of the root
     wanted = (x.mean(0) - y.mean(0)).square().sum() + (a + b).trace() - 2 * root
-    assert fid.distance(x, y) == pytest.approx(wanted.item(), rel=1e-8)
-    assert fid.distance(y, x) == pytest.approx(wanted.item(), rel=1e-8)
+    assert fid.frechet_distance(x, y) == pytest.approx(wanted.item(), rel=1e-8)
+    assert fid.frechet_distance(y, x) == pytest.approx(wanted.item(), rel=1e-8)
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 300), (40, 7)])
 def test_few_pictures_give_a_finite_distance_which_is_zero_to_themselves(n, m):
     x, y = drawn(n, 64, 0).float(), drawn(m, 64, 1).float()
-    assert 0 < fid.distance(x, y) < float("inf")
-    assert fid.distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert fid.spread(x, y, torch.Generator().manual_seed(0)) >= 0
+    assert 0 < fid.frechet_distance(x, y) < float("inf")
+    assert fid.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert fid.standard_error(x, y, torch.Generator().manual_seed(0)) >= 0
 
 
 def test_what_cannot_be_compared_is_refused(refused):
     x = drawn(4, 3, 0)
     with refused(OralError, "1 and 4 images"):
-        fid.distance(x[:1], x)
+        fid.frechet_distance(x[:1], x)
     with refused(OralError, "(4, 3) and (4, 2)"):
-        fid.distance(x, x[:, :2])
+        fid.frechet_distance(x, x[:, :2])
     with refused(OralError, "not finite"):
-        fid.distance(x, torch.full_like(x, torch.nan))
+        fid.frechet_distance(x, torch.full_like(x, torch.nan))
 
 
 def test_features_are_what_the_head_of_the_backbone_reads():
@@ -81,7 +81,7 @@ def test_fid_is_that_of_pytorch_fid_once_its_weights_are_in_the_folder(
     file = tmp_path / "own.pth"
     torch.save(whole.state_dict(), file)
     name = f"own-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
-    monkeypatch.setattr(fid, "WEIGHTS", name)
+    monkeypatch.setattr(fid, "INCEPTION", name)
     folder = tmp_path / "models" / "inception"
     folder.mkdir(parents=True)
     file = file.rename(folder / name)
@@ -103,4 +103,4 @@ def test_fid_is_that_of_pytorch_fid_once_its_weights_are_in_the_folder(
 def test_without_pytorch_fid_the_way_to_it_is_told(tmp_path, monkeypatch, refused):
     monkeypatch.setattr(fid, "find_spec", lambda name: None)
     with refused(PreflightError, "pytorch-fid", "pip install"):
-        fid.Inception(tmp_path / fid.WEIGHTS)
+        fid.Inception(tmp_path / fid.INCEPTION)

@@ -12,7 +12,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments.generators import assemble
 from oral_lib.generator import Generator, describe_base
-from oral_lib.lora.adapter import check
+from oral_lib.lora.adapter import check_adapter
 from oral_lib.method import tokenization
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
@@ -228,7 +228,7 @@ def test_regression_answers_at_once_and_its_loss_is_its_error():
 def test_what_is_generated_fits_its_base_and_differs_from_it(model, name):
     start = loading.load(name).lora_init()
     for adapter in model.generate(MOVIE, name, n=2):
-        check(adapter, start)
+        check_adapter(adapter, start)
         assert all(t.dtype == torch.float32 and t.isfinite().all() for t in adapter.values())
         assert not any(torch.equal(t, start[n]) for n, t in adapter.items())
         assert not any(t.is_inference() for t in adapter.values())  # it may be trained on

@@ -254,7 +254,7 @@ def test_a_run_goes_from_zoo_to_report(base, tmp_path, monkeypatch):
     run = oral_lib.Run("smoke", out=tmp_path, experiment="style").ready()
     report = run.publish().read_text("utf-8")
     metrics, items = run.published()
-    schema.check(metrics)
+    schema.check_metrics(metrics)
     assert not len(items) and set(metrics.task) == set(NAMES)
     apart = metrics[metrics.metric == "frechet_tiny-convnet"]
     methods = {"base", "trained", "soup_task", "soup_all", "retrieval", "regression", "generated"}

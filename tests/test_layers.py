@@ -72,3 +72,36 @@ def test_the_import_rules_of_the_test_command_refuse_an_import_upwards(tmp_path)
     assert done.returncode == 1
     assert "oral_lib.method is not allowed to import oral_lib.zoo" in done.stdout
     assert "oral_lib.method is not allowed to import pandas" in done.stdout
+
+
+def defined(source: str) -> set[str]:
+    """The public names that a module defines at its top level: functions, classes, constants."""
+    names = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+SEVERAL_MODULES = {  # name -> why several modules define it
+    "ensure": "one for each kind of base model that is derived from others; called by its module",
+    "load": "lora.load reads an adapter; of base models one a family, which loading.load selects",
+    "main": "the entry point of a command",
+    "preset": "one an experiment, which its record names",
+    "read": "results.read and store.read; called by their modules",
+    "run_cell": "one an experiment, which its record names",
+    "train": "method.train trains a generator, training.train the zoo",
+}
+
+
+def test_a_public_name_has_one_meaning():
+    modules: dict[str, list[str]] = {}
+    for path in FILES:
+        for name in defined(path.read_text("utf-8")):
+            modules.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    several = {name: places for name, places in modules.items() if len(places) > 1}
+    assert {name: several[name] for name in several.keys() - SEVERAL_MODULES.keys()} == {}
+    assert SEVERAL_MODULES.keys() <= several.keys(), "a reason for a name that is defined once"

@@ -242,7 +242,7 @@ def test_what_is_written_is_what_the_harness_writes(theirs, ours, base, harness)
         [request("generate_until", prompt, dict(settings)) for prompt in prompts],
         disable_tqdm=True,
     )
-    [found] = scoring.write(base.model, base, task, ours["gsm8k"])
+    [found] = scoring.write_answers(base.model, base, task, ours["gsm8k"])
     assert [text.split("Question:")[0].strip() for text in found] == [w.strip() for w in wanted]
     assert any(text.strip() for text in wanted)
 

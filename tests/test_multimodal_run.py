@@ -32,7 +32,7 @@ def test_the_run_says_how_its_base_was_aligned(run):
 
 def test_a_cell_of_matching_has_recall_both_ways_and_no_majority(run):
     metrics, items = run.cell("flickr8k", BASE, 0)
-    schema.check_items(items, schema.check(metrics))
+    schema.check_items(items, schema.check_metrics(metrics))
     absent = {"unconditional", "copy_oldest", "copy_newest", "retrained", "linear_probe"}
     absent |= {"majority", "multitask"}
     assert set(metrics.method) == set(schema.METHODS) - absent
@@ -53,7 +53,7 @@ def test_a_cell_of_matching_has_recall_both_ways_and_no_majority(run):
 
 def test_a_cell_of_questions_keeps_the_contract(run):
     metrics, items = run.cell("easy_vqa", BASE, 0)
-    schema.check_items(items, schema.check(metrics))
+    schema.check_items(items, schema.check_metrics(metrics))
     assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.3

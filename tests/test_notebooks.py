@@ -36,7 +36,7 @@ def notebook(tmp_path):
     folder = tmp_path / "a {b} c"  # braces, which papermill would fill in, and spaces
     folder.mkdir()
     (folder / "one.py").write_text(SOURCE)
-    notebooks.write(folder)
+    notebooks.write_twins(folder)
     return folder / "one.ipynb"
 
 

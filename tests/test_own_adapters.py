@@ -112,7 +112,7 @@ def test_a_generator_of_ones_own_adapters_is_trained_saved_and_generates_them(
 )  # fmt: skip
 def test_a_wrong_line_is_named_with_file_number_and_value(manifest, line, words, refused):
     with refused(UsageError, f"{manifest}, line 2: ", words):
-        own_adapters.read(replaced(manifest, 2, line))
+        own_adapters.read_manifest(replaced(manifest, 2, line))
 
 
 def test_an_adapter_of_another_shape_or_scale_is_named(manifest, tmp_path, refused):
@@ -123,21 +123,21 @@ def test_an_adapter_of_another_shape_or_scale_is_named(manifest, tmp_path, refus
 
     line = other("rank", tensors(0, 0, r=3), r=3)
     with refused(UsageError, "line 4: ", "differs from line 1", "(3, 12), expected (2, 12)"):
-        own_adapters.read(replaced(manifest, 4, line))
+        own_adapters.read_manifest(replaced(manifest, 4, line))
     half = {n: t for n, t in tensors(0, 0).items() if "layers.0" in n}
     with refused(UsageError, "line 4: ", "layers.1", "is missing"):
-        own_adapters.read(replaced(manifest, 4, other("half", half)))
+        own_adapters.read_manifest(replaced(manifest, 4, other("half", half)))
     line = other("alpha", tensors(0, 0), lora_alpha=8)
     with refused(UsageError, "line 4: ", "alpha=8", "lora_alpha have to agree"):
-        own_adapters.read(replaced(manifest, 4, line))
+        own_adapters.read_manifest(replaced(manifest, 4, line))
 
 
 def test_a_file_that_is_missing_or_has_one_adapter_is_refused(manifest, tmp_path, refused):
     with refused(UsageError, "no.jsonl", "FileNotFoundError"):
-        own_adapters.read(tmp_path / "no.jsonl")
+        own_adapters.read_manifest(tmp_path / "no.jsonl")
     manifest.write_text("\n\n" + manifest.read_text().splitlines()[0])
     with refused(UsageError, "has 1 adapters"):
-        own_adapters.read(manifest)
+        own_adapters.read_manifest(manifest)
 
 
 def test_without_the_text_encoder_it_is_said_how_to_go_on(manifest, tmp_path, monkeypatch, refused):
@@ -145,7 +145,7 @@ def test_without_the_text_encoder_it_is_said_how_to_go_on(manifest, tmp_path, mo
     with refused(
         PreflightError, "'minilm-l6'", "oral_lib assets minilm-l6", "--text-encoder hashed-words"
     ):
-        own_adapters.train(manifest, tmp_path / "generator")
+        own_adapters.train_generator(manifest, tmp_path / "generator")
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_every_base_model_is_planned_in_the_experiment_that_the_registry_names()
     from oral_lib.models import registry
 
     for scale, source in [*SCALES, ("lab", "local:x"), ("paper", "local:x")]:
-        for experiment in scales.EXPERIMENTS:
+        for experiment in scales.EXPERIMENT_NAMES:
             for plan_of_base in scales.base_plans(scale, source, experiment):
                 assert registry.spec(plan_of_base.base).experiment == experiment
 
@@ -245,7 +245,7 @@ def test_a_star_selects_every_language_cell_and_with_them_all_that_they_need(
     chosen = graph.select(nodes, ["language*"])
     assert len(chosen) == sum(len(c.tasks) * c.seeds for c in scales.base_plans(scale, source))
     needed = {node.name for node in graph.with_needs(nodes, chosen)}
-    apart = tuple(f"{name}/" for name in scales.EXPERIMENTS if name != "language")
+    apart = tuple(f"{name}/" for name in scales.EXPERIMENT_NAMES if name != "language")
     others = {node.name for node in nodes if node.name.startswith(apart)}
     assert {node.name for node in nodes} - needed == {"report"} | beside(scale) | others
 
@@ -286,7 +286,7 @@ def test_the_ablations_of_a_run_are_the_whole_study(tmp_path):
     given = dict(pair for pair in pairwise(node.command) if pair[0].islower())
     assert (given["groups"], given["steps"], given["rows"]) == ("all", "0", "300")
     known = {n: given[n] for n in ("groups", "steps", "rows", "samples", "bases", "scale")}
-    notebooks.check(notebooks.find("70_ablations"), known | {"source": "packages"})
+    notebooks.typed_parameters(notebooks.find("70_ablations"), known | {"source": "packages"})
 
 
 @pytest.mark.parametrize(
@@ -314,13 +314,13 @@ def test_a_notebook_takes_no_base_model_of_another_experiment(stem, given, refus
 
     base = given.get("bases") or given["base"]
     with refused(UsageError, f"scale 'smoke' has no base {base!r}"):
-        notebooks.check(notebooks.find(stem), given)
+        notebooks.typed_parameters(notebooks.find(stem), given)
 
 
 def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells():
     from oral_lib.workflow import notebooks
 
-    assert list(EXPERIMENTS) == list(scales.EXPERIMENTS)
+    assert list(EXPERIMENTS) == list(scales.EXPERIMENT_NAMES)
     for name, record in EXPERIMENTS.items():
         assert record.name == name
         parameters = notebooks.defaults(notebooks.find(record.notebook))
@@ -432,8 +432,8 @@ def test_an_input_that_nobody_makes_is_found(done):
 
 def test_a_plan_is_read_as_it_was_written_and_belongs_to_one_source(tmp_path):
     nodes = chain(tmp_path)
-    graph.write(tmp_path / "plan.json", nodes, "local:/a")
-    assert graph.read(tmp_path / "plan.json") == nodes
+    graph.write_plan(tmp_path / "plan.json", nodes, "local:/a")
+    assert graph.read_plan(tmp_path / "plan.json") == nodes
     graph.same_source(tmp_path / "plan.json", "local:/a")
     with pytest.raises(UsageError, match="has a run of --source local:/a, not local:/b"):
         graph.same_source(tmp_path / "plan.json", "local:/b")

@@ -121,7 +121,7 @@ def test_options_and_written_answers_are_judged_alone_too(task, groups):
     for adapter, outcome in zip(adapters, together, strict=True):
         with base.attach(adapter) as model:
             [alone] = scoring.score(model, base, task, rows)
-            [said] = scoring.write(model, base, task, rows) if task.labels == [] else [None]
+            [said] = scoring.write_answers(model, base, task, rows) if task.labels == [] else [None]
         torch.testing.assert_close(alone, outcome.likely, atol=1e-4, rtol=1e-4)
         wanted = said and [task.extracted(text) for text in said]
         assert outcome.written == wanted
@@ -352,7 +352,7 @@ def cell(smoke):
 
 def test_the_rows_of_a_cell_keep_the_contract(cell):
     metrics, items = cell
-    schema.check(metrics)
+    schema.check_metrics(metrics)
     schema.check_items(items, metrics)
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression",
@@ -413,7 +413,7 @@ def test_two_runs_of_a_cell_are_equal(cell, smoke):
 def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise(cell, smoke):
     where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
-    schema.check(metrics)
+    schema.check_metrics(metrics)
     first = cell[1][cell[1].method == "generated"]
     assert set(items.method) == {"generated"} and len(items) == len(first)
     key = ["condition", "sample", "item"]
@@ -481,7 +481,7 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
     monkeypatch.setitem(protocol_trials.SIZES["smoke"], "answer", few)
     where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     metrics, items, novelty = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
-    schema.check(metrics)
+    schema.check_metrics(metrics)
     schema.check_items(items, metrics)
     assert set(metrics.metric) == {"accuracy"} and novelty["n_held_out"] == 1
     assert {"majority", "trained", "gaussian", "generated"} <= set(metrics.method)

@@ -8,7 +8,7 @@ from oral_lib import devices
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.method import recurrence
 from oral_lib.method.recurrence import (
-    KINDS,
+    RECURRENCES,
     Mamba2,
     Recurrence,
     RecurrenceConfig,
@@ -132,7 +132,7 @@ def test_transformer_equals_an_explicit_masked_softmax():
     torch.testing.assert_close(model(u), out, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 @pytest.mark.parametrize("changed", [0, 1, 6, 11])
 def test_no_output_sees_a_later_token(kind, changed):
     model, u = small(kind), torch.randn(2, 12, 8)
@@ -143,7 +143,7 @@ def test_no_output_sees_a_later_token(kind, changed):
     assert not torch.allclose(after[:, changed], before[:, changed])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_a_prefix_alone_gives_the_prefix_of_the_outputs(kind):
     model, u = small(kind), torch.randn(2, 13, 8)
     whole = model(u)
@@ -151,7 +151,7 @@ def test_a_prefix_alone_gives_the_prefix_of_the_outputs(kind):
         torch.testing.assert_close(model(u[:, :tokens]), whole[:, :tokens], atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_memory_reaches_across_chunks_and_only_the_ablation_has_none(kind):
     model, u = small(kind), torch.randn(1, 30, 8)
     before = model(u)[:, -1]
@@ -160,7 +160,7 @@ def test_memory_reaches_across_chunks_and_only_the_ablation_has_none(kind):
     assert reached == (kind != "none")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_every_parameter_gets_a_gradient(kind):
     model = small(kind)
     model(torch.randn(2, 9, 8)).pow(3).sum().backward()
@@ -177,7 +177,7 @@ def test_four_thousand_tokens_stay_finite_forward_and_backward(kind):
     assert all(v.grad.isfinite().all() for v in model.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECURRENCES)
 def test_bf16_autocast_stays_near_float32(kind):
     if kind == "lstm" and devices.fast_dtype("cpu") != torch.bfloat16:
         pytest.skip("torch has no LSTM in bfloat16 for this processor, and training does not ask")

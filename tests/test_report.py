@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
     results.append_novelty(lab / "novelty.csv", [novelty()])
-    build.write(root / "results", "lab")
+    build.write_report(root / "results", "lab")
     return root / "results"
 
 
@@ -104,7 +104,7 @@ def contents(folder) -> dict[str, bytes]:
 def test_two_runs_give_the_same_bytes(folder, tmp_path):
     copy = tmp_path / "results"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "README.md"))
-    build.write(copy, "lab")
+    build.write_report(copy, "lab")
     assert contents(copy) == contents(folder)
     kinds = {name.rsplit(".", 1)[1] for name in contents(copy)}
     assert kinds == {"csv", "json", "parquet", "md", "tex", "png", "pdf", "svg"}
@@ -287,15 +287,15 @@ def test_readme_says_which_cells_another_commit_measured():
 
 
 def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(theme, "save", lambda *_: [])  # takes its time and is tested above
+    monkeypatch.setattr(theme, "save_figure", lambda *_: [])  # takes its time and is tested above
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     one = results.write_cell(tmp_path / "one", *made(profile=few, n=20))
     for scale in ("lab", "smoke"):
         results.collect([one], tmp_path / "results" / scale)
-    both = build.write(tmp_path / "results", "smoke").read_text()
+    both = build.write_report(tmp_path / "results", "smoke").read_text()
     assert "## lab" in both and "## smoke" not in both
     shutil.rmtree(tmp_path / "results" / "lab")
-    alone = build.write(tmp_path / "results", "smoke").read_text()
+    alone = build.write_report(tmp_path / "results", "smoke").read_text()
     assert "## smoke" in alone and "the numbers mean nothing" in alone
 
 
@@ -307,7 +307,7 @@ def test_report_refuses_broken_rows_and_writes_nothing(folder, tmp_path):
     for old, new, column in (("generated,", "conjured,", "method"), (",0.5,", ",50.0,", "value")):
         path.write_text(text.replace(old, new, 1))
         with pytest.raises(OralError, match=f": {column} "):
-            build.write(copy, "lab")
+            build.write_report(copy, "lab")
     assert not (copy / "README.md").exists() and not (copy / "lab" / "tables").exists()
 
 
@@ -474,7 +474,7 @@ def test_figures_of_the_method_draw_their_arrays(tmp_path):
     steps = method_figures.denoising_figure(states, truth, steps=range(1000, -1, -100))
     assert steps.axes[0].get_title(loc="left") == "t = 1000"
     assert steps.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(0)
-    assert len(theme.save(schedule, tmp_path, "schedule")) == 3
+    assert len(theme.save_figure(schedule, tmp_path, "schedule")) == 3
 
 
 def test_images_of_a_style_lie_in_rows_named_after_their_adapters(tmp_path):
@@ -489,7 +489,7 @@ def test_images_of_a_style_lie_in_rows_named_after_their_adapters(tmp_path):
     assert [box.x0 for box in boxes[:3]] == pytest.approx([box.x0 for box in boxes[3:6]])
     assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # a gap below the real ones
     assert set(rows) <= {text.get_text() for text in figure.texts}
-    assert len(theme.save(figure, tmp_path, "style")) == 3
+    assert len(theme.save_figure(figure, tmp_path, "style")) == 3
 
 
 def test_a_table_of_a_style_has_the_real_images_first_and_then_the_methods():

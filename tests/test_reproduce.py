@@ -176,7 +176,7 @@ def test_each_node_sees_a_gpu_of_its_own_as_long_as_there_are_some(tmp_path, mon
 
 def test_with_nothing_to_do_it_says_so_at_once_without_snakemake(finished, capfd, monkeypatch):
     done, _ = finished
-    monkeypatch.setattr(engine, "run", None)
+    monkeypatch.setattr(engine, "run_nodes", None)
     began = time.monotonic()
     assert run(done) == 0
     assert time.monotonic() - began < 1
@@ -359,7 +359,9 @@ def test_two_local_folders_never_share_a_run(out, tmp_path, capsys):
         (tmp_path / name).mkdir()
     words = ["--scale", "lab", "--out", str(out), "--only", "a", "--source"]
     folder = paths.run_folder("lab", "local:x", out)
-    nodes.write(folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}")
+    nodes.write_plan(
+        folder / "plan.json", planner("lab", "local:x", out), f"local:{tmp_path / 'one'}"
+    )
     assert reproduce.main([*words, f"local:{tmp_path / 'two'}"], planner=planner) == 2
     assert "name another folder with --out" in capsys.readouterr().err
     assert reproduce.main([*words, "local:/no/such/folder"], planner=planner) == 3
@@ -428,21 +430,21 @@ def bare(tmp_path, monkeypatch):
 
 
 def test_an_environment_is_made_once_and_sees_the_project_from_anywhere(bare, monkeypatch):
-    python = environment.prepare()
+    python = environment.prepare_environment()
     assert python == str(bare / "of its own" / "bin" / "python")
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([python, "-P", "-c", "import oral_lib"], cwd="/", env=kept)
     assert done.returncode == 0
     monkeypatch.setattr(environment, "_create", None)
-    assert environment.prepare(offline=True) == environment.best() == python
+    assert environment.prepare_environment(offline=True) == environment.best() == python
     (bare / "env" / "lock-cpu.txt").write_text("# another lock\n")
     with pytest.raises(PreflightError, match="--offline forbids"):
-        environment.prepare(offline=True)
+        environment.prepare_environment(offline=True)
 
 
 def test_a_python_that_fits_is_used_as_it_is(bare, monkeypatch):
     monkeypatch.setattr(environment, "fits", lambda: True)
-    assert environment.prepare(offline=True) == environment.best() == sys.executable
+    assert environment.prepare_environment(offline=True) == environment.best() == sys.executable
 
 
 def test_the_test_command_runs_every_check_and_names_those_that_failed(monkeypatch, capfd):

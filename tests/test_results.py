@@ -135,17 +135,17 @@ def test_contract_refuses_a_broken_row_and_names_it(sound, column, value):
     broken[column] = broken[column].astype(object)
     broken.loc[place, column] = value
     with pytest.raises(OralError, match=rf"Row {place} \(.*method=.*\): {column} "):
-        schema.check(broken)
+        schema.check_metrics(broken)
 
 
 def test_contract_refuses_duplicates_and_wrong_columns(sound):
     metrics = sound[0]
     with pytest.raises(OralError, match="repeats an earlier row"):
-        schema.check(pd.concat([metrics, metrics.tail(1)]))
+        schema.check_metrics(pd.concat([metrics, metrics.tail(1)]))
     with pytest.raises(
         OralError, match=r"missing columns \['value'\].*unknown columns \['worth'\]"
     ):
-        schema.check(metrics.rename(columns={"value": "worth"}))
+        schema.check_metrics(metrics.rename(columns={"value": "worth"}))
 
 
 def test_items_must_bear_out_the_rows(sound):

@@ -157,7 +157,7 @@ def test_larger_groups_than_fit_are_cut(base, data):
 
 
 def test_an_interrupted_stack_goes_on_bit_for_bit(base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY", 5)
+    monkeypatch.setattr(training, "STACK_SAVE_EVERY", 5)
     straight = list(training.train(base, runs(*JOBS), data))
     update = Stack.update
 

@@ -35,8 +35,8 @@ def written(folder: Path, content: object, name: str = "one.yaml") -> Path:
 
 def made(folder: Path, content: object):
     """(cells, all nodes) of a sweep at the smoke scale, below `folder`."""
-    sweep = sweeps.read(written(folder, content))
-    return sweeps.nodes(sweep, "smoke", "made", folder)
+    sweep = sweeps.read_sweep(written(folder, content))
+    return sweeps.sweep_nodes(sweep, "smoke", "made", folder)
 
 
 def parameters(node) -> dict[str, str]:
@@ -50,8 +50,8 @@ def parameters(node) -> dict[str, str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_sweep_of_the_repository_could_run(path, tmp_path):
-    sweep = sweeps.read(path)
-    cells, wanted = sweeps.nodes(sweep, sweep.scale, sweep.source, tmp_path)
+    sweep = sweeps.read_sweep(path)
+    cells, wanted = sweeps.sweep_nodes(sweep, sweep.scale, sweep.source, tmp_path)
     assert len(cells) == len(sweep.cells) > 1
     available = set()
     for node in wanted:
@@ -64,7 +64,8 @@ def test_every_sweep_of_the_repository_could_run(path, tmp_path):
 def test_a_grid_is_a_product_and_cells_stand_beside_it(tmp_path):
     content = LANGUAGE | {"cells": [{"base": "tiny-causal", "task": "movie", "seed": 3}]}
     found = [
-        (c["base"], c["task"], c["seed"]) for c in sweeps.read(written(tmp_path, content)).cells
+        (c["base"], c["task"], c["seed"])
+        for c in sweeps.read_sweep(written(tmp_path, content)).cells
     ]
     encoder = [("tiny-encoder", task, seed) for task in ("movie", "sarcasm") for seed in (0, 1)]
     assert found == [*encoder, ("tiny-causal", "movie", 3)]
@@ -131,7 +132,7 @@ def test_the_command_of_a_cell_gives_the_notebook_the_values_of_the_file(tmp_pat
     cells, _ = made(
         tmp_path, {"notebook": "70_ablations", "cells": [{"groups": "gauge", "rows": 7}]}
     )
-    values = notebooks.check(notebooks.find("70_ablations"), parameters(cells[0]))
+    values = notebooks.typed_parameters(notebooks.find("70_ablations"), parameters(cells[0]))
     assert (values["groups"], values["rows"], values["scale"]) == ("gauge", 7, "smoke")
     assert values["out"] == str(tmp_path)
 
@@ -173,7 +174,7 @@ def test_the_command_of_a_cell_gives_the_notebook_the_values_of_the_file(tmp_pat
 def test_a_file_that_cannot_be_meant_gives_2_and_one_line_with_its_name_before_anything_starts(
     tmp_path, monkeypatch, capsys, change, words
 ):
-    monkeypatch.setattr(engine, "run", None)
+    monkeypatch.setattr(engine, "run_nodes", None)
     path = written(tmp_path, LANGUAGE | change)
     assert cli.main(["sweep", str(path), "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
@@ -182,23 +183,23 @@ def test_a_file_that_cannot_be_meant_gives_2_and_one_line_with_its_name_before_a
 
 def test_what_is_no_yaml_or_is_not_there_is_refused(tmp_path, refused):
     with refused(UsageError, "one.yaml", "is not valid YAML (line 2)"):
-        sweeps.read(written(tmp_path, "notebook: 10_language\n  grid: ["))
+        sweeps.read_sweep(written(tmp_path, "notebook: 10_language\n  grid: ["))
     with refused(UsageError, "none.yaml", "cannot be read"):
-        sweeps.read(tmp_path / "none.yaml")
+        sweeps.read_sweep(tmp_path / "none.yaml")
 
 
 def test_an_unknown_ablation_is_refused_with_the_nearest(tmp_path, refused):
     content = {"notebook": "70_ablations", "grid": {"groups": ["gauge", "tokn"]}}
     with refused(UsageError, "cell 2 (groups='tokn')", "Did you mean 'token'?"):
-        sweeps.read(written(tmp_path, content))
+        sweeps.read_sweep(written(tmp_path, content))
     content = {"notebook": "70_ablations", "cells": [{"bases": "tiny-causal minilm-l6"}]}
     with refused(UsageError, "scale 'smoke' has no base 'minilm-l6'"):
-        sweeps.read(written(tmp_path, content))
+        sweeps.read_sweep(written(tmp_path, content))
 
 
 def test_the_command_line_goes_before_the_file(tmp_path):
     path = written(tmp_path, LANGUAGE | {"grid": {"base": ["minilm-l6"], "task": ["movie"]}})
-    sweep = sweeps.read(path, "lab", "packages")
+    sweep = sweeps.read_sweep(path, "lab", "packages")
     assert (sweep.scale, sweep.source) == ("lab", "packages")
 
 
@@ -217,7 +218,7 @@ def ran(monkeypatch):
             Path(path).touch()
         return {}
 
-    monkeypatch.setattr(engine, "run", run)
+    monkeypatch.setattr(engine, "run_nodes", run)
     return calls
 
 

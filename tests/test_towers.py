@@ -108,14 +108,16 @@ def test_alignment_brings_pictures_and_their_texts_together(cache):
     assert after["image_to_text_recall@1"] > 0.5 > before["image_to_text_recall@1"]
     assert told["losses"][-1] < told["losses"][0]
     assert told["task"] == "easy_vqa_labels" and told["source"] == "made"
-    assert told["files"][two_tower.WEIGHTS]["sha256"] == storage.sha256(cache / two_tower.WEIGHTS)
+    assert told["files"][two_tower.WEIGHTS_FILE]["sha256"] == storage.sha256(
+        cache / two_tower.WEIGHTS_FILE
+    )
 
 
 def test_alignment_moves_the_projections_alone(cache, base):
     spec = base.spec
     image, text = spec.alignment.image, spec.alignment.text
     parts = [loading.load(n, dtype=torch.float32, words=spec.family) for n in (image, text)]
-    start = two_tower.joined(cache, spec, *parts).model.clip.state_dict()
+    start = two_tower.from_released(cache, spec, *parts).model.clip.state_dict()
     now = base.model.clip.state_dict()
     moved = {n for n in now if not torch.equal(now[n], start[n])}
     assert moved == {"visual.head.proj.weight", "text.proj.weight", "logit_scale"}
@@ -142,7 +144,7 @@ def test_an_interrupted_alignment_gives_the_same_model(cache, monkeypatch, tmp_p
     assert len(calls) == 26 + registry.spec("tiny-towers").alignment.steps - 20  # on from step 20
     found = storage.read_json(again / MANIFEST)
     assert found["losses"] == whole["losses"]
-    assert found["files"][two_tower.WEIGHTS] == whole["files"][two_tower.WEIGHTS]
+    assert found["files"][two_tower.WEIGHTS_FILE] == whole["files"][two_tower.WEIGHTS_FILE]
     assert [f.name for f in folder.parent.glob(".*state*")] == []
 
 
@@ -164,7 +166,7 @@ def test_nobody_clears_away_what_an_alignment_is_writing(monkeypatch, tmp_path):
     folder = alignment.ensure("tiny-towers", "made")
     other.join()
     assert entered.is_set()
-    assert {two_tower.CONFIG, two_tower.WEIGHTS, "tokenizer.json"} <= {
+    assert {two_tower.CONFIG_FILE, two_tower.WEIGHTS_FILE, "tokenizer.json"} <= {
         f.name for f in folder.iterdir()
     }
 
@@ -189,9 +191,9 @@ def test_weights_of_another_model_are_refused(cache, refused, tmp_path):
     shutil.copytree(cache, folder)
     source = f"local:{tmp_path}"
     assert loading.load("tiny-towers", source=source).spec.name == "tiny-towers"
-    held = storage.read_tensors(folder / two_tower.WEIGHTS)
+    held = storage.read_tensors(folder / two_tower.WEIGHTS_FILE)
     held.pop("text.proj.weight")
-    storage.write_tensors(folder / two_tower.WEIGHTS, held)
+    storage.write_tensors(folder / two_tower.WEIGHTS_FILE, held)
     with refused(OralError, "'text.proj.weight'"):
         loading.load("tiny-towers", source=source)
 
@@ -238,7 +240,7 @@ def test_a_network_normalised_with_another_epsilon_gives_the_same_features(cache
         loading.load("tiny-convnet", dtype=torch.float32).model.state_dict()
     )
     rows = data["nlvr"].test[:4]
-    made = two_tower.joined(cache, base.spec, image, text)
+    made = two_tower.from_released(cache, base.spec, image, text)
     shown, mirrored = made.pooled_images(rows)
     torch.testing.assert_close(shown, image.features(rows), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(shown, mirrored)

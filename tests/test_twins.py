@@ -59,20 +59,20 @@ def test_the_same_source_gives_the_same_bytes(folder):
 
 def test_write_makes_what_differs_and_leaves_the_age_of_the_rest(folder):
     assert notebooks.differing(folder) == [folder / "one.ipynb"]
-    assert notebooks.write(folder) == [folder / "one.ipynb"]
-    assert notebooks.differing(folder) == notebooks.write(folder) == []
+    assert notebooks.write_twins(folder) == [folder / "one.ipynb"]
+    assert notebooks.differing(folder) == notebooks.write_twins(folder) == []
     (folder / "one.py").write_text(SOURCE + "\n# %%\n1 + 1\n", encoding="utf-8")
     assert notebooks.differing(folder) == [folder / "one.ipynb"]
 
 
 def test_a_saved_output_and_a_notebook_without_source_are_found(folder):
-    notebooks.write(folder)
+    notebooks.write_twins(folder)
     notebook = json.loads((folder / "one.ipynb").read_text())
     notebook["cells"][1]["execution_count"] = 3
     (folder / "one.ipynb").write_text(json.dumps(notebook))
     (folder / "two.ipynb").write_text("{}")
     assert notebooks.differing(folder) == [folder / "two.ipynb", folder / "one.ipynb"]
-    assert notebooks.write(folder) == [folder / "one.ipynb"]
+    assert notebooks.write_twins(folder) == [folder / "one.ipynb"]
     assert (folder / "two.ipynb").read_text() == "{}"
 
 
@@ -83,7 +83,7 @@ def test_a_python_file_without_cells_is_refused(tmp_path):
 
 
 def test_an_empty_folder_has_nothing_to_do(tmp_path):
-    assert notebooks.differing(tmp_path) == notebooks.write(tmp_path) == []
+    assert notebooks.differing(tmp_path) == notebooks.write_twins(tmp_path) == []
 
 
 def test_the_notebooks_of_the_project_are_in_sync():

@@ -154,7 +154,7 @@ def test_a_task_and_its_complement_have_one_lora_under_mirrored_heads():
 # ---------------------------------------------------------------- a cell
 def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
     metrics, items = cell
-    schema.check_items(items, schema.check(metrics))
+    schema.check_items(items, schema.check_metrics(metrics))
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_all", "multitask", "retrieval", "regression",
         "generated",
@@ -243,7 +243,7 @@ def test_one_lora_is_trained_on_the_splits_of_one_data_set_only(tmp_path, refuse
 def test_balanced_accuracy_is_the_mean_of_the_classes_and_lies_in_its_interval():
     labels = np.array([0] * 90 + [1] * 10)
     always_no = labels == 0
-    assert bootstrap.balanced(labels, always_no) == 0.5
+    assert bootstrap.balanced_accuracy(labels, always_no) == 0.5
     right = always_no.copy()
     right[90:95] = True
     found, error = bootstrap.bootstrap_balanced(labels, right)

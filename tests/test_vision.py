@@ -47,7 +47,7 @@ def png(colour, size=(5, 9)):
 
 
 def test_pictures_of_any_size_and_mode_become_bytes_of_one_size():
-    table = images.decode([png((255, 0, 10)), png(7, (64, 64))], 8, "bicubic")
+    table = images.decode_images([png((255, 0, 10)), png(7, (64, 64))], 8, "bicubic")
     assert table.shape == (2, 3, 8, 8) and table.dtype == torch.uint8
     assert table[0].flatten(1).unique(dim=1).tolist() == [[255], [0], [10]]
     assert table[1].unique().tolist() == [7]
@@ -59,10 +59,10 @@ def test_a_cell_holds_bytes_or_the_hubs_dictionary():
 
 def test_a_file_that_is_not_an_image_is_refused(refused):
     with refused(PreflightError, "Image 1 of 2"):
-        images.decode([png(3), b"no picture"], 8, "bicubic")
+        images.decode_images([png(3), b"no picture"], 8, "bicubic")
     huge = b"P6 30000 30000 255\n"  # which would fill 2.7 GB
     with refused(PreflightError, "Image 0 of 1", "DecompressionBombError"):
-        images.decode([huge], 8, "bicubic")
+        images.decode_images([huge], 8, "bicubic")
 
 
 def test_a_backbone_reads_pictures_as_timm_would(base, data):
@@ -189,7 +189,7 @@ def test_the_packages_weights_see_what_imagenet_taught(n):
     model.load_state_dict(storage.read_tensors(folder / "model.safetensors"))
     file = io.BytesIO()
     Image.fromarray(load_sample_image("china.jpg")).save(file, "png")
-    picture = images.decode([file.getvalue()], 224, "bicubic") / 255
+    picture = images.decode_images([file.getvalue()], 224, "bicubic") / 255
     with torch.inference_mode():
         seen = model((picture - 0.5) / 0.5).topk(4).indices[0].tolist()
     assert 698 in seen  # palace
@@ -222,7 +222,7 @@ def test_a_local_folder_in_hub_column_names_is_read(tmp_path):
     split = task_rows(task, f"local:{tmp_path}")
     assert (len(split.test), len(split.validation)) == (40, 40)  # the repeated one goes
     assert split.source == "local" and all(row.label in range(5) for row in split.test)
-    assert images.decode([split.test[0].image], 4, "bicubic").shape == (1, 3, 4, 4)
+    assert images.decode_images([split.test[0].image], 4, "bicubic").shape == (1, 3, 4, 4)
 
 
 def test_every_task_of_real_pictures_has_one_that_stands_in_where_only_packages_are():

@@ -215,7 +215,7 @@ def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setattr(generators, "preset", short)
     run = oral_lib.Run("smoke", out=tmp_path, experiment="multimodal").ready()
     metrics, items = run.cell("easy_vqa", NAME, 0)
-    schema.check_items(items, schema.check(metrics))
+    schema.check_items(items, schema.check_metrics(metrics))
     assert {"majority", "base", "trained", "generated", "regression"} <= set(metrics.method)
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
     assert value["trained", "none"] > max(value["base", "none"], value["majority", "none"]) + 0.1

@@ -32,7 +32,7 @@ def test_vision_has_a_zoo_and_generators_of_its_own(run):
 
 def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     metrics, items = run.cell(TASK, BASE, 0)
-    schema.check_items(items, schema.check(metrics))
+    schema.check_items(items, schema.check_metrics(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
     absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
     assert set(metrics.method) == set(schema.METHODS) - absent

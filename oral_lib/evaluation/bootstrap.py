@@ -178,7 +178,7 @@ def _auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndar
         return (positive * below).sum(1) / (positive.sum(1) * negative.sum(1))
 
 
-def balanced(labels, correct) -> float:
+def balanced_accuracy(labels, correct) -> float:
     """Balanced accuracy: the mean over classes of the accuracy of a class."""
     labels, means = np.asarray(labels), item_means(correct)
     return float(np.mean([means[labels == label].mean() for label in np.unique(labels)]))
@@ -197,4 +197,4 @@ def bootstrap_balanced(
             blocks.append(np.mean(accuracies, axis=0))
     draws = np.concatenate(blocks)
     draws = draws[np.isfinite(draws)]
-    return interval(balanced(labels, correct), draws), float(draws.std(ddof=1))
+    return interval(balanced_accuracy(labels, correct), draws), float(draws.std(ddof=1))

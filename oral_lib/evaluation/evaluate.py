@@ -20,7 +20,7 @@ from oral_lib.models.contrastive import Gallery
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 
-GROUPS = {"cpu": 1, "cuda": 16}  # adapters in one stack, by device
+STACK_SIZES = {"cpu": 1, "cuda": 16}  # adapters in one stack, by device
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ def evaluate(
     """Yields an `Outcome` for each adapter on the same rows.
 
     Args:
-        groups: number of adapters in a stack; 0: `GROUPS` of the device.
+        groups: number of adapters in a stack; 0: `STACK_SIZES` of the device.
         write: whether answers of answer tasks are generated as well as scored.
     """
-    size = min(groups or GROUPS[base.device.type], len(adapters))
+    size = min(groups or STACK_SIZES[base.device.type], len(adapters))
     if not size:
         return
     dtype = next(base.model.parameters()).dtype
@@ -145,7 +145,7 @@ def evaluate(
             likely = scoring.score(model, base, task, rows, groups=size)
             written = [None] * size
             if kind == "answer" and write:
-                generated = scoring.write(model, base, task, rows, groups=size)
+                generated = scoring.write_answers(model, base, task, rows, groups=size)
                 written = [[task.extracted(text) for text in texts] for texts in generated]
             for values, answers, _ in zip(likely, written, chosen, strict=False):
                 if kind == "match":

@@ -24,12 +24,12 @@ from oral_lib.assets import sources
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.models import loading
 
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"  # as pytorch-fid publishes them
 _BATCH = 64  # images in a forward pass
 RESAMPLES = 20  # draws for a standard error
 
 
-def distance(one: Tensor, other: Tensor) -> float:
+def frechet_distance(one: Tensor, other: Tensor) -> float:
     """d^2 of features one [n, f] and other [n', f], in float64.
 
     Raises:
@@ -60,11 +60,11 @@ def distance(one: Tensor, other: Tensor) -> float:
     )
 
 
-def spread(one: Tensor, other: Tensor, draw: torch.Generator) -> float:
-    """The bootstrap standard error of `distance` over the images of `one` [n, f]: its standard
-    deviation over RESAMPLES draws of n images with replacement."""
+def standard_error(one: Tensor, other: Tensor, draw: torch.Generator) -> float:
+    """The bootstrap standard error of `frechet_distance` over the images of `one` [n, f]: its
+    standard deviation over RESAMPLES draws of n images with replacement."""
     indices = torch.randint(len(one), (RESAMPLES, len(one)), generator=draw)
-    distances = [distance(one[index], other) for index in indices.to(one.device)]
+    distances = [frechet_distance(one[index], other) for index in indices.to(one.device)]
     return torch.tensor(distances).std().item()
 
 
@@ -133,7 +133,7 @@ def network(backbone: str, source: str, device: str | torch.device = "cpu") -> F
         device: where the network is loaded to.
     """
     _, folder = sources.parse_source(source)
-    file = folder and folder / "models" / "inception" / WEIGHTS
+    file = folder and folder / "models" / "inception" / INCEPTION
     if file and file.is_file():
         return Inception(file, device)
     return Features(backbone, source, device)

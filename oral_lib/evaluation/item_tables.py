@@ -19,7 +19,7 @@ from oral_lib.evaluation.schema import (
     GROUP,
     ITEM_COLUMNS,
     KEY,
-    check,
+    check_metrics,
     in_order,
     items_frame,
 )
@@ -178,7 +178,7 @@ def summarise(
             number["n_items"] = counts.get(metric, correct.shape[1])
             rows.append(row | number | {"metric": metric})
     frame = pd.DataFrame(rows).assign(commit=commit or code_commit())
-    return check(in_order(frame[list(COLUMNS)], KEY))
+    return check_metrics(in_order(frame[list(COLUMNS)], KEY))
 
 
 def matrix(

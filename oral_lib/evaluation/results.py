@@ -17,9 +17,9 @@ from oral_lib.evaluation.schema import (
     COLUMNS,
     ITEM_COLUMNS,
     KEY,
-    check,
     check_columns,
     check_items,
+    check_metrics,
     check_words,
     csv_text,
     items_frame,
@@ -80,7 +80,7 @@ def write_cell(
         networks: `network_hashes` of the networks that were measured.
     """
     items = items_frame(items)
-    check_items(items, check(metrics))
+    check_items(items, check_metrics(metrics))
     with replacing(folder) as temporary:
         temporary.mkdir()
         (temporary / "metrics.csv").write_text(csv_text(metrics, KEY), encoding="utf-8")
@@ -99,7 +99,7 @@ def is_current(folder: str | Path, networks: Mapping[str, str]) -> bool:
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
     """The checked rows of a metrics.csv."""
-    return check(read_csv(path, COLUMNS))
+    return check_metrics(read_csv(path, COLUMNS))
 
 
 def read_items(path: str | Path) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def collect(cells: Iterable[str | Path], results_dir: str | Path) -> Path:
     if items_path.exists():
         old = read_items(items_path)
         items = join([old[~_among(old, items, CELL)], items])
-    metrics = check(metrics)
+    metrics = check_metrics(metrics)
     check_items(items, metrics)
     with replacing(items_path) as temporary:
         items.to_parquet(temporary, **PACKED)

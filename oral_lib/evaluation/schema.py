@@ -60,7 +60,7 @@ KEY = ["family", *CELL, "base_version", "method", "condition", "metric"]
 REFERENCE = "reference"  # the ablation group of the trained adapters, their average and the base
 
 
-def check(frame: pd.DataFrame) -> pd.DataFrame:
+def check_metrics(frame: pd.DataFrame) -> pd.DataFrame:
     """`frame` itself if every row is valid; else OralError with the row and the column."""
     check_columns(frame, COLUMNS, "metrics")
     check_words(frame, COLUMNS)

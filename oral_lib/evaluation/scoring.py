@@ -5,8 +5,8 @@ A task is scored in one of seven ways (`BaseModel.scoring_kind`):
     label      log-likelihood of the first token of each label word after the prompt (they must
                differ), or of each class of an encoder's head
     option     log-likelihood of each option's continuation after its context, summed over tokens
-    answer     mean log-likelihood per token of the correct answer; `write` generates an answer,
-               which must contain the exact one
+    answer     mean log-likelihood per token of the correct answer; `write_answers` generates an
+               answer, which must contain the exact one
     image      log-likelihood of the task's classes, normalised over these classes
     question   the same for two towers, about an image and a text
     match      similarity of every text to every image
@@ -125,8 +125,8 @@ def score(
     """[groups, n, labels] log-likelihoods of all rows, on the CPU, in the order of `rows`.
 
     Of written answers it is [groups, n, 1], the mean log-likelihood of the correct answer's tokens;
-    `write` returns the answers themselves. Of `match` it is [groups, texts, images], the scaled
-    similarities of all distinct texts and images. Of `style` it is [groups, n, 1], minus the
+    `write_answers` returns the answers themselves. Of `match` it is [groups, texts, images], the
+    scaled similarities of all distinct texts and images. Of `style` it is [groups, n, 1], minus the
     squared error of denoising.
 
     Args:
@@ -182,7 +182,7 @@ def _core(model: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def write(
+def write_answers(
     model: nn.Module, base: CausalModel, task: Task, rows: Sequence[Row], *, groups: int = 1
 ) -> list[list[str]]:
     """[groups][n] texts generated greedily after each prompt.

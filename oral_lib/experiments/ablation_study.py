@@ -106,7 +106,9 @@ def in_gauge(member: Member, form: Gauge) -> Member:
     return member
 
 
-def assemble(variant: Variant, study: Study) -> tuple[Generator, dict[str, TrainingSet], Decoding]:
+def assemble_variant(
+    variant: Variant, study: Study
+) -> tuple[Generator, dict[str, TrainingSet], Decoding]:
     """(untrained generator, its training sets, the statistics to decode with).
 
     In any gauge but the shared initialisation, LoRA factors are centred on zero: all-zero tokens
@@ -165,7 +167,7 @@ def measure(evaluator: "Evaluator", variant: Variant, folder: Path) -> pd.DataFr
     Variants that differ from the default only in sampling share its network, in `folder`.
     """
     study, began = evaluator.study, time.perf_counter()
-    untrained, data, decoding = assemble(variant, study)
+    untrained, data, decoding = assemble_variant(variant, study)
     model, seconds = _trained(study, variant, untrained, data, folder)
     count = sum(v.numel() for v in model.network.parameters())
     rows = []

@@ -9,10 +9,10 @@ from enum import Enum
 
 from oral_lib.errors import UsageError, closest
 from oral_lib.method.config import SHARINGS, GeneratorConfig, SamplingConfig
-from oral_lib.method.denoiser import KINDS as DENOISERS
+from oral_lib.method.denoiser import DENOISERS as DENOISERS
 from oral_lib.method.diffusion import OBJECTIVES
 from oral_lib.method.projection import PROJECTIONS
-from oral_lib.method.recurrence import KINDS as RECURRENCES
+from oral_lib.method.recurrence import RECURRENCES as RECURRENCES
 from oral_lib.models.text_encoder import ENCODERS
 
 SAMPLING_STEPS = (1, 2, 3, 5, 10, 20, 60)

@@ -21,13 +21,13 @@ from oral_lib.experiments.ablation_variants import GROUPS, Variant, check_groups
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.task import load_task
 
-COLUMNS = [
+ABLATION_COLUMNS = [
     *("group", "variant", "default", "base", "source", "task", "metric", "value"),
     *("ci_low", "ci_high", "n_items", "n_samples", "seed", "wall_s", "commit"),
 ]
 
 
-def run(
+def measure_variants(
     study: Study, folder: Path, path: Path, groups: Sequence[str] = tuple(GROUPS)
 ) -> pd.DataFrame:
     """All rows of `study` so far, after measuring the missing variants of `groups`.
@@ -60,7 +60,7 @@ def run(
             storage.write_text(log, traceback.format_exc())
             failed.append(f"{labels[part]} ({type(error).__name__}: {error}; traceback: {log})")
             print(f"ablation {failed[-1]} failed", flush=True)
-    frame = collect(study, folder, path)
+    frame = collect_parts(study, folder, path)
     if failed:
         raise OralError(f"{len(failed)} of {len(todo)} ablations failed: {'; '.join(failed)}")
     return frame
@@ -114,7 +114,7 @@ def _once(path: Path, work: Callable[[], pd.DataFrame]) -> None:
             storage.write_text(path, work().assign(commit=code_commit()).to_csv(index=False))
 
 
-def collect(study: Study, folder: Path, path: Path) -> pd.DataFrame:
+def collect_parts(study: Study, folder: Path, path: Path) -> pd.DataFrame:
     """All finished rows of `study`; at `path` they replace older rows of its base models."""
     default = study.config, study.sampling
     listed = [(v.group, v.name, v.default, part_of(study, v)) for v in variants(*default)]
@@ -126,11 +126,11 @@ def collect(study: Study, folder: Path, path: Path) -> pd.DataFrame:
             rows = pd.read_csv(file).assign(group=group, default=is_default)
             parts.append(rows if name is None else rows.assign(variant=name))
     if not parts:
-        return pd.DataFrame(columns=COLUMNS)
+        return pd.DataFrame(columns=ABLATION_COLUMNS)
     source = study.source.partition(":")[0]
     frame = pd.concat(parts, ignore_index=True).assign(source=source, seed=study.training.seed)
     compared = {g for g, rows in frame.groupby("group") if not rows.default.all()}
-    frame = frame[frame.group.isin(compared)][COLUMNS].reset_index(drop=True)
+    frame = frame[frame.group.isin(compared)][ABLATION_COLUMNS].reset_index(drop=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".csv.lock"):
         merged = frame

@@ -26,7 +26,7 @@ from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import store
 
 
-def score(
+def score_trials(
     model: BaseModel,
     task: Task,
     rows: Sequence[Row],
@@ -193,6 +193,6 @@ def run_cell(
     cell = {
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
-    metrics, items = score(model, spec, rows, cell, planned, majority)
+    metrics, items = score_trials(model, spec, rows, cell, planned, majority)
     ratio = model.spec.alpha / model.spec.rank
     return metrics, items, novelty_row(cell, planned, members, held_out, ratio)

@@ -48,7 +48,7 @@ class Experiment:
     """What distinguishes one experiment from the others.
 
     Args:
-        name: one of `scales.EXPERIMENTS`.
+        name: one of `scales.EXPERIMENT_NAMES`.
         notebook: file stem of the notebook of its cells.
         base_parameter: the parameter of that notebook for the base model. Empty: one notebook
             shows all cells of a base model, and has no parameter for base model or task.

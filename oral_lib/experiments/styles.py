@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.evaluation import fid, schema
-from oral_lib.evaluation.evaluate import GROUPS, evaluate
+from oral_lib.evaluation.evaluate import STACK_SIZES, evaluate
 from oral_lib.experiments.cells import models_of, novelty_row, zoo_of
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.trials import Size, trials
@@ -84,7 +84,7 @@ def generate_images(
         settings: steps and guidance.
         label: of the progress bar.
     """
-    group, results = min(GROUPS[base.device.type], len(adapters)), []
+    group, results = min(STACK_SIZES[base.device.type], len(adapters)), []
     stack = Stack(adapters[0], group, base.device, next(base.model.parameters()).dtype)
     with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank) as unet:
         for first in bar(range(0, len(adapters), group), label=label, unit="stack"):
@@ -122,7 +122,7 @@ def run_cell(
     likelihoods = [outcome.likely for outcome in evaluate(model, spec, rows, unique)]
     each = (time.perf_counter() - began) / len(unique)
     test, train = (
-        network(images.decode([row.image for row in part], model.pixels, "bicubic"))
+        network(images.decode_images([row.image for row in part], model.pixels, "bicubic"))
         for part in (rows, data.train[:n])
     )  # [n, f] each
     measured = {
@@ -141,15 +141,17 @@ def run_cell(
         pairs = [measured[id(adapter)] for adapter in trial.adapters]
         row = about | {"method": trial.method, "condition": trial.condition}
         row |= {"n_samples": len(pairs), "wall_s": round(trial.seconds + each * len(pairs), 3)}
-        distances = [(fid.distance(x, test), fid.spread(x, test, draw)) for x, _ in pairs]
+        distances = [
+            (fid.frechet_distance(x, test), fid.standard_error(x, test, draw)) for x, _ in pairs
+        ]
         errors = torch.stack([error for _, error in pairs]).mean(0)  # [n], over adapters
         stderr = (errors.std() / n**0.5).item()
         metrics.append(row | _number(network.metric, *map(_mean, zip(*distances, strict=True))))
         metrics.append(row | _number("denoising_error", errors.mean().item(), stderr))
         if trial.method == "base":
-            floor = fid.distance(train, test), fid.spread(train, test, draw)
+            floor = fid.frechet_distance(train, test), fid.standard_error(train, test, draw)
             metrics.append(row | _number("frechet_floor", *floor))
-    frame = schema.check(pd.DataFrame(metrics)[list(schema.COLUMNS)])
+    frame = schema.check_metrics(pd.DataFrame(metrics)[list(schema.COLUMNS)])
     no_items = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
     ratio = model.spec.alpha / model.spec.rank
     return frame, no_items, novelty_row(cell, planned, members, held_out, ratio)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from oral_lib import learning_rate, scales, seeds, storage
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.experiments import baselines, generators
-from oral_lib.experiments.cells import score
+from oral_lib.experiments.cells import score_trials
 from oral_lib.experiments.generators import Preset
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.trials import Size, Trial, generated_trial
@@ -305,4 +305,4 @@ def run_cell(
         planned.append(generated_trial(network, texts, base, count, **about))
     cell = {"experiment": "unseen", "source": data.source, "base": base, "task": task, "seed": seed}
     majority = baselines.majority(data.train, rows, len(spec.labels))
-    return *score(model, spec, rows, cell, planned, majority), None
+    return *score_trials(model, spec, rows, cell, planned, majority), None

@@ -124,7 +124,7 @@ def first_difference(tensors: Adapter, shapes: Mapping[str, Sequence[int]]) -> s
     return ""
 
 
-def check(tensors: Adapter, reference: Adapter) -> None:
+def check_adapter(tensors: Adapter, reference: Adapter) -> None:
     """OralError with the first difference unless names and shapes equal the ones of `reference`.
 
     The reference is usually the shared LoRA initialisation of a base model.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from oral_lib.errors import UsageError
-from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check, factors_by_module
+from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check_adapter, factors_by_module
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -61,7 +61,7 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
     >>> distance(one, other, {"r": 2, "lora_alpha": 2}).total  # ||I||, scale 1
     1.4142135623730951
     """
-    check(one, other)
+    check_adapter(one, other)
     settings, other = LoraSettings.of(config), {n: t.to(one[n].device) for n, t in other.items()}
     pairs, others = factors_by_module(one, settings), factors_by_module(other, settings)
     by_shape = defaultdict(list)  # modules of one shape are multiplied together
@@ -189,7 +189,7 @@ def pairwise(ones: Sequence[Adapter], others: Sequence[Adapter], scale: float = 
     `distance` is exact for them. OralError when names or shapes differ.
     """
     for adapter in [*ones[1:], *others]:
-        check(adapter, ones[0])
+        check_adapter(adapter, ones[0])
     inner = squares = other_squares = 0.0
     for end_a, end_b in PAIRS.items():
         for name in (n for n in ones[0] if n.endswith(end_a)):

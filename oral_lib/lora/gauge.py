@@ -17,7 +17,7 @@ from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.errors import OralError
-from oral_lib.lora.adapter import Adapter, check, factors
+from oral_lib.lora.adapter import Adapter, check_adapter, factors
 
 
 def balanced(adapter: Adapter) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def aligned(adapter: Adapter, reference: Adapter) -> dict[str, Tensor]:
     alike. OralError for factors that are not matrices or have another shape than the reference's.
     """
     result, target = balanced(adapter), balanced(reference)
-    check(adapter, reference)
+    check_adapter(adapter, reference)
     for a, b in factors(adapter).items():
         left, right = result[b].flatten(1).double(), result[a].flatten(1).double()
         overlap = left.mT @ target[b].flatten(1).double()  # [r, r]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from oral_lib.errors import OralError, UsageError, closest
 
-KINDS = ("adanorm", "conv")
+DENOISERS = ("adanorm", "conv")
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class DenoiserConfig:
     kernel: int = 7
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            near = closest(str(self.kind), KINDS)
-            raise UsageError(f"kind={self.kind!r}: unknown denoiser. Use one of {KINDS}.{near}")
+        if self.kind not in DENOISERS:
+            near = closest(str(self.kind), DENOISERS)
+            raise UsageError(f"kind={self.kind!r}: unknown denoiser. Use one of {DENOISERS}.{near}")
         for name in ("hidden", "depth", "expand", "kernel"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from oral_lib.errors import OralError, UsageError, closest
 
-KINDS = ("linear", "cosine")
+SCHEDULES = ("linear", "cosine")
 OBJECTIVES = ("eps", "x0", "v")
 SAMPLERS = ("ddim", "ddpm")
 
@@ -65,7 +65,7 @@ class DiffusionConfig:
     def __post_init__(self):
         if type(self.steps) is not int or self.steps < 2:
             raise UsageError(f"steps={self.steps!r}: must be a whole number >= 2.")
-        _one_of("kind", self.kind, KINDS)
+        _one_of("kind", self.kind, SCHEDULES)
         _one_of("objective", self.objective, OBJECTIVES)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise UsageError(

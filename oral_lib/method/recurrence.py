@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 
-KINDS = ("mamba2", "lstm", "transformer", "none")
+RECURRENCES = ("mamba2", "lstm", "transformer", "none")
 BACKENDS = ("auto", "torch", "mamba_ssm")
 
 
@@ -62,9 +62,11 @@ class RecurrenceConfig:
     chunk: int = 64
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            near = closest(str(self.kind), KINDS)
-            raise UsageError(f"kind={self.kind!r}: unknown recurrence. Use one of {KINDS}.{near}")
+        if self.kind not in RECURRENCES:
+            near = closest(str(self.kind), RECURRENCES)
+            raise UsageError(
+                f"kind={self.kind!r}: unknown recurrence. Use one of {RECURRENCES}.{near}"
+            )
         for name in ("width", "layers", "state", "head", "expand", "conv", "chunk"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -65,7 +65,7 @@ def ensure(
 
 def _make(spec: BaseSpec, folder: Path, source: str, device: str | torch.device) -> None:
     state = folder.with_name(f".{folder.name}.state.safetensors")
-    recipe, data = spec.alignment, two_tower.pairs(spec.alignment, source)
+    recipe, data = spec.alignment, two_tower.alignment_rows(spec.alignment, source)
     options = {"source": source, "device": device, "dtype": torch.float32}
     image = loading.load(recipe.image, **options)
     text = loading.load(recipe.text, words=spec.family, **options)
@@ -73,9 +73,9 @@ def _make(spec: BaseSpec, folder: Path, source: str, device: str | torch.device)
         require_space(4 * (image.weights + text.weights) >> 20)
         temporary.mkdir()
         two_tower.write_config(temporary, spec, image, text)
-        base = two_tower.joined(temporary, spec, image, text)
+        base = two_tower.from_released(temporary, spec, image, text)
         about = align(base, data, state=state)
-        storage.write_tensors(temporary / two_tower.WEIGHTS, base.model.clip.state_dict())
+        storage.write_tensors(temporary / two_tower.WEIGHTS_FILE, base.model.clip.state_dict())
         about |= {
             "name": spec.name,
             "source": source.split(":")[0],

@@ -115,7 +115,7 @@ def evolve(
     start = _weights(base) if start is None else start
     began = time.monotonic()
     before = perplexity(base.model, held_out) if before is None else before
-    losses = train(base.model, stretch_rows, recipe, label=f"evolve {entry.name}")
+    losses = train_version(base.model, stretch_rows, recipe, label=f"evolve {entry.name}")
     after = perplexity(base.model, held_out)
     if not math.isfinite(after):
         raise OralError(f"{entry.name} has perplexity {after} after its training: lower the lr.")
@@ -178,7 +178,7 @@ def stretch(rows: Tensor, recipe: Evolution, t: int) -> Tensor:
     return rows[(torch.arange(n) + (t - 1) * n) % len(rows)]
 
 
-def train(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> list[float]:
+def train_version(model: nn.Module, rows: Tensor, recipe: Evolution, *, label: str) -> list[float]:
     """Trains all weights of `model`, in place, on `rows` in order. Returns the loss of each step.
 
     Weights and AdamW's moments are float32; products are bfloat16 if the device supports it.

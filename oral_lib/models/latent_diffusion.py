@@ -113,7 +113,7 @@ class LatentDiffusion(BaseModel):
         scaled; encoded once, then cached."""
         key = tuple(row.key for row in rows)
         if key not in self._latents:
-            table = images.decode([row.image for row in rows], self.pixels, "bicubic")
+            table = images.decode_images([row.image for row in rows], self.pixels, "bicubic")
             parts = []
             for part in table.split(_BATCH[self.device.type]):
                 scaled = part.to(self.device).float() / 127.5 - 1
@@ -233,11 +233,11 @@ TINY_VAE = {
     "block_out_channels": [8, 16],
     "latent_channels": 4,
     "norm_num_groups": 4,
-    "sample_size": images.SIDE,
+    "sample_size": images.GENERATED_PIXELS,
     "mid_block_add_attention": False,
 }
 TINY_UNET = {
-    "sample_size": images.SIDE // 2,
+    "sample_size": images.GENERATED_PIXELS // 2,
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
     "block_out_channels": [16, 32],
@@ -289,7 +289,7 @@ def _train_tiny(folder: Path) -> None:
 
     rng = np.random.default_rng(seeds.integer(0, "tiny-diffusion"))
     files = [images.styled_square(rng) for _ in range(TINY_IMAGES)]
-    table = images.decode(files, images.SIDE, "bicubic").float() / 127.5 - 1
+    table = images.decode_images(files, images.GENERATED_PIXELS, "bicubic").float() / 127.5 - 1
     encoder, tokenizer = _tiny_text_encoder()
     vae, unet = AutoencoderKL(**TINY_VAE), UNet2DConditionModel(**TINY_UNET)
     scheduler = DDIMScheduler(**TINY_SCHEDULE)

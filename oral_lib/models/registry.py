@@ -77,7 +77,7 @@ class BaseSpec:
 
     @property
     def experiment(self) -> str:
-        """The experiment that the model takes part in (`scales.EXPERIMENTS`)."""
+        """The experiment that the model takes part in (`scales.EXPERIMENT_NAMES`)."""
         if self.family == "vision-language":
             return "multimodal"
         if self.family == "diffusion":

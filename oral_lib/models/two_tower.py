@@ -35,8 +35,8 @@ from oral_lib.models.vision import Backbone
 from oral_lib.tasks.rows import Row, Split, task_rows
 from oral_lib.tasks.task import Task, load_task
 
-CONFIG = "open_clip_config.json"  # open_clip's file names
-WEIGHTS = "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"  # open_clip's file names
+WEIGHTS_FILE = "open_clip_model.safetensors"
 CONTEXT = 64  # maximum tokens of a text in open_clip's tokenizer
 HIDDEN = 64  # width of the fusion
 HEADS = ("fuse", "answer")
@@ -152,7 +152,7 @@ class Towers(Backbone):
         return torch.cat(parts)
 
 
-def pairs(recipe: Alignment, source: str) -> Split:
+def alignment_rows(recipe: Alignment, source: str) -> Split:
     """The rows that an alignment reads from `source`. Training rows are limited to the first
     `recipe.pictures` images. UsageError if the recipe names no task for the source."""
     kind, _ = sources.parse_source(source)
@@ -169,7 +169,7 @@ def pairs(recipe: Alignment, source: str) -> Split:
 @lru_cache
 def digest(recipe: Alignment, source: str) -> str:
     """One hash of all pairs that an alignment reads."""
-    rows = pairs(recipe, source).train
+    rows = alignment_rows(recipe, source).train
     content = [(row.text, row.label, hashlib.sha256(row.image).hexdigest()) for row in rows]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -200,14 +200,14 @@ def write_config(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel)
         "resize_mode": "squash",
     }
     model = {"embed_dim": spec.alignment.width, "vision_cfg": vision, "text_cfg": language}
-    storage.write_json(folder / CONFIG, {"model_cfg": model, "preprocess_cfg": preprocessing})
+    storage.write_json(folder / CONFIG_FILE, {"model_cfg": model, "preprocess_cfg": preprocessing})
     text.model.config.save_pretrained(folder)
     text.tokenizer.save_pretrained(folder)
 
 
 def built(folder: Path, spec: BaseSpec) -> TwoTowers:
     """The model that `folder` describes; projections and fusion are a fixed random draw."""
-    config = storage.read_json(folder / CONFIG)["model_cfg"]
+    config = storage.read_json(folder / CONFIG_FILE)["model_cfg"]
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     text.hf_model_name = str(folder)
     with torch.random.fork_rng(devices=[]), quiet():
@@ -215,7 +215,7 @@ def built(folder: Path, spec: BaseSpec) -> TwoTowers:
         return TwoTowers(CustomTextCLIP(config["embed_dim"], vision, text), spec.classes)
 
 
-def joined(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> Towers:
+def from_released(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> Towers:
     """The model that `folder` describes with the weights of both released networks, float32."""
     model = built(folder, spec)
     trunk, released = model.clip.visual.trunk, image.model.state_dict()
@@ -230,8 +230,8 @@ def joined(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> To
 
 def load(spec: BaseSpec, folder: Path, device: str | torch.device, dtype: torch.dtype) -> Towers:
     """The aligned model in `folder`. OralError when its weights do not fit its description."""
-    model, tensors = built(folder, spec), storage.read_tensors(folder / WEIGHTS)
-    check_tensors(folder, tensors, model.clip, CONFIG)
+    model, tensors = built(folder, spec), storage.read_tensors(folder / WEIGHTS_FILE)
+    check_tensors(folder, tensors, model.clip, CONFIG_FILE)
     model.clip.load_state_dict(tensors)
     scale = model.clip.logit_scale.exp().item()  # before it is rounded
     model = model.to(device)
@@ -249,5 +249,5 @@ def _towers(folder: Path, spec: BaseSpec, model: TwoTowers, scale: float) -> Tow
     model.name_or_path = spec.hub  # PEFT writes it into adapters
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    preprocessing = storage.read_json(folder / CONFIG)["preprocess_cfg"]
+    preprocessing = storage.read_json(folder / CONFIG_FILE)["preprocess_cfg"]
     return Towers(spec, model, tokenizer, preprocessing, scale)

@@ -104,7 +104,9 @@ class Backbone(BaseModel):
         """uint8 [n, 3 * pixels * pixels] on the device: decoded and resized once, then cached."""
         key = tuple(row.key for row in rows)
         if key not in self._images:
-            table = images.decode([row.image for row in rows], self.pixels, self.interpolation)
+            table = images.decode_images(
+                [row.image for row in rows], self.pixels, self.interpolation
+            )
             while len(self._images) >= CACHED:
                 self._images.pop(next(iter(self._images)))
             self._images[key] = table.flatten(1).to(self.device)

@@ -128,7 +128,7 @@ class SourceResults:
             yield "controls", overview_figures.controls(self.compared)
 
 
-def write(results_root: str | Path, scale: str) -> Path:
+def write_report(results_root: str | Path, scale: str) -> Path:
     """The path of README.md, written with tables/ and figures/ of `scale`.
 
     The README has a chapter per scale. `smoke` is left out unless it is the only scale, because its
@@ -166,7 +166,7 @@ def _write_sources(folder: Path, sources: Sequence[SourceResults]) -> None:
         for kind, table in source.tables():
             _write_table(folder, f"{kind}-{source.name}", table)
         for kind, figure in source.figures():
-            theme.save(figure, folder / "figures", f"{kind}-{source.name}")
+            theme.save_figure(figure, folder / "figures", f"{kind}-{source.name}")
 
 
 def _write_studies(folder: Path) -> None:
@@ -180,17 +180,17 @@ def _write_studies(folder: Path) -> None:
     if (folder / "benchmarks.csv").exists():
         benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
         if (benchmarks.benchmark == training_figures.TRAINING).any():
-            theme.save(training_figures.training_speed(benchmarks), figures, "benchmarks")
+            theme.save_figure(training_figures.training_speed(benchmarks), figures, "benchmarks")
     if (folder / "ablations.csv").exists():
         missing = {name: [""] for name in ("ci_low", "ci_high")}  # a time has no interval
         ablations = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=missing)
         for source, rows in ablations[ablations.metric == "accuracy"].groupby("source"):
             means = ablation_means(rows)
             _write_table(folder, f"ablations-{source}", means)
-            theme.save(ablation_figure(means), figures, f"ablations-{source}")
+            theme.save_figure(ablation_figure(means), figures, f"ablations-{source}")
     for path in sorted(folder.glob("curves*.csv")):
         name = path.stem.replace("curves", "loss")
-        theme.save(training_figures.loss_curves(pd.read_csv(path)), figures, name)
+        theme.save_figure(training_figures.loss_curves(pd.read_csv(path)), figures, name)
 
 
 def _write_table(folder: Path, name: str, table: pd.DataFrame) -> None:

@@ -1,7 +1,7 @@
 """The figures of one cell, or of a few: methods, prompts, and example images with answers.
 
-Every figure function returns a closed matplotlib Figure: a notebook shows it once, `theme.save`
-writes it.
+Every figure function returns a closed matplotlib Figure: a notebook shows it once,
+`theme.save_figure` writes it.
 """
 
 import textwrap
@@ -168,7 +168,7 @@ def _ticks(axis: Axes, samples: pd.DataFrame, row, height: int, colour: str) -> 
 
 # ---------------------------------------------------------------- example images
 EXAMPLE_METHODS = {"base": "none", "trained": "none", "generated": "matched"}  # with condition
-SIDE = 96  # pixels
+EXAMPLE_PIXELS = 96  # pixels
 IMAGE_QUERY = "text_to_image/"  # matching: item keys of the direction in which a text is the query
 
 
@@ -204,7 +204,7 @@ def examples(
             files.append(row.image)
             predicted = {method: s[prefix + row.key] for method, s in predictions.items()}
             answers.append(_answers(task, row, predicted))
-    return (images.pad_to_square(files, SIDE), pd.DataFrame(answers)) if files else None
+    return (images.pad_to_square(files, EXAMPLE_PIXELS), pd.DataFrame(answers)) if files else None
 
 
 def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Figure:

@@ -193,7 +193,7 @@ PER_SAMPLE = {
     "calibrated_accuracy": lambda labels, scores, _: float(
         bootstrap.calibrated(labels, scores).mean()
     ),
-    "balanced_accuracy": lambda labels, _, correct: bootstrap.balanced(labels, correct),
+    "balanced_accuracy": lambda labels, _, correct: bootstrap.balanced_accuracy(labels, correct),
 }
 
 

@@ -17,7 +17,7 @@ from oral_lib.evaluation.schema import PLACE
 from oral_lib.report.comparisons import ALTERNATIVES, BASELINES, CONTROLS
 from oral_lib.report.formats import (
     ABSENT,
-    joined,
+    listed,
     points_interval,
     share_interval,
     signed_points,
@@ -194,7 +194,7 @@ class _Cell:
             sides[side].append(f"{NAMES[name]} ({signed_points(row.difference)})")
         for side, names in sides.items():
             if names:
-                yield f"The generator {side} {joined(names)}."
+                yield f"The generator {side} {listed(names)}."
         if self.as_good:
             yield "This cell does not show that diffusion is needed."
 
@@ -282,7 +282,7 @@ def _simple(cells: list[_Cell]) -> Iterator[str]:
                 counts.append(f"{NAMES[name]} in {count}{of}")
         yield (
             f"In {equal} of {total} cells a method without diffusion is as good as the generator: "
-            f"{joined(counts)}. Matching trained therefore does not show that diffusion is needed."
+            f"{listed(counts)}. Matching trained therefore does not show that diffusion is needed."
         )
     elif all(cell.alternatives for cell in cells):
         yield "The generator beats soup, retrieval and regression in every cell."
@@ -293,7 +293,7 @@ def _by_base(cells: Sequence[_Cell]) -> list[str]:
     tasks: dict[str, list[str]] = {}
     for cell in cells:
         tasks.setdefault(cell.base, []).append(cell.task)
-    return [f"{base}: {joined(names)}" for base, names in tasks.items()]
+    return [f"{base}: {listed(names)}" for base, names in tasks.items()]
 
 
 def _nested(lines: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ def _plain(cell, forbidden: str = "") -> str:
     return text.replace(forbidden, f"\\{forbidden}") if forbidden else text
 
 
-def aligned(table: pd.DataFrame) -> list[str]:
+def aligned_lines(table: pd.DataFrame) -> list[str]:
     """The lines of the table in columns of equal width: names left, numbers right."""
     rows = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
@@ -61,7 +61,7 @@ def aligned(table: pd.DataFrame) -> list[str]:
 
 
 # ---------------------------------------------------------------- numbers and lists
-def joined(words: Sequence) -> str:
+def listed(words: Sequence) -> str:
     """`a, b and c`."""
     words = [str(word) for word in words]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

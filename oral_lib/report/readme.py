@@ -8,7 +8,7 @@ import pandas as pd
 
 from oral_lib.evaluation import results
 from oral_lib.report.findings import overview, verdict
-from oral_lib.report.formats import joined, markdown
+from oral_lib.report.formats import listed, markdown
 from oral_lib.report.tables import grid_legend
 from oral_lib.storage import read_json
 
@@ -160,7 +160,7 @@ def _files(folder: Path, source: "SourceResults") -> str:
     return FILES.format(
         scale=folder.name,
         name=source.name,
-        tables=joined(tables),
+        tables=listed(tables),
         source="local:DIR" if source.source == "local" else source.source,
         only="" if source.experiment == "language" else f" --only '{source.experiment}*'",
     )
@@ -177,12 +177,12 @@ def _measured(metrics: pd.DataFrame) -> str:
     items = sorted(metrics.n_items.unique(), reverse=True)
     return "\n".join(
         [
-            f"- Base models: {joined(metrics.base.unique())}.",
-            f"- Tasks: {joined(metrics.task.unique())}.",
-            f"- Cells: {metrics.groupby(['base', 'task']).ngroups}, with {joined(items)} held-out "
+            f"- Base models: {listed(metrics.base.unique())}.",
+            f"- Tasks: {listed(metrics.task.unique())}.",
+            f"- Cells: {metrics.groupby(['base', 'task']).ngroups}, with {listed(items)} held-out "
             "items.",
-            f"- Generator seeds: {joined(sorted(metrics.seed.unique()))}; generated samples of "
-            f"each: {joined(sorted(generated.n_samples.unique())) if len(generated) else 'none'}.",
+            f"- Generator seeds: {listed(sorted(metrics.seed.unique()))}; generated samples of "
+            f"each: {listed(sorted(generated.n_samples.unique())) if len(generated) else 'none'}.",
             *_commits(metrics),
         ]
     )
@@ -200,7 +200,7 @@ def _commits(metrics: pd.DataFrame) -> list[str]:
             f"{task} on {base}{_seeds_of(cell, metrics)}"
             for (base, task), cell in rows.groupby(["base", "task"])
         ]
-        lines.append(f"  - {commit}: {joined(cells)}.")
+        lines.append(f"  - {commit}: {listed(cells)}.")
     return lines
 
 
@@ -208,7 +208,7 @@ def _seeds_of(rows: pd.DataFrame, metrics: pd.DataFrame) -> str:
     """The seeds of the `rows` of a cell, unless they are all that `metrics` has of the cell."""
     cell = metrics[(metrics.base == rows.base.iloc[0]) & (metrics.task == rows.task.iloc[0])]
     seeds = sorted(rows.seed.unique())
-    return "" if len(seeds) == cell.seed.nunique() else f" (seed {joined(seeds)})"
+    return "" if len(seeds) == cell.seed.nunique() else f" (seed {listed(seeds)})"
 
 
 def _machine(entry: dict | None) -> str:
@@ -216,7 +216,7 @@ def _machine(entry: dict | None) -> str:
     if entry is None:
         return "- Machine: not recorded."
     machine, versions = entry["hardware"], entry["versions"]
-    gpu = joined(machine["gpu"]) if machine["gpu"] else "no GPU"
+    gpu = listed(machine["gpu"]) if machine["gpu"] else "no GPU"
     seeds = {name: _seeds(value) for name, value in sorted(entry["seeds"].items())}
     return (
         f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
@@ -229,7 +229,7 @@ def _seeds(value) -> str:
     """The distinct seeds of an entry: a seed, or a list of seeds or of zoo members."""
     entries = value if isinstance(value, list) else [value]
     seeds = {entry["seed"] if isinstance(entry, dict) else entry for entry in entries}
-    return joined(sorted(seeds)) if seeds else ""
+    return listed(sorted(seeds)) if seeds else ""
 
 
 # ---------------------------------------------------------------- studies of a scale
@@ -257,7 +257,7 @@ def _ablations(folder: Path, source: str) -> str:
     ablations = pd.read_csv(folder / "ablations.csv")
     rows = ablations[(ablations.source == source) & (ablations.metric == "accuracy")]
     return (
-        f"Validation rows ({joined(sorted(rows.n_items.unique()))} per task) of "
-        f"{joined(rows.task.unique())} on {joined(rows.base.unique())}; commit "
-        f"{joined(rows.commit.unique())}. DEVIATIONS.md lists the present defaults.\n"
+        f"Validation rows ({listed(sorted(rows.n_items.unique()))} per task) of "
+        f"{listed(rows.task.unique())} on {listed(rows.base.unique())}; commit "
+        f"{listed(rows.commit.unique())}. DEVIATIONS.md lists the present defaults.\n"
     )

@@ -21,7 +21,7 @@ from oral_lib.report.formats import (
     ABSENT,
     IMPOSSIBLE,
     NO_SIGNAL,
-    aligned,
+    aligned_lines,
     points_interval,
     share_interval,
     signed_points,
@@ -286,13 +286,16 @@ def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str
         if len(table):
             if items is not None:
                 table["task"] = main_table(metrics, source, items).task
-            lines = [f"Accuracy in percent, source {source}", *aligned(table.rename(columns=short))]
+            lines = [
+                f"Accuracy in percent, source {source}",
+                *aligned_lines(table.rename(columns=short)),
+            ]
             if table.task.str.endswith(NO_SIGNAL).any():
                 lines.append(f"{NO_SIGNAL} no signal: {SIGNS[NO_SIGNAL]}")
             blocks.append(lines)
         styles = metrics[(metrics.source == source) & (metrics.experiment == "style")]
         for (base, task), cell in styles.groupby(["base", "task"], sort=False):
-            rows = aligned(style_table(cell))
+            rows = aligned_lines(style_table(cell))
             blocks.append([f"Style {task} on {base}, source {source}", *rows])
     return "\n\n".join("\n".join(lines) for lines in blocks)
 

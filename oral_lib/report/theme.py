@@ -44,7 +44,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     """The paths of the figure, written as PNG, PDF and SVG with the same bytes each time."""
     paths = []
     for kind, metadata in NO_DATE.items():

@@ -47,7 +47,7 @@ def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
     ]
 
 
-def run(checks: Sequence[Step], folder: Path = ROOT) -> list[str]:
+def run_checks(checks: Sequence[Step], folder: Path = ROOT) -> list[str]:
     """The names of the checks that failed, after running all of them in `folder`.
 
     Only the step "assets" may use the network.

@@ -113,7 +113,7 @@ def command(folder: Path, jobs: int) -> list[str]:
     ]
 
 
-def run(
+def run_nodes(
     nodes: Sequence[Node],
     due: Collection[str],
     folder: Path,
@@ -135,7 +135,7 @@ def run(
         environment: environment variables of the nodes.
     """
     plan = folder / "plan.json"
-    graph.write(plan, nodes, source)
+    graph.write_plan(plan, nodes, source)
     log_path = folder / "logs" / "snakemake.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress([node for node in nodes if node.name in due], jobs)

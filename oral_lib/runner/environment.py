@@ -59,7 +59,7 @@ def best() -> str:
     return str(interpreter(home())) if not fits() and is_complete(home()) else sys.executable
 
 
-def prepare(*, offline: bool = False) -> str:
+def prepare_environment(*, offline: bool = False) -> str:
     """The Python to run with, created if necessary.
 
     Raises:

@@ -146,13 +146,13 @@ def minutes_left(
     return left / max(1, jobs)
 
 
-def write(path: Path, plan: Sequence[Node], source: str) -> None:
+def write_plan(path: Path, plan: Sequence[Node], source: str) -> None:
     """Writes the nodes for the Snakefile, and their data source."""
     storage.write_json(path, {"source": source, "nodes": [asdict(node) for node in plan]})
 
 
-def read(path: str | Path) -> list[Node]:
-    """The nodes written by `write`."""
+def read_plan(path: str | Path) -> list[Node]:
+    """The nodes written by `write_plan`."""
     return [
         Node(**{k: tuple(v) if isinstance(v, list) else v for k, v in node.items()})
         for node in storage.read_json(path)["nodes"]

@@ -83,7 +83,7 @@ def card() -> Iterator[dict[str, str]]:
         yield {"CUDA_VISIBLE_DEVICES": uuid}
 
 
-def run(node: str, log: Path, command: list[str]) -> int:
+def run_command(node: str, log: Path, command: list[str]) -> int:
     """The exit code of `python *command`, with its output in `log` and on standard output.
 
     Args:
@@ -126,4 +126,4 @@ def run(node: str, log: Path, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(run_command(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-SIDE = 16  # pixels, of a generated image
+GENERATED_PIXELS = 16  # pixels, of a generated image
 
 
 class CellError(ValueError):
@@ -55,18 +55,22 @@ def styled_square(rng: np.random.Generator, hue: float | None = None) -> bytes:
 
 def _square(hue: float, rng: np.random.Generator) -> np.ndarray:
     """uint8 [side, side, 3]"""
-    image = rng.integers(90, 166, (SIDE, SIDE, 1)).repeat(3, 2).astype(np.uint8)
-    top, left = rng.integers(0, SIDE - 9, 2)
+    image = (
+        rng.integers(90, 166, (GENERATED_PIXELS, GENERATED_PIXELS, 1)).repeat(3, 2).astype(np.uint8)
+    )
+    top, left = rng.integers(0, GENERATED_PIXELS - 9, 2)
     colour = colorsys.hsv_to_rgb(hue, 1, 1)
     image[top : top + 9, left : left + 9] = np.multiply(colour, 255).round()
     return image
 
 
 def _pixmap(image: np.ndarray) -> bytes:
-    return b"P6 %d %d 255\n" % (SIDE, SIDE) + image.tobytes()  # a portable pixmap
+    return (
+        b"P6 %d %d 255\n" % (GENERATED_PIXELS, GENERATED_PIXELS) + image.tobytes()
+    )  # a portable pixmap
 
 
-def decode(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
+def decode_images(files: Sequence[bytes], pixels: int, interpolation: str) -> "Tensor":
     """uint8 [n, 3, pixels, pixels] on the CPU: each image in RGB, stretched to a square.
 
     Raises PreflightError if a file is not an image.

@@ -174,12 +174,12 @@ def task_rows(task: Task, source: str) -> Split:
         else:
             frame = sources.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
         if task.scoring == "match":  # an image and all of its texts belong together
-            tables.check_columns(task, frame, [spec["text"]])
+            tables.require_columns(task, frame, [spec["text"]])
             frame = frame.assign(label=range(len(frame))).explode(spec["text"], ignore_index=True)
         return frame
 
     train, test = frame_of("train"), frame_of("test")
-    tables.check_columns(task, train, [spec["group"]] if "group" in spec else [])
+    tables.require_columns(task, train, [spec["group"]] if "group" in spec else [])
     group = train[spec["group"]].tolist() if "group" in spec else None
     parts = [_rows(task, train, spec, "train"), _rows(task, test, spec, "test")]
     return partition(kind, sizes, seed, *parts, group=group)

@@ -46,7 +46,7 @@ def row_fields(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[d
         try:
             fields.append(_content(task, cells, spec) | _truth(task, cells, spec))
         except KeyError as error:
-            check_columns(task, frame, error.args)
+            require_columns(task, frame, error.args)
             raise
         except CellError as error:
             raise PreflightError(
@@ -66,7 +66,7 @@ def _content(task: Task, cells: dict, spec: dict) -> dict:
     return {"text": _filled(spec["text"], cells)}
 
 
-def check_columns(task: Task, frame: pd.DataFrame, columns: Iterable[str]) -> None:
+def require_columns(task: Task, frame: pd.DataFrame, columns: Iterable[str]) -> None:
     """Raises PreflightError for the first of `columns` that `frame` does not have."""
     if missing := [name for name in columns if name not in frame.columns]:
         raise PreflightError(

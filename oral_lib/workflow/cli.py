@@ -253,7 +253,7 @@ def _train_on_manifest(args: argparse.Namespace) -> None:
         raise UsageError("--manifest needs --save FOLDER, a new folder for the generator.")
     from oral_lib.workflow import own_adapters
 
-    folder, base = own_adapters.train(
+    folder, base = own_adapters.train_generator(
         args.manifest,
         args.save,
         text_encoder=args.text_encoder,
@@ -287,14 +287,14 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _notebook(args: argparse.Namespace) -> None:
-    notebooks.run(notebooks.find(args.name), args.output, dict(args.parameter))
+    notebooks.run_notebook(notebooks.find(args.name), args.output, dict(args.parameter))
     print(args.output)
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from oral_lib.workflow import sweeps
 
-    return sweeps.run(
+    return sweeps.run_sweep(
         args.file,
         scale=args.scale,
         source=args.source,
@@ -311,7 +311,7 @@ def _twins(args: argparse.Namespace) -> int:
         for path in differing:
             print(f"{path} differs from its .py: run python -m oral_lib twins", file=sys.stderr)
         return 1 if differing else 0
-    for path in notebooks.write(args.folder):
+    for path in notebooks.write_twins(args.folder):
         print(path)
     return 0
 

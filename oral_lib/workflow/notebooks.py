@@ -120,7 +120,7 @@ CHECKS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def check(notebook: Path, texts: Mapping[str, str]) -> dict[str, Any]:
+def typed_parameters(notebook: Path, texts: Mapping[str, str]) -> dict[str, Any]:
     """The parameters `texts` as typed values.
 
     Raises UsageError for a name, type or value that the notebook does not accept.
@@ -131,7 +131,7 @@ def check(notebook: Path, texts: Mapping[str, str]) -> dict[str, Any]:
 def check_against(
     notebook: Path, default: Mapping[str, Any], texts: Mapping[str, str]
 ) -> dict[str, Any]:
-    """`check` for a notebook whose parameters have the values `default`."""
+    """`typed_parameters` for a notebook whose parameters have the values `default`."""
     values = {}
     for name, text in texts.items():
         if name not in default:
@@ -156,7 +156,7 @@ def check_against(
 
 
 # ---------------------------------------------------------------- running
-def run(notebook: Path, output: Path, texts: Mapping[str, str]) -> None:
+def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None:
     """Run `notebook` and write the executed notebook to `output`.
 
     Args:
@@ -169,7 +169,7 @@ def run(notebook: Path, output: Path, texts: Mapping[str, str]) -> None:
         OralError: a cell raised. The incomplete notebook is next to `output`, as
             NAME.failed.ipynb.
     """
-    values = check(notebook, texts)
+    values = typed_parameters(notebook, texts)
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
@@ -246,7 +246,7 @@ def differing(folder: Path) -> list[Path]:
     ]
 
 
-def write(folder: Path) -> list[Path]:
+def write_twins(folder: Path) -> list[Path]:
     """The notebooks in `folder` that were written because they differed from their .py files.
 
     Equal notebooks keep their modification time: nodes that read them do not become due.

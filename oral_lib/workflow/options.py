@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
             "metavar": "DIR",
             "help": "the folder of runs/ and results/",
         },
-        "--experiment": {"choices": scales.EXPERIMENTS, "default": "language"},
+        "--experiment": {"choices": scales.EXPERIMENT_NAMES, "default": "language"},
         "--task": {"nargs": "+", "help": "default: all that the scale plans for the base model"},
         "--jobs": {
             "type": jobs,

@@ -41,7 +41,7 @@ class OwnAdapter:
 
 
 # ---------------------------------------------------------------- the manifest
-def read(file: Path) -> list[OwnAdapter]:
+def read_manifest(file: Path) -> list[OwnAdapter]:
     """The adapters of a manifest, in its order; empty lines are skipped.
 
     Raises:
@@ -126,7 +126,7 @@ def _check_fit(adapter: OwnAdapter, first: OwnAdapter) -> None:
 
 
 # ---------------------------------------------------------------- training
-def train(
+def train_generator(
     file: Path,
     save: Path,
     *,
@@ -152,12 +152,12 @@ def train(
         device: where to train.
 
     Raises:
-        UsageError: a wrong line of the manifest (see `read`), or `save` is not empty.
+        UsageError: a wrong line of the manifest (see `read_manifest`), or `save` is not empty.
         PreflightError: the text encoder is not in the asset cache.
     """
     if save.is_file() or (save.is_dir() and any(save.iterdir())):
         raise UsageError(f"{save} is not empty: name another folder with --save.")
-    adapters = read(file)
+    adapters = read_manifest(file)
     encoder = _encoder(text_encoder, source)
     peft_config = storage.read_json(adapters[0].folder / "adapter_config.json")
     base = _base_name(peft_config)

@@ -27,7 +27,7 @@ def publish(
     Args:
         scale: the scale of the run.
         source: its data source, with the folder of a local one.
-        experiment: one of `scales.EXPERIMENTS`.
+        experiment: one of `scales.EXPERIMENT_NAMES`.
         root: the folder of the experiment, with zoo and generators.
         results: the folder of published results of the scale.
         cells: the folders of the cells to publish.
@@ -45,7 +45,7 @@ def publish(
         _write_manifest(scale, source, experiment, root, results)
         if EXPERIMENTS[experiment].shows_images:
             _draw_answers(scale, source, experiment, results)
-        report = build.write(results.parent, scale)
+        report = build.write_report(results.parent, scale)
         storage.write_json(root / "published.json", {"report": report.name})
         return report
 
@@ -139,4 +139,4 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
         return
     if examples:
         figure = cell_figures.example_images(*examples)
-        theme.save(figure, results / "figures", f"answers-{experiment}-{slug}")
+        theme.save_figure(figure, results / "figures", f"answers-{experiment}-{slug}")

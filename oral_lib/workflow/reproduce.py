@@ -158,7 +158,7 @@ def _check_experiments(args: argparse.Namespace) -> None:
     planned = scales.experiments(args.scale, args.source)
     for pattern in args.only or ():
         name = re.match(r"\w*", pattern)[0]
-        if name in scales.EXPERIMENTS and name not in planned:
+        if name in scales.EXPERIMENT_NAMES and name not in planned:
             missing = scales.not_planned(args.scale, args.source, name)
             raise UsageError(f"--only {pattern!r}: {missing}")
 
@@ -188,7 +188,7 @@ def _test(args: argparse.Namespace, enter: Enter) -> int:
         print("\n".join(f"{step.name}: python {shlex.join(step.command)}" for step in steps))
         return 0
     enter(args)
-    failed = checks.run(steps)
+    failed = checks.run_checks(steps)
     print(f"FAILED: {', '.join(failed)}" if failed else "all checks passed")
     return 1 if failed else 0
 
@@ -212,7 +212,7 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
         due = graph.due(wanted)
         began = time.monotonic()
         print(f"{len(due)} of {len(wanted)} nodes to run; logs in {folder / 'logs'}", flush=True)
-        failed = engine.run(
+        failed = engine.run_nodes(
             wanted,
             due,
             folder,
@@ -331,7 +331,9 @@ def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
 def _enter(args: argparse.Namespace) -> None:
     """Continues in a Python that fits a lock, created if necessary (except by `doctor`)."""
     creates = args.command != "doctor"
-    python = environment.prepare(offline=args.offline) if creates else environment.best()
+    python = (
+        environment.prepare_environment(offline=args.offline) if creates else environment.best()
+    )
     os.environ.pop(environment.READY, None)
     if python != sys.executable:
         sys.stdout.flush()

@@ -45,7 +45,7 @@ class Run:
             source.
         source: "packages", "hub" or "local:DIR".
         out: the folder of runs/ and results/ (default: the repository).
-        experiment: one of `scales.EXPERIMENTS`.
+        experiment: one of `scales.EXPERIMENT_NAMES`.
 
     Raises:
         UsageError: an unknown scale, source or experiment, or the scale leaves it out.
@@ -270,7 +270,7 @@ class Run:
         names = check_groups(groups)
         study = self.ablation_study(**options)
         path = self.results / "ablations.csv"
-        return ablations.run(study, self.root / "ablations", path, names)
+        return ablations.measure_variants(study, self.root / "ablations", path, names)
 
     # ------------------------------------------------------------ measuring
     def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

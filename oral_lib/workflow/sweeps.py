@@ -66,7 +66,7 @@ class Sweep:
 
 
 # ---------------------------------------------------------------- the file
-def read(path: Path, scale: str | None = None, source: str | None = None) -> Sweep:
+def read_sweep(path: Path, scale: str | None = None, source: str | None = None) -> Sweep:
     """The sweep in the file `path`.
 
     Args:
@@ -183,7 +183,7 @@ def _key(stem: str, cell: Cell) -> str:
 
 
 # ---------------------------------------------------------------- the nodes
-def nodes(sweep: Sweep, scale: str, source: str, out: Path) -> tuple[list[Node], list[Node]]:
+def sweep_nodes(sweep: Sweep, scale: str, source: str, out: Path) -> tuple[list[Node], list[Node]]:
     """(nodes of the cells, these and all nodes that they need in order)."""
     planned = plan.nodes(scale, source, out)
     by_key = {}  # (node, cell) of this notebook in the plan
@@ -294,7 +294,7 @@ def _readable(cell: Cell, defaults: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- running
-def run(
+def run_sweep(
     path: Path,
     *,
     scale: str | None = None,
@@ -317,13 +317,13 @@ def run(
         dry_run: only print what would run, and why.
         offline: fail if a model or data set has to be downloaded.
     """
-    sweep = read(Path(path), scale, source)
+    sweep = read_sweep(Path(path), scale, source)
     words = ["--scale", sweep.scale, "--jobs", str(jobs), "--out", str(out)]
     words += ["--source", sweep.source] if sweep.scale != "smoke" else []
     words += ["--dry-run"] * dry_run + ["--offline"] * offline
 
     def planner(scale: str, source: str, out: Path) -> list[Node]:
-        cells, wanted = nodes(sweep, scale, source, out)
+        cells, wanted = sweep_nodes(sweep, scale, source, out)
         due = graph.due(wanted)
         left = sum(node.name in due for node in cells)
         print(f"{path}: {len(cells)} cells, {len(cells) - left} of them done", flush=True)

@@ -30,7 +30,7 @@ from oral_lib.zoo.recipes import Recipe
 
 STACK_SIZE = 32  # adapters
 COMPILED = 50_000_000  # base models with more weights are compiled, which takes half a minute
-SAVE_EVERY = 100  # steps between two saved states of a stack
+STACK_SAVE_EVERY = 100  # steps between two saved states of a stack
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class StackTrainer:
                 done = step + 1
                 if done in checkpoint_steps:
                     values[done] = stack.values.cpu().clone()
-                if state is not None and done % SAVE_EVERY == 0 and done < steps:
+                if state is not None and done % STACK_SAVE_EVERY == 0 and done < steps:
                     saved = {f"kept.{n}": v for n, v in values.items()}
                     saved |= stack.state() | {"losses": losses}
                     storage.write_tensors(state, {n: v.cpu() for n, v in saved.items()})
