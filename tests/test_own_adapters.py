@@ -174,7 +174,7 @@ from oral_lib.tasks import task
 from oral_lib.workflow import own_adapters
 registry.spec = loading.load = task.load_task = refuse
 file, save = Path({str(manifest)!r}), Path({str(tmp_path / "generator")!r})
-print(own_adapters.train(file, save, text_encoder="hashed-words", steps=3)[1])
+print(own_adapters.train_generator(file, save, text_encoder="hashed-words", steps=3)[1])
 """
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT), "ORAL_CACHE": str(tmp_path / "no")}
     done = subprocess.run(
