@@ -182,7 +182,7 @@ def run_cell(
     size = size_of(scale, model, spec)
     rows = data.test[: size.rows]
     planned = list(trials(spec, model, members, held_out, models, size, seed=seed))
-    if model.family == "vision" and seed == 0:
+    if model.reads == "images" and seed == 0:
         began = time.perf_counter()
         probe = baselines.linear_probe(model, spec, data)
         about = {"rows": size.rows, "seconds": time.perf_counter() - began}
