@@ -10,7 +10,7 @@ from oral_lib.generator import GeneratorConfig, describe_base
 from oral_lib.method import conditioning
 from oral_lib.method.conditioning import Condition
 from oral_lib.models import loading
-from oral_lib.models.text_encoder import ENCODERS, TextEncoder, text_encoder
+from oral_lib.models.text_encoder import ENCODERS, TextEncoder
 
 torch.set_num_threads(1)
 TEXTS = ["Is the film good?", "Decide whether a news headline is serious or sarcastic.", "film"]
@@ -20,7 +20,7 @@ E, M = 6, 8
 # ---------------------------------------------------------------- the text encoder
 @pytest.mark.parametrize("name", ENCODERS)
 def test_embeddings_have_unit_length_and_the_stated_width(name):
-    seen = text_encoder(name).encode(TEXTS)
+    seen = TextEncoder(name).encode(TEXTS)
     assert seen.shape == (len(TEXTS), ENCODERS[name]) and seen.dtype == torch.float32
     torch.testing.assert_close(seen.norm(dim=-1), torch.ones(len(TEXTS)))
     assert not seen.is_inference()  # training may read it
@@ -28,7 +28,7 @@ def test_embeddings_have_unit_length_and_the_stated_width(name):
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_neighbours_in_a_batch_do_not_change_an_embedding(name):
-    encoder = text_encoder(name)
+    encoder = TextEncoder(name)
     alone = torch.cat([encoder.encode([text]) for text in TEXTS])
     torch.testing.assert_close(encoder.encode(TEXTS), alone, atol=1e-5, rtol=0)
 
@@ -39,18 +39,18 @@ def test_an_encoder_is_the_same_in_every_process(name):
     state = torch.get_rng_state()
     fresh = TextEncoder(name)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(fresh.encode(TEXTS), text_encoder(name).encode(TEXTS))
+    assert torch.equal(fresh.encode(TEXTS), TextEncoder(name).encode(TEXTS))
 
 
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name != "tiny"])
 def test_no_words_at_all_have_an_embedding_too(name):
-    seen = text_encoder(name).encode(["", "film"])
+    seen = TextEncoder(name).encode(["", "film"])
     torch.testing.assert_close(seen.norm(dim=-1), torch.ones(2))
     assert seen[0] @ seen[1] < 0.99
 
 
 def test_encoders_hear_different_things():
-    seen = [text_encoder(name).encode(TEXTS) for name in ENCODERS if name != "tiny"]
+    seen = [TextEncoder(name).encode(TEXTS) for name in ENCODERS if name != "tiny"]
     for one, other in combinations(seen, 2):
         assert not torch.allclose(one, other, atol=0.05)
 
@@ -58,7 +58,7 @@ def test_encoders_hear_different_things():
 def test_a_bag_of_words_knows_no_order_and_the_others_do():
     turned = ["is the film good", "good film the is"]
     for name in ENCODERS:
-        one, other = text_encoder(name).encode(turned)
+        one, other = TextEncoder(name).encode(turned)
         assert (one @ other > 1 - 1e-5) == name.endswith("-words")
 
 
@@ -69,16 +69,16 @@ def test_a_generator_may_have_any_of_them():
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_very_long_text_is_cut(name):
-    assert text_encoder(name).encode(["a superb film " * 1000]).isfinite().all()
+    assert TextEncoder(name).encode(["a superb film " * 1000]).isfinite().all()
 
 
 def test_an_unknown_encoder_suggests_the_nearest(refused):
     with refused(UsageError, "'minilm'", "'minilm-l6'"):
-        text_encoder("minilm")
+        TextEncoder("minilm")
 
 
 def test_a_base_is_told_by_its_structure_and_its_weights():
-    encoder, base = text_encoder("tiny"), loading.load("tiny-causal")
+    encoder, base = TextEncoder("tiny"), loading.load("tiny-causal")
     structure, fingerprint = describe_base(base, encoder)
     assert torch.equal(structure, encoder.encode([base.describe()])[0])
     assert torch.equal(fingerprint, base.fingerprint())

@@ -16,7 +16,7 @@ from oral_lib.lora import peft_folder
 from oral_lib.lora.adapter import check_adapter
 from oral_lib.method.tokenization import Layout, decode, encode
 from oral_lib.models import alignment, loading, registry
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -217,7 +217,7 @@ def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_pa
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
-    base, text = loading.load(name), text_encoder("tiny").encode([task.description])[0]
+    base, text = loading.load(name), TextEncoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(tmp_path, base, text)
     [outcome] = evaluate.evaluate(base, task, task_rows(task, "made").test[:20], [made])
     assert outcome.likely.dtype == torch.float32 and outcome.likely.isfinite().all()

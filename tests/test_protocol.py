@@ -24,7 +24,7 @@ from oral_lib.experiments import trials as protocol_trials
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.trials import Models, Size
 from oral_lib.models import loading, registry
-from oral_lib.models.text_encoder import TextEncoder, text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, task_names
 from oral_lib.workflow.run import Run
@@ -83,9 +83,9 @@ def test_retrieval_finds_a_task_by_its_own_description(name):
     known = task_names()
     for task in known:
         told = load_task(task).description
-        assert baselines.nearest_task(told, known, text_encoder(name)) == task
+        assert baselines.nearest_task(told, known, TextEncoder(name)) == task
         others = [other for other in known if other != task]
-        assert baselines.nearest_task(told, others, text_encoder(name)) in others
+        assert baselines.nearest_task(told, others, TextEncoder(name)) in others
 
 
 # ---------------------------------------------------------------- evaluate
@@ -336,7 +336,7 @@ def test_every_cell_of_every_scale_has_a_size(scale):
 
 def test_random_words_are_whole_words_drawn_by_the_seed():
     for name in ("tiny", "minilm-l6"):
-        encoder = text_encoder(name)
+        encoder = TextEncoder(name)
         words = protocol_trials.random_words(encoder, 0).split()
         assert len(words) == protocol_trials.RANDOM_WORDS
         assert all(word.isalpha() and word in encoder.tokenizer.get_vocab() for word in words)

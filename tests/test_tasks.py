@@ -11,7 +11,7 @@ import pytest
 
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError, UsageError
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import FILLER, SYNTHETIC, SYNTHETIC_IMAGES, full_rows, task_rows
 from oral_lib.tasks.task import PAIRED, load_task, task_names
@@ -180,7 +180,7 @@ def test_unseen_wordings_are_unseen(name):
 
 @pytest.mark.parametrize("name", task_names())
 def test_unseen_wordings_are_no_echo_of_the_seen_ones(name):
-    task, encoder = load_task(name), text_encoder("minilm-l6")
+    task, encoder = load_task(name), TextEncoder("minilm-l6")
     seen, kept = encoder.encode(task.training_texts), encoder.encode(task.paraphrases["test"])
     assert (kept @ seen.T).max() < 0.81
 

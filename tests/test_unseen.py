@@ -13,7 +13,7 @@ from oral_lib.evaluation import bootstrap, schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import unseen
 from oral_lib.models import loading
-from oral_lib.models.text_encoder import text_encoder
+from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.report import comparisons, overview_figures, tables
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import task_rows
@@ -192,7 +192,7 @@ def test_the_multitask_adapter_answers_as_it_was_trained_to(run):
     base.model.float()
     task = load_task(binary.held_out("cifar10")[0])
     rows = task_rows(task, "made").test[:20]
-    text = text_encoder("tiny").encode([task.description])[0]
+    text = TextEncoder("tiny").encode([task.description])[0]
     made = unseen.multitask_adapter(run.root, base, text)
     assert made.keys() == base.lora_init().keys()
     [outcome] = evaluate(base, task, rows, [made])

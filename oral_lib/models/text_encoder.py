@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +107,3 @@ def load_encoder(name: str, source: str = "packages") -> TextEncoder | HashedWor
         PreflightError: its files are not in the asset cache.
     """
     return HashedWords() if name == HashedWords.name else TextEncoder(name, source=source)
-
-
-@cache
-def text_encoder(name: str, source: str = "packages") -> TextEncoder:
-    """The encoder called `name`, loaded once in a process."""
-    return TextEncoder(name, source=source)
