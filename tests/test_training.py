@@ -285,9 +285,9 @@ def test_a_new_generator_is_the_same_every_time(zoo_members):
 
 # ---------------------------------------------------------------- facts of base models
 def test_facts_of_a_base_model_are_computed_once_and_come_back_as_they_were(tmp_path, monkeypatch):
-    base, written = loading.load("tiny-causal"), store.base_facts(tmp_path, "tiny-causal", "made")
+    base, written = loading.load("tiny-causal"), store.stored_facts(tmp_path, "tiny-causal", "made")
     monkeypatch.setattr(loading, "load", None)
-    for facts in (written, store.base_facts(tmp_path, "tiny-causal", "made")):
+    for facts in (written, store.stored_facts(tmp_path, "tiny-causal", "made")):
         assert equal(facts.start, base.lora_init())
         assert facts.description == base.describe()
         assert torch.equal(facts.fingerprint, base.fingerprint())
@@ -296,13 +296,13 @@ def test_facts_of_a_base_model_are_computed_once_and_come_back_as_they_were(tmp_
 
 
 def test_damaged_facts_of_a_base_model_are_refused(tmp_path, refused):
-    store.base_facts(tmp_path, "tiny-causal", "made")
+    store.stored_facts(tmp_path, "tiny-causal", "made")
     file = tmp_path / "zoo" / "tiny-causal" / "base.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
     with refused(OralError, str(file), "damaged"):
-        store.base_facts(tmp_path, "tiny-causal", "made")
+        store.stored_facts(tmp_path, "tiny-causal", "made")
 
 
 def test_a_zoo_is_stored_with_the_facts_of_its_base_model(smoke):
@@ -312,7 +312,7 @@ def test_a_zoo_is_stored_with_the_facts_of_its_base_model(smoke):
 
 
 def test_training_a_generator_loads_no_base_model(trained_as, tmp_path, monkeypatch):
-    store.base_facts(tmp_path, "tiny-causal", "made")
+    store.stored_facts(tmp_path, "tiny-causal", "made")
     monkeypatch.setattr(loading, "load", None)
     assert "tiny-causal" in trained_as("generator").bases
 

@@ -234,10 +234,12 @@ def generated(
     others: Sequence[str],
     statistics: TokenStatistics,
 ) -> dict[str, list[dict[str, Tensor]]]:
-    """The adapters to be measured, by metric, decoded with `statistics`.
+    """The adapters whose accuracy becomes a metric of the study, by metric.
 
-    "accuracy": the task's own description. "unseen": its held-out paraphrases. "other": the
-    descriptions of `others`. "zeros": all-zero tokens.
+    "accuracy": from the task's description. "unseen": from its held-out paraphrases. "other": from
+    the descriptions of the tasks `others`. The last two have a fifth of the samples for each text.
+    "zeros": the adapter of all-zero tokens; better than the base model means that the statistics
+    leak the task. All are decoded with `statistics`, which a variant may fit for each task.
     """
     spec = load_task(task)
 

@@ -27,18 +27,19 @@ if TYPE_CHECKING:  # imports timm, which is slow
 NOISE = {"noise_small": 0.1, "noise_large": 1.0}  # in standard deviations of each tensor
 
 
-def majority(train: Sequence[Row], rows: Sequence[Row], labels: int) -> Outcome:
-    """The outcome of always predicting the most frequent label, or answer, of the training rows.
+def majority(train: Sequence[Row], rows: Sequence[Row], n_labels: int) -> Outcome:
+    """The outcome of always predicting the most frequent label, or written answer, of `train`.
 
-    Among equally frequent labels or answers, the first one.
+    Rows of a task have either labels or answers. Of equally frequent labels the lowest is
+    predicted, of answers the first in `train`.
     """
     if rows and rows[0].answer:
         answers = Counter(row.answer for row in train)
         best = max(answers, key=lambda answer: answers[answer])
         return Outcome(torch.zeros(len(rows), 1), rows, [best] * len(rows))
     counts = Counter(row.label for row in train)
-    best = max(range(labels), key=lambda label: counts[label])
-    likely = torch.zeros(len(rows), labels)
+    best = max(range(n_labels), key=lambda label: counts[label])
+    likely = torch.zeros(len(rows), n_labels)
     likely[:, best] = 1.0
     return Outcome(likely, rows)
 

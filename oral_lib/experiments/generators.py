@@ -55,7 +55,7 @@ def assemble(
     encoder = TextEncoder(config.text_encoder, source=source)
     if facts is None:
         names = sorted({m.base for m in members})
-        facts = {name: store.facts_of(loading.load(name, source=source)) for name in names}
+        facts = {name: store.compute_facts(loading.load(name, source=source)) for name in names}
     data = training_sets(config, members, facts, encoder)
     network = untrained(config, data, facts, encoder, seed)
     manifest = {
@@ -155,7 +155,7 @@ def train_from_zoo(
         configured.network,
         zoo_members,
         sampling=configured.sampling,
-        facts={name: store.base_facts(root, name, source) for name in names},
+        facts={name: store.stored_facts(root, name, source) for name in names},
         source=source,
         seed=training.seed,
     )

@@ -177,17 +177,21 @@ class TokenStatistics:
         return TokenStatistics(*(tensor.to(device) for tensor in tensors))
 
 
-def procrustes_rotation(codes: Tensor, others: Tensor) -> Tensor:
-    """Rotation [r, r] that brings `codes` [t, r] closest to `others` [t, r].
+def procrustes_rotation(codes: Tensor, targets: Tensor) -> Tensor:
+    """The orthogonal matrix R [r, r] that minimises |codes R - targets|; it may reflect.
 
-    Orthogonal Procrustes, in the dtype of `codes`. It rotates no further than needed. Components
-    that are zero in all codes stay as they are.
+    Orthogonal Procrustes, computed in float64. Where the codes leave R free it stays close to the
+    identity. Components that are zero in all codes stay as they are.
+
+    Args:
+        codes: [t, r] components of t tasks.
+        targets: [t, r] components that they should have.
     """
     active = codes.any(0)  # [r]
-    cross = codes[:, active].double().mT @ others[:, active].double()  # [active, active]
+    cross = codes[:, active].double().mT @ targets[:, active].double()  # [active, active]
     identity = torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
-    # where the codes leave the rotation open, prefer the identity: clear codes then miss their
-    # targets by about as much as the weight says
+    # a small multiple of the identity decides where the codes leave R free; elsewhere it moves R
+    # by about PREFER_IDENTITY
     left, _, right = torch.linalg.svd(cross + PREFER_IDENTITY * cross.norm() * identity)
     rotation = torch.eye(codes.shape[1], dtype=codes.dtype, device=codes.device)  # [r, r]
     rotation[active.nonzero(), active.nonzero().mT] = (left @ right).to(codes.dtype)

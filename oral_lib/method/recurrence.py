@@ -171,10 +171,14 @@ def mamba_ssm_scan(kernel: Callable) -> Callable[..., Tensor]:
 
 
 def fused_scan(backend: str) -> Callable[..., Tensor] | None:
-    """The CUDA scan for `backend`, or None for plain torch. Only this function decides.
+    """The CUDA scan for `backend`, or None for plain torch, which tensors on a CPU always use.
 
-    auto: mamba_ssm where CUDA and the package are available. torch: never. mamba_ssm: always, with
-    a PreflightError if the package is missing.
+    auto: mamba_ssm where CUDA and the package are available. torch: None. mamba_ssm: the package is
+    required.
+
+    Raises:
+        UsageError: an unknown backend.
+        PreflightError: backend "mamba_ssm", and the package cannot be imported.
     """
     if backend not in BACKENDS:
         near = closest(str(backend), BACKENDS)

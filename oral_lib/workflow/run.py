@@ -255,7 +255,7 @@ class Run:
             rows=rows,
             samples=samples,
             members=tuple(m for name in measured for m in self.members(name)),
-            facts={name: store.base_facts(self.root, name, self.source) for name in measured},
+            facts={name: store.stored_facts(self.root, name, self.source) for name in measured},
             device=device or self.device,
         )
 

@@ -78,7 +78,7 @@ def train_seeds(
             jobs = [AdapterJob(task, seed, recipes[name]) for seed in repeated]
             for stack in _stacks(trainer, jobs, data, root / "zoo" / base / name):
                 _write(root, model, [a for a in stack if a.job.seed in missing[name]], data)
-    base_facts(root, base, source)
+    stored_facts(root, base, source)
     return [path for name in names for path in folders[name]]
 
 
@@ -111,7 +111,7 @@ def train_tasks(
         jobs = [AdapterJob(task, 0, recipe) for task in tasks.values()]
         for stack in _stacks(trainer, jobs, data, root / "zoo" / base):
             _write(root, model, [a for a in stack if a.job.task.name in missing], data)
-    base_facts(root, base, source)
+    stored_facts(root, base, source)
     return folders
 
 
@@ -244,7 +244,7 @@ class BaseFacts:
     peft_config: dict
 
 
-def facts_of(base: BaseModel) -> BaseFacts:
+def compute_facts(base: BaseModel) -> BaseFacts:
     """The facts of a loaded base model."""
     config = {
         name: sorted(value) if isinstance(value, set) else value
@@ -254,10 +254,11 @@ def facts_of(base: BaseModel) -> BaseFacts:
     return BaseFacts(base.lora_init(), base.describe(), base.fingerprint(), config)
 
 
-def base_facts(root: Path, base: str, source: str) -> BaseFacts:
-    """The facts of the base model `base`, stored in its zoo.
+def stored_facts(root: Path, base: str, source: str) -> BaseFacts:
+    """The facts of the base model `base`, stored in `zoo/<base>/`.
 
-    They are computed once, on the CPU; later calls do not load the base model.
+    They are computed once, on the CPU; later calls do not load the base model. `source` is where
+    the base model is read from.
 
     Raises:
         OralError: if the stored files are damaged.
@@ -265,11 +266,13 @@ def base_facts(root: Path, base: str, source: str) -> BaseFacts:
     directory = root / "zoo" / base
     tensors, about = directory / "base.safetensors", directory / "base.json"
     if not about.exists():
-        facts = facts_of(loading.load(base, source=source))
+        facts = compute_facts(loading.load(base, source=source, device="cpu"))
         start = {f"start.{name}": value for name, value in facts.start.items()}
         storage.write_tensors(tensors, start | {"fingerprint": facts.fingerprint})
         content = {"description": facts.description, "peft_config": facts.peft_config}
-        storage.write_json(about, content | {"sha256": storage.sha256(tensors)})  # written last
+        storage.write_json(
+            about, content | {"sha256": storage.sha256(tensors)}
+        )  # last: without it nothing counts
     content = storage.read_json(about)
     if storage.sha256(tensors) != content["sha256"]:
         raise OralError(
