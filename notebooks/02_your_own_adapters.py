@@ -193,12 +193,14 @@ def answers(model):
     return model(input_ids=ids[test_rows]).logits.argmax(-1)  # [128]
 
 
-shown = pd.DataFrame({"sentence": [sentences[i] for i in test_rows]})
-shown["base"] = answers(base_model()).tolist()
+predictions = pd.DataFrame({"sentence": [sentences[i] for i in test_rows]})
+predictions["base"] = answers(base_model()).tolist()
 for task, path in generated.items():
-    shown[f"{task}: generated"] = answers(PeftModel.from_pretrained(base_model(), path)).tolist()
-    shown[f"{task}: right"] = labels[task][test_rows].tolist()
-shown.head(8)
+    predictions[f"{task}: generated"] = answers(
+        PeftModel.from_pretrained(base_model(), path)
+    ).tolist()
+    predictions[f"{task}: right"] = labels[task][test_rows].tolist()
+predictions.head(8)
 
 # %% [markdown]
 # The held-out sentence chose the task. The table below gives the share of right answers on the 128

@@ -159,6 +159,15 @@ def compare(
 ) -> tuple[pd.DataFrame, pd.Series]:
     """A table [text, truth, answer and confidence of each adapter], and the accuracy of each.
 
+    Args:
+        base: the base model.
+        task: the task of the rows.
+        rows: the rows to answer.
+        adapters: tensors by PEFT's saved names, for each name of a column.
+
+    Raises:
+        UsageError: the base model cannot be scored on the task.
+
     For a matching task it has a row for each image with the most similar text. Where that text
     matches the image, the row's truth is printed in its place.
 

@@ -5,7 +5,7 @@ method, condition and metric; `items.parquet` has an outcome for each held-out r
 any two rows can be compared item by item. Tables, figures and the report read these two files and
 the small tables in the same folder: benchmarks, novelty, curves and ablations.
 
-A method of `ONCE` does not depend on the generator's seed, so only a cell of seed 0 has it.
+Methods that do not depend on the generator are measured in the cell of seed 0 only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,10 +34,6 @@ METHODS = [  # in the order in which tables show them
     "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
     "retrieval", "regression", "generated",
     "gaussian", "noise_small", "noise_large", "unconditional",
-]
-ONCE = [  # the methods that do not depend on the generator
-    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
-    "retrieval", "gaussian", "noise_small", "noise_large",
 ]
 # fmt: on
 PROMPTED = ["multitask", "retrieval", "regression", "generated"]  # conditioned on the task's text

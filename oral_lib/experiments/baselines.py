@@ -16,6 +16,7 @@ from torch import Tensor
 from oral_lib import seeds
 from oral_lib.errors import OralError
 from oral_lib.evaluation.evaluate import Outcome
+from oral_lib.lora.adapter import PREFIX
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import Row, Split
 from oral_lib.tasks.task import Task, load_task
@@ -128,7 +129,7 @@ def linear_probe(base: "Backbone", task: Task, data: Split) -> dict[str, Tensor]
             best, best_accuracy = (weight, bias), accuracy
     probe = base.lora_init()
     for name, value in zip(("weight", "bias"), best, strict=True):
-        probe[f"base_model.model.{base.head}.{name}"][: len(value)] = value
+        probe[f"{PREFIX}{base.head}.{name}"][: len(value)] = value
     return probe
 
 

@@ -1,6 +1,6 @@
 """What the cells of a run share: its base models, generators and zoo, each loaded once.
 
-A file that was written again since is loaded again: entries are compared by hash.
+A generator or zoo that was written again is loaded again: these entries are compared by hash.
 """
 
 from collections import OrderedDict

@@ -23,6 +23,7 @@ from oral_lib.experiments.generators import Preset
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.trials import Size, Trial, generated_trial
 from oral_lib.lora import stacked
+from oral_lib.lora.adapter import PREFIX
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.base import BaseModel
 from oral_lib.models.loading import load as load_base
@@ -242,7 +243,7 @@ def multitask_adapter(root: Path, model: BaseModel, text: Tensor) -> dict[str, T
         raise OralError(f"the multi-task LoRA in {folder} has other tensors than {model.name}.")
     weight = torch.stack([torch.zeros_like(row[:-1]), row[:-1]])  # [2, f]: no, yes
     bias = torch.stack([torch.zeros_like(row[-1]), row[-1]])  # [2]
-    head = f"base_model.model.{model.head}"
+    head = f"{PREFIX}{model.head}"
     return lora | {f"{head}.weight": weight, f"{head}.bias": bias}
 
 
@@ -252,7 +253,7 @@ def _split_head(
     """(LoRA factors, head) of an adapter; OralError if it has any other tensor."""
     lora = {name: tensor for name, tensor in adapter.items() if ".lora_" in name}
     head = {name: tensor for name, tensor in adapter.items() if name not in lora}
-    names = {f"base_model.model.{model.head}.{end}" for end in ("weight", "bias")}
+    names = {f"{PREFIX}{model.head}.{end}" for end in ("weight", "bias")}
     if head.keys() != names:
         raise OralError(f"{model.name} has trained tensors besides LoRA: {sorted(head)}.")
     return lora, head

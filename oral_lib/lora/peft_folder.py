@@ -148,6 +148,8 @@ def _lora_config(config: LoraConfig | Mapping[str, Any]) -> LoraConfig:
     fields = {name: value for name, value in config.items() if name != "runtime_config"}
     try:
         return LoraConfig.from_peft_type(**fields)
+    except MemoryError:
+        raise
     except Exception as error:  # PEFT checks little: hostile values fail anywhere in it
         first = (str(error).splitlines() or [""])[0][:200]
         raise OralError(f"Invalid LoRA configuration ({type(error).__name__}): {first}.") from error

@@ -98,6 +98,12 @@ class BaseModel(ABC):
     `adapted` arguments are the model under adapters: PEFT's, or a stack of S adapters
     (`lora.stacked`), which reads S groups of the same rows.
 
+    Args:
+        spec: its entry in the registry.
+        model: the model; its weights are frozen here.
+        tokenizer: its tokenizer, or None.
+        labels: number of classes of an encoder's head.
+
     >>> import oral_lib
     >>> base = oral_lib.load_base("tiny-causal", source="made")  # a subclass of BaseModel
     >>> base.family, base.spec.rank, len(base.lora_init()) > 0

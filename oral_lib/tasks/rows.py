@@ -134,7 +134,11 @@ def _source_rows(name: str, source: str) -> Split:
 
 
 def task_rows(task: Task, source: str) -> Split:
-    """The rows of `task` from `source`: "packages", "local:DIR", "hub" or "made".
+    """The rows of a task, divided into train, validation and test.
+
+    Args:
+        task: the task.
+        source: "packages", "local:DIR", "hub" or, for synthetic rows, "made".
 
     A source's own test split is used as a whole up to the size of the test part. Otherwise test,
     validation and train rows are taken from one list, in this order.

@@ -88,7 +88,10 @@ class Task:
 
 
 def task_names(family: str = "") -> list[str]:
-    """Names of all tasks, or of one family such as "language" or "vision", sorted.
+    """The names of tasks, sorted.
+
+    Args:
+        family: only of this family, such as "language" or "vision"; empty: all.
 
     >>> task_names("vision")[:3]
     ['cifar10', 'digits', 'easy_vqa_colour']
@@ -108,9 +111,13 @@ def wordings_hash(names: Iterable[str]) -> str:
 
 @cache
 def load_task(name: str) -> Task:
-    """The task called `name`, from a YAML file or binary.
+    """The task called `name`.
 
-    Raises UsageError, with the closest name, if it does not exist.
+    Args:
+        name: that of a YAML file in oral_lib/tasks, or of a binary task (`tasks.binary`).
+
+    Raises:
+        UsageError: there is no such task; the message has the closest name.
 
     >>> load_task("rte").substitute
     'corr2cause'
