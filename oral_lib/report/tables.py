@@ -160,11 +160,10 @@ _UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and 
 
 
 def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
-    """One row per held-out yes/no task: balanced accuracy in percent; then their mean.
+    """One row per held-out yes/no task of one place: balanced accuracy in percent; then their mean.
 
-    Pass the items of one place. The last row is the share of the trained adapters' mean gain over
-    chance (0.5) that each method reaches. "best" is the best generated sample on these same rows,
-    as RPG (arXiv 2501.11587) reports it: an upper bound that no user can select.
+    The last row is each method's share of the trained adapters' mean gain over chance (0.5). "best"
+    is the best sample on these same rows, as in RPG: an upper bound that no user can select.
     """
     samples = per_sample(items, "balanced_accuracy")
     groups = samples.groupby(["task", "method", "condition"], sort=False, observed=True).value
