@@ -23,7 +23,9 @@ def accuracy(smoke, tmp_path_factory):
 
     The generator learns from the zoo of the session with the whole preset of the smoke scale, but
     for its text encoder. `tiny` has random weights: it finds the wordings of one task no more alike
-    (0.93) than wordings of two (0.93). So the encoder here is that of all other scales.
+    (0.93) than wordings of two (0.93). With it the generator misses both targets: on 1,500 rows
+    trained has 88.7, generated 69.1, the wrong-task prompt 69.1. So the encoder here is that of all
+    other scales (88.4 and 49.2), chosen after that failure; nothing else was changed.
     """
     root = tmp_path_factory.mktemp("good")
     shutil.copytree(smoke.root / "zoo", root / "zoo")
