@@ -94,7 +94,7 @@ def wheel():
             offline=True
         )  # fetched by ./reproduce.sh test, before its tests
     except PreflightError as error:
-        pytest.skip(f"lm-evaluation-harness is not to be had: {error}")
+        pytest.skip(f"lm-evaluation-harness is unavailable: {error}")
     sys.path.append(str(found))
     yield found
     sys.path.remove(str(found))

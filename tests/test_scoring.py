@@ -35,7 +35,7 @@ def test_neither_the_batch_nor_the_order_changes_a_score(attached):
     torch.testing.assert_close(scoring.score(model, base, TASK, ROWS, batch=1)[0], one)
     [back] = scoring.score(model, base, TASK, ROWS[::-1], batch=5)
     torch.testing.assert_close(back.flip(0), one)
-    assert one.std(0).min() > 0.01  # rows are told apart
+    assert one.std(0).min() > 0.01  # the scores differ from row to row
 
 
 def test_the_answer_position_is_the_end_of_the_prompt(attached):

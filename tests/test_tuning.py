@@ -103,7 +103,7 @@ def judged(monkeypatch, accuracies, likelihoods):
     [
         # 600 rows: the standard error of 0.9 is 0.0122
         ([0.5, 0.6, 0.9, 0.6, 0.887, 0.5], [-1, -1, -9, -1, -1, 0], 2),  # accuracy comes first
-        ([0.5, 0.6, 0.9, 0.6, 0.888, 0.5], [-1, -1, -9, -1, -1, 0], 4),  # if it can be told apart
+        ([0.5, 0.6, 0.9, 0.6, 0.888, 0.5], [-1, -1, -9, -1, -1, 0], 4),  # within one s.e.
         ([0.5, 0.9, 0.9, 0.9, 0.8, 0.5], [-1, -3, -2, -4, -1, 0], 2),  # then the likelihood
         ([None] * 6, [-5, -4, -3, -2, -1, -6], 4),  # answers that were not written
     ],

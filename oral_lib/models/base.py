@@ -272,7 +272,7 @@ class BaseModel(ABC):
 
     def forward_blank(self, width: int) -> None:
         """Runs the frozen model once on one blank row with `width` tokens of text."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name!r} has no count of operations.")
 
     def tokens(self, texts: Sequence[str], max_tokens: int = 64) -> dict[str, Tensor]:
         """Right-padded ids and mask [b, tokens <= max_tokens] on the model's device.
