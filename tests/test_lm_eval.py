@@ -12,6 +12,7 @@ import zipimport
 from dataclasses import replace
 from types import SimpleNamespace
 
+import made_tokenizers
 import pandas as pd
 import pytest
 import torch
@@ -216,6 +217,67 @@ def test_the_hub_data_set_is_the_one_that_the_harness_reads(name, theirs):
             settings["dataset_path"],
             settings["dataset_name"],
         )
+
+
+def harness_of(base):
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=base.model, tokenizer=base.tokenizer, backend="causal", batch_size=4)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("kind", ["byte_level", "llama", "unigram"])
+def test_log_likelihoods_are_those_of_the_harness_whatever_the_tokenizer(
+    kind, name, theirs, ours, wheel
+):
+    base = made_tokenizers.small_model(getattr(made_tokenizers, kind)())
+    task, rows = replace(load_task(name), max_tokens=2000), ours[name]
+    pairs = [pair for doc in docs(name) for pair in asked(theirs[name], doc)[0]]
+    likely = harness_of(base).loglikelihood(
+        [request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True
+    )
+    wanted = torch.tensor([value for value, _ in likely]).view(len(rows), -1)
+    [scores] = scoring.score(base.model, base, task, rows)
+    torch.testing.assert_close(scores, wanted, atol=1e-3, rtol=1e-4)
+    assert scores.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama", "unigram"])
+def test_what_is_written_is_what_the_harness_writes_whatever_the_tokenizer(kind, ours, wheel):
+    base = made_tokenizers.small_model(getattr(made_tokenizers, kind)())
+    task = replace(load_task("gsm8k"), max_new_tokens=12, max_tokens=2000)
+    prompts = [task.prompt(row.text) for row in ours["gsm8k"]]
+    settings = {"until": ["Question:"], "max_gen_toks": 12, "do_sample": False}
+    wanted = harness_of(base).generate_until(
+        [request("generate_until", prompt, dict(settings)) for prompt in prompts],
+        disable_tqdm=True,
+    )
+    [texts] = scoring.write_answers(base.model, base, task, ours["gsm8k"])
+    assert [text.split("Question:")[0] for text in texts] == wanted
+    assert any(text.strip() for text in wanted)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_where_a_tokenizer_ends_texts_the_text_is_scored_and_not_its_end(name, ours, theirs, wheel):
+    """The harness counts the end-of-text token behind a context among the context's tokens.
+
+    So it leaves out the first token of each continuation and scores end-of-text instead. The right
+    value comes from the logits of the same text without the token at its end.
+    """
+    base = made_tokenizers.small_model(made_tokenizers.ends_with_eos())
+    task, rows = replace(load_task(name), max_tokens=2000), ours[name]
+    pairs = [pair for doc in docs(name) for pair in asked(theirs[name], doc)[0]]
+    bos, plain = [base.tokenizer.bos_token_id], made_tokenizers.byte_level().encode
+    wanted = torch.tensor(
+        [made_tokenizers.likelihood(base, bos + plain(c).ids, plain(r).ids) for c, r in pairs]
+    ).view(len(rows), -1)
+    [scores] = scoring.score(base.model, base, task, rows)
+    torch.testing.assert_close(scores, wanted, atol=1e-3, rtol=1e-4)
+    likely = harness_of(base).loglikelihood(
+        [request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True
+    )
+    theirs_differ = torch.tensor([value for value, _ in likely]).view(len(rows), -1) - wanted
+    assert theirs_differ.abs().min() > 1e-2
 
 
 @pytest.mark.parametrize("name", CHOSEN)

@@ -47,7 +47,7 @@ class Outcome:
         """[n] the most likely label; for written answers 1 if the answer is correct, else 0."""
         if self.written is not None:
             pairs = zip(self.written, self.rows, strict=True)
-            return torch.tensor([int(answer == row.answer) for answer, row in pairs])
+            return torch.tensor([int(_same_answer(answer, row.answer)) for answer, row in pairs])
         return self.likely.argmax(-1)
 
     @property
@@ -109,6 +109,11 @@ class Matched(Outcome):
             for side, matches in directions
         ]
         return (sum(means) / 2).item()
+
+
+def _same_answer(answer: str, correct: str) -> bool:
+    """Whether both are the same text; an empty answer is never correct."""
+    return bool(answer.strip()) and answer == correct
 
 
 def accuracy_of(outcome: Outcome) -> float | None:

@@ -190,8 +190,7 @@ def write_answers(
     Prompts are padded on the left, since all are continued at once, and the padding is masked.
     """
     model, tokenizer = _core(model), base.tokenizer
-    prompts = base.token_ids([task.prompt(row.text) for row in rows])
-    ids = [prompt[-task.max_tokens :] for prompt in prompts]
+    ids = base.prompt_ids(task, rows)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [[""] * len(rows) for _ in range(groups)]
     size = max(1, GENERATED[base.device.type] // groups)

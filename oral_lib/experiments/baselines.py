@@ -34,9 +34,9 @@ def majority(train: Sequence[Row], rows: Sequence[Row], n_labels: int) -> Outcom
     Rows of a task have either labels or answers. Of equally frequent labels the lowest is
     predicted, of answers the first in `train`.
     """
-    if rows and rows[0].answer:
-        answers = Counter(row.answer for row in train)
-        best = max(answers, key=lambda answer: answers[answer])
+    if any(row.answer for row in rows):
+        answers = Counter(row.answer for row in train if row.answer.strip())
+        best = max(answers, key=lambda answer: answers[answer], default="")
         return Outcome(torch.zeros(len(rows), 1), rows, [best] * len(rows))
     counts = Counter(row.label for row in train)
     best = max(range(n_labels), key=lambda label: counts[label])

@@ -30,6 +30,7 @@ from oral_lib import seeds
 from oral_lib.errors import UsageError
 from oral_lib.models.base import BaseModel, EncodedRows, pretrained, reading
 from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
+from oral_lib.pretrained.context import cut_contexts, cut_pairs
 from oral_lib.tasks.rows import FILLER, Row
 from oral_lib.tasks.task import Task, load_task, task_names
 
@@ -73,31 +74,40 @@ class CausalModel(TextModel):
     linears = LLAMA_LINEARS
 
     def answer_ids(self, task: Task) -> Tensor:
-        """[labels] first token of each label word, or indices of options."""
+        """[labels] first token of each label word behind a prompt, or indices of options."""
         if self.scoring_kind(task) != "label":
             return super().answer_ids(task)
-        return first_tokens(self, task, " " if self.spec.asset else "")
+        return first_tokens(self, task, self.prompt(task, "text"), " ")
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
-        """Token rows of at most `task.max_tokens`; a long row loses its beginning."""
+        """Token rows of at most `task.max_tokens`; a long row loses its beginning.
+
+        UsageError if the tokenizer has no boundary between a context and what follows it.
+        """
         kind = self.scoring_kind(task)
         if kind == "label":
-            batch = self.tokens([task.prompt(row.text) for row in rows], task.max_tokens)
-            lengths = batch["attention_mask"].sum(1)
-            return EncodedRows(batch["input_ids"], lengths, lengths)
+            self._check_label_words(task, rows)
+            ids = self.prompt_ids(task, rows)
+            lengths = torch.tensor([len(row) for row in ids], device=self.device)
+            return EncodedRows(self._padded(ids), lengths, lengths)
         if kind == "option":
-            pairs, end = [pair for row in rows for pair in row.options], []
+            pairs, end = [_without_blank(pair) for row in rows for pair in row.options], []
+            keys = [row.key for row in rows for _ in row.options]
         else:
-            pairs = [(task.prompt(row.text), row.target) for row in rows]
+            pairs = [(self.prompt(task, row.text), row.target) for row in rows]
+            keys = [row.key for row in rows]
             end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
-        contexts = self.token_ids([context for context, _ in pairs])
-        wholes = self.token_ids([context + answer for context, answer in pairs])
+        names = [self._row_name(task, key) for key in keys]
         sequences, begins = [], []
-        for context, ids in zip(contexts, wholes, strict=True):
-            ids = ids + end
-            dropped = max(0, len(ids) - task.max_tokens)
-            sequences.append(torch.tensor(ids[dropped:]))
-            begins.append(max(1, len(context) - dropped))
+        for name, cut in zip(names, cut_pairs(self.tokenizer, pairs, names), strict=True):
+            ids, begin = cut.row(task.max_tokens, end)
+            if begin < max(1, len(cut.front)):
+                raise UsageError(
+                    f"{name}: {len(cut.continuation)} tokens follow the context, and a row has at "
+                    f"most {task.max_tokens}: raise the task's `max_tokens` or shorten the row."
+                )
+            sequences.append(torch.tensor(ids))
+            begins.append(begin)
         lengths, begins = torch.tensor([len(ids) for ids in sequences]), torch.tensor(begins)
         return EncodedRows(
             pad_sequence(sequences, batch_first=True).to(self.device),
@@ -107,9 +117,47 @@ class CausalModel(TextModel):
             int((lengths - begins).max()),
         )
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, neither padded nor cut."""
-        return self.tokenizer(list(texts))["input_ids"]
+    def prompt(self, task: Task, text: str) -> str:
+        """The task's prompt for `text`, without spaces at its end: they belong to the answer."""
+        return task.prompt(text).rstrip(" ")
+
+    def prompt_ids(self, task: Task, rows: Sequence[Row]) -> list[list[int]]:
+        """Token ids of each row's prompt: the last `task.max_tokens`, and special tokens in front.
+
+        The same ids in scoring, in training and before a generated answer.
+        """
+        cuts = cut_contexts(self.tokenizer, [self.prompt(task, row.text) for row in rows])
+        return [cut.row(task.max_tokens)[0] for cut in cuts]
+
+    def tokens(self, texts: Sequence[str], max_tokens: int = 64) -> dict[str, Tensor]:
+        """Right-padded ids and mask [b, tokens <= max_tokens] on the model's device; a long text
+        loses its beginning."""
+        ids = [cut.row(max_tokens)[0] for cut in cut_contexts(self.tokenizer, texts)]
+        lengths = torch.tensor([len(row) for row in ids], device=self.device)
+        padded = self._padded(ids)
+        mask = torch.arange(padded.shape[1], device=self.device) < lengths[:, None]
+        return {"input_ids": padded, "attention_mask": mask.long()}
+
+    def _padded(self, ids: Sequence[list[int]]) -> Tensor:
+        rows = [torch.tensor(row, dtype=torch.long) for row in ids]
+        padding = self.tokenizer.pad_token_id or 0
+        return pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
+
+    def _check_label_words(self, task: Task, rows: Sequence[Row]) -> None:
+        """UsageError unless each row's prompt is followed by the tokens of `answer_ids`."""
+        ids, words = self.answer_ids(task).tolist(), task.labels
+        pairs = [(self.prompt(task, row.text), f" {word}") for row in rows for word in words]
+        names = [self._row_name(task, row.key) for row in rows for _ in words]
+        cuts = cut_pairs(self.tokenizer, pairs, names)
+        for i, (name, cut) in enumerate(zip(names, cuts, strict=True)):
+            if cut.continuation[0] != ids[i % len(words)]:
+                raise UsageError(
+                    f"{name}: the label word {words[i % len(words)]!r} has another first token "
+                    "behind this row's prompt: use a template that ends with a word or a colon."
+                )
+
+    def _row_name(self, task: Task, key: str) -> str:
+        return f"task {task.name!r}, row {key!r}, tokenizer of {self.name!r}"
 
     def states(self, adapted: nn.Module, batch: EncodedRows) -> Tensor:
         """[b, tokens, width] last hidden states. No mask: padding follows all that is scored."""
@@ -145,16 +193,27 @@ class EncoderModel(TextModel):
         return adapted(batch.ids, attention_mask=batch.attention_mask).logits.float()
 
 
-def first_tokens(base: BaseModel, task: Task, space: str = "") -> Tensor:
-    """[labels] first token of each label word after `space`. UsageError unless they differ."""
-    words = [base.tokenizer.encode(space + w, add_special_tokens=False) for w in task.labels]
-    ids = [word[0] for word in words]
+def first_tokens(base: BaseModel, task: Task, prompt: str, space: str = "") -> Tensor:
+    """[labels] first token of each label word after `prompt` and `space`.
+
+    UsageError unless they differ.
+    """
+    pairs = [(prompt, space + word) for word in task.labels]
+    names = [f"task {task.name!r}, tokenizer of {base.name!r}"] * len(pairs)
+    ids = [cut.continuation[0] for cut in cut_pairs(base.tokenizer, pairs, names)]
     if len(set(ids)) < len(ids):
         raise UsageError(
             f"task {task.name!r}: label words {task.labels} share their first token in the "
             f"tokenizer of {base.name!r}; choose words that begin differently."
         )
     return torch.tensor(ids, device=base.device)
+
+
+def _without_blank(pair: tuple[str, str]) -> tuple[str, str]:
+    """(context, continuation) with the blanks at the context's end moved to the continuation."""
+    context, continuation = pair
+    text = context.rstrip()
+    return text, context[len(text) :] + continuation
 
 
 def last_states(states: Tensor, batch: EncodedRows) -> Tensor:

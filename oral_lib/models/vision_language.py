@@ -121,8 +121,9 @@ class VisionLanguage(Backbone):
             chat = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
             )
-            parts = [self.tokenizer.encode(s, add_special_tokens=False) for s in chat.split(_MARK)]
-            before, after = parts
+            texts = chat.split(_MARK)
+            before, after = (self.tokenizer.encode(s, add_special_tokens=False) for s in texts)
+            self.chat_end = texts[1]
             if before.count(pad) != 1 or pad in after:
                 raise ValueError(f"{before.count(pad)} images before the question")
         except MemoryError:
@@ -159,7 +160,7 @@ class VisionLanguage(Backbone):
     def answer_ids(self, task: Task) -> Tensor:
         """[labels] first token of each label word."""
         self.scoring_kind(task)
-        return first_tokens(self, task)
+        return first_tokens(self, task, self.chat_end)
 
     def encode_rows(self, task: Task, rows: Sequence[Row]) -> EncodedRows:
         """Token rows with questions of at most `task.max_tokens` tokens, and their images."""
