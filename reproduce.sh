@@ -3,7 +3,15 @@
 # See ./reproduce.sh --help.
 set -euo pipefail
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+case $root in
+  *:* | *$'\n'*)
+    echo "oral: the path of this checkout has a colon or a line break, which Python's module path" \
+      "cannot contain: move $root to another folder." >&2
+    exit 3
+    ;;
+esac
+unset PYTHONHOME # of another Python: none would start
 fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'
 
 for python in "${PYTHON:-python3}" python3.12 python3.11; do

@@ -1,10 +1,40 @@
 """Folders of runs, experiments, cells and results."""
 
+import os
 from pathlib import Path
 
-from oral_lib.errors import UsageError, closest
+from oral_lib.errors import PreflightError, UsageError, closest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def full(path: str | Path) -> Path:
+    """The absolute path, `~` being the home folder.
+
+    Raises:
+        PreflightError: `path` begins with `~` and there is no such home folder.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise PreflightError(
+            f"{path}: this user has no home folder. Set HOME to a folder that can be written; for "
+            "models and data ORAL_CACHE is enough."
+        ) from error
+
+
+def module_path() -> str:
+    """The PYTHONPATH with which another process imports this library, and what the user has in it.
+
+    Raises PreflightError if the path of the library has a colon.
+    """
+    if os.pathsep in str(ROOT):
+        raise PreflightError(
+            f"{ROOT} has a colon, which Python's module path cannot contain: move the checkout to "
+            "another folder."
+        )
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(ROOT), *(x for x in inherited if x and x != str(ROOT))])
 
 
 def slug(source: str) -> str:

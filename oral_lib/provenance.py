@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from oral_lib import machine
 from oral_lib.storage import read_json, write_json
 
 PACKAGES = ["torch", "transformers", "peft", "datasets", "safetensors", "numpy", "pandas"]
@@ -16,22 +17,40 @@ PACKAGES = ["torch", "transformers", "peft", "datasets", "safetensors", "numpy",
 def code_commit() -> str:
     """Commit of this code, with "-dirty" if tracked files differ.
 
-    Without a git repository: $ORAL_COMMIT if it is set, else "unknown".
+    Where git does not answer: $ORAL_COMMIT if it is set, else "unknown".
     """
+    return commit_and_fault()[0]
+
+
+def commit_and_fault() -> tuple[str, str]:
+    """(`code_commit`, what to do if it is unknown, else empty)."""
     here = Path(__file__).resolve()
+    # a hook or script may have set these for another repository
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    variables = {key: x for key, x in os.environ.items() if key not in elsewhere}
+    variables |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "-C", str(here.parent), "-c", "core.fileMode=false", *arguments]
+        done = subprocess.run(
+            command, env=variables, capture_output=True, text=True, errors="replace", check=True
+        )
+        return done.stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # fails if another repository contains it
         # a run writes results/: exclude it, or every run would mark its commit as dirty
         paths = ("--", ":/", ":(top,exclude)results")
         changed = git("status", "--porcelain", "--untracked-files=no", *paths)
-        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return os.environ.get("ORAL_COMMIT", "unknown")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else ""), ""
+    except OSError:
+        remedy = "install git"
+    except subprocess.CalledProcessError as error:
+        remedy = "clone the repository"
+        if "safe.directory" in error.stderr:  # the files belong to another user
+            remedy = f"git config --global --add safe.directory {here.parents[1]}"
+    commit = os.environ.get("ORAL_COMMIT")
+    return (commit, "") if commit else ("unknown", f"{remedy}, or set ORAL_COMMIT to the commit")
 
 
 def hardware() -> dict:
@@ -43,10 +62,9 @@ def hardware() -> dict:
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0].split(":", 1)[1].strip() if names else cpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": cpu, "cores": cores, "memory_gib": round(memory, 1), "gpu": gpus}
+    return {"cpu": cpu, "cores": machine.cores(), "memory_gib": round(memory, 1), "gpu": gpus}
 
 
 def manifest(

@@ -4,15 +4,14 @@
 Imports with the standard library only.
 """
 
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 
+from oral_lib import machine
 from oral_lib.assets import packages
 from oral_lib.errors import UsageError, closest
-from oral_lib.paths import slug
+from oral_lib.paths import full, slug
 from oral_lib.tasks import binary
 
 
@@ -71,11 +70,7 @@ SUBSTITUTES = (  # for the paper's tasks, in the same order
 )
 EXTRA_TASKS = ("sarcasm", "tweets", "products", "review_topic", "arithmetic")
 FREE_FORM = ("gsm8k", "school_maths", "arithmetic")  # an encoder cannot generate an answer
-LANGUAGE_TASKS = {
-    "packages": SUBSTITUTES + EXTRA_TASKS,
-    "local": PAPER_TASKS,
-    "hub": PAPER_TASKS,
-}
+LANGUAGE_TASKS = {"packages": SUBSTITUTES + EXTRA_TASKS, "local": PAPER_TASKS, "hub": PAPER_TASKS}
 IMAGE_TASKS = {
     "packages": ("digits", "easy_vqa_shape", "easy_vqa_colour", "solar_cells"),
     "local": ("cifar10", "gtsrb", "flowers", "sign_digits"),
@@ -123,7 +118,7 @@ def _lab_vision(source: str) -> tuple[BasePlan, ...]:
     kind, _, folder = source.partition(":")
     names = list(_LITES)
     if kind == "local":
-        models = Path(folder).expanduser() / "models"
+        models = full(folder) / "models"
         names += [name for name in LOCAL_BACKBONES if (models / name / "config.json").is_file()]
     costs = {"zoo_minutes": 0.05, "cell_minutes": 0.5, "memory_mb": 6000}
     return tuple(BasePlan(base=name, tasks=IMAGE_TASKS[kind], **FULL, **costs) for name in names)
@@ -237,13 +232,20 @@ PAPER = {
     "style": _paper_style,
 }
 SCALES = {"smoke": SMOKE, "desk": _DESK, "lab": _LAB, "paper": PAPER}
+LAB_GPU_MB = 39_000  # 32 LoRAs of smollm2-135m at once take 31.1 GiB: a card of 40 GB
 EXPERIMENT_NAMES = ("language", "vision", "unseen", "multimodal", "style")  # in the report's order
 
 
 # ---------------------------------------------------------------- queries
+def machine_scale() -> tuple[str, str]:
+    """(scale, reason) for this machine: lab with a GPU of LAB_GPU_MB, else desk."""
+    large, reason = machine.has_gpu(LAB_GPU_MB)
+    return "lab" if large else "desk", reason
+
+
 def default_scale() -> str:
-    """The scale for this machine: lab with an NVIDIA GPU, else desk."""
-    return "lab" if shutil.which("nvidia-smi") else "desk"
+    """The scale for this machine."""
+    return machine_scale()[0]
 
 
 def generator_jobs(scale: str, experiment: str = "language") -> tuple[GeneratorJob, ...]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME_LIMIT = 120  # bytes; a temporary file adds a suffix
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # a file system without
 
 
 @contextmanager
@@ -62,6 +64,41 @@ def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def file_lock(path: str | Path, waiting: str = "") -> Iterator[None]:
+    """Holds the lock file `path`; waits for the process that has it.
+
+    On a file system without locks it goes on without: only one run may then work there.
+
+    Args:
+        path: the lock file.
+        waiting: a line to print if another process has the lock.
+
+    Raises:
+        PreflightError: the lock file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if waiting:
+                print(waiting, file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise PreflightError(
+                f"{path} cannot be written ({error.strerror}): make its folder writable, or name "
+                "another one (--out; for models and data ORAL_CACHE)."
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_tensors(path: str | Path, *, finite: bool = True) -> dict[str, "Tensor"]:

@@ -145,13 +145,6 @@ def test_held_out_seeds_are_in_the_zoo_and_no_generator_is_told_of_them(scale, s
             assert seeds == scales.zoo_seeds(scale, cells.base, source)
 
 
-def test_the_scale_is_that_of_the_machine(monkeypatch):
-    monkeypatch.setattr(scales.shutil, "which", lambda name: "/bin/nvidia-smi")
-    assert scales.default_scale() == "lab"
-    monkeypatch.setattr(scales.shutil, "which", lambda name: None)
-    assert scales.default_scale() == "desk"
-
-
 def test_where_there_is_a_gpu_one_process_measures_all_cells_and_notebooks_show_them(tmp_path):
     nodes = {node.name: node for node in plan.nodes("lab", "packages", tmp_path)}
     cells = {name: node for name, node in nodes.items() if name.startswith("language/")}

@@ -7,6 +7,7 @@ The nodes here are a few lines of Python whose behaviour files decide: `hold` ma
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from oral_lib import paths, provenance, storage
+from oral_lib import machine, paths, provenance, storage
 from oral_lib.errors import PreflightError
 from oral_lib.runner import checks, doctor, engine, environment, lock, nodes, worker
 from oral_lib.runner.nodes import Node
@@ -140,7 +141,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finished):
     out, said = finished
-    assert "node 1/4 a: started, elapsed 0:0" in said and "node 4/4 last: done in 0:0" in said
+    assert "node 1/4 a: started, elapsed 0 s" in said and "node 4/4 last: done in " in said
     assert "left" in said and "    words of b\n" in said
     logs = paths.run_folder("smoke", "made", out) / "logs"
     assert (logs / "b.log").read_text() == "words of b\n"
@@ -149,21 +150,21 @@ def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finishe
 
 @pytest.mark.parametrize(("jobs", "threads"), [("1", "6"), ("2", "3"), ("7", "1")])
 def test_the_cores_are_shared_among_the_nodes_that_run_at_a_time(out, monkeypatch, jobs, threads):
-    monkeypatch.setattr(doctor, "cores", lambda: 6)
+    monkeypatch.setattr(machine, "cores", lambda: 6)
     assert run(out, "--only", "a", "--jobs", jobs) == 0
     assert (out / "ran").read_text().split()[2] == threads
 
 
 @pytest.mark.parametrize(("jobs", "cards", "gpu"), [(1, 0, 0), (3, 1, 3), (1, 2, 2), (3, 2, 3)])
 def test_nodes_share_a_gpu_where_more_run_at_a_time(tmp_path, monkeypatch, jobs, cards, gpu):
-    monkeypatch.setattr(doctor, "gpus", lambda: ["a GPU"] * cards)
+    monkeypatch.setattr(machine, "gpus", lambda: ["a GPU"] * cards)
     assert f"gpu={gpu}" in engine.command(tmp_path, jobs)
 
 
 def test_each_node_sees_a_gpu_of_its_own_as_long_as_there_are_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(doctor, "cards", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.setattr(worker, "_uuids", lambda: ["GPU-a", "GPU-b"])
     with worker.card() as one, worker.card() as two, worker.card() as three:
         seen = [chosen["CUDA_VISIBLE_DEVICES"] for chosen in (one, two, three)]
     assert seen == ["GPU-a", "GPU-b", "GPU-a"]
@@ -296,7 +297,10 @@ def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
         (["--only", "lost"], "Did you mean 'last'?"),
         (["--jobs", "0"], "'0' is not a number of nodes"),
         (["--sclae", "lab"], "Did you mean '--scale'?"),
-        (["tset"], "invalid choice: 'tset'"),
+        (["tset"], "unknown command 'tset'. Did you mean 'test'?"),
+        (["doctor", "--jobs=2"], "--jobs belongs to `run`: `doctor` does not use it"),
+        (["doctor", "--list"], "--list belongs to `run`"),
+        (["--only", os.fsdecode(b"caf\xe9")], "the argument b'caf\\xe9' after '--only' is not"),
         (["run", "--", "-k", "x"], "only `test` passes arguments on"),
     ],
 )
@@ -317,13 +321,13 @@ def test_a_disk_that_is_nearly_full_gives_3(out, monkeypatch, capsys):
 
 
 def test_a_node_larger_than_the_machine_gives_3(out, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "memory_mb", lambda: (5, 5))
+    monkeypatch.setattr(machine, "memory_mb", lambda: (5, 5))
     assert run(out) == 3
     assert "needs a machine with more memory" in capsys.readouterr().err
 
 
 def test_the_paper_scale_gives_3_without_a_gpu_but_can_be_listed(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(doctor, "gpus", lambda: [])
+    monkeypatch.setattr(machine, "gpus", lambda: [])
     words = ["--scale", "paper", "--source", "hub", "--out", str(tmp_path)]
     assert reproduce.main(words) == 3
     said = capsys.readouterr().err
@@ -382,6 +386,49 @@ def test_a_folder_that_cannot_be_written_gives_3(tmp_path, capsys):
 # --- the shell script, set-up, test, doctor -------------------------------------------------
 
 
+def test_every_option_names_the_commands_that_use_it(capsys):
+    with pytest.raises(SystemExit):
+        reproduce.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for option, commands in reproduce.USED_BY.items():
+        assert re.search(rf" {option} .*?\[{', '.join(commands)}\]", said), option
+
+
+@pytest.mark.parametrize("option", ["--out=x", "--scale=smoke", "--source=hub", "--from-scratch"])
+def test_the_test_command_refuses_the_options_of_a_run(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["test", option])
+    assert f"{option.partition('=')[0]} belongs to `run`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpus", "line"),
+    [
+        ([], "oral: scale desk (there is no nvidia-smi). --scale lab runs lab all the same."),
+        ([15_360], "oral: scale desk (T4 has 15 GiB, less than 38 GiB). --scale lab runs lab"),
+        ([15_360, 81_559], "oral: scale lab (T4 has 80 GiB).\n"),
+    ],
+)
+def test_the_scale_that_was_chosen_is_said_with_the_reason(gpus, line, monkeypatch, capsys, out):
+    listed = [machine.Gpu("0", "GPU-a", size, size, "T4") for size in gpus]
+    monkeypatch.setattr(machine, "gpus", lambda: listed)
+    monkeypatch.setattr(machine, "gpu_fault", lambda: "there is no nvidia-smi")
+    words = ["--out", str(out), "--list"]
+    assert reproduce.main(words, planner=planner) == 0
+    assert line in capsys.readouterr().err
+    assert reproduce.main([*words, "--scale=desk"], planner=planner) == 0
+    assert capsys.readouterr().err == ""  # who chooses is not told
+
+
+def test_hours_are_printed_as_hours(out, capsys):
+    long = Node("long", (str(out / "x"),), (), minutes=200.0)
+    words = ["--scale", "smoke", "--out", str(out)]
+    assert reproduce.main([*words, "--list"], planner=lambda *given: [long]) == 0
+    assert "3 h 20 min" in capsys.readouterr().out
+    assert reproduce.main([*words, "--dry-run"], planner=lambda *given: [long]) == 0
+    assert "1 of 1 nodes would run, about 3 h 20 min one by one" in capsys.readouterr().out
+
+
 def script(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     """reproduce.sh of `root`, called from elsewhere and without this environment's packages."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ORAL_", "PYTHON"))}
@@ -416,6 +463,72 @@ def test_the_script_states_its_exit_codes_and_refuses_another_python(tmp_path):
     assert refused.returncode == 3 and f"PYTHON={other}" in refused.stderr
 
 
+@pytest.mark.parametrize("name", ["a:b", "a\nb"])
+def test_a_checkout_that_python_cannot_import_from_is_refused(tmp_path, name):
+    root = tmp_path / name
+    root.mkdir()
+    shutil.copy(paths.ROOT / "reproduce.sh", root)
+    refused = script(root, "--list", PYTHON=sys.executable)
+    assert refused.returncode == 3 and "move" in refused.stderr
+    assert "colon or a line break" in refused.stderr
+
+
+def test_a_module_path_has_no_colon_of_the_checkout(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/a", str(paths.ROOT), "", "/b"]))
+    assert paths.module_path() == os.pathsep.join([str(paths.ROOT), "/a", "/b"])
+    monkeypatch.setattr(paths, "ROOT", Path("/a:b"))
+    with pytest.raises(PreflightError, match="/a:b has a colon"):
+        paths.module_path()
+
+
+def test_the_script_starts_with_the_settings_of_another_python(tmp_path):
+    (tmp_path / "sub").mkdir()
+    started = script(
+        paths.ROOT, "--list", "--scale", "smoke",
+        PYTHON=sys.executable, PYTHONHOME=str(tmp_path), CDPATH=str(tmp_path),
+        PYTHONSTARTUP=str(tmp_path / "none.py"), PYTHONIOENCODING="ascii", LC_ALL="C", COLUMNS="0",
+    )  # fmt: skip
+    assert started.returncode == 0 and "zoo/tiny-causal" in started.stdout, started.stderr
+
+
+def test_a_clone_has_lf_line_ends_whatever_git_is_set_to(tmp_path):
+    def git(*words: str) -> None:
+        me = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.autocrlf=false"]
+        subprocess.run(["git", *me, *words], cwd=tmp_path / "origin", check=True)
+
+    (tmp_path / "origin").mkdir()
+    for name in (".gitattributes", "reproduce.sh", "README.md", "oral_lib/tasks/movie.yaml"):
+        (tmp_path / "origin" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(paths.ROOT / name, tmp_path / "origin" / name)
+    (tmp_path / "origin" / "a.png").write_bytes(b"\x89PNG\r\n\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-q", "-m", "one")
+    words = ["git", "-c", "core.autocrlf=true", "clone", "-q", "origin", "clone"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    for path in (tmp_path / "origin").rglob("*.*"):
+        if ".git/" not in str(path) and path.is_file():
+            clone = tmp_path / "clone" / path.relative_to(tmp_path / "origin")
+            assert clone.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_ends_nothing(closed, tmp_path):
+    command = f"{sys.executable} -P -m oral_lib.workflow.reproduce --scale smoke --list {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(["bash", "-c", command], env=environment, cwd=tmp_path)
+    assert done.returncode == 0
+
+
+def test_what_a_terminal_lacks_is_escaped(tmp_path):
+    folder = tmp_path / "caf\u00e9"
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT), "PYTHONIOENCODING": "ascii"}
+    words = ["--scale", "smoke", "--dry-run", "--out", str(folder)]
+    command = [sys.executable, "-P", "-m", "oral_lib.workflow.reproduce", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "caf\\xe9" in done.stdout, done.stderr
+
+
 @pytest.fixture
 def bare(tmp_path, monkeypatch):
     """A machine whose Python fits no lock, with an empty lock to make an environment from."""
@@ -424,7 +537,7 @@ def bare(tmp_path, monkeypatch):
     (locks / "lock-cpu.txt").write_text("# nothing\n")
     monkeypatch.setattr(environment, "LOCKS", locks)
     monkeypatch.setattr(environment, "fits", lambda: False)
-    monkeypatch.setattr(doctor, "gpus", lambda: [])
+    monkeypatch.setattr(machine, "gpus", lambda: [])
     monkeypatch.setenv("ORAL_ENV", str(tmp_path / "of its own"))
     return tmp_path
 

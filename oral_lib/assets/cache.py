@@ -3,16 +3,14 @@
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError
+from oral_lib.paths import full
 
 MANIFEST = "manifest.json"
 
@@ -20,8 +18,8 @@ MANIFEST = "manifest.json"
 def cache_dir() -> Path:
     """Folder of the cache: $ORAL_CACHE, else $XDG_CACHE_HOME/oral, else ~/.cache/oral."""
     if folder := os.environ.get("ORAL_CACHE"):
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "oral"
+        return full(folder)
+    return full(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "oral"
 
 
 @contextmanager
@@ -34,23 +32,16 @@ def cache_lock() -> Iterator[None]:
     folder = cache_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "prepare.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"Another process writes to {folder}; waiting for it.", file=sys.stderr)
-            lock.acquire()
     except OSError as error:
         raise PreflightError(
             f"Cannot write to the cache {folder} ({error.strerror}). "
             "Make it writable or set ORAL_CACHE to another folder."
         ) from error
-    try:
+    waiting = f"Another process writes to {folder}; waiting for it."
+    with storage.file_lock(folder / "prepare.lock", waiting):
         for unfinished in folder.glob("*/.*.tmp"):
             shutil.rmtree(unfinished, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 def require_space(megabytes: int) -> None:

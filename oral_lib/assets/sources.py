@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oral_lib import progress, storage
+from oral_lib import paths, progress, storage
 from oral_lib.assets.cache import (
     MANIFEST,
     cache_dir,
@@ -70,7 +70,7 @@ def parse_source(source: str) -> tuple[str, Path | None]:
     """
     kind, colon, folder = source.partition(":")
     if kind == "local" and folder:
-        path = Path(folder).expanduser().absolute()
+        path = paths.full(folder)
         if not path.is_dir():
             raise PreflightError(
                 f"Source {source!r}: create the folder {path} or correct its path."

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from oral_lib import seeds
+from oral_lib import seeds, storage
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.evaluate import evaluate
 from oral_lib.experiments import baselines, generators
@@ -198,7 +197,7 @@ def _trained(
     shared = (variant.config, variant.gauge, variant.pooling) == default
     stored = folder / "generators" / study.key(asdict(variant.config))
     stored.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{stored}.lock") if shared else nullcontext():
+    with storage.file_lock(f"{stored}.lock") if shared else nullcontext():
         if shared and (stored / "manifest.json").exists():
             model = Generator.from_pretrained(stored, study.device, source=study.source)
             return model, model.manifest["seconds"]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from oral_lib import scales, storage
 from oral_lib.errors import OralError, UsageError, closest
@@ -109,7 +108,7 @@ def part_of(study: Study, variant: Variant | None) -> str:
 def _once(path: Path, work: Callable[[], pd.DataFrame]) -> None:
     """Stores the result of `work` at `path`, unless it is there; other processes wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with storage.file_lock(f"{path}.lock"):
         if not path.exists():
             storage.write_text(path, work().assign(commit=code_commit()).to_csv(index=False))
 
@@ -132,7 +131,7 @@ def collect_parts(study: Study, folder: Path, path: Path) -> pd.DataFrame:
     compared = {g for g, rows in frame.groupby("group") if not rows.default.all()}
     frame = frame[frame.group.isin(compared)][ABLATION_COLUMNS].reset_index(drop=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".csv.lock"):
+    with storage.file_lock(folder / ".csv.lock"):
         merged = frame
         if path.exists():
             old, keys = pd.read_csv(path, dtype={"variant": str}), ["source", "base", "seed"]

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
+from oral_lib import storage
 from oral_lib.assets import sources
 from oral_lib.assets.cache import cache_dir, folder_fault, weights_hash
 from oral_lib.devices import fast_dtype
@@ -127,7 +127,7 @@ def make_once(
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     first = lineage(name)[0].name  # versions of one model share a lock
-    with FileLock(folder.parent / f".{folder.name.replace(name, first, 1)}.lock"):
+    with storage.file_lock(folder.parent / f".{folder.name.replace(name, first, 1)}.lock"):
         if folder_fault(folder):  # another process may have created it
             make(folder)
     return folder

@@ -3,11 +3,13 @@
 Imports with the standard library only: it has to work when nothing else does.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from oral_lib import machine
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.paths import ROOT
+from oral_lib.paths import ROOT, full
 from oral_lib.runner.nodes import Node
+from oral_lib.storage import NO_LOCKS
 
 FREE_GB = 3.0
 PYTHONS = ((3, 11), (3, 12))
@@ -31,46 +35,6 @@ class Check(NamedTuple):
     state: str  # "ok", "warn" or "fail"
     finding: str
     remedy: str = ""  # what to do about it
-
-
-def memory_mb() -> tuple[int, int]:
-    """(total, free) memory in MB, within the limit of the container if it has one."""
-    page = os.sysconf("SC_PAGE_SIZE") / 2**20
-    total = free = os.sysconf("SC_PHYS_PAGES") * page
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = int(next(x for x in lines if x.startswith("MemAvailable")).split()[1]) / 1024
-    with suppress(OSError, ValueError):  # without a limit the file says "max"
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text()) / 2**20
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text()) / 2**20
-        total, free = min(total, limit), min(free, limit - used)
-    return int(total), int(free)
-
-
-def gpus() -> list[str]:
-    """The GPUs that nvidia-smi lists; empty without a working nvidia-smi."""
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
-
-
-def cards() -> list[str]:
-    """The UUIDs of the GPUs, most free memory first; empty without a working nvidia-smi."""
-    query = ["nvidia-smi", "--query-gpu=memory.free,uuid", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    rows = [line.split(", ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    free = {uuid: int(megabytes) for megabytes, uuid in rows if megabytes.isdecimal()}
-    return sorted(free, key=free.get, reverse=True)
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _existing(folder: Path) -> Path:
@@ -97,7 +61,7 @@ def disk(folder: Path) -> Check:
 
 def memory(plan: Sequence[Node]) -> Check:
     """Whether the largest node of `plan` fits; a warning if other programs leave too little."""
-    total, free = memory_mb()
+    total, free = machine.memory_mb()
     largest = max(plan, key=lambda node: node.memory_mb, default=None)
     needed = largest.memory_mb if largest else 0
     finding = f"{total / 1024:.1f} GB, {free / 1024:.1f} GB free, {needed / 1024:.1f} GB needed"
@@ -130,7 +94,7 @@ def torch() -> Check:
     if torch.cuda.is_available():
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
         return Check("torch", "ok", finding + f"{torch.cuda.get_device_name()}, {bf16}")
-    if gpus():
+    if machine.gpus():
         remedy = "install env/lock-gpu.txt: this torch has no CUDA"
         return Check("torch", "warn", finding + "a GPU that it cannot use", remedy)
     with suppress(OSError):
@@ -187,14 +151,69 @@ def kernelspec() -> Check:
 
 def commit() -> Check:
     """The commit that results will name."""
-    from oral_lib.provenance import code_commit
+    from oral_lib.provenance import commit_and_fault
 
-    name = code_commit()
-    if name == "unknown":
-        return Check("git", "warn", "no commit", "results will not name the code that made them")
+    name, remedy = commit_and_fault()
+    if remedy:
+        return Check("git", "warn", "no commit: results will not name their code", remedy)
     if name.endswith("-dirty"):
         return Check("git", "warn", name, "commit your changes before a run whose results count")
     return Check("git", "ok", name)
+
+
+def gpu() -> Check:
+    """The GPUs, or why there is none."""
+    if reason := machine.gpu_fault():
+        return Check("gpu", "ok", f"none: {reason}")
+    sizes = [f"{gpu.name} ({gpu.total_mb / 1024:.0f} GiB)" for gpu in machine.gpus()]
+    return Check("gpu", "ok", ", ".join(sizes))
+
+
+def processor() -> Check:
+    """The cores that nodes share."""
+    count, everything = machine.cores(), os.cpu_count() or 1
+    limit = "" if count == everything else f" of {everything}: the CPU set or quota of this process"
+    return Check("cores", "ok", f"{count}{limit}")
+
+
+def folders(out: Path) -> Iterator[Check]:
+    """Whether results, temporary files and settings of other programs can be written."""
+    yield _writable("results", _existing(out), "name another folder with --out")
+    remedy = "set TMPDIR to a folder that can be written"
+    try:
+        yield _writable("temporary", Path(tempfile.gettempdir()), remedy)
+    except FileNotFoundError as error:
+        yield Check("temporary", "fail", str(error.strerror), remedy)
+    try:
+        home = _existing(full("~"))
+    except PreflightError:
+        yield Check("home", "warn", "no home folder", "set HOME, or ORAL_CACHE for models and data")
+        return
+    remedy = "set HOME to a folder that can be written, or ORAL_CACHE for models and data"
+    yield _writable("home", home, remedy)
+
+
+def _writable(what: str, folder: Path, remedy: str) -> Check:
+    """Whether files can be written and locked in `folder`."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            finding = f"{folder} is on a file system without locks"
+            return Check(what, "warn", finding, "start only one run at a time there")
+        state = "warn" if what == "home" else "fail"
+        return Check(what, state, f"{folder} cannot be written ({error.strerror})", remedy)
+    return Check(what, "ok", str(folder))
+
+
+def python_path() -> Check:
+    """Whether folders of the user come before the packages of the environment."""
+    first = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x]
+    if others := [x for x in first if x != str(ROOT)]:
+        remedy = "unset PYTHONPATH, unless the packages of the environment are there"
+        return Check("PYTHONPATH", "warn", f"{', '.join(others)} come first", remedy)
+    return Check("PYTHONPATH", "ok", "no other folders")
 
 
 def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
@@ -207,8 +226,12 @@ def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
     """
     checks: dict[str, Callable[[], Check | Iterator[Check]]] = {
         "python": python,
+        "cores": processor,
+        "gpu": gpu,
         "disk": lambda: disk(out),
+        "folders": lambda: folders(out),
         "memory": lambda: memory(plan),
+        "PYTHONPATH": python_path,
         "packages": packages,
         "torch": torch,
         "torchvision": torchvision,
@@ -239,7 +262,7 @@ def table(checks: Sequence[Check]) -> str:
 def preflight(plan: Sequence[Node], out: Path) -> None:
     """Raises PreflightError, with all reasons, if a run of `plan` would fail on this machine."""
     on_gpu = [node for node in plan if node.gpu]
-    if on_gpu and len(gpus()) < max(node.gpu for node in on_gpu):
+    if on_gpu and len(machine.gpus()) < max(node.gpu for node in on_gpu):
         raise PreflightError(
             f"{on_gpu[0].name} and {len(on_gpu) - 1} other nodes need a CUDA GPU (80 GB for models "
             "of 7B) and models from the hub or a local folder; nvidia-smi finds too few GPUs. "

@@ -14,19 +14,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from oral_lib import machine
 from oral_lib.paths import ROOT
-from oral_lib.runner import doctor, worker
 from oral_lib.runner import nodes as graph
+from oral_lib.runner import worker
 from oral_lib.runner.nodes import Node
 
 Print = Callable[[str], None]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, from an hour on as h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _print(text: str) -> None:
@@ -65,7 +59,7 @@ class Progress:
         name, code, seconds = event["node"], event["code"], event["seconds"]
         self.codes[name], self.ended[name] = code, seconds / 60
         verdict = "done" if code == 0 else f"FAILED (exit {code})"
-        self._report(name, f"{verdict} in {clock(seconds)}, {self._left()}")
+        self._report(name, f"{verdict} in {graph.duration(seconds)}, {self._left()}")
 
     def _report(self, name: str, event: str) -> None:
         number = list(self.started).index(name) + 1
@@ -75,7 +69,8 @@ class Progress:
         now = time.monotonic()
         running = {n: (now - t) / 60 for n, t in self.started.items() if n not in self.ended}
         left = graph.minutes_left(self.due, self.ended, running, self.jobs)
-        return f"elapsed {clock(now - self.began)}, about {clock(60 * left)} left"
+        elapsed = graph.duration(now - self.began)
+        return f"elapsed {elapsed}, about {graph.duration(60 * left)} left"
 
     def failed(self) -> dict[str, str]:
         """The nodes that failed or did not write all outputs, each with the reason."""
@@ -98,9 +93,9 @@ class Progress:
 
 def command(folder: Path, jobs: int) -> list[str]:
     """The Snakemake command for the plan written in `folder`."""
-    memory = max(1, int(0.9 * doctor.memory_mb()[0]))
-    threads = max(1, doctor.cores() // jobs)  # passed to every node as OMP_NUM_THREADS
-    cards = len(doctor.gpus())  # several nodes may share one
+    memory = max(1, int(0.9 * machine.memory_mb()[0]))
+    threads = max(1, machine.cores() // jobs)  # passed to every node as OMP_NUM_THREADS
+    cards = len(machine.gpus())  # several nodes may share one
     return [
         *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")),
         *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),

@@ -3,6 +3,7 @@
 Imports with the standard library only.
 """
 
+import ast
 import hashlib
 import os
 import subprocess
@@ -11,18 +12,23 @@ import venv
 from importlib.util import find_spec
 from pathlib import Path
 
+from oral_lib import machine
 from oral_lib.errors import PreflightError
-from oral_lib.paths import ROOT
+from oral_lib.paths import ROOT, full
 from oral_lib.runner import doctor, lock
 
 LOCKS = ROOT / "env"
+OURS = "prompt = 'oral'"  # in the settings of the created environment
 READY = "ORAL_ENV_READY"  # set for the chosen Python, so that it does not choose again
 
 
 def home() -> Path:
     """The folder of the created environment: $ORAL_ENV, else .venv in the repository."""
     folder = os.environ.get("ORAL_ENV")
-    return Path(folder).expanduser().absolute() if folder else ROOT / ".venv"
+    folder = full(folder) if folder else ROOT / ".venv"
+    if os.pathsep in str(folder):
+        raise PreflightError(f"ORAL_ENV={folder} has a colon: an environment cannot be there.")
+    return folder
 
 
 def interpreter(folder: Path) -> Path:
@@ -32,7 +38,7 @@ def interpreter(folder: Path) -> Path:
 
 def machine_lock() -> Path:
     """The lock for this machine: with or without GPU."""
-    return LOCKS / ("lock-gpu.txt" if doctor.gpus() else "lock-cpu.txt")
+    return LOCKS / ("lock-gpu.txt" if machine.gpus() else "lock-cpu.txt")
 
 
 def stamp(folder: Path, locked: Path) -> str:
@@ -40,13 +46,48 @@ def stamp(folder: Path, locked: Path) -> str:
     return hashlib.sha256(locked.read_bytes() + bytes(folder)).hexdigest()
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the environment at `folder` was installed completely from one of the locks."""
-    mark = folder / "oral-lock.sha256"
-    if not mark.is_file() or not interpreter(folder).exists():
+def mark(folder: Path) -> Path:
+    """The file that says of which lock the environment at `folder` was installed and checked."""
+    return folder / "oral-lock.sha256"
+
+
+def is_marked(folder: Path) -> bool:
+    """Whether the environment at `folder` was once installed completely from one of the locks."""
+    return _lock_of(folder) is not None and interpreter(folder).exists()
+
+
+def _lock_of(folder: Path) -> Path | None:
+    """The lock that the mark of an environment names."""
+    try:
+        text = mark(folder).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return next((x for x in LOCKS.glob("lock-*.txt") if stamp(folder, x) == text), None)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether `folder` may be emptied: it is absent, empty, or was created by `_create`."""
+    if not folder.exists() or mark(folder).exists():
+        return True
+    if not folder.is_dir():
         return False
-    stamps = {stamp(folder, locked) for locked in LOCKS.glob("lock-*.txt")}
-    return mark.read_text().strip() in stamps
+    settings = folder / "pyvenv.cfg"
+    return not any(folder.iterdir()) or (settings.is_file() and OURS in settings.read_text())
+
+
+def fault(folder: Path, locked: Path) -> str:
+    """What is wrong with the environment at `folder`, as its own Python finds; empty if nothing.
+
+    It takes a second: every package is there in its version, with all its files.
+    """
+    command = [str(interpreter(folder)), "-I", str(ROOT / "env" / "check.py"), "--files"]
+    try:
+        done = subprocess.run([*command, str(locked)], capture_output=True, text=True)
+    except OSError as error:
+        return f"its Python does not start: {error.strerror}"
+    if done.returncode == 0:
+        return ""
+    return ((done.stdout or done.stderr).strip().splitlines() or ["its Python does not start"])[0]
 
 
 def fits() -> bool:
@@ -56,7 +97,7 @@ def fits() -> bool:
 
 def best() -> str:
     """The Python to run with, without creating one: one that fits, else this one."""
-    return str(interpreter(home())) if not fits() and is_complete(home()) else sys.executable
+    return str(interpreter(home())) if not fits() and is_marked(home()) else sys.executable
 
 
 def prepare_environment(*, offline: bool = False) -> str:
@@ -65,24 +106,33 @@ def prepare_environment(*, offline: bool = False) -> str:
     Raises:
         PreflightError: it has to be created, but `offline`, a small disk or pip prevents that.
     """
-    folder = home()
     if fits():
         return sys.executable
-    if is_complete(folder):
+    folder = home()
+    reason = f"no environment fits the locks in {LOCKS}"
+    if damage := _damage(folder):
+        reason = f"the environment {folder} is damaged ({damage})"
+    elif is_marked(folder):
         _add_project(folder)
         return str(interpreter(folder))
     if offline:
         raise PreflightError(
-            f"no environment fits the locks in {LOCKS}, and --offline forbids creating one: "
-            "run once without --offline."
+            f"{reason}, and --offline forbids creating one: run once without --offline."
         )
+    if damage:
+        print(f"oral: {reason}; it is created again", file=sys.stderr, flush=True)
     for check in (doctor.python(), doctor.disk(folder)):
         if check.state == "fail":
             raise PreflightError(doctor.table([check]))
     with lock.hold(folder.parent) as locked:
-        if not is_complete(folder):
+        if not is_marked(folder) or _damage(folder):  # another run may have created it
             _create(folder, machine_lock(), locked)
     return str(interpreter(folder))
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a marked environment; empty if nothing, or if there is none."""
+    return fault(folder, _lock_of(folder)) if is_marked(folder) else ""
 
 
 def _create(folder: Path, requirements: Path, locked: int) -> None:
@@ -91,30 +141,76 @@ def _create(folder: Path, requirements: Path, locked: int) -> None:
             f"{sys.executable} cannot create environments: install python3-venv, or name another "
             "Python 3.11 or 3.12 with PYTHON=..."
         )
+    if not _is_ours(folder):
+        raise PreflightError(
+            f"{folder} is not an environment of this project, and would be emptied: name a new "
+            "folder with ORAL_ENV=..., or remove it."
+        )
     size = "0.4 to 3 GB to download, 2 to 6 GB on disk"
     print(f"oral: creating {folder} from {requirements.name} ({size})", file=sys.stderr, flush=True)
-    mark = folder / "oral-lock.sha256"
-    # a folder without a mark is incomplete: pip cannot rely on what is there
-    venv.create(folder, with_pip=True, clear=not mark.exists())
-    mark.unlink(missing_ok=True)
+    try:
+        # pip cannot rely on what is there: begin with an empty folder
+        venv.create(folder, with_pip=True, clear=True, prompt="oral")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PreflightError(
+            f"{sys.executable} could not create an environment in {folder} ({error}): name another "
+            "folder with ORAL_ENV=..., or another Python with PYTHON=..."
+        ) from error
     python = str(interpreter(folder))
-    command = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "-r",
-        str(requirements),
-    ]
+    options = ["--disable-pip-version-check", "--no-input"]
+    command = [python, "-I", "-m", "pip", "install", *options, "-r", str(requirements)]
     # pip inherits the lock: it may outlive this process, and no other may clear its folder
-    if subprocess.run(command, stdout=sys.stderr, pass_fds=(locked,)).returncode != 0:
+    done = subprocess.run(
+        command, env=_pip_variables(python), stdout=sys.stderr, pass_fds=(locked,)
+    )
+    if done.returncode != 0:
         raise PreflightError(
             f"pip could not install {requirements.name} (see its output above). Check the "
             "connection to the package index and run the same command again: downloads are kept."
         )
+    if damage := fault(folder, requirements):
+        raise PreflightError(
+            f"pip reports no error, but {folder} does not fit {requirements.name}: {damage}. Run "
+            "the same command again; if it stays so, name another folder with ORAL_ENV=..."
+        )
     _add_project(folder)
-    mark.write_text(stamp(folder, requirements) + "\n")
+    mark(folder).write_text(stamp(folder, requirements) + "\n")
+
+
+# of pip's settings only where to download from; others change what is installed, or where to
+PIP_SETTINGS = (
+    *("index-url", "extra-index-url", "no-index", "find-links", "trusted-host", "cert"),
+    *("client-cert", "proxy", "timeout", "retries", "cache-dir", "no-cache-dir"),
+    *("keyring-provider", "prefer-binary", "use-deprecated"),
+)
+
+
+def _pip_variables(python: str) -> dict[str, str]:
+    """The environment variables of pip: the user's, less all that changes what it installs.
+
+    Raises PreflightError if pip cannot read the user's pip.conf.
+    """
+    outside = ("PIP_", "PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")
+    variables = {key: x for key, x in os.environ.items() if not key.startswith(outside)}
+    file = {key: x for key, x in os.environ.items() if key == "PIP_CONFIG_FILE"}
+    done = subprocess.run(
+        [python, "-I", "-m", "pip", "config", "list"],
+        env=variables | file,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise PreflightError(f"pip cannot read its configuration: {lines[-1]}")
+    configured = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    for name in PIP_SETTINGS:
+        variable = "PIP_" + name.upper().replace("-", "_")
+        for section in ("global", "install"):
+            if (text := configured.get(f"{section}.{name}")) is not None:
+                variables[variable] = ast.literal_eval(text)
+        if variable in os.environ:
+            variables[variable] = os.environ[variable]
+    return variables | {"PIP_CONFIG_FILE": os.devnull}
 
 
 def _add_project(folder: Path) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oral_lib.errors import PreflightError
+from oral_lib.storage import NO_LOCKS
 
 PATIENCE = 30.0  # seconds for the processes of a killed run to end
 
@@ -40,12 +41,20 @@ def _killed(holder: dict) -> bool:
     return False
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether this process now has the lock."""
+def _lock(descriptor: int, folder: Path) -> bool:
+    """Whether this process now has the lock; where `folder` has no locks, it goes on without."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise PreflightError(f"{folder} cannot be locked ({error.strerror}).") from error
+        print(
+            f"oral: {folder} is on a file system without locks ({error.strerror}): start only one "
+            "run at a time there.",
+            file=sys.stderr,
+        )
     return True
 
 
@@ -69,7 +78,7 @@ def hold(folder: Path) -> Iterator[int]:
     try:
         end = time.monotonic() + PATIENCE
         waited = False
-        while not _lock(descriptor):
+        while not _lock(descriptor, folder):
             holder = _holder(path)
             if not _killed(holder) or time.monotonic() > end:
                 raise PreflightError(

@@ -146,6 +146,21 @@ def minutes_left(
     return left / max(1, jobs)
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the units of people.
+
+    >>> [duration(seconds) for seconds in (5.4, 312, 7_500, 2_000_000)]
+    ['5 s', '5 min 12 s', '2 h 05 min', '555 h']
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours:,} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def write_plan(path: Path, plan: Sequence[Node], source: str) -> None:
     """Writes the nodes for the Snakefile, and their data source."""
     storage.write_json(path, {"source": source, "nodes": [asdict(node) for node in plan]})

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from oral_lib.runner import doctor
+from oral_lib import machine
 
 EVENTS = "ORAL_EVENTS"
 MARK = "\x1e"  # the first character of an event
@@ -66,7 +66,7 @@ def card() -> Iterator[dict[str, str]]:
     It is a GPU that no other node of this folder uses; if all are used, the one with the most free
     memory. Empty if the user has set CUDA_VISIBLE_DEVICES or there is at most one GPU.
     """
-    uuids = [] if "CUDA_VISIBLE_DEVICES" in os.environ else doctor.cards()
+    uuids = [] if "CUDA_VISIBLE_DEVICES" in os.environ else _uuids()
     if len(uuids) < 2:
         yield {}
         return
@@ -77,10 +77,17 @@ def card() -> Iterator[dict[str, str]]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            except OSError:  # no locks here: nodes share the GPU with the most free memory
+                uuid = uuids[0]
             break
         else:
             uuid = uuids[0]
         yield {"CUDA_VISIBLE_DEVICES": uuid}
+
+
+def _uuids() -> list[str]:
+    """The UUIDs of the GPUs, most free memory first."""
+    return [gpu.uuid for gpu in sorted(machine.gpus(), key=lambda gpu: -gpu.free_mb)]
 
 
 def run_command(node: str, log: Path, command: list[str]) -> int:

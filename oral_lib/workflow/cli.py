@@ -129,8 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: default: the arguments of the process.
     """
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(options.start(argv))
         return args.call(args) or 0
     except OralError as error:
         print(f"oral: {error}", file=sys.stderr)

@@ -181,8 +181,7 @@ def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None
     # the kernel has to be of this environment, not one called python3 in the home folder, and has
     # to import the same oral_lib
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    folders = [str(paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(folders)
+    os.environ["PYTHONPATH"] = paths.module_path()
     try:
         papermill.execute_notebook(
             _escaped(notebook),

@@ -1,9 +1,57 @@
-"""The command-line options that several commands share. Standard library only."""
+"""What the command lines share: how they start, and their options. Standard library only."""
 
 import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-from oral_lib import paths, scales
+from oral_lib import machine, paths, scales
+from oral_lib.errors import UsageError
+
+
+def start(argv: Sequence[str] | None = None) -> list[str]:
+    """The arguments `argv`, default `sys.argv`, after the streams were made ready to print.
+
+    Raises UsageError for an argument that is not UTF-8.
+    """
+    _open_streams()
+    machine.limit_threads()
+    words = list(sys.argv[1:] if argv is None else argv)
+    for before, word in pairwise(["", *words]):
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            after = f" after {before!r}" if before else ""
+            raise UsageError(
+                f"the argument {os.fsencode(word)!r}{after} is not UTF-8: write it in UTF-8."
+            ) from error
+    return words
+
+
+def _open_streams() -> None:
+    """Opens closed standard streams, and lets stdout escape what a terminal cannot show.
+
+    The next file that is opened would take the place of a closed stream.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+AUTO = "auto"  # argparse passes a default that is a string through `type`, if it is needed
+
+
+def scale(text: str) -> str:
+    """The scale called `text`; AUTO is the one for this machine."""
+    return scales.default_scale() if text == AUTO else text
 
 
 def jobs(text: str) -> int:
@@ -18,8 +66,9 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
     settings = {
         "--scale": {
             "choices": tuple(scales.SCALES),
-            "default": scales.default_scale(),
-            "help": "default: lab with an NVIDIA GPU, else desk",
+            "default": AUTO,
+            "type": scale,
+            "help": "default: lab with an NVIDIA GPU of 40 GB, else desk",
         },
         "--source": {"default": "packages", "help": "packages (default), local:DIR or hub"},
         "--out": {

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from oral_lib import lora, method, seeds, storage
+from oral_lib import lora, method, paths, seeds, storage
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.generator import Generator
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors, first_difference
@@ -102,7 +102,8 @@ def _shortened(line: str) -> str:
 
 def _load(number: int, fields: dict[str, str], parent: Path) -> OwnAdapter:
     """The adapter of one line. Raises OralError if its folder has no complete LoRA."""
-    folder = parent / Path(fields["path"]).expanduser()
+    path = fields["path"]
+    folder = paths.full(path) if path.startswith("~") else parent / path
     if not folder.is_dir():
         raise UsageError(f"path {fields['path']!r}: there is no folder {folder}.")
     try:

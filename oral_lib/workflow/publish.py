@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from oral_lib import paths, provenance, scales, storage
 from oral_lib.assets import sources
@@ -56,10 +56,10 @@ def published(results: Path, experiment: str) -> tuple[pd.DataFrame, pd.DataFram
     return tuple(frame[frame.experiment == experiment] for frame in frames)
 
 
-def writing(results: Path) -> FileLock:
+def writing(results: Path) -> AbstractContextManager[None]:
     """The lock of the published results: experiments read and rewrite the same files in turn."""
     results.mkdir(parents=True, exist_ok=True)
-    return FileLock(results.parent.parent / ".report.lock")
+    return storage.file_lock(results.parent.parent / ".report.lock")
 
 
 def curves(scale: str, source: str, experiment: str, root: Path) -> pd.DataFrame:

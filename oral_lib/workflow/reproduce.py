@@ -45,6 +45,21 @@ Run the same command again after any of these: finished nodes do not run again.
 """
 
 
+COMMANDS = ("run", "test", "doctor")
+USED_BY = {  # the commands that use an option
+    "--scale": ("run", "doctor"),
+    "--source": ("run", "doctor"),
+    "--only": ("run", "doctor"),
+    "--from-scratch": ("run",),
+    "--force": ("run",),
+    "--jobs": ("run",),
+    "--dry-run": ("run", "test"),
+    "--list": ("run",),
+    "--out": ("run", "doctor"),
+    "--offline": ("run", "test"),
+}
+
+
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed command line; an invalid one ends the process with exit code 2 and a message."""
     parser = argparse.ArgumentParser(
@@ -55,7 +70,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("command", nargs="?", choices=("run", "test", "doctor"), default="run")
+    add("command", nargs="?", default="run", metavar=f"{{{','.join(COMMANDS)}}}")
     options.add(parser, "--scale", "--source")
     add("--only", nargs="+", metavar="PATTERN", help="these nodes and all they need ('zoo/*')")
     add("--from-scratch", action="store_true", help="remove the run folder of this scale first")
@@ -63,6 +78,9 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add(parser, "--jobs", "--dry-run")
     add("--list", action="store_true", help="print all nodes, or the nodes of --only")
     options.add(parser, "--out", "--offline")
+    for action in parser._actions:
+        if action.option_strings[-1:] and action.option_strings[-1] in USED_BY:
+            action.help += f" [{', '.join(USED_BY[action.option_strings[-1]])}]"
     words, extra = list(argv), []
     if "--" in words:
         words, extra = words[: words.index("--")], words[words.index("--") + 1 :]
@@ -71,10 +89,21 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         if word.startswith("--") and word.partition("=")[0] not in names:
             parser.error(f"unknown option {word!r}.{closest(word, names)}")
     args = parser.parse_args(words)
+    if args.command not in COMMANDS:
+        parser.error(
+            f"unknown command {args.command!r}.{closest(args.command, COMMANDS)} "
+            f"Known: {', '.join(COMMANDS)}."
+        )
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for name in given:
+        if args.command not in USED_BY.get(name, COMMANDS):
+            users = " and ".join(f"`{command}`" for command in USED_BY[name])
+            parser.error(f"{name} belongs to {users}: `{args.command}` does not use it")
+    args.scale_is_default = "--scale" not in given
     if extra and args.command != "test":
         parser.error(f"{extra[0]!r} after --: only `test` passes arguments on")
     args.extra = extra
-    args.out = args.out.expanduser().absolute()
+    args.out = paths.full(args.out)
     args.source = "made" if args.scale == "smoke" else _source(args.source)
     return args
 
@@ -86,7 +115,7 @@ def _source(source: str) -> str:
         raise UsageError("source 'made' belongs to --scale smoke: use packages, local:DIR or hub.")
     if kind != "local":
         return source
-    folder = Path(source.partition(":")[2]).expanduser().absolute()
+    folder = paths.full(source.partition(":")[2])
     if not folder.is_dir():
         raise PreflightError(f"--source local: there is no folder {folder}.")
     return f"local:{folder}"
@@ -109,7 +138,7 @@ def main(
             process by another Python.
     """
     try:
-        return _dispatch(arguments(sys.argv[1:] if argv is None else argv), planner, enter)
+        return _dispatch(arguments(options.start(argv)), planner, enter)
     except OralError as error:
         print(f"oral: {error}", file=sys.stderr)
         return error.exit_code
@@ -122,6 +151,8 @@ def main(
 
 
 def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
+    if args.scale_is_default and args.command != "test" and not os.environ.get(environment.READY):
+        _print_scale()
     planned = planner(args.scale, args.source, args.out)
     _check_experiments(args)
     chosen = graph.select(planned, args.only)
@@ -153,6 +184,13 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     return 0
 
 
+def _print_scale() -> None:
+    """Says on stderr which scale was chosen for this machine, and how to choose another."""
+    scale, reason = scales.machine_scale()
+    remedy = "" if scale == "lab" else " --scale lab runs lab all the same."
+    print(f"oral: scale {scale} ({reason}).{remedy}", file=sys.stderr, flush=True)
+
+
 def _check_experiments(args: argparse.Namespace) -> None:
     """Raises UsageError if --only selects an experiment that the scale leaves out."""
     planned = scales.experiments(args.scale, args.source)
@@ -167,7 +205,8 @@ def _list(nodes: Sequence[Node]) -> int:
     width = max(len(node.name) for node in nodes)
     for node in nodes:
         gpu = f", {node.gpu} GPU" if node.gpu else ""
-        print(f"{node.name:{width}}  {node.minutes:5.1f} min, {node.memory_mb / 1000:.1f} GB{gpu}")
+        duration = graph.duration(60 * node.minutes)
+        print(f"{node.name:{width}}  {duration:>10}, {node.memory_mb / 1000:.1f} GB{gpu}")
     return 0
 
 
@@ -176,9 +215,8 @@ def _dry_run(wanted: Sequence[Node], reasons: dict[str, str]) -> int:
         if node.name in reasons:
             print(f"{node.name}: {reasons[node.name]}\n    python {shlex.join(node.command)}")
     minutes = sum(node.minutes for node in wanted if node.name in reasons)
-    print(
-        f"{len(reasons)} of {len(wanted)} nodes would run, about {minutes:.0f} minutes one by one"
-    )
+    duration = graph.duration(60 * minutes)
+    print(f"{len(reasons)} of {len(wanted)} nodes would run, about {duration} one by one")
     return 0
 
 
@@ -221,17 +259,17 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
             locked=locked,
             environment=_environment(args),
         )
-        print(f"{len(due) - len(failed)} nodes done in {engine.clock(time.monotonic() - began)}")
+        print(f"{len(due) - len(failed)} nodes done in {graph.duration(time.monotonic() - began)}")
         return failed
 
 
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     """The environment variables of the nodes; the hub is offline unless it is the source."""
-    path = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
     defaults |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about each other
     defaults |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # or a kernel in the home folder could run
-    variables = defaults | dict(os.environ) | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    variables = defaults | dict(os.environ)
+    variables |= {"PYTHONPATH": paths.module_path(), "PYTHONUNBUFFERED": "1"}
     if args.offline or args.source != "hub":
         variables |= checks.HUB_OFFLINE
     return variables
@@ -338,6 +376,8 @@ def _enter(args: argparse.Namespace) -> None:
     if python != sys.executable:
         sys.stdout.flush()
         os.environ[environment.READY] = "1"
+        # packages in a PYTHONPATH of the user would come before the environment's
+        os.environ["PYTHONPATH"] = str(paths.ROOT)
         os.execv(python, [python, "-P", "-m", "oral_lib.workflow.reproduce", *sys.argv[1:]])
 
 

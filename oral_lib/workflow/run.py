@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from filelock import FileLock
 
 from oral_lib import paths, scales, storage
 from oral_lib.assets.cache import MANIFEST
@@ -61,7 +60,7 @@ class Run:
         object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
         kind, _, folder = self.source.partition(":")
         if kind == "local" and folder:  # one name for each folder
-            absolute = Path(folder).expanduser().absolute()
+            absolute = paths.full(folder)
             object.__setattr__(self, "source", f"local:{absolute}")
         if not scales.base_plans(self.scale, self.source, self.experiment):
             raise UsageError(scales.not_planned(self.scale, self.source, self.experiment))
@@ -110,7 +109,7 @@ class Run:
     def ready(self) -> "Run":
         """This run, after training all that is missing of its zoo and generators."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".ready.lock"):
+        with storage.file_lock(self.root / ".ready.lock"):
             for plan in self.planned:
                 if plan.aligned:
                     self.align(plan.base)
@@ -240,7 +239,7 @@ class Run:
                 raise UsageError(f"ablations: {name}={value}: must be 1 or more.")
         measured = ablations.measured_tasks(self.scale, self.source, bases, tasks)
         self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".ready.lock"):
+        with storage.file_lock(self.root / ".ready.lock"):
             for name in measured:
                 plan = scales.base_plan(self.scale, name, self.source, "language")
                 self.train_zoo(name, plan.tasks, list(range(plan.zoo_seeds)))
@@ -279,7 +278,7 @@ class Run:
         folder = self._cell_folder(base, task, seed)
         self.root.mkdir(parents=True, exist_ok=True)
         self._record_source()
-        with FileLock(self.root / f".{folder.name}.lock"):
+        with storage.file_lock(self.root / f".{folder.name}.lock"):
             networks = self._network_hashes(seed)
             if not results.is_current(folder, networks):
                 *frames, novelty = self.record.run_cell(
