@@ -2,8 +2,8 @@
 
 Each error is one line with file, line and key: `movie.yaml:12: labels[0]: ...`. A key is in a map
 once. One rule holds for all words of YAML without quotes: a word that versions of YAML read in
-different ways is refused (`no`, `on`, `y`, `012`, `1e3`, `2024-01-01`, `~`). Aliases, tags and
-further documents in one file are refused.
+different ways is refused (`no`, `on`, `y`, `012`, `1e3`, `2024-01-01`, `~`). Tags and
+further documents in one file are refused, as are aliases that repeat more than a file's length.
 
 yaml and jsonschema are imported by the functions that use them, so that the command line starts
 without them.

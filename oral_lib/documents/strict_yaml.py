@@ -32,11 +32,11 @@ class Reader:
             line, fault = _yaml_fault(error, text)
             raise self.error(line, (), fault) from error
         except (ValueError, OverflowError) as error:  # an escape such as "\UFFFFFFFF"
-            raise self.error(
-                loader.get_mark().line + 1, (), f"is not valid YAML: {error}."
-            ) from error
+            line = loader.get_mark().line + 1
+            raise self.error(line, (), f"is not valid YAML: {error}.") from error
         if node is None:
             raise UsageError(f"{name} is empty.")
+        self.values_left = len(text)  # each takes a letter, unless an alias repeats it
         self.content = self._read(node, ())
 
     def error(self, line: int, place: KeyPath, message: str) -> UsageError:
@@ -48,6 +48,11 @@ class Reader:
         import yaml
 
         self.lines.setdefault(place, self.first_line + node.start_mark.line)
+        self.values_left -= 1
+        if self.values_left < 0 or len(place) > DEPTH:
+            raise self.error(
+                node.start_mark.line + 1, (), "aliases (*) repeat too much: write less."
+            )
         if isinstance(node, yaml.SequenceNode):
             return [self._read(value, (*place, i)) for i, value in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
@@ -108,15 +113,13 @@ def _loader() -> type:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Composes the nodes of a document without aliases and tags."""
+        """Composes the nodes of a document without tags."""
 
         depth = 0
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event, fault = self.peek_event(), None
-            if isinstance(event, yaml.AliasEvent) or event.anchor:
-                fault = "anchors (&) and aliases (*) are not supported: write the value again"
-            elif event.tag:
+            if getattr(event, "tag", None):
                 fault = "tags (!) are not supported: put a text in quotes"
             elif self.depth >= DEPTH:
                 fault = f"more than {DEPTH} lists and maps are nested"
