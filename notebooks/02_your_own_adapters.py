@@ -37,6 +37,7 @@ from oral_lib import lora, method
 from oral_lib.lora import gauge
 from oral_lib.lora.peft_folder import Card
 
+plt.rcdefaults()  # the same figure whatever a matplotlibrc says
 torch.set_num_threads(1)
 folder = Path(out or tempfile.mkdtemp())
 

@@ -1,7 +1,12 @@
 """A notebook runs with the parameters that were meant, or not at all."""
 
+import errno
 import json
+import os
 import runpy
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import papermill
@@ -64,8 +69,6 @@ def test_it_runs_with_typed_parameters_in_this_python_from_a_path_with_braces(
     assert "outputs" in (notebook.parent / "ran.ipynb").read_text()
     names = {path.name for path in notebook.parent.iterdir()}
     assert names == {"one.py", "one.ipynb", "ran.ipynb"}
-    import sys
-
     assert f"python {sys.executable}" in capfd.readouterr().out
 
 
@@ -105,7 +108,118 @@ def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):
 
     monkeypatch.setattr(papermill, "execute_notebook", interrupted)
     assert command(notebook) == 130
-    assert {path.name for path in notebook.parent.iterdir()} == {"one.py", "one.ipynb"}
+    names = {path.name for path in notebook.parent.iterdir()}
+    assert names == {"one.py", "one.ipynb", "ran.failed.ipynb"}
+    assert (notebook.parent / "ran.failed.ipynb").read_text() == "looks whole"
+
+
+# --- the output ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "words"),
+    [
+        (".", 2, "is a folder: name a file, such as"),
+        ("ran", 2, "has to end in .ipynb"),
+        ("one.ipynb", 2, "is the notebook itself"),
+        ("link.ipynb", 2, "is the notebook itself"),
+        ("one.py/ran.ipynb", 3, "cannot be written"),
+        ("a" * 245 + ".ipynb", 3, "cannot be written"),
+        ("/proc/ran.ipynb", 3, "cannot be written"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_a_kernel_starts(
+    notebook, no_kernel, capsys, output, code, words
+):
+    (notebook.parent / "link.ipynb").symlink_to(notebook)
+    before = notebook.read_bytes()
+    assert cli.main(["notebook", str(notebook), str(notebook.parent / output)]) == code
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert notebook.read_bytes() == before
+
+
+def test_a_full_disk_is_seen_before_a_kernel_starts(notebook, no_kernel, capsys, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert command(notebook) == 3
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_missing_folder_of_the_output_is_made(notebook, tmp_path):
+    output = tmp_path / "a" / "b" / "ran.ipynb"
+    words = ["-p", "out", str(tmp_path / "left.json")]
+    assert cli.main(["notebook", str(notebook), str(output), *words]) == 0
+    assert output.is_file()
+
+
+ENDS = {
+    "killed": "os.kill(os.getpid(), 9)",
+    "ended": "os._exit(3)",
+    "interrupted": "os.kill(os.getppid(), signal.SIGINT); time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_however_it_ends_the_cells_that_ran_are_kept_and_one_line_says_what_happened(tmp_path, end):
+    source = '# %%\nimport os, signal, time\nprint("the first result")\n\n# %%\n' + ENDS[end]
+    (tmp_path / "two.py").write_text(source)
+    notebooks.write_twins(tmp_path)
+    (tmp_path / "ran.ipynb").write_text("an older result")
+    words = ["notebook", str(tmp_path / "two.ipynb"), str(tmp_path / "ran.ipynb")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "oral_lib", *words],
+        env={**os.environ, "PYTHONPATH": str(paths.ROOT)},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("oral: ")]
+    assert len(lines) == 1 and done.returncode == (130 if end == "interrupted" else 1)
+    words = "interrupted" if end == "interrupted" else "was killed in cell 1, probably because mem"
+    assert words in lines[0]
+    assert "the first result" in (tmp_path / "ran.failed.ipynb").read_text()
+    assert (tmp_path / "ran.ipynb").read_text() == "an older result"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_kernel_that_cannot_start_gives_one_line(notebook, capsys):
+    content = json.loads(notebook.read_text())
+    content["metadata"]["kernelspec"] |= {"name": "no-such"}
+    notebook.write_text(json.dumps(content))
+    assert command(notebook) == 1
+    assert "one.ipynb cannot run: No such kernel named no-such" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_left_is_kept_by_the_next_run(notebook, tmp_path):
+    (notebook.parent / ".ran.running.ipynb").write_text("the cells of the killed run")
+    assert command(notebook, ("flag", "true")) == 1
+    assert "the cells of" not in (notebook.parent / "ran.failed.ipynb").read_text()
+    (notebook.parent / ".ran.running.ipynb").write_text("the cells of the killed run")
+    assert (
+        command(notebook, ("seed", "x")) == 2
+    )  # nothing is touched before the parameters are right
+    assert (notebook.parent / ".ran.running.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b"\xff", b'{"cells": 3}', b'{"nbformat": 4}']
+)
+def test_a_file_that_is_no_notebook_is_refused(notebook, no_kernel, capsys, content):
+    notebook.write_bytes(content)
+    assert command(notebook) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "one.ipynb is not a valid notebook" in line
+
+
+def test_a_parameter_in_another_encoding_is_refused(notebook, no_kernel, capsys):
+    assert command(notebook, ("out", os.fsdecode(b"caf\xe9"))) == 2
+    assert "the argument b'caf\\xe9' after 'out' is not UTF-8" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="parameter name is not UTF-8"):
+        notebooks.typed("name", "caf\udce9", "")
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -1,11 +1,16 @@
+import os
 import re
 import shutil
+import subprocess
+import sys
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from made_results import PROFILE, cell, made, made_items
 
+from oral_lib import paths
 from oral_lib.errors import OralError
 from oral_lib.evaluation import item_tables, results
 from oral_lib.report import (
@@ -640,3 +645,65 @@ def test_training_speed_draws_many_at_once_and_plain_peft():
     assert list(speed.lines[0].get_ydata()) == [300, 4567]
     assert {"4,567", "PEFT, one by one: 43"} <= {text.get_text() for text in speed.texts}
     assert list(share.lines[0].get_ydata()) == [10, 40]
+
+
+# --- the look --------------------------------------------------------------------------------
+
+DRAW = """
+import sys
+from pathlib import Path
+import numpy as np, pandas as pd
+from oral_lib.report import method_figures, theme, training_figures
+steps = np.arange(20)
+curves = [pd.DataFrame({"series": s, "step": steps, "loss": 1 / (1 + steps)}) for s in ("g", "z/m")]
+figures = {
+    "loss": training_figures.loss_curves(pd.concat(curves)),
+    "schedule": method_figures.schedule_figure(np.linspace(1, 0, 50)),
+}
+for name, figure in figures.items():
+    theme.save_figure(figure, Path(sys.argv[1]), name)
+    Path(sys.argv[1], f"{name}-in-a-notebook.png").write_bytes(figure._repr_png_())
+"""
+RC = """
+text.usetex: True
+axes.grid: True
+axes.prop_cycle: cycler("color", ["r"])
+figure.constrained_layout.use: False
+font.family: serif
+font.size: 30
+lines.linewidth: 5
+path.sketch: 1, 100, 2
+path.simplify: False
+savefig.bbox: tight
+savefig.dpi: 10
+savefig.transparent: True
+svg.fonttype: none
+text.hinting: no_autohint
+"""
+
+
+@pytest.mark.parametrize(
+    "backend", ["svg", "tkagg", "module://matplotlib_inline.backend_inline", ""]
+)
+def test_a_figure_has_the_same_bytes_whatever_the_user_has_set(tmp_path, backend):
+    def drawn(name: str, **settings: str) -> dict[str, bytes]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "MATPLOTL"))}
+        environment |= {"PYTHONPATH": str(paths.ROOT), "MATPLOTLIBRC": os.devnull} | settings
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-P", "-c", DRAW, str(tmp_path / name)]
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True)
+        return contents(tmp_path / name)
+
+    (tmp_path / "matplotlibrc-of-a-user").write_text(RC)
+    usual = drawn("usual")
+    assert len(usual) == 8
+    rc = str(tmp_path / "matplotlibrc-of-a-user")
+    assert drawn("of a user", MATPLOTLIBRC=rc, MPLBACKEND=backend) == usual
+
+
+def test_the_settings_of_the_user_are_back_after_a_figure():
+    with matplotlib.rc_context({"lines.linewidth": 7.0}):
+        with theme.styled():
+            assert matplotlib.rcParams["lines.linewidth"] == 1.5
+            assert matplotlib.rcParams["font.size"] == 12
+        assert matplotlib.rcParams["lines.linewidth"] == 7.0

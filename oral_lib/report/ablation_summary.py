@@ -7,12 +7,21 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from oral_lib.evaluation.schema import REFERENCE
-from oral_lib.report.theme import BLUE, DASHED, FAINT, GREY, INK, VERMILION, closed, note, styled
+from oral_lib.report.theme import (
+    BLUE,
+    DASHED,
+    FAINT,
+    GREY,
+    INK,
+    VERMILION,
+    new_figure,
+    note,
+    styled,
+)
 
 _SHARES = ["accuracy", "spread", "unseen", "other", "zeros"]  # metrics shown in percent
 
@@ -112,7 +121,7 @@ def ablation_figure(
     columns = _columns(list(means.groupby("group", sort=False)))
     height = max(sum(len(rows) + 1.4 for _, rows in column) for column in columns)
     with styled():
-        figure = plt.figure(figsize=(6.2 * len(columns), 0.9 + 0.31 * height), layout="constrained")
+        figure = new_figure(figsize=(6.2 * len(columns), 0.9 + 0.31 * height))
         outer = figure.add_gridspec(1, len(columns))
         for side, column in enumerate(columns):
             ratios = [len(rows) + 0.4 for _, rows in column]
@@ -129,7 +138,7 @@ def ablation_figure(
                 else:
                     axis.tick_params(labelbottom=False)
         figure.supxlabel(legend, fontsize=10.5)
-    return closed(figure)
+    return figure
 
 
 def _columns(groups: list[tuple[str, pd.DataFrame]]) -> list[list[tuple[str, pd.DataFrame]]]:

@@ -1,6 +1,6 @@
 """The figures of one cell, or of a few: methods, prompts, and example images with answers.
 
-Every figure function returns a closed matplotlib Figure: a notebook shows it once,
+Every figure function returns a matplotlib Figure: a notebook shows it once,
 `theme.save_figure` writes it.
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,8 +20,8 @@ from oral_lib.report.theme import (
     INK,
     ORANGE,
     VERMILION,
-    closed,
     styled,
+    subplots,
 )
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row, task_rows
@@ -99,9 +98,8 @@ def _interval_panels(
     high = np.ceil(100 * rows.ci_high.max() / 10 + 0.2) * 10
     with styled():
         size = (2.2 + 3.1 * n_columns, n_rows * (1.35 + 0.4 * len(labels)))
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False,
-            layout="constrained",
         )  # fmt: skip
         figure.get_layout_engine().set(hspace=0.06)
         for axis in axes.flat[len(cells) :]:
@@ -123,7 +121,7 @@ def _interval_panels(
         legend = "dot: mean, bar: 95% interval over items, ticks: single samples"
         legend += "" if references else ",\nband: within half a point of trained"
         figure.supxlabel(f"accuracy in percent ({legend})", fontsize=10.5)
-    return closed(figure)
+    return figure
 
 
 def _title_panel(axis: Axes, base: str, task: str, lift: float) -> None:
@@ -221,9 +219,7 @@ def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Fig
     adapters = [name for name in answers.columns if name not in ("truth", "text", "title")]
     with styled():
         size = (3.1 * n_columns, n_rows * (2.5 + 0.28 * len(adapters)))
-        figure, axes = plt.subplots(
-            n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
-        )
+        figure, axes = subplots(n_rows, n_columns, figsize=size, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         rows = answers.to_dict("records")
@@ -234,7 +230,7 @@ def example_images(thumbnails, answers: pd.DataFrame, n_columns: int = 4) -> Fig
             axis.set_title(title, fontsize=fontsize, loc="center")
             for line, name in enumerate(adapters):
                 _answer(axis, name, row, line)
-    return closed(figure)
+    return figure
 
 
 def _answer(axis: Axes, name: str, row: Mapping[str, str], line: int) -> None:

@@ -1,13 +1,12 @@
 """The figures of the method: tokens, schedule, prototypes, denoising; and images of a style.
 
-Every function returns a closed matplotlib Figure. Arrays may be numpy or torch. Shapes: l tokens of
+Every function returns a matplotlib Figure. Arrays may be numpy or torch. Shapes: l tokens of
 k values, m the width of a prototype, s states of the sampling chain.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,8 +18,9 @@ from oral_lib.report.theme import (
     INK,
     PADDING,
     VERMILION,
-    closed,
+    new_figure,
     styled,
+    subplots,
 )
 
 
@@ -43,14 +43,14 @@ def tokens_figure(
     values = _array(values)
     values = values if mask is None else np.where(_array(mask).astype(bool), values, np.nan)
     with styled():
-        figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
+        figure, axis = subplots(figsize=(9, 5.2))
         axis.set_facecolor(PADDING)
         _heat(figure, axis, values, column)
         axis.set(xlabel=f"{column} of the token", ylabel="token")
         axis.set_title(f"{values.shape[0]} tokens of {values.shape[1]} {column}s")
         if owner is not None:
             _bands(axis, _array(owner), names)
-    return closed(figure)
+    return figure
 
 
 def schedule_figure(abar) -> Figure:
@@ -58,7 +58,7 @@ def schedule_figure(abar) -> Figure:
     abar = _array(abar)
     steps = np.arange(len(abar))
     with styled():
-        figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+        figure, axis = subplots(figsize=(8, 4))
         middle = int(np.argmin(np.abs(abar - 0.5)))
         beside = (middle + len(steps)) // 2  # right of the crossing there is room for both names
         for curve, text, colour, lift in (
@@ -74,7 +74,7 @@ def schedule_figure(abar) -> Figure:
         axis.text(middle, 0.02, f"  equal weights at t = {middle}", color=GREY, fontsize=11)
         axis.set(xlabel="diffusion step t", ylabel="weight", xlim=(0, steps[-1]), ylim=(0, 1.05))
         axis.set_yticks([0, 0.5, 1])
-    return closed(figure)
+    return figure
 
 
 def prototypes_figure(
@@ -88,16 +88,14 @@ def prototypes_figure(
     norms = np.linalg.norm(prototypes, axis=1, keepdims=True)  # [l, 1]
     unit = prototypes / np.maximum(norms, 1e-12)  # [l, m]
     with styled():
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(11.5, 5), layout="constrained", width_ratios=(1.1, 1)
-        )
+        figure, (left, right) = subplots(1, 2, figsize=(11.5, 5), width_ratios=(1.1, 1))
         _heat(figure, left, prototypes, None)
         left.set(xlabel=f"width (m = {prototypes.shape[1]})", ylabel="token", title="prototypes")
         _heat(figure, right, unit @ unit.T, "cosine", limit=1.0)
         right.set(xlabel="token", title="similarity of two tokens")
         if owner is not None:
             _bands(left, _array(owner), names)
-    return closed(figure)
+    return figure
 
 
 def denoising_figure(
@@ -118,7 +116,7 @@ def denoising_figure(
     target = truth[:n_values]
     limit = 1.05 * max(np.abs(states[:, :n_values]).max(), np.abs(target).max())
     with styled():
-        figure = plt.figure(figsize=(12, 5), layout="constrained")
+        figure = new_figure(figsize=(12, 5))
         grid = figure.add_gridspec(2, len(chosen), height_ratios=(1.5, 1))
         for i, state in enumerate(chosen):
             axis = figure.add_subplot(grid[0, i])
@@ -138,7 +136,7 @@ def denoising_figure(
             "one token: the state at step t, and the clean token (grey)",
             fontsize=12, x=0.01, ha="left",
         )  # fmt: skip
-    return closed(figure)
+    return figure
 
 
 METHOD_COLOURS = {"base": GREY, "trained": BLUE, "generated": VERMILION}
@@ -155,7 +153,7 @@ def style_figure(rows: Mapping[str, Sequence]) -> Figure:
     width = left + side * len(next(iter(rows.values())))
     height = side * len(rows) + 2 * above
     with styled():
-        figure = plt.figure(figsize=(width, height))
+        figure = new_figure(figsize=(width, height), layout=None)
         for i, (name, row) in enumerate(rows.items()):
             top = height - side * i - (above if i == 0 else 2 * above) + gap
             text = {0: "held-out images", 1: "generated: a column shares its noise"}.get(i, "")
@@ -170,7 +168,7 @@ def style_figure(rows: Mapping[str, Sequence]) -> Figure:
                 axis.imshow(image)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, color=PADDING, linewidth=0.8)
-    return closed(figure)
+    return figure
 
 
 def _heat(

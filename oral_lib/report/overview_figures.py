@@ -1,6 +1,6 @@
 """The figures of all cells of a source: one panel per base model, one line per task.
 
-Every function returns a closed matplotlib Figure.
+Every function returns a matplotlib Figure.
 """
 
 import textwrap
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,9 +23,9 @@ from oral_lib.report.theme import (
     ORANGE,
     SKY,
     VERMILION,
-    closed,
     note,
     styled,
+    subplots,
 )
 from oral_lib.tasks.binary import NOUNS
 from oral_lib.tasks.task import Task, load_task
@@ -290,9 +289,8 @@ def _grid(
     bases, tasks = ordered(rows, "base"), tasks or ordered(rows, "task")
     with styled():
         size = (max(6.5, 1.9 + 2.6 * len(bases)), 1.5 + 0.5 * len(tasks))
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             1, len(bases), figsize=size, sharex=True, sharey=True, squeeze=False,
-            layout="constrained",
         )  # fmt: skip
         for axis, base in zip(axes.flat, bases, strict=True):
             axis.set_title(base, fontsize=12, pad=8)
@@ -314,7 +312,7 @@ def _grid(
             handles=handles, loc="outside upper left", ncols=n_columns,
             frameon=False, fontsize=10.5, handletextpad=0.4, columnspacing=1.6,
         )  # fmt: skip
-    return closed(figure)
+    return figure
 
 
 def _mark(mark: str, colour: str, label: str, hollow: bool = False) -> Line2D:

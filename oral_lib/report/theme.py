@@ -1,10 +1,13 @@
 """The look of all figures: one style, colours for colour-blind readers, byte-stable files."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from matplotlib import pyplot as plt
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from oral_lib.storage import replacing
@@ -39,9 +42,40 @@ NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Da
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """A context in which matplotlib draws in the style of the report."""
-    with plt.rc_context(STYLE):
+    """A context in which matplotlib draws in the style of the report.
+
+    It starts from matplotlib's defaults, whatever matplotlibrc or style the user has.
+    """
+    with matplotlib.rc_context():  # restores the user's settings
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         yield
+
+
+class StyledFigure(Figure):
+    """A figure outside of pyplot: no backend and no setting of the user draws it."""
+
+    def _repr_png_(self) -> bytes:
+        """The image that a notebook shows."""
+        data = io.BytesIO()
+        with styled():
+            self.savefig(data, format="png", dpi=self.dpi, bbox_inches="tight")
+        return data.getvalue()
+
+
+def new_figure(*, figsize: tuple[float, float], layout: str | None = "constrained") -> Figure:
+    """An empty figure of a size in inches; call it within `styled`."""
+    figure = StyledFigure(figsize=figsize, layout=layout)
+    FigureCanvasAgg(figure)  # measures texts, in the same way everywhere
+    return figure
+
+
+def subplots(
+    n_rows: int = 1, n_columns: int = 1, *, figsize: tuple[float, float], **options
+) -> tuple[Figure, Any]:
+    """A new figure and its axes, as of `matplotlib.figure.Figure.subplots` with `options`."""
+    figure = new_figure(figsize=figsize)
+    return figure, figure.subplots(n_rows, n_columns, **options)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
@@ -53,12 +87,6 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
             figure.savefig(temporary, format=kind, dpi=160, metadata=metadata, facecolor="white")
         paths.append(path)
     return paths
-
-
-def closed(figure: Figure) -> Figure:
-    """The figure, closed in pyplot: a notebook would show an open one twice."""
-    plt.close(figure)
-    return figure
 
 
 def note(axis, x: float, y: float, words: str, *, ha="center", size=9.0, colour="#8a8a8a", **look):

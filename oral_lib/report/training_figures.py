@@ -1,6 +1,6 @@
 """The figures of training: loss curves, and the speed of training many LoRAs at once.
 
-Every function returns a closed matplotlib Figure.
+Every function returns a matplotlib Figure.
 """
 
 from collections.abc import Sequence
@@ -8,12 +8,11 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from oral_lib.report.theme import CURVES, DASHED, FAINT, LINES, closed, styled
+from oral_lib.report.theme import CURVES, DASHED, FAINT, LINES, styled, subplots
 
 
 # ---------------------------------------------------------------- loss curves
@@ -34,9 +33,7 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
     n_rows = -(-len(panels) // n_columns)
     with styled():
         size = (7.6 * n_columns, 0.6 + n_rows * max(2.9, 0.9 + 0.22 * most))
-        figure, axes = plt.subplots(
-            n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
-        )
+        figure, axes = subplots(n_rows, n_columns, figsize=size, squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, (panel, rows) in zip(axes.flat, panels, strict=False):
@@ -55,7 +52,7 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
             _label_ends(figure, axis, ends)
         for axis in axes.flat[max(0, len(panels) - n_columns) : len(panels)]:
             axis.set_xlabel("share of training, percent")
-    return closed(figure)
+    return figure
 
 
 def _curve(
@@ -131,9 +128,7 @@ def training_speed(benchmarks: pd.DataFrame) -> Figure:
     devices = list(rows.device.unique())
     with styled():
         width = 6.6 * len(metrics)
-        figure, axes = plt.subplots(
-            1, len(metrics), figsize=(width, 4.3), squeeze=False, layout="constrained"
-        )
+        figure, axes = subplots(1, len(metrics), figsize=(width, 4.3), squeeze=False)
         for colour, ((case, device), curve) in zip(cycle(CURVES), curves):
             label = f"{case}, {device}" if len(devices) > 1 else case
             for axis, metric in zip(axes[0], metrics, strict=True):
@@ -151,7 +146,7 @@ def training_speed(benchmarks: pd.DataFrame) -> Figure:
             )  # fmt: skip
         if len(devices) == 1:
             figure.supxlabel(str(devices[0]), fontsize=10.5)
-    return closed(figure)
+    return figure
 
 
 def _speed_curve(

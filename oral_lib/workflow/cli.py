@@ -135,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OralError as error:
         print(f"oral: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("oral: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"oral: interrupted.{error}", file=sys.stderr)
         return 130
     except Exception as error:
         where = _write_traceback()

@@ -6,17 +6,19 @@ checked before a kernel starts, and the output notebook exists only if every cel
 """
 
 import ast
+import errno
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from oral_lib import paths, scales
-from oral_lib.errors import OralError, UsageError, closest
+from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.experiments.records import EXPERIMENTS
-from oral_lib.storage import write_text
+from oral_lib.storage import write_json, write_text
 
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -45,10 +47,16 @@ def _escaped(path: Path) -> str:
 
 def defaults(notebook: Path) -> dict[str, Any]:
     """The default of each parameter of a notebook; None if the default is not a literal."""
+    import nbformat
     import papermill
 
+    try:
+        described = papermill.inspect_notebook(_escaped(notebook))
+    except (nbformat.ValidationError, ValueError, AttributeError, TypeError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{notebook} is not a valid notebook ({reason}).") from error
     values = {}
-    for name, about in papermill.inspect_notebook(_escaped(notebook)).items():
+    for name, about in described.items():
         try:
             values[name] = ast.literal_eval(about["default"])
         except (ValueError, SyntaxError):
@@ -71,6 +79,12 @@ def typed(name: str, text: str, default: Any) -> Any:
     Raises:
         UsageError: `text` is of another type.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of another encoding
+        raise UsageError(
+            f"parameter {name} is not UTF-8: {os.fsencode(text)!r}. Write it in UTF-8."
+        ) from error
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except ValueError:
@@ -159,50 +173,115 @@ def check_against(
 def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None:
     """Run `notebook` and write the executed notebook to `output`.
 
+    Whatever ends it early, the cells that ran are kept next to `output`, as NAME.failed.ipynb. If
+    this process is killed, they are in a hidden file, which the next run renames.
+
     Args:
         notebook: the file to run.
         output: the executed notebook; exists only if every cell ran.
         texts: parameters as JSON or plain words.
 
     Raises:
-        UsageError: a parameter is wrong; no kernel was started.
-        OralError: a cell raised. The incomplete notebook is next to `output`, as
-            NAME.failed.ipynb.
+        UsageError: a parameter or `output` is wrong; no kernel was started.
+        PreflightError: `output` cannot be written; no kernel was started.
+        OralError: a cell raised, or the kernel ended or did not start.
     """
     values = typed_parameters(notebook, texts)
+    output = output.absolute()
+    running = _running_file(notebook, output)
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    if running.exists():  # of a process that was killed
+        os.replace(running, failed)
+    _write_check(running, notebook.read_bytes())
+    try:
+        _execute(notebook, running, values, f" The incomplete notebook: {failed}")
+        os.replace(running, output)
+        failed.unlink(missing_ok=True)
+    finally:
+        if running.exists():
+            os.replace(running, failed)
+
+
+def _running_file(notebook: Path, output: Path) -> Path:
+    """The hidden file of a notebook that runs. Raises UsageError for an `output` that cannot be."""
+    if output.is_dir():
+        example = output / f"{notebook.stem}.ipynb"
+        raise UsageError(f"the output {output} is a folder: name a file, such as {example}.")
+    if output.suffix != ".ipynb":
+        raise UsageError(f"the output {output} has to end in .ipynb.")
+    if output.exists() and output.samefile(notebook):
+        raise UsageError(f"the output {output} is the notebook itself: name another file.")
+    return output.with_name(f".{output.stem}.running.ipynb")
+
+
+def _write_check(path: Path, content: bytes) -> None:
+    """Writes `content`. Raises PreflightError if the folder or the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise PreflightError(
+            f"the output cannot be written to {path.parent} ({error.strerror}): name another file."
+        ) from error
+
+
+def _execute(notebook: Path, running: Path, values: Mapping[str, Any], kept: str) -> None:
+    """Runs all cells; `running` is written after each. Errors of kernels become OralErrors.
+
+    `kept` is the sentence that ends their messages.
+    """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    running = output.with_name(f".{output.stem}.running.ipynb")
-    failed = output.with_name(f"{output.stem}.failed.ipynb")
-    failed.unlink(missing_ok=True)
     # the kernel has to be of this environment, not one called python3 in the home folder, and has
-    # to import the same oral_lib
+    # to import the same oral_lib and to draw figures for notebooks
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     os.environ["PYTHONPATH"] = paths.module_path()
+    for name in ("MPLBACKEND", "PYTHONSTARTUP"):
+        os.environ.pop(name, None)
     try:
-        papermill.execute_notebook(
-            _escaped(notebook),
-            _escaped(running),
-            values,
-            progress_bar=False,  # the cells print their own progress
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-        )
+        # settings and start-up files of the user's IPython stay outside
+        with tempfile.TemporaryDirectory() as os.environ["IPYTHONDIR"]:
+            profile = Path(os.environ["IPYTHONDIR"], "profile_default")
+            quiet = {"IPKernelApp": {"log_level": "CRITICAL"}}
+            write_json(profile / "ipython_kernel_config.json", quiet)
+            papermill.execute_notebook(
+                _escaped(notebook),
+                _escaped(running),
+                values,
+                progress_bar=False,  # the cells print their own progress
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept) from None
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt from error
-        os.replace(running, failed)
+            raise KeyboardInterrupt(kept) from error
         raise OralError(
-            f"{notebook.name}, cell {error.cell_index} raised {error.ename}: {error.evalue}. "
-            f"The incomplete notebook: {failed}"
+            f"{notebook.name}, cell {error.cell_index} raised {error.ename}: {error.evalue}.{kept}"
         ) from error
-    else:
-        os.replace(running, output)
-    finally:
-        running.unlink(missing_ok=True)
+    except DeadKernelError as error:
+        raise OralError(
+            f"the kernel of {notebook.name} was killed in cell {_last_cell(running)}, probably "
+            f"because memory ran out.{kept}"
+        ) from error
+    except (NoSuchKernel, CellTimeoutError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OralError(f"{notebook.name} cannot run: {reason}.{kept}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PreflightError(f"no space left to write {running.parent}.{kept}") from error
+
+
+def _last_cell(running: Path) -> int:
+    """The number of the last cell that was started."""
+    cells = json.loads(running.read_text(encoding="utf-8"))["cells"]
+    reports = [cell["metadata"].get("papermill", {}) for cell in cells]
+    return max((i for i, report in enumerate(reports) if report.get("start_time")), default=0)
 
 
 # ---------------------------------------------------------------- .ipynb from .py

@@ -19,6 +19,8 @@ def start(argv: Sequence[str] | None = None) -> list[str]:
     """
     _open_streams()
     machine.limit_threads()
+    # figures: no window, and no settings of the user
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
     words = list(sys.argv[1:] if argv is None else argv)
     for before, word in pairwise(["", *words]):
         try:
