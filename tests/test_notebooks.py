@@ -124,7 +124,7 @@ def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):
         ("one.ipynb", 2, "is the notebook itself"),
         ("link.ipynb", 2, "is the notebook itself"),
         ("one.py/ran.ipynb", 3, "cannot be written"),
-        ("a" * 245 + ".ipynb", 3, "cannot be written"),
+        ("a" * 248 + ".ipynb", 3, "cannot be written"),
         ("/proc/ran.ipynb", 3, "cannot be written"),
     ],
 )

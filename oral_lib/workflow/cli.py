@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"oral: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"oral: interrupted.{error}", file=sys.stderr)
+        print(f"oral: interrupted{error}", file=sys.stderr)
         return 130
     except Exception as error:
         where = _write_traceback()

@@ -256,10 +256,10 @@ def _execute(notebook: Path, running: Path, values: Mapping[str, Any], kept: str
                 stderr_file=sys.stderr,
             )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(f".{kept}") from None
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt(kept) from error
+            raise KeyboardInterrupt(f".{kept}") from error
         raise OralError(
             f"{notebook.name}, cell {error.cell_index} raised {error.ename}: {error.evalue}.{kept}"
         ) from error
