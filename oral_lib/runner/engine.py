@@ -101,8 +101,9 @@ def command(folder: Path, jobs: int) -> list[str]:
         *("--directory", str(folder), "--cores", str(jobs * threads), "--scheduler", "greedy"),
         *("--config", f"threads={threads}"),
         *("--resources", f"mem_mb={memory}", f"gpu={max(jobs, cards) if cards else 0}"),
-        # a node writes each output as a whole or not at all: a failed node keeps complete ones
-        *("--keep-going", "--keep-incomplete", "--rerun-incomplete"),
+        # a node writes each output as a whole or not at all: a failed or killed node keeps complete
+        # ones, and one that was killed after its last output is done
+        *("--keep-going", "--keep-incomplete", "--ignore-incomplete"),
         *("--rerun-triggers", "mtime", "input"),
         "--nolock",  # runner.lock locks the folder; Snakemake's own lock outlives kill -9
     ]

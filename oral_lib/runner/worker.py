@@ -4,9 +4,11 @@
 
 Under `reproduce` (EVENTS is set) it also prints an event at the start and end of the node. Its
 standard input is then a pipe from `reproduce`. When the pipe closes, `reproduce` has ended, by
-Ctrl-C or by kill -9, and the worker ends its node. Imports with the standard library only.
+Ctrl-C or by kill -9, and the worker ends its node. A killed worker takes its node with it. Imports
+with the standard library only.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -18,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from oral_lib import machine
 
@@ -25,6 +28,7 @@ EVENTS = "ORAL_EVENTS"
 MARK = "\x1e"  # the first character of an event
 ATOMIC_BYTES = 512  # of a write to a pipe, guaranteed by POSIX
 GRACE = 5.0  # seconds that a node has to end by itself
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent ends
 
 
 def emit(**event) -> None:
@@ -90,6 +94,32 @@ def _uuids() -> list[str]:
     return [gpu.uuid for gpu in sorted(machine.gpus(), key=lambda gpu: -gpu.free_mb)]
 
 
+def _end_with_worker() -> None:
+    """In the process of a node: it is killed when its worker ends, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _open_log(path: Path) -> BinaryIO:
+    """The log file `path`; if it cannot be created, a line says so and nothing is logged."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        _print(f"{path}: there is no log ({error.strerror})\n")
+        return open(os.devnull, "wb", buffering=0)
+
+
+def _write(file: BinaryIO, line: str, path: Path) -> bool:
+    """Whether `line` is in the log. A full disk ends the log, not the node."""
+    try:
+        file.write(line.encode())
+    except OSError as error:
+        _print(f"{path}: the log ends here ({error.strerror})\n")
+        return False
+    return True
+
+
 def run_command(node: str, log: Path, command: list[str]) -> int:
     """The exit code of `python *command`, with its output in `log` and on standard output.
 
@@ -99,10 +129,9 @@ def run_command(node: str, log: Path, command: list[str]) -> int:
         command: the arguments of Python.
     """
     began = time.monotonic()
-    log.parent.mkdir(parents=True, exist_ok=True)
     emit(event="start", node=node)
     with (
-        log.open("w", encoding="utf-8") as file,
+        _open_log(log) as file,
         card() as variables,
         subprocess.Popen(
             [sys.executable, *command],
@@ -114,14 +143,15 @@ def run_command(node: str, log: Path, command: list[str]) -> int:
             encoding="utf-8",
             errors="replace",
             start_new_session=True,  # one signal reaches all processes of the node
+            preexec_fn=_end_with_worker,
         ) as job,
     ):
         if os.environ.get(EVENTS):
             threading.Thread(target=_stop_with_parent, args=(job,), daemon=True).start()
         try:
+            logs = True
             for line in job.stdout:
-                file.write(line)
-                file.flush()
+                logs = logs and _write(file, line, log)
                 _print(line.replace(MARK, ""))
             code = job.wait()
         except KeyboardInterrupt:
@@ -133,4 +163,5 @@ def run_command(node: str, log: Path, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

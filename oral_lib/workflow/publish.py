@@ -41,7 +41,7 @@ def publish(
             tables.append_novelty(results / "novelty.csv", rows)
         losses = curves(scale, source, experiment, root)
         path = results / f"curves-{experiment}-{paths.slug(source)}.csv"
-        losses.to_csv(path, index=False, float_format="%.5g")
+        storage.write_text(path, losses.to_csv(index=False, float_format="%.5g"))
         _write_manifest(scale, source, experiment, root, results)
         if EXPERIMENTS[experiment].shows_images:
             _draw_answers(scale, source, experiment, results)

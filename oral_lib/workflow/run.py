@@ -385,9 +385,8 @@ class Run:
         """
         task = self._longest_task(scales.base_plan(self.scale, name, self.source))
         path = self.results / f"profile-{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
         adapters = 32 if self.device == "cuda" else 4
-        benchmarks.profile(*task, adapters).to_csv(path, index=False)
+        storage.write_text(path, benchmarks.profile(*task, adapters).to_csv(index=False))
         return path
 
     def _longest_task(self, plan: scales.BasePlan):

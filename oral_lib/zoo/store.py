@@ -171,8 +171,11 @@ def _write(
     for adapter, outcome in zip(adapters, _outcomes(base, adapters, data), strict=True):
         job = adapter.job
         path = folder(root, base.name, job.task.name, job.seed)
-        path.mkdir(parents=True, exist_ok=True)
-        base.peft_config().save_pretrained(path)
+        config = {  # PEFT writes its sets in an order that differs from process to process
+            key: sorted(value) if isinstance(value, set) else value
+            for key, value in base.peft_config().to_dict().items()
+        }
+        storage.write_json(path / "adapter_config.json", config)
         storage.write_tensors(path / "adapter_model.safetensors", adapter.tensors)
         for step, tensors in adapter.checkpoints.items():
             storage.write_tensors(path / f"checkpoint-{step}.safetensors", tensors)
