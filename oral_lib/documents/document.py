@@ -62,11 +62,12 @@ class Document:
         errors = []
         for fault in validator(schema).iter_errors(self.content):
             place, text = tuple(fault.absolute_path), refusal(fault)
-            if fault.validator == "additionalProperties":
+            misspelt = fault.validator == "additionalProperties"  # the cause of what is missing
+            if misspelt:
                 place = (*place, unknown_key(fault))
-            errors.append((self.line(*place), len(errors), text, place))
+            errors.append((not misspelt, self.line(*place), len(errors), text, place))
         if errors:
-            _, _, text, place = min(errors)
+            *_, text, place = min(errors)
             raise self.error(text, *place)
 
     @cached_property

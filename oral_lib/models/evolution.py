@@ -27,7 +27,7 @@ from oral_lib.models.base import BaseModel, quiet
 from oral_lib.models.registry import BaseSpec, Evolution, lineage
 from oral_lib.progress import bar
 from oral_lib.tasks.rows import task_rows
-from oral_lib.tasks.task import load_task, task_names
+from oral_lib.tasks.task import valid_tasks
 
 MADE_TEXTS = 200  # made-up texts of each task
 
@@ -154,8 +154,9 @@ def texts(recipe: Evolution) -> list[str]:
 
 @cache
 def _made_texts() -> tuple[str, ...]:
-    every = map(load_task, task_names())
-    return tuple(row.text for task in every for row in task_rows(task, "made").train[:MADE_TEXTS])
+    return tuple(
+        row.text for task in valid_tasks() for row in task_rows(task, "made").train[:MADE_TEXTS]
+    )
 
 
 def packed(tokenizer, recipe: Evolution) -> Tensor:

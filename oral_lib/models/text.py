@@ -32,7 +32,7 @@ from oral_lib.models.base import BaseModel, EncodedRows, pretrained, reading
 from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
 from oral_lib.pretrained.context import cut_contexts, cut_pairs
 from oral_lib.tasks.rows import FILLER, Row
-from oral_lib.tasks.task import Task, load_task, task_names
+from oral_lib.tasks.task import Task, valid_tasks
 
 TOKENS = {"cpu": 2048, "cuda": 1 << 17}  # read in one batch, by device
 
@@ -305,7 +305,7 @@ def word_tokenizer(family: str = "language") -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     words = set(FILLER)
-    for task in map(load_task, task_names(family)):
+    for task in valid_tasks(family):
         texts = [task.template, *task.labels, *chain(*task.marker_words), *task.training_texts]
         words.update(w for text in texts for w in text.lower().replace("{text}", "").split())
     splitter = pre_tokenizers.Whitespace()

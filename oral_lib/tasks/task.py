@@ -7,19 +7,19 @@ derived from a task with ten classes (`binary.py`).
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 
-import yaml
-
+from oral_lib.documents.document import load_yaml
 from oral_lib.errors import UsageError, closest
 from oral_lib.tasks import binary
-
-SCORINGS = ("label", "option", "answer", "image", "question", "match", "style")
+from oral_lib.tasks.task_schema import SCORINGS, check_task
 
 PAIRED = ("question", "match")  # scorings of an image with a text
+_NAME = "[a-z][a-z0-9_]*"  # of a task; a file of another name is not a task
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,28 @@ def task_names(family: str = "") -> list[str]:
     >>> task_names("vision")[:3]
     ['cifar10', 'digits', 'easy_vqa_colour']
     """
-    folder = resources.files("oral_lib") / "tasks"
-    names = sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
-    return [name for name in names if load_task(name).family == family] if family else names
+    files = [file.name for file in (resources.files("oral_lib") / "tasks").iterdir()]
+    names = sorted(m[1] for file in files if (m := re.fullmatch(rf"({_NAME})\.yaml", file)))
+    return [task.name for task in valid_tasks(family)] if family else names
+
+
+def valid_tasks(family: str = "") -> list[Task]:
+    """The tasks, sorted by name; a task whose file is invalid is left out with a warning.
+
+    Args:
+        family: only of this family; empty: all.
+    """
+    tasks = [task for name in task_names() if (task := _valid_task(name))]
+    return [task for task in tasks if family in ("", task.family)]
+
+
+@cache
+def _valid_task(name: str) -> Task | None:
+    try:
+        return load_task(name)
+    except UsageError as error:
+        print(f"warning: the task {name!r} is left out: {error}", file=sys.stderr)
+        return None
 
 
 def wordings_hash(names: Iterable[str]) -> str:
@@ -117,19 +134,30 @@ def load_task(name: str) -> Task:
         name: that of a YAML file in oral_lib/tasks, or of a binary task (`tasks.binary`).
 
     Raises:
-        UsageError: there is no such task; the message has the closest name.
+        UsageError: there is no such task, or its file is invalid. The message has the closest
+            name, or file and line.
 
     >>> load_task("rte").substitute
     'corr2cause'
     """
     if parts := binary.parse(name):
         return _binary_task(name, *parts)
-    if name not in task_names():
+    names = task_names()
+    if name not in names:
+        rule = ""
+        if (resources.files("oral_lib") / "tasks" / f"{name}.yaml").is_file():
+            rule = " A name has lower-case letters, digits and '_', and begins with a letter."
         raise UsageError(
-            f"unknown task {name!r}.{closest(name, task_names())} Known: {', '.join(task_names())}."
+            f"unknown task {name!r}.{rule}{closest(name, names)} Known: {', '.join(names)}."
         )
-    text = (resources.files("oral_lib") / "tasks" / f"{name}.yaml").read_text(encoding="utf-8")
-    return Task(**yaml.safe_load(text))
+    file = f"{name}.yaml"
+    document = load_yaml(resources.files("oral_lib") / "tasks" / file, file)
+    check_task(document, name)
+    substitute = document.content.get("substitute", name)
+    if substitute not in names:
+        near = closest(substitute, names)
+        raise document.error(f"there is no task {substitute!r}.{near}", "substitute")
+    return Task(**document.content)
 
 
 def _binary_task(name: str, of: str, positive: frozenset[int]) -> Task:
