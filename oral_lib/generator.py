@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oral_lib import paths, scales, seeds, storage
+from oral_lib import paths, seeds, storage
+from oral_lib.documents.sentence import check_sentence
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import distances, peft_folder
 from oral_lib.lora.adapter import first_difference
@@ -18,10 +19,9 @@ from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.tokenization import Layout
-from oral_lib.models import registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
-from oral_lib.zoo import store
+from oral_lib.zoo import run_folders, store
 
 _FORMAT = 2
 
@@ -325,7 +325,8 @@ def prompt(
     temperature: float | None = None,
     generator: str | Path | None = None,
     scale: str | None = None,
-    source: str = "packages",
+    source: str | None = None,
+    out: str | Path = paths.ROOT,
     device: str = "cpu",
 ) -> list[PromptedLora]:
     """`n` adapters for the task that a sentence describes.
@@ -337,14 +338,16 @@ def prompt(
         seed: the same seed gives the same adapters.
         guidance: see `SamplingConfig`; None: as stored with the generator.
         temperature: the same.
-        generator: folder of a generator. Default: the one that ./reproduce.sh trained at `scale`
-            from `source` for the experiment of `base`.
-        scale: default: the one that fits this machine.
-        source: where base models, tasks and text encoder are read from.
+        generator: folder of a generator. Default: one that ./reproduce.sh trained, of several that
+            of the largest scale.
+        scale: only a generator of this scale.
+        source: only a generator of this source; also where its text encoder is read from.
+            Default: the source of the generator.
+        out: the folder of runs/, as ./reproduce.sh --out has it.
         device: where to sample.
 
     Raises:
-        UsageError: an empty sentence, or an unknown base model.
+        UsageError: an empty or unreadable sentence, or no generator here has the base model.
         PreflightError: there is no generator yet.
 
     The generator below is that of `./reproduce.sh --scale smoke`.
@@ -354,16 +357,14 @@ def prompt(
     >>> lora.card.text, lora.config["r"]
     ('Is it good news?', 4)
     """
-    if not task.strip():
-        raise UsageError("the task is an empty sentence: describe what the adapter should do.")
-    scale = scale or scales.default_scale()
+    check_sentence(task)
     source = "made" if scale == "smoke" else source
     if generator:
-        folder = Path(generator)
+        place = run_folders.describe(generator, **({"source": source} if source else {}))
     else:
-        experiment = registry.spec(base).experiment
-        folder = paths.experiment_folder(scale, source, experiment=experiment) / "generator"
-    model = Generator.from_pretrained(folder, device, source=source)
+        place = run_folders.find_generator(base, out, scale, source)
+    folder = place.folder
+    model = Generator.from_pretrained(folder, device, source=place.source)
     adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
     members = store.trained_on(folder, model.manifest, base)

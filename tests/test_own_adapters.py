@@ -86,8 +86,8 @@ def test_a_generator_of_ones_own_adapters_is_trained_saved_and_generates_them(
         near, far = (distance(adapter, tensors(t, 0)) for t in (task, 1 - task))
         assert near < 0.5 * far
         out = tmp_path / f"out-{task}"
-        words = ["--generator", str(save), "--base", "their-model", "--out", str(out)]
-        assert cli.main(["generate", "--task", text, *words]) == 0
+        words = ["--generator", str(save), "--base", "their-model", "--save", str(out)]
+        assert cli.main(["generate", "--text", text, *words]) == 0
         tensors_on_disk, config = lora.load(out)
         assert config.r == 2 and torch.equal(tensors_on_disk[name := NAMES[0] + ".lora_A.weight"],
                                              adapter[name])  # fmt: skip

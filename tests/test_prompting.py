@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 import oral_lib
-from oral_lib import paths, storage
+from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import distances, peft_folder
 from oral_lib.models import loading
@@ -124,24 +124,25 @@ def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_pat
     assert "not measured" in (lora.save(tmp_path / "lora") / "README.md").read_text()
 
 
-def test_the_default_generator_is_that_of_the_run(prompted, smoke, monkeypatch):
-    [wanted] = prompted()
-    places = {("smoke", "made"): smoke.root}
-    monkeypatch.setattr(paths, "run_folder", lambda scale, source, _: places[scale, source])
-    [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", scale="smoke")
-    assert all(torch.equal(t, lora.tensors[n]) for n, t in wanted.tensors.items())
-
-
-def test_a_backbone_asks_the_generator_of_its_own_experiment(tmp_path, monkeypatch, refused):
-    monkeypatch.setattr(paths, "run_folder", lambda *_: tmp_path)
-    with refused(PreflightError, str(tmp_path / "vision" / "generator")):
-        oral_lib.prompt(SENTENCE, base="tiny-convnet", scale="smoke")
+def test_the_default_generator_is_that_of_a_run_with_the_base_model(prompted, smoke, refused):
+    [expected] = prompted()
+    [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", out=smoke.out)
+    assert all(torch.equal(t, lora.tensors[n]) for n, t in expected.tensors.items())
+    with refused(UsageError, "'tiny-convnet'", "smoke (made) has tiny-causal, tiny-encoder"):
+        oral_lib.prompt(SENTENCE, base="tiny-convnet", out=smoke.out)
+    with refused(PreflightError, "of scale desk", "reproduce.sh"):
+        oral_lib.prompt(SENTENCE, base="tiny-causal", out=smoke.out, scale="desk")
 
 
 def test_what_cannot_be_prompted_is_refused(prompted, tmp_path, monkeypatch, refused):
     for empty in ("", " \n"):
         with refused(UsageError, "empty sentence"):
             prompted(empty)
+    with refused(UsageError, "2,001 letters"):
+        prompted("x" * 2001)
+    for text in ("red\x1b[31m", "half \udce9"):
+        with refused(UsageError, "control character"):
+            prompted(text)
     with refused(UsageError, "'tiny-casual'", "Did you mean 'tiny-causal'?"):
         prompted(base="tiny-casual")
     with refused(UsageError, "'minilm-l6'", "tiny-encoder"):  # known, but not to this generator

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from oral_lib import machine, paths, provenance, storage
 from oral_lib.errors import PreflightError
 from oral_lib.runner import checks, doctor, engine, environment, lock, nodes, worker
 from oral_lib.runner.nodes import Node
-from oral_lib.workflow import reproduce
+from oral_lib.workflow import cli, reproduce
 
 NODE = """
 import os, sys, time
@@ -212,7 +213,11 @@ def test_it_ends_with_the_table_the_report_and_the_next_command(out, capfd):
     said = capfd.readouterr().out
     assert "minilm-l6" in said and "GENERATED" in said
     assert f"report: {out / 'results' / 'README.md'}" in said
-    assert "-m oral_lib generate --task" in said.splitlines()[-1]
+    last = said.splitlines()[-1]
+    assert "-m oral_lib generate --text" in last and "--save my-lora" in last
+    words = shlex.split(last.removeprefix("next: "))
+    args = cli.parser().parse_args(words[words.index("generate") :])
+    assert (args.out, args.save) == (out, Path("my-lora"))
 
 
 def test_only_runs_what_is_selected_and_what_it_needs_and_force_runs_it_again(out):
@@ -295,7 +300,7 @@ def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
         (["--source", "package"], "Did you mean 'packages'?"),
         (["--source", "made"], "belongs to --scale smoke"),
         (["--only", "lost"], "Did you mean 'last'?"),
-        (["--jobs", "0"], "'0' is not a number of nodes"),
+        (["--jobs", "0"], "'0' is not a whole number from 1"),
         (["--sclae", "lab"], "Did you mean '--scale'?"),
         (["tset"], "unknown command 'tset'. Did you mean 'test'?"),
         (["doctor", "--jobs=2"], "--jobs belongs to `run`: `doctor` does not use it"),

@@ -191,6 +191,14 @@ def missing(source: str = "packages", experiment: str = "language") -> list[str]
     return [name for name in _required(source, experiment) if _cache_fault(name)]
 
 
+def is_stored(name: str) -> bool:
+    """True if the cache has the set or model `name`, or an installed package ships it.
+
+    Its files are verified only when they are read.
+    """
+    return name in INSTALLED or (name in ASSETS and (_folder(name) / MANIFEST).is_file())
+
+
 def identities(source: str = "packages", experiment: str = "language") -> dict[str, dict]:
     """Origin and file hashes of each cached asset that an experiment reads, by name."""
     required = _required(source, experiment)

@@ -6,9 +6,13 @@ Imports with the standard library only.
 import ast
 import hashlib
 import os
+import shlex
+import site
 import subprocess
 import sys
 import venv
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -214,8 +218,28 @@ def _pip_variables(python: str) -> dict[str, str]:
 
 
 def _add_project(folder: Path) -> None:
-    """Makes `import oral_lib` work in that environment, from any folder, without pip."""
+    """Makes `import oral_lib` and the command `oral` work in that environment, without pip."""
     for packages in folder.glob("lib/python3.*/site-packages"):
-        path, line = packages / "oral_lib.pth", f"{ROOT}\n"
-        if not path.exists() or path.read_text() != line:
-            path.write_text(line)
+        _write_if_changed(packages / "oral_lib.pth", f"{ROOT}\n")
+    python = shlex.quote(str(interpreter(folder)))
+    # a line of sh and a text of Python: the first line of a script cannot hold every path
+    start = f"#!/bin/sh\n'''exec' {python} -P \"$0\" \"$@\"\n' '''\n"
+    call = "import sys\nfrom oral_lib.workflow.cli import main\nsys.exit(main())\n"
+    _write_if_changed(folder / "bin" / "oral", start + call, mode=0o755)
+
+
+def _write_if_changed(path: Path, text: str, mode: int = 0o644) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+        path.chmod(mode)
+
+
+def project_command() -> list[str]:
+    """The first words of a command line that runs `python -m oral_lib` from the present folder."""
+    command = [sys.executable, "-m", "oral_lib"]
+    installed = any((Path(path) / "oral_lib.pth").exists() for path in site.getsitepackages())
+    with suppress(PackageNotFoundError):
+        installed = installed or bool(distribution("oral-lora"))
+    if installed or Path.cwd() == ROOT:
+        return command
+    return ["env", f"PYTHONPATH={ROOT}", *command]

@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from oral_lib import machine, paths, scales
 from oral_lib.errors import UsageError
+from oral_lib.workflow.parsing import path, whole
 
 
 def start(argv: Sequence[str] | None = None) -> list[str]:
@@ -56,13 +56,6 @@ def scale(text: str) -> str:
     return scales.default_scale() if text == AUTO else text
 
 
-def jobs(text: str) -> int:
-    """The number of nodes at a time; argparse's own error unless it is a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of nodes: use 1 or more")
-    return int(text)
-
-
 def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
     """Adds the options called `names`; `changes` replace arguments of `add_argument`."""
     settings = {
@@ -74,7 +67,7 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
         },
         "--source": {"default": "packages", "help": "packages (default), local:DIR or hub"},
         "--out": {
-            "type": Path,
+            "type": path,
             "default": paths.ROOT,
             "metavar": "DIR",
             "help": "the folder of runs/ and results/",
@@ -82,7 +75,7 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
         "--experiment": {"choices": scales.EXPERIMENT_NAMES, "default": "language"},
         "--task": {"nargs": "+", "help": "default: all that the scale plans for the base model"},
         "--jobs": {
-            "type": jobs,
+            "type": whole(1, 10_000),
             "default": 1,
             "metavar": "N",
             "help": "nodes at a time (default: 1)",

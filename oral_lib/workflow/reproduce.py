@@ -354,15 +354,15 @@ def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     if args.scale == "smoke":
         print("next: ./reproduce.sh   # the same with real models and data")
         return
-    command = [sys.executable, "-m", "oral_lib", "generate", "--task"]
+    command = [*environment.project_command(), "generate", "--text"]
     command += ["Decide whether a product review is positive or negative."]
     plans = scales.base_plans(args.scale, args.source)
     base = [plan.base for plan in plans if not plan.parent][-1]
-    command += ["--base", base, "--out", "my-lora"]
-    defaults = (paths.ROOT, "packages", scales.default_scale())
-    if (args.out, args.source, args.scale) != defaults:
-        folder = paths.run_folder(args.scale, args.source, args.out) / "generator"
-        command += ["--generator", str(folder)]
+    command += ["--base", base, "--save", "my-lora"]
+    runs = paths.run_folder(args.scale, args.source, args.out).glob("../../*/*/generator")
+    if len(list(runs)) > 1:  # several runs: which one is chosen
+        command += ["--scale", args.scale, "--source", args.source]
+    command += ["--out", str(args.out)] if args.out != paths.ROOT else []
     print("next:", shlex.join(command))
 
 

@@ -1,0 +1,142 @@
+"""Lists for people: the base models that adapters can be generated for, and the tasks.
+
+Nothing here imports torch or pandas.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from oral_lib.assets import sources
+from oral_lib.errors import OralError
+from oral_lib.models import registry
+from oral_lib.tasks import task as task_files
+from oral_lib.tasks.task import Task
+from oral_lib.zoo.run_folders import StoredGenerator
+
+WIDTH = 100
+LABELS = 4  # shown in the list
+
+
+# ---------------------------------------------------------------- base models
+def base_lines(generators: Sequence[StoredGenerator], where: str | Path) -> Iterator[str]:
+    """The lines of the list of base models.
+
+    Args:
+        generators: the generators here, in the order of choice.
+        where: the folder in which they were looked for.
+    """
+    usable = [generator for generator in generators if not generator.fault]
+    names = list(dict.fromkeys(name for generator in usable for name in generator.bases))
+    if names:
+        yield "adapters can be generated for (as the files of the generators say):"
+        rows = [("base model", "kind", "generators")]
+        for name in names:
+            runs = [generator.run for generator in usable if name in generator.bases]
+            rows.append((_printable(name), _kind(name), ", ".join(runs)))
+        yield from table(rows)
+        if len(usable) > 1:
+            yield "of several generators the first is taken; --scale and --source choose another"
+    else:
+        yield f"there is no generator in {where}: run ./reproduce.sh to train one"
+    for generator in generators:
+        if generator.fault:
+            yield f"not usable: {generator.folder}: {generator.fault}"
+    others = [name for name in registry.REGISTRY if name not in names]
+    if others:
+        yield "further base models, for which no generator is here:"
+        yield from textwrap.wrap(
+            ", ".join(others),
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
+
+
+def _kind(name: str) -> str:
+    entry = registry.REGISTRY.get(name)
+    return entry.family if entry else "your own"
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+# ---------------------------------------------------------------- tasks
+def task_lines(source: str) -> Iterator[str]:
+    """The lines of the list of tasks; a task whose file is broken is one line with the reason.
+
+    Args:
+        source: a source; whether its rows are on this machine is shown.
+    """
+    kind, _ = sources.parse_source(source)
+    rows, broken = [("task", "kind", "scoring", "labels", "sources", f"rows here ({kind})")], []
+    for name in task_files.task_names():
+        try:
+            task = task_files.load_task(name)
+        except OralError as error:
+            broken.append(f"broken: {name}: {error}")
+            continue
+        cells = (name, task.family, task.scoring, _labels(task), ", ".join(task.sources))
+        rows.append((*cells, _rows_here(task, source)))
+    yield from table(rows)
+    yield from broken
+    yield "every task also has made rows, for the scale smoke; `tasks NAME` shows one task"
+    if kind == "packages":
+        yield "`assets` downloads the rows of source packages"
+
+
+def task_detail(task: Task, source: str) -> Iterator[str]:
+    """The lines that describe one task."""
+    yield f"{task.name}: {task.description}"
+    rows = [
+        ("kind", f"{task.family}, scored by {task.scoring} ({task.metric})"),
+        ("labels", ", ".join(task.labels) or "none"),
+        ("sources", ", ".join(task.sources) or "made"),
+        ("rows here", f"{_rows_here(task, source)} ({source})"),
+        ("wordings", f"{len(task.training_texts)} for training, {_held_out(task)} held out"),
+    ]
+    if task.template:
+        rows.append(("prompt", repr(task.template)))
+    yield from table(rows, heading=False)
+
+
+def _held_out(task: Task) -> int:
+    return sum(len(texts) for part, texts in task.paraphrases.items() if part != "train")
+
+
+def _labels(task: Task) -> str:
+    if not task.labels:
+        return "-"
+    if len(task.labels) > LABELS:
+        return f"{task.labels[0]}, {task.labels[1]}, ... ({len(task.labels)})"
+    return ", ".join(task.labels)
+
+
+def _rows_here(task: Task, source: str) -> str:
+    """Whether the rows of a task from `source` are on this machine."""
+    kind, folder = sources.parse_source(source)
+    if kind == "made":
+        return "yes"
+    if kind not in task.sources:
+        return "-"
+    entry = task.sources[kind]
+    if kind == "packages" or "part" in entry:
+        names = entry.get("sets") or [entry["set"]]
+        return "yes" if all(map(sources.is_stored, names)) else "no"
+    if kind == "hub":
+        return "on the hub"
+    files = [folder / entry["set"] / f"{entry[part]}.parquet" for part in ("train", "test")]
+    return "yes" if all(file.is_file() for file in files) else "no"
+
+
+# ---------------------------------------------------------------- tables
+def table(rows: Sequence[Sequence[str]], *, heading: bool = True) -> Iterator[str]:
+    """The lines of a table in columns; the first row is its heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  " + "  ".join(cells).rstrip()
+        if heading and number == 0:
+            yield "  " + "  ".join("-" * width for width in widths)
