@@ -24,7 +24,7 @@ exit codes:
   3    something is missing that the command requires: a model, data, a generator, disk, permission
   130  interrupted"""
 RUN = ("--scale", "--source", "--out")  # the options that choose a run
-GROUPS = {
+COMMAND_GROUPS = {
     "use": "commands for users",
     "plan": "steps of the plan, which ./reproduce.sh runs in order",
     "work": "commands for work on the project",
@@ -49,7 +49,7 @@ class _Commands:
     """Adds subcommands to a parser, and lists them by group in its help."""
 
     def __init__(self, root: Parser):
-        self.root, self.lines = root, {group: [] for group in GROUPS}
+        self.root, self.lines = root, {group: [] for group in COMMAND_GROUPS}
         self.parsers = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
@@ -57,7 +57,9 @@ class _Commands:
     ) -> Parser:
         """Adds a subcommand with the options `shared`; `example` is its command line."""
         self.lines[group].append(f"  {name:9} {about}")
-        sections = [f"{title}:\n" + "\n".join(self.lines[key]) for key, title in GROUPS.items()]
+        sections = [
+            f"{title}:\n" + "\n".join(self.lines[key]) for key, title in COMMAND_GROUPS.items()
+        ]
         self.root.description = "\n\n".join(["ORAL: one sentence in, a LoRA out.", *sections])
         epilog = f"example:\n  {self.root.prog} {example}\n\n{CODES}"
         added = self.parsers.add_parser(name, description=about, epilog=epilog)
@@ -81,7 +83,7 @@ def _add_uses(added: _Commands) -> None:
     """The commands for users."""
     about = "generate a LoRA adapter from one sentence"
     example = 'generate --text "Is the review positive?" --base smollm2-135m --save my-lora'
-    sub = added.add("use", "generate", commands.generate, about, example)
+    sub = added.add("use", "generate", commands.do_generate, about, example)
     sub.add_argument("--text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--task", metavar="TEXT", help="the older name of --text")
     sub.add_argument("--base", required=True, help="the base model of the adapter: see `bases`")
@@ -95,18 +97,18 @@ def _add_uses(added: _Commands) -> None:
     sub.add_argument("--seed", type=whole(*SEEDS), default=0, help="same seed, same adapters")
 
     about = "list the base models that adapters can be generated for"
-    sub = added.add("use", "bases", commands.bases, about, "bases")
+    sub = added.add("use", "bases", commands.do_bases, about, "bases")
     sub.add_argument("--generator", type=path, metavar="FOLDER", help="list this generator only")
     options.add(sub, "--scale", "--source", default=None, help="runs of this only")
     options.add(sub, "--out")
 
     about = "list the tasks, or show single ones"
-    sub = added.add("use", "tasks", commands.tasks, about, "tasks movie", "--source")
+    sub = added.add("use", "tasks", commands.do_tasks, about, "tasks movie", "--source")
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all, in a list")
 
     about = "train a generator on your own adapters, or one of a run"
     example = "train --manifest adapters.jsonl --save my-generator"
-    sub = added.add("use", "train", commands.train, about, example, *RUN, "--experiment")
+    sub = added.add("use", "train", commands.do_train, about, example, *RUN, "--experiment")
     kinds = (*scales.generators("lab"), "multitask")
     sub.add_argument("kind", nargs="?", choices=kinds, metavar="KIND", help=", ".join(kinds))
     group = sub.add_argument_group("adapters of your own (no zoo, scale or experiment)")
@@ -122,13 +124,13 @@ def _add_uses(added: _Commands) -> None:
     group.add_argument("--seed", type=whole(*SEEDS), default=0)
 
     about = "publish finished cells, or write the report of published results again"
-    sub = added.add("use", "report", commands.report, about, "report", "--experiment")
+    sub = added.add("use", "report", commands.do_report, about, "report", "--experiment")
     options.add(sub, "--scale", default=None, help="default: the largest with finished cells")
     options.add(sub, "--source", default=None, help="default: the first with finished cells")
     options.add(sub, "--out")
 
     about, example = "run one notebook with checked parameters", "notebook 10_language out.ipynb"
-    sub = added.add("use", "notebook", commands.notebook, about, f"{example} -p task sarcasm")
+    sub = added.add("use", "notebook", commands.do_notebook, about, f"{example} -p task sarcasm")
     sub.add_argument("name", help="a notebook of the project, or a path")
     sub.add_argument("output", type=path, help="the executed notebook")
     sub.add_argument(
@@ -144,13 +146,13 @@ def _add_uses(added: _Commands) -> None:
     about = "run the cells of a sweep file that have not run yet"
     example, shared = "sweep notebooks/sweeps/language.yaml --dry-run", ("--out", "--jobs")
     sub = added.add(
-        "use", "sweep", commands.sweep, about, example, *shared, "--dry-run", "--offline"
+        "use", "sweep", commands.do_sweep, about, example, *shared, "--dry-run", "--offline"
     )
     sub.add_argument("file", type=path, help="such as notebooks/sweeps/language.yaml")
     options.add(sub, "--scale", "--source", default=None, help="default: that of the file")
 
     about = "check what is installed on this machine"
-    added.add("use", "doctor", commands.examine, about, "doctor --scale desk", *RUN)
+    added.add("use", "doctor", commands.do_doctor, about, "doctor --scale desk", *RUN)
 
 
 def _add_steps(added: _Commands) -> None:
@@ -158,18 +160,23 @@ def _add_steps(added: _Commands) -> None:
     about = "download and convert the models and data of a source"
     sub = added.add(
         "plan",
-        *("assets", commands.assets, about, "assets --source packages"),
+        *("assets", commands.do_assets, about, "assets --source packages"),
         *(*RUN, "--experiment", "--offline"),
     )
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     sub.add_argument("--tests", action="store_true", help="also what the tests need")
 
     steps = (
-        ("align", commands.align, "combine two models into a two-tower model", "towers"),
-        ("evolve", commands.evolve, "train a later version of a base model", "smollm2-135m-t4"),
-        ("tune", commands.tune, "choose learning rates and steps on validation rows", "minilm-l6"),
-        ("zoo", commands.zoo, "train the adapters of one base model", "minilm-l6"),
-        ("cells", commands.cells, "measure the cells of one base model", "minilm-l6"),
+        ("align", commands.do_align, "combine two models into a two-tower model", "towers"),
+        ("evolve", commands.do_evolve, "train a later version of a base model", "smollm2-135m-t4"),
+        (
+            "tune",
+            commands.do_tune,
+            "choose learning rates and steps on validation rows",
+            "minilm-l6",
+        ),
+        ("zoo", commands.do_zoo, "train the adapters of one base model", "minilm-l6"),
+        ("cells", commands.do_cells, "measure the cells of one base model", "minilm-l6"),
     )
     for name, call, about, base in steps:
         example = f"{name} --base {base} --scale lab"
@@ -186,13 +193,13 @@ def _add_work(added: _Commands) -> None:
     """The commands for work on the project."""
     about = "time the hot paths next to a plain implementation, and report again"
     shared = (*RUN, "--experiment")
-    added.add("work", "bench", commands.bench, about, "bench --scale desk", *shared)
+    added.add("work", "bench", commands.do_bench, about, "bench --scale desk", *shared)
     about = "time a training step of a base model by kernel"
     example = "profile --base smollm2-135m --scale lab"
-    sub = added.add("work", "profile", commands.profile, about, example, *RUN)
+    sub = added.add("work", "profile", commands.do_profile, about, example, *RUN)
     sub.add_argument("--base", required=True, help="such as smollm2-135m")
     about = "write notebooks/*.ipynb from notebooks/*.py"
-    sub = added.add("work", "twins", commands.twins, about, "twins --check")
+    sub = added.add("work", "twins", commands.do_twins, about, "twins --check")
     sub.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     sub.add_argument("--folder", type=path, default=paths.ROOT / "notebooks")
 

@@ -16,13 +16,13 @@ from oral_lib.workflow import notebooks, plan
 from oral_lib.workflow.parsing import new_folder, short
 
 
-def note(text: str) -> None:
-    """Prints a line that is no error and no result."""
+def print_note(text: str) -> None:
+    """Prints a remark, on the stream of errors."""
     print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- generating
-def generate(args: Namespace) -> None:
+def do_generate(args: Namespace) -> None:
     """Generates adapters from a sentence and prints their folders."""
     text = _text(args)
     save, out = _adapter_folder(args)
@@ -51,7 +51,7 @@ def _text(args: Namespace) -> str:
     if args.text is None and args.task is None:
         raise UsageError('--text is missing: describe the task, as in --text "Is it spam?".')
     if args.task is not None:
-        note("--task is called --text now; in other commands --task is the name of a task")
+        print_note("--task is called --text now; in other commands --task is the name of a task")
     text = args.task if args.text is None else args.text
     if text == "-":
         try:
@@ -75,7 +75,7 @@ def _adapter_folder(args: Namespace) -> tuple[Path, Path]:
             f"--save is missing: name a new folder for the adapter. --out {args.out} is the "
             "folder of runs/ and results/."
         )
-    note(f"--out {args.out} is read as --save: --out is the folder of runs/ and results/ now")
+    print_note(f"--out {args.out} is read as --save: --out is the folder of runs/ and results/ now")
     return args.out, paths.ROOT
 
 
@@ -90,11 +90,11 @@ def _generator(args: Namespace, out: Path):
     runs = run_folders.stored_generators(out, args.scale, args.source)
     others = [one.run for one in runs if args.base in one.bases and one != place]
     more = f"; --scale and --source choose another: {', '.join(others)}" if others else ""
-    note(f"the generator is that of the run {place.run} in {place.folder.parent}{more}")
+    print_note(f"the generator is that of the run {place.run} in {place.folder.parent}{more}")
     return place
 
 
-def bases(args: Namespace) -> None:
+def do_bases(args: Namespace) -> None:
     """Lists the base models of the generators here."""
     from oral_lib.workflow import listings
     from oral_lib.zoo import run_folders
@@ -109,7 +109,7 @@ def bases(args: Namespace) -> None:
     print("\n".join(listings.base_lines(listed, where)))
 
 
-def tasks(args: Namespace) -> None:
+def do_tasks(args: Namespace) -> None:
     """Lists the tasks, or shows single ones."""
     from oral_lib.tasks.task import load_task
     from oral_lib.workflow import listings
@@ -120,7 +120,7 @@ def tasks(args: Namespace) -> None:
 
 
 # ---------------------------------------------------------------- reporting
-def report(args: Namespace) -> None:
+def do_report(args: Namespace) -> None:
     """Publishes the finished cells of a run; without a run, reports what is published."""
     from oral_lib.zoo import run_folders
 
@@ -137,7 +137,7 @@ def report(args: Namespace) -> None:
             )
         if len(runs) > 1:
             others = ", ".join(f"{scale} ({paths.slug(source)})" for scale, source in runs[1:])
-            note(
+            print_note(
                 f"reports the run {scale} ({paths.slug(source)}); --scale and --source choose "
                 f"another: {others}"
             )
@@ -159,7 +159,9 @@ def report(args: Namespace) -> None:
 
     for scale in published:
         path = build.write_report(results, scale)
-    note(f"no finished cells of a run: the report is made of {', '.join(published)} in {results}")
+    print_note(
+        f"no finished cells of a run: the report is made of {', '.join(published)} in {results}"
+    )
     print(path)
 
 
@@ -168,24 +170,24 @@ def _has_cells(scale: str, source: str, experiment: str, out: Path) -> bool:
     return any(folder.glob("cells/*/metrics.csv"))
 
 
-def bench(args: Namespace) -> None:
+def do_bench(args: Namespace) -> None:
     """Times the hot paths."""
     print(_run(args).bench())
 
 
-def profile(args: Namespace) -> None:
+def do_profile(args: Namespace) -> None:
     """Times a training step by kernel."""
     print(_run(args).profile(args.base))
 
 
 # ---------------------------------------------------------------- notebooks
-def notebook(args: Namespace) -> None:
+def do_notebook(args: Namespace) -> None:
     """Runs a notebook."""
     notebooks.run_notebook(notebooks.find(args.name), args.output, dict(args.parameter))
     print(args.output)
 
 
-def sweep(args: Namespace) -> int:
+def do_sweep(args: Namespace) -> int:
     """Runs the cells of a sweep."""
     from oral_lib.workflow import sweeps
 
@@ -200,7 +202,7 @@ def sweep(args: Namespace) -> int:
     )
 
 
-def twins(args: Namespace) -> int:
+def do_twins(args: Namespace) -> int:
     """Writes or checks the .ipynb twins."""
     if args.check:
         differing = notebooks.differing(args.folder)
@@ -213,7 +215,7 @@ def twins(args: Namespace) -> int:
 
 
 # ---------------------------------------------------------------- the machine
-def examine(args: Namespace) -> int:
+def do_doctor(args: Namespace) -> int:
     """Prints what is installed on this machine."""
     source = _source(args)
     nodes = plan.nodes(args.scale, source, args.out)
@@ -230,7 +232,7 @@ def _source(args: Namespace) -> str:
 
 
 # ---------------------------------------------------------------- steps of the plan
-def assets(args: Namespace) -> None:
+def do_assets(args: Namespace) -> None:
     """Downloads and converts models and data."""
     from oral_lib import storage
     from oral_lib.assets import sources
@@ -267,7 +269,7 @@ def _run(args: Namespace, scale: str = "", source: str = ""):
 
 
 def _tasks(args: Namespace) -> list[str]:
-    """The tasks of a step: those of --task, else all that the scale plans."""
+    """The tasks of a step: the names after --task, else all that the scale plans."""
     if args.task:
         from oral_lib.tasks.task import load_task
 
@@ -278,33 +280,33 @@ def _tasks(args: Namespace) -> list[str]:
     return list(base.cell_tasks if args.command == "cells" else base.zoo_tasks)
 
 
-def tune(args: Namespace) -> None:
+def do_tune(args: Namespace) -> None:
     """Chooses learning rates and steps."""
     _run(args).tune(args.base, _tasks(args))
 
 
-def evolve(args: Namespace) -> None:
+def do_evolve(args: Namespace) -> None:
     """Trains a later version of a base model."""
     print(_run(args).evolve(args.base))
 
 
-def align(args: Namespace) -> None:
+def do_align(args: Namespace) -> None:
     """Combines two models into a two-tower model."""
     print(_run(args).align(args.base))
 
 
-def cells(args: Namespace) -> None:
+def do_cells(args: Namespace) -> None:
     """Measures the cells of a base model."""
     print(_run(args).measure(args.base, _tasks(args)))
 
 
-def zoo(args: Namespace) -> None:
+def do_zoo(args: Namespace) -> None:
     """Trains the adapters of a base model."""
     seeds = args.seeds or scales.zoo_seeds(args.scale, args.base, _source(args))
     _run(args).train_zoo(args.base, _tasks(args), seeds)
 
 
-def train(args: Namespace) -> None:
+def do_train(args: Namespace) -> None:
     """Trains a generator or baseline of a run, or a generator on a manifest."""
     if args.manifest:
         return _train_on_manifest(args)

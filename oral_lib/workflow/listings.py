@@ -34,7 +34,7 @@ def base_lines(generators: Sequence[StoredGenerator], where: str | Path) -> Iter
         for name in names:
             runs = [generator.run for generator in usable if name in generator.bases]
             rows.append((_printable(name), _kind(name), ", ".join(runs)))
-        yield from table(rows)
+        yield from columns(rows)
         if len(usable) > 1:
             yield "of several generators the first is taken; --scale and --source choose another"
     else:
@@ -80,7 +80,7 @@ def task_lines(source: str) -> Iterator[str]:
             continue
         cells = (name, task.family, task.scoring, _labels(task), ", ".join(task.sources))
         rows.append((*cells, _rows_here(task, source)))
-    yield from table(rows)
+    yield from columns(rows)
     yield from broken
     yield "every task also has made rows, for the scale smoke; `tasks NAME` shows one task"
     if kind == "packages":
@@ -99,7 +99,7 @@ def task_detail(task: Task, source: str) -> Iterator[str]:
     ]
     if task.template:
         rows.append(("prompt", repr(task.template)))
-    yield from table(rows, heading=False)
+    yield from columns(rows, heading=False)
 
 
 def _held_out(task: Task) -> int:
@@ -132,7 +132,7 @@ def _rows_here(task: Task, source: str) -> str:
 
 
 # ---------------------------------------------------------------- tables
-def table(rows: Sequence[Sequence[str]], *, heading: bool = True) -> Iterator[str]:
+def columns(rows: Sequence[Sequence[str]], *, heading: bool = True) -> Iterator[str]:
     """The lines of a table in columns; the first row is its heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):

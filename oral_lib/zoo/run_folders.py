@@ -14,7 +14,7 @@ from oral_lib.models import registry
 
 LARGEST_FIRST = tuple(reversed(scales.SCALES))
 LOCAL = "local:DIR"  # a local source whose folder the run knows
-SOURCES = ("packages", LOCAL, "hub")
+SOURCE_ORDER = ("packages", LOCAL, "hub")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def run_places(
     The largest scale is first, and source packages. A local source is LOCAL unless it is `source`.
     """
     for name in LARGEST_FIRST if scale is None else (scale,):
-        kinds = (source,) if source else SOURCES
+        kinds = (source,) if source else SOURCE_ORDER
         if name == "smoke":  # generates its data, whatever the source
             kinds = ("made",) if scale or source in (None, "made") else ()
         for kind in kinds:
