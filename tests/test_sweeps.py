@@ -149,26 +149,30 @@ def test_the_command_of_a_cell_gives_the_notebook_the_values_of_the_file(tmp_pat
         ({"grid": {"seed": [True]}}, "parameter seed must be a whole number"),
         ({"grid": {"seed": [-1]}}, "parameter seed must be 0 or more"),
         ({"grid": {"task": [12]}}, "parameter task must be a text like 'movie', got 12"),
-        ({"grid": {"task": [["movie"]]}}, "parameter task must be a text"),
+        ({"grid": {"task": [["movie"]]}}, "grid.task[0]: must be a text or a whole number"),
         ({"grid": {"task": ["movei"]}}, "unknown task 'movei'. Did you mean 'movie'?"),
         ({"grid": {"task": ["review_topic"]}}, "has no task 'review_topic' on 'tiny-encoder'"),
         ({"grid": {"base": ["minilm-l7"]}}, "unknown base model 'minilm-l7'"),
         ({"grid": {"base": ["minilm-l6"]}}, "scale 'smoke' has no base 'minilm-l6'"),
-        ({"grid": {"seed": 3}}, "`grid` needs a list of values for 'seed', got 3"),
-        ({"grid": {"seed": []}}, "`grid` needs a list of values for 'seed'"),
+        ({"grid": {"seed": 3}}, "grid.seed: must be a list of values, got 3"),
+        ({"grid": {"seed": []}}, "grid.seed: must be a list of values, got []"),
         ({"grid": {"scale": ["smoke", "lab"]}}, "'scale' must be the same in all cells"),
         ({"parameters": {"scale": "smok"}}, "unknown scale 'smok'. Did you mean 'smoke'?"),
         ({"parameters": {"seed": 1}}, "'seed' is in `parameters` and in a cell"),
         ({"parameters": {"out": "x"}}, "`out` is not a parameter of a sweep: use --out"),
-        ({"parameters": [1]}, "`parameters` must be a map of names"),
-        ({"cells": [3]}, "each of `cells` must be a map"),
-        ({"parameters": {1: 2}}, "the name of a parameter must be a text, got 1"),
-        ({"grid": {None: [1]}}, "the name of a parameter must be a text, got None"),
+        ({"parameters": [1]}, "parameters: must be a map of names to values, got [1]"),
+        ({"cells": [3]}, "cells[0]: must be a map of names to values, got 3"),
+        ({"parameters": {1: 2}}, "parameters: the key 1 must be a text"),
+        ({"grid": {None: [1]}}, "grid: 'null' is read in several ways"),
         ({"grid": {"seed": [2**31]}}, "parameter seed must be 0 or more and below 2**31"),
         ({"notebook": "10_langage"}, "there is no notebook '10_langage'"),
-        ({"notebook": None}, "`notebook` names one"),
-        ({"gird": {}}, "unknown part 'gird'. Did you mean 'grid'?"),
+        ({"notebook": None}, "notebook: 'null' is read"),
+        ({"gird": {}}, "gird: unknown key 'gird'. Did you mean 'grid'?"),
         ({"grid": {}}, "neither `grid` nor `cells`"),
+        ({"grid": {"task": [False]}}, "parameter task must be a text like 'movie', got False"),
+        ({"grid": {"seed": list(range(99999))}}, "has 99,999 cells, more than 10,000"),
+        ({"cells": [{}]}, "cells[0]: must have at least 1 entries, got 0"),
+        ({"notebook": " "}, "notebook: must not be empty"),
     ],
 )
 def test_a_file_that_cannot_be_meant_gives_2_and_one_line_with_its_name_before_anything_starts(
@@ -178,14 +182,38 @@ def test_a_file_that_cannot_be_meant_gives_2_and_one_line_with_its_name_before_a
     path = written(tmp_path, LANGUAGE | change)
     assert cli.main(["sweep", str(path), "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"oral: {path}: ") and words in line
+    assert line.startswith(f"oral: {path}:") and words in line
 
 
 def test_what_is_no_yaml_or_is_not_there_is_refused(tmp_path, refused):
-    with refused(UsageError, "one.yaml", "is not valid YAML (line 2)"):
+    with refused(UsageError, "one.yaml", "one.yaml:2: is not valid YAML"):
         sweeps.read_sweep(written(tmp_path, "notebook: 10_language\n  grid: ["))
     with refused(UsageError, "none.yaml", "cannot be read"):
         sweeps.read_sweep(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seed: [0, 1]", "seed: [0]\n  seed: [1]", ":7: grid.seed: the key 'seed' is there twice"),
+        ("seed: [0, 1]", "seed: [0, 010]", ":6: grid.seed[1]: '010' is read in several ways"),
+        ("seed: [0, 1]", "seed: [0, ~]", ":6: grid.seed[1]: '~' is read in several ways"),
+        ("seed: [0, 1]", "seed: [0, no]", ":6: grid.seed[1]: 'no' is read in several ways"),
+        ("seed: [0, 1]", "seed: [0, 1.0e+999]", ":6: grid.seed[1]: '1.0e+999' is read"),
+        ("task: [movie]", "task: [movie, on]", ":5: grid.task[1]: 'on' is read in several ways"),
+        ("task: [movie]", "task: [!!str movie]", ":5: is not valid YAML: tags"),
+        ("  task", "\ttask", ":5: is not valid YAML"),
+        ("grid:", "notebook: 20_vision\ngrid:", ":3: notebook: the key 'notebook' is there twice"),
+        ("task: [movie]", "tsak: [movie]", ":3: grid: cell 1 "),
+    ],
+)
+def test_a_slip_in_the_file_is_named_with_its_line(tmp_path, refused, old, new, words):
+    text = "notebook: 10_language\nparameters: {scale: smoke}\ngrid:\n  base: [tiny-encoder]\n"
+    text += "  task: [movie]\n  seed: [0, 1]\n"
+    path = written(tmp_path, text)
+    assert len(sweeps.read_sweep(path).cells) == 2
+    with refused(UsageError, f"{path}{words}"):
+        sweeps.read_sweep(written(tmp_path, text.replace(old, new)))
 
 
 def test_an_unknown_ablation_is_refused_with_the_nearest(tmp_path, refused):

@@ -13,6 +13,7 @@ plan never runs a cell again.
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,16 +22,32 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from oral_lib import paths
-from oral_lib.errors import UsageError, closest
+from oral_lib.documents.document import Document, load_yaml
+from oral_lib.documents.schema import VISIBLE
+from oral_lib.errors import UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import notebooks, plan, reproduce
 
-_PARTS = ("notebook", "parameters", "grid", "cells")
+_VALUE = {"type": ["string", "integer", "number", "boolean"]}
+_VALUES = {"type": "array", "items": _VALUE, "minItems": 1, "description": "a list of values"}
+_SCHEMA = {
+    "type": "object",
+    "required": ["notebook"],
+    "additionalProperties": False,
+    "properties": {
+        "notebook": VISIBLE,
+        "parameters": {"type": "object", "additionalProperties": _VALUE},
+        "grid": {"type": "object", "additionalProperties": _VALUES},
+        "cells": {
+            "type": "array",
+            "items": {"type": "object", "additionalProperties": _VALUE, "minProperties": 1},
+        },
+    },
+}
+MOST_CELLS = 10_000  # of one file
 WHERE = ("scale", "source", "out")  # the same in every cell: a sweep belongs to one run
 # experiment by notebook, and by the parameter for the base model (of several, the first)
 BY_NOTEBOOK = {record.notebook: name for name, record in EXPERIMENTS.items()}
@@ -75,89 +92,71 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
         source: replaces the source in the file.
 
     Raises:
-        UsageError: one line that names the file. The form is wrong, a notebook, parameter or value
-            is unknown or of another type, or the scale has no such cell.
+        UsageError: one line that names file, line and key. The form is wrong, a notebook, parameter
+            or value is unknown or of another type, or the scale has no such cell.
     """
+    document = load_yaml(path)
+    document.check(_SCHEMA)
+    content = {"parameters": {}, "grid": {}, "cells": []} | document.content
     try:
-        return _read(path, scale, source)
+        notebook = notebooks.find(content["notebook"])
+        defaults = notebooks.defaults(notebook)
+        if missing := [name for name in WHERE if name not in defaults]:
+            raise UsageError(
+                f"{notebook.name} has no parameter {missing[0]!r}: a notebook of a sweep needs it."
+            )
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
-def _read(path: Path, scale: str | None, source: str | None) -> Sweep:
-    content = _content(path)
-    notebook = notebooks.find(content["notebook"])
-    defaults = notebooks.defaults(notebook)
-    if missing := [name for name in WHERE if name not in defaults]:
-        raise UsageError(
-            f"{notebook.name} has no parameter {missing[0]!r}: a notebook of a sweep needs it."
-        )
+        raise document.error(str(error), "notebook") from error
+    _check_places(document, content)
     fixed = content["parameters"]
-    if "out" in fixed:
-        raise UsageError("`out` is not a parameter of a sweep: use --out.")
     scale = scale or fixed.get("scale", defaults["scale"])
     source = source or fixed.get("source", defaults["source"])
     cells: dict[str, Cell] = {}
-    for number, varied in enumerate(_combinations(content), 1):
+    for number, (place, varied) in enumerate(_combinations(content), 1):
         values = fixed | varied | {"scale": scale, "source": source}
         try:
             texts = {name: _text(name, value, defaults) for name, value in values.items()}
             cell = defaults | notebooks.check_against(notebook, defaults, texts)
         except UsageError as error:
             settings = ", ".join(f"{name}={value!r}" for name, value in varied.items())
-            raise UsageError(f"cell {number} ({settings}): {error}") from error
+            raise document.error(f"cell {number} ({settings}): {error}", *place) from error
         cell = {name: value for name, value in cell.items() if name not in WHERE}
         cells.setdefault(_key(notebook.stem, cell), cell)
     return Sweep(path, notebook, defaults, scale, source, tuple(cells.values()))
 
 
-def _content(path: Path) -> dict[str, Any]:
-    """The parts of the file, missing ones empty. Raises UsageError if the form is wrong."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot be read ({type(error).__name__}).") from error
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        raise UsageError(f"is not valid YAML (line {line}).") from error
-    if not isinstance(content, dict) or not isinstance(content.get("notebook"), str):
-        raise UsageError(f"a sweep has the parts {', '.join(_PARTS)}; `notebook` names one.")
-    for part in content:
-        if part not in _PARTS:
-            near = closest(str(part), _PARTS)
-            raise UsageError(f"unknown part {part!r}.{near} Known: {', '.join(_PARTS)}.")
-    content = {"parameters": {}, "grid": {}, "cells": []} | content
-    forms = {"parameters": dict, "grid": dict, "cells": list}
-    for part, form in forms.items():
-        if not isinstance(content[part], form):
-            raise UsageError(f"`{part}` must be a {'list' if form is list else 'map of names'}.")
-    maps = [m for m in (content["parameters"], content["grid"], *content["cells"]) if
-            isinstance(m, dict)]  # fmt: skip
-    if names := [name for names in maps for name in names if not isinstance(name, str)]:
-        raise UsageError(f"the name of a parameter must be a text, got {names[0]!r}.")
-    for name, values in content["grid"].items():
-        if not isinstance(values, list) or not values:
-            raise UsageError(f"`grid` needs a list of values for {name!r}, got {values!r}.")
-    if not all(isinstance(cell, dict) for cell in content["cells"]):
-        raise UsageError("each of `cells` must be a map of names to values.")
+def _check_places(document: Document, content: Mapping[str, Any]) -> None:
+    """Raises UsageError for a parameter in the wrong part, and for a sweep without cells."""
     if not content["grid"] and not content["cells"]:
-        raise UsageError("it has neither `grid` nor `cells`, so no cell.")
-    for varied in (content["grid"], *content["cells"]):
+        raise document.error("it has neither `grid` nor `cells`, so no cell.")
+    cells = math.prod(map(len, content["grid"].values())) + len(content["cells"])
+    if cells > MOST_CELLS:
+        raise document.error(f"has {cells:,} cells, more than {MOST_CELLS:,}: split the file.")
+    fixed = content["parameters"]
+    if "out" in fixed:
+        fault = "`out` is not a parameter of a sweep: use --out."
+        raise document.error(fault, "parameters", "out")
+    parts = [(("grid",), content["grid"])]
+    parts += [(("cells", i), cell) for i, cell in enumerate(content["cells"])]
+    for place, varied in parts:
         for name in varied:
             if name in WHERE:
-                raise UsageError(f"{name!r} must be the same in all cells: put it in `parameters`.")
-            if name in content["parameters"]:
-                raise UsageError(f"{name!r} is in `parameters` and in a cell: leave one out.")
-    return content
+                fault = f"{name!r} must be the same in all cells: put it in `parameters`."
+                raise document.error(fault, *place, name)
+            if name in fixed:
+                fault = f"{name!r} is in `parameters` and in a cell: leave one out."
+                raise document.error(fault, *place, name)
 
 
-def _combinations(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The varied parameters of each cell: the product of the grid, then the listed cells."""
+def _combinations(content: Mapping[str, Any]) -> Iterator[tuple[tuple, dict[str, Any]]]:
+    """(place in the file, varied parameters) of each cell: the product of the grid, then the listed
+    cells."""
     grid = content["grid"]
     if grid:
         for values in product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
-    yield from content["cells"]
+            yield ("grid",), dict(zip(grid, values, strict=True))
+    for i, cell in enumerate(content["cells"]):
+        yield ("cells", i), cell
 
 
 def _text(name: str, value: Any, defaults: Mapping[str, Any]) -> str:
