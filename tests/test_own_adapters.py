@@ -97,21 +97,28 @@ def test_a_generator_of_ones_own_adapters_is_trained_saved_and_generates_them(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{path: adapters}", "not valid JSON: {path: adapters}"),
-        ('["adapters/0-0"]', 'not a JSON object: ["adapters/0-0"]'),
-        ('{"path": "adapters/0-1"}', "the key 'text' is missing"),
-        ('{"text": "Answer."}', "the key 'path' is missing"),
+        ("{path: adapters}", "is not valid JSON: Expecting property name"),
+        ('["adapters/0-0"]', "must be a map of names to values, got ['adapters/0-0']"),
+        ('{"path": "adapters/0-1"}', "'text' is missing"),
+        ('{"text": "Answer."}', "'path' is missing"),
         ('{"path": "adapters/0-1", "txt": "Answer."}', "unknown key 'txt'. Did you mean 'text'?"),
-        ('{"path": "adapters/0-1", "text": " "}', "text must be a text that is not empty, got ' '"),
-        ('{"path": 3, "text": "Answer."}', "path must be a text that is not empty, got 3"),
+        ('{"path": "adapters/0-1", "text": " "}', "text: must not be empty, got ' '"),
+        ('{"path": "adapters/0-1", "text": "\\u200b"}', "text: must not be empty"),
+        ('{"path": "adapters/0-1", "text": null}', "text: must be a text, got None"),
+        ('{"path": "adapters/0-1", "text": NaN}', "text: NaN is not a finite number"),
+        ('{"path": "adapters/0-1", "text": "a", "text": "b"}', "the key 'text' is there twice"),
+        ('{"path": "adapters/0-1", "text": "\\ud800"}', "text: has half of a character"),
+        ('{"path": "a\\u0000b", "text": "a"}', "there is no folder"),
+        ('{"path": "' + "a" * 5000 + '", "text": "a"}', "there is no folder"),
+        ('{"path": 3, "text": "Answer."}', "path: must be a text, got 3"),
         ('{"path": "adapters/no", "text": "Answer."}', "path 'adapters/no': there is no folder"),
         ('{"path": ".", "text": "Answer."}', "path '.' is not a LoRA adapter"),
         ('{"path": "adapters/0-1", "text": "Answer.", "base": "Another."}',
-         "base 'Another.' differs from 'A tiny model with two attention layers.' in line 1"),
+         "base: 'Another.' differs from 'A tiny model with two attention layers.' in line 1"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_is_named_with_file_number_and_value(manifest, line, words, refused):
-    with refused(UsageError, f"{manifest}, line 2: ", words):
+    with refused(UsageError, f"{manifest}:2: ", words):
         own_adapters.read_manifest(replaced(manifest, 2, line))
 
 
@@ -122,18 +129,18 @@ def test_an_adapter_of_another_shape_or_scale_is_named(manifest, tmp_path, refus
         return json.dumps({"path": f"adapters/{name}", "text": "Answer."})
 
     line = other("rank", tensors(0, 0, r=3), r=3)
-    with refused(UsageError, "line 4: ", "differs from line 1", "(3, 12), expected (2, 12)"):
+    with refused(UsageError, "jsonl:4: ", "differs from line 1", "(3, 12), expected (2, 12)"):
         own_adapters.read_manifest(replaced(manifest, 4, line))
     half = {n: t for n, t in tensors(0, 0).items() if "layers.0" in n}
-    with refused(UsageError, "line 4: ", "layers.1", "is missing"):
+    with refused(UsageError, "jsonl:4: ", "layers.1", "is missing"):
         own_adapters.read_manifest(replaced(manifest, 4, other("half", half)))
     line = other("alpha", tensors(0, 0), lora_alpha=8)
-    with refused(UsageError, "line 4: ", "alpha=8", "lora_alpha have to agree"):
+    with refused(UsageError, "jsonl:4: ", "alpha=8", "lora_alpha have to agree"):
         own_adapters.read_manifest(replaced(manifest, 4, line))
 
 
 def test_a_file_that_is_missing_or_has_one_adapter_is_refused(manifest, tmp_path, refused):
-    with refused(UsageError, "no.jsonl", "FileNotFoundError"):
+    with refused(UsageError, "no.jsonl", "does not exist"):
         own_adapters.read_manifest(tmp_path / "no.jsonl")
     manifest.write_text("\n\n" + manifest.read_text().splitlines()[0])
     with refused(UsageError, "has 1 adapters"):

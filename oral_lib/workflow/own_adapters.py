@@ -9,7 +9,6 @@ A manifest has one JSON object a line, `{"path": ..., "text": ..., "base": ...}`
 All adapters belong to one base model. No task files, registry entry or base weights are needed.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +17,20 @@ from typing import Any
 import torch
 
 from oral_lib import lora, method, paths, seeds, storage
-from oral_lib.errors import OralError, PreflightError, UsageError, closest
+from oral_lib.documents.document import load_json_lines
+from oral_lib.documents.schema import VISIBLE
+from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import Generator
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors, first_difference
 from oral_lib.method.conditioning import FINGERPRINT
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
-KEYS = ("path", "text", "base")
-_OPTIONAL = ("base",)
+_SCHEMA = {
+    "type": "object",
+    "required": ["path", "text"],
+    "additionalProperties": False,
+    "properties": {"path": VISIBLE, "text": VISIBLE, "base": VISIBLE},
+}
 
 
 @dataclass(frozen=True)
@@ -49,20 +54,15 @@ def read_manifest(file: Path) -> list[OwnAdapter]:
             the message names it: not a JSON object, a missing or unknown key, an empty value, no
             such folder, not a LoRA adapter, or another shape, scale or base than the first.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as text ({type(error).__name__}).") from error
     adapters: list[OwnAdapter] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for document in load_json_lines(file):
+        document.check(_SCHEMA)
         try:
-            adapter = _load(number, _fields(line), file.parent)
+            adapter = _load(document.first_line, document.content, file.parent)
             if adapters:
                 _check_fit(adapter, adapters[0])
         except OralError as error:
-            raise UsageError(f"{file}, line {number}: {error}") from error
+            raise document.error(str(error)) from error
         adapters.append(adapter)
     if len(adapters) < 2:
         raise UsageError(f"{file} has {len(adapters)} adapters: at least two are needed.")
@@ -70,47 +70,27 @@ def read_manifest(file: Path) -> list[OwnAdapter]:
     if len(bases) > 1:
         (other, line), (base, first) = list(bases.items())[-2:]
         raise UsageError(
-            f"{file}, line {line}: base {other!r} differs from {base!r} in line {first}. All "
+            f"{file}:{line}: base: {other!r} differs from {base!r} in line {first}. All "
             "adapters of a manifest belong to one base model."
         )
     return adapters
-
-
-def _fields(line: str) -> dict[str, str]:
-    """The checked fields of one line."""
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"not valid JSON: {_shortened(line)}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"not a JSON object: {_shortened(line)}")
-    for key in content:
-        if key not in KEYS:
-            raise UsageError(f"unknown key {key!r}.{closest(key, KEYS)} Known: {', '.join(KEYS)}.")
-    for key in KEYS:
-        if key not in content and key not in _OPTIONAL:
-            raise UsageError(f"the key {key!r} is missing: {_shortened(line)}")
-        value = content.get(key, "-")
-        if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{key} must be a text that is not empty, got {value!r}.")
-    return content
-
-
-def _shortened(line: str) -> str:
-    return line if len(line) <= 80 else f"{line[:77]}..."
 
 
 def _load(number: int, fields: dict[str, str], parent: Path) -> OwnAdapter:
     """The adapter of one line. Raises OralError if its folder has no complete LoRA."""
     path = fields["path"]
     folder = paths.full(path) if path.startswith("~") else parent / path
-    if not folder.is_dir():
-        raise UsageError(f"path {fields['path']!r}: there is no folder {folder}.")
+    try:
+        missing = not folder.is_dir()
+    except OSError:  # such as a name that is too long
+        missing = True
+    if missing:
+        raise UsageError(f"path {path!r}: there is no folder {folder}.")
     try:
         tensors, config = lora.load(folder)
         settings = LoraSettings.of(config)
     except OralError as error:
-        raise UsageError(f"path {fields['path']!r} is not a LoRA adapter: {error}") from error
+        raise UsageError(f"path {path!r} is not a LoRA adapter: {error}") from error
     return OwnAdapter(number, folder, fields["text"], fields.get("base", ""), tensors, settings)
 
 
