@@ -235,6 +235,25 @@ def test_a_folder_that_cannot_be_saved_to_is_refused_before_anything_runs(
     assert calls == [] and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("generate --text a --base b --save c --generator d --scale lab", "--scale"),
+        ("generate --text a --base b --save c --generator d --out e", "--out"),
+        ("bases --generator a --source hub", "--source"),
+        ("train generator --steps 3", "--steps"),
+        ("train regression --save a", "--save"),
+        ("train --manifest a --save b --scale desk", "--scale"),
+        ("train --manifest a --save b --experiment vision", "--experiment"),
+        ("assets --tests --experiment vision", "--experiment"),
+    ],
+)
+def test_an_option_without_effect_is_refused(calls, capsys, tmp_path, monkeypatch, line, option):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(line.split()) == 2
+    assert f"oral: {option} has no effect with" in capsys.readouterr().err and calls == []
+
+
 # ---------------------------------------------------------------- lists
 def test_bases_lists_what_the_generators_say_and_the_rest_apart(run_root, capsys):
     store_generator(run_root, "lab", "packages", "minilm-l6")
@@ -402,6 +421,26 @@ def test_every_help_has_an_example_that_parses_and_the_exit_codes(name):
 def test_the_help_lists_the_commands_for_users_first():
     page = cli.parser().format_help()
     assert page.index("generate") < page.index("steps of the plan") < page.index("  zoo ")
+
+
+def test_the_word_help_is_the_option_help(capsys):
+    for words, page in (["help"], "commands for users"), (["help", "zoo"], "--seeds"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0 and page in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["bases", "--help", "--version"])
+def test_what_cannot_be_printed_is_one_line(words):
+    command = [sys.executable, "-m", "oral_lib", words]
+    where = {"env": {**os.environ, "PYTHONPATH": str(paths.ROOT)}, "stderr": subprocess.PIPE}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, text=True, **where)
+    assert done.returncode == 3
+    assert done.stderr == "oral: No space left on device: free some space, or use another folder.\n"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **where) as process:
+        process.stdout.close()  # of `| true`
+        assert process.stderr.read() == "" and process.wait() == 0
 
 
 def test_the_version_is_that_of_the_project(capsys):

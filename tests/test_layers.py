@@ -39,12 +39,28 @@ def test_what_sets_up_needs_no_package(name):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("words", [("-c", "import oral_lib"), ("-m", "oral_lib", "--help")])
-def test_the_library_and_its_help_start_at_once(words):
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        (("-c", "import oral_lib"), 0.3),
+        (("-m", "oral_lib", "--help"), 0.3),
+        (("-m", "oral_lib", "--version"), 0.3),
+        (("-m", "oral_lib", "bases"), 0.4),
+        (("-m", "oral_lib", "tasks"), 0.6),  # reads and checks all task files
+    ],
+)
+def test_the_library_its_help_and_its_lists_start_at_once(words, limit):
     measure = "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime)"
     run = f"import subprocess, sys; subprocess.run([sys.executable, *{words!r}], stdout=-3)"
     done = python("-c", f"{run}; {measure}")
-    assert float(done.stdout) < 0.3, done  # seconds of computing: other processes do not count
+    assert float(done.stdout) < limit, done  # seconds of computing: other processes do not count
+
+
+@pytest.mark.parametrize("command", ["bases", "tasks"])
+def test_the_lists_import_no_torch(command):
+    code = f"import sys; from oral_lib.workflow import cli; cli.main([{command!r}]); "
+    done = python("-c", f"{code}sys.exit('torch' in sys.modules or 'pandas' in sys.modules)")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda f: f.name)

@@ -296,7 +296,7 @@ def test_a_lock_is_free_again_when_its_holder_has_gone(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--scale", "labb"], "invalid choice: 'labb'"),
+        (["--scale", "labb"], "unknown scale 'labb'. Did you mean 'lab'?"),
         (["--source", "package"], "Did you mean 'packages'?"),
         (["--source", "made"], "belongs to --scale smoke"),
         (["--only", "lost"], "Did you mean 'last'?"),

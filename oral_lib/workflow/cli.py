@@ -91,8 +91,7 @@ def _add_uses(added: _Commands) -> None:
     sub.add_argument("--generator", type=path, metavar="FOLDER", help="default: that of a run")
     about = "choose among the runs (default: the largest scale that has the base model)"
     group = sub.add_argument_group(about)
-    options.add(group, "--scale", "--source", default=None, help=None)
-    options.add(group, "--out")
+    options.add(group, "--scale", "--source", "--out", default=None)
     sub.add_argument("--n", type=whole(1, 1000), default=1, help="number of adapters")
     sub.add_argument("--seed", type=whole(*SEEDS), default=0, help="same seed, same adapters")
 
@@ -100,7 +99,7 @@ def _add_uses(added: _Commands) -> None:
     sub = added.add("use", "bases", commands.do_bases, about, "bases")
     sub.add_argument("--generator", type=path, metavar="FOLDER", help="list this generator only")
     options.add(sub, "--scale", "--source", default=None, help="runs of this only")
-    options.add(sub, "--out")
+    options.add(sub, "--out", default=None)
 
     about = "list the tasks, or show single ones"
     sub = added.add("use", "tasks", commands.do_tasks, about, "tasks movie", "--source")
@@ -108,7 +107,8 @@ def _add_uses(added: _Commands) -> None:
 
     about = "train a generator on your own adapters, or one of a run"
     example = "train --manifest adapters.jsonl --save my-generator"
-    sub = added.add("use", "train", commands.do_train, about, example, *RUN, "--experiment")
+    sub = added.add("use", "train", commands.do_train, about, example, "--source")
+    options.add(sub, "--scale", "--out", "--experiment", default=None)
     kinds = (*scales.generators("lab"), "multitask")
     sub.add_argument("kind", nargs="?", choices=kinds, metavar="KIND", help=", ".join(kinds))
     group = sub.add_argument_group("adapters of your own (no zoo, scale or experiment)")
@@ -119,9 +119,9 @@ def _add_uses(added: _Commands) -> None:
         "--save", type=path, metavar="FOLDER", help="the new folder of the generator"
     )
     encoders = "default: minilm-l6; hashed-words needs no files"
-    group.add_argument("--text-encoder", default="minilm-l6", help=encoders)
+    group.add_argument("--text-encoder", help=encoders)
     group.add_argument("--steps", type=whole(1, 10**9), help="of training")
-    group.add_argument("--seed", type=whole(*SEEDS), default=0)
+    group.add_argument("--seed", type=whole(*SEEDS), help="default: 0")
 
     about = "publish finished cells, or write the report of published results again"
     sub = added.add("use", "report", commands.do_report, about, "report", "--experiment")
@@ -161,8 +161,9 @@ def _add_steps(added: _Commands) -> None:
     sub = added.add(
         "plan",
         *("assets", commands.do_assets, about, "assets --source packages"),
-        *(*RUN, "--experiment", "--offline"),
+        *(*RUN, "--offline"),
     )
+    options.add(sub, "--experiment", default=None)
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     sub.add_argument("--tests", action="store_true", help="also what the tests need")
 
@@ -212,8 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: default: the arguments of the process.
     """
     try:
-        args = parser().parse_args(options.start(argv))
-        return args.call(args) or 0
+        words = options.start(argv)
+        if words[:1] == ["help"]:
+            words = [*words[1:2], "--help"]
+        args = parser().parse_args(words)
+        code = args.call(args) or 0
+        sys.stdout.flush()  # a full disk or a closed pipe is an error of this command
+        return code
     except OralError as error:
         print(f"oral: {error}", file=sys.stderr)
         return error.exit_code

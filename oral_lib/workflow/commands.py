@@ -13,7 +13,7 @@ from oral_lib.errors import PreflightError, UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import doctor
 from oral_lib.workflow import notebooks, plan
-from oral_lib.workflow.parsing import new_folder, short
+from oral_lib.workflow.parsing import new_folder, refuse_unused, short
 
 
 def print_note(text: str) -> None:
@@ -26,6 +26,8 @@ def do_generate(args: Namespace) -> None:
     """Generates adapters from a sentence and prints their folders."""
     text = _text(args)
     save, out = _adapter_folder(args)
+    if args.generator:
+        refuse_unused(args, "with --generator, which is not of a run", "scale")
     new_folder(save, "--save")
     place = _generator(args, out)
     from oral_lib import generator
@@ -67,8 +69,10 @@ def _adapter_folder(args: Namespace) -> tuple[Path, Path]:
     The older spelling `--out my-lora` is accepted where the folder cannot be that of runs/.
     """
     if args.save:
-        return args.save, args.out
-    if args.out == paths.ROOT:
+        if args.generator:
+            refuse_unused(args, "with --generator and --save", "out")
+        return args.save, args.out or paths.ROOT
+    if not args.out:
         raise UsageError("--save is missing: name a new folder for the adapter.")
     if any((args.out / name).exists() for name in ("runs", "results")):
         raise UsageError(
@@ -99,13 +103,15 @@ def do_bases(args: Namespace) -> None:
     from oral_lib.workflow import listings
     from oral_lib.zoo import run_folders
 
-    where = args.out / "runs"
+    out = args.out or paths.ROOT
+    where = out / "runs"
     if args.generator:
+        refuse_unused(args, "with --generator", "scale", "source", "out")
         where, listed = args.generator, [run_folders.describe(args.generator)]
         if not (args.generator / "config.json").is_file():
             raise PreflightError(f"no generator in {args.generator}: name its folder.")
     else:
-        listed = run_folders.stored_generators(args.out, args.scale, args.source)
+        listed = run_folders.stored_generators(out, args.scale, args.source)
     print("\n".join(listings.base_lines(listed, where)))
 
 
@@ -239,6 +245,11 @@ def do_assets(args: Namespace) -> None:
     from oral_lib.assets.cache import cache_dir
 
     source = _source(args)
+    if args.tests:
+        refuse_unused(
+            args, "with --tests, which fetches the assets of all experiments", "experiment"
+        )
+    args.experiment = args.experiment or "language"
     if EXPERIMENTS[args.experiment].requires_diffusers:
         from oral_lib.models import latent_diffusion
 
@@ -310,13 +321,15 @@ def do_train(args: Namespace) -> None:
     """Trains a generator or baseline of a run, or a generator on a manifest."""
     if args.manifest:
         return _train_on_manifest(args)
-    if args.save:
-        raise UsageError("--save belongs to --manifest: a run stores its generator in its folder.")
     if not args.kind:
         raise UsageError(
             f"name what to train ({', '.join(scales.generators('lab'))}), or adapters of your own "
             "with --manifest FILE."
         )
+    reason = "without --manifest: a run has its folder and its settings"
+    refuse_unused(args, reason, "save", "text-encoder", "steps", "seed")
+    args.scale, args.out = args.scale or scales.default_scale(), args.out or paths.ROOT
+    args.experiment = args.experiment or "language"
     _run(args).train_generator(args.kind)
 
 
@@ -325,15 +338,16 @@ def _train_on_manifest(args: Namespace) -> None:
         raise UsageError(f"--manifest always trains a generator: leave out {short(args.kind)}.")
     if not args.save:
         raise UsageError("--manifest needs --save FOLDER, a new folder for the generator.")
+    refuse_unused(args, "with --manifest, which belongs to no run", "scale", "out", "experiment")
     new_folder(args.save, "--save")
     from oral_lib.workflow import own_adapters
 
     folder, base = own_adapters.train_generator(
         args.manifest,
         args.save,
-        text_encoder=args.text_encoder,
+        text_encoder=args.text_encoder or "minilm-l6",
         steps=args.steps,
-        seed=args.seed,
+        seed=args.seed or 0,
         source=args.source,
     )
     command = ["python", "-m", "oral_lib", "generate", "--generator", str(folder), "--base", base]

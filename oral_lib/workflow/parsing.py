@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from oral_lib import paths
 from oral_lib.documents.words import short
@@ -31,6 +31,9 @@ class Parser(argparse.ArgumentParser):
         line = " ".join(message.split())
         line += "" if line.endswith((".", "?")) else "."
         self.exit(2, f"oral: {line} See {self.prog} --help.\n")
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        print(message, end="", file=file or sys.stderr, flush=True)  # argparse hides a full disk
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace=None) -> tuple:
         """argparse's result. An unknown option is an error, before a missing one."""
@@ -86,6 +89,13 @@ def path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file or folder")
     return paths.full(text) if text.startswith("~") else Path(text)
+
+
+def refuse_unused(args: argparse.Namespace, reason: str, *names: str) -> None:
+    """Raises UsageError if one of the options `names`, whose default is None, was used."""
+    for name in names:
+        if getattr(args, name.replace("-", "_")) is not None:
+            raise UsageError(f"--{name} has no effect {reason}: leave it out.")
 
 
 def new_folder(folder: Path, option: str) -> Path:

@@ -21,6 +21,7 @@ from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import options, plan
+from oral_lib.workflow.parsing import Parser
 from oral_lib.workflow.plan import Planner
 
 ABOUT = """\
@@ -62,12 +63,10 @@ USED_BY = {  # the commands that use an option
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed command line; an invalid one ends the process with exit code 2 and a message."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="./reproduce.sh",
         description="ORAL: one sentence in, a working LoRA out. Installs and runs everything.",
         epilog=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("command", nargs="?", default="run", metavar=f"{{{','.join(COMMANDS)}}}")
@@ -84,10 +83,6 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     words, extra = list(argv), []
     if "--" in words:
         words, extra = words[: words.index("--")], words[words.index("--") + 1 :]
-    names = list(parser._option_string_actions)
-    for word in words:
-        if word.startswith("--") and word.partition("=")[0] not in names:
-            parser.error(f"unknown option {word!r}.{closest(word, names)}")
     args = parser.parse_args(words)
     if args.command not in COMMANDS:
         parser.error(
