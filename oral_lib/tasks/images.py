@@ -6,6 +6,7 @@ selects by index. torch is imported by the function that returns a tensor.
 
 import colorsys
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GENERATED_PIXELS = 16  # pixels, of a generated image
+PIXELS = 100_000_000  # of an image that is decoded, at most
+# of files that are opened: each decoder is another program that reads strangers' bytes
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and TIFF
 
 
 class CellError(ValueError):
@@ -32,6 +37,8 @@ def file_bytes(cell: Any) -> bytes:
     file = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(file, bytes | bytearray | memoryview):
         raise CellError("the image cell does not contain bytes")
+    if not file:
+        raise CellError("the image cell is empty")
     return bytes(file)
 
 
@@ -98,13 +105,73 @@ def pad_to_square(files: Sequence[bytes], pixels: int) -> np.ndarray:
 
 
 def _opened(files: Sequence[bytes]) -> "Iterator[Image]":
-    from PIL import Image, UnidentifiedImageError
-
     for i, file in enumerate(files):
         try:
-            yield Image.open(io.BytesIO(file)).convert("RGB")
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings(action="ignore"):  # the error has all in one line
+                image = _rgb(file)
+        except Exception as error:  # Pillow passes on whatever its decoders ran into
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise PreflightError(
-                f"Image {i} of {len(files)} cannot be decoded ({type(error).__name__}): "
-                "replace the data set."
+                f"Image {i} of {len(files)} cannot be decoded ({reason}): replace the picture in "
+                f"the data set. Formats: {', '.join(FORMATS)}."
             ) from error
+        yield image
+
+
+def _rgb(file: bytes) -> "Image":
+    """The first frame in RGB, upright; transparent parts are white, more than 8 bits are scaled.
+
+    Raises ValueError for values of an unknown range, and whatever Pillow raises.
+    """
+    from PIL import Image, ImageOps
+
+    image = Image.open(io.BytesIO(file), formats=FORMATS)
+    width, height = image.size
+    if not 0 < width * height <= PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, at most {PIXELS:,} are decoded")
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        image = _in_bytes(image)
+    elif image.mode == "LAB":
+        image = _of_lab(image)
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        white.info, image = image.info, white
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image.convert("RGB")
+
+
+def _in_bytes(image: "Image") -> "Image":
+    """A grey image of 16 bits or of floats in 8 bits.
+
+    The range of 16 bits is 0 to 65535, that of floats 0 to 1. Integers of 32 bits have no known
+    range, except in formats that store 16 bits at most.
+    """
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    top = 2.0 ** tags.get(_BITS, (16,))[0] - 1  # such as 12 bits
+    if image.mode.startswith("F"):
+        top = 1.0
+    elif image.mode == "I" and image.format == "TIFF":
+        raise ValueError("integers of 32 bits have no known range: save it with 8 or 16 bits")
+    if not (values.min() >= 0 and values.max() <= top):  # NaN is neither
+        raise ValueError(f"its values are not in 0 to {top:g}: scale them")
+    if tags.get(_PHOTOMETRIC) == 0:  # 0 is white
+        values = top - values
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values = np.where(values == transparent, top, values)
+    grey = Image.fromarray(np.floor(values * (255 / top) + 0.5).astype(np.uint8))
+    grey.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return grey
+
+
+def _of_lab(image: "Image") -> "Image":
+    from PIL import ImageCms
+
+    profiles = [ImageCms.createProfile(name) for name in ("LAB", "sRGB")]
+    return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
