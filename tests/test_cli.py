@@ -341,6 +341,27 @@ def test_report_on_a_disk_that_is_only_read_is_one_line(published, capsys, monke
     assert line.startswith("oral: ") and "Read-only file system: use a folder on" in line
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "zoo --base tiny-encoder --scale smoke",
+        "train generator --scale smoke",
+        "cells --base tiny-encoder --scale smoke",
+        "report",
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
+    calls, published, capsys, monkeypatch, line
+):
+    monkeypatch.setattr(os, "access", lambda *given: False)
+    assert cli.main([*line.split(), "--out", str(published)]) == 3 and calls == []
+    assert capsys.readouterr().err.endswith("cannot be written: name another folder with --out.\n")
+    (published / "runs").touch()
+    if line != "report":
+        assert cli.main([*line.split(), "--out", str(published)]) == 3
+        assert "runs is a file" in capsys.readouterr().err
+
+
 def test_report_publishes_the_largest_run_that_has_cells(calls, tmp_path, capsys):
     for scale, source in (("smoke", "made"), ("desk", "packages")):
         root = paths.experiment_folder(scale, source, tmp_path)

@@ -622,7 +622,7 @@ def test_what_experiments_publish_together_is_written_by_one_of_them_at_a_time(
     held = []
 
     def collect(cells, folder):
-        with pytest.raises(Timeout), FileLock(tmp_path / ".report.lock", timeout=0):
+        with pytest.raises(Timeout), FileLock(tmp_path / "runs" / ".report.lock", timeout=0):
             pass
         held.append(folder)
         raise OralError("enough")
@@ -631,5 +631,5 @@ def test_what_experiments_publish_together_is_written_by_one_of_them_at_a_time(
     with pytest.raises(OralError, match="enough"):
         run.publish()
     assert held == [run.results]
-    with FileLock(tmp_path / ".report.lock", timeout=0):  # free again
+    with FileLock(tmp_path / "runs" / ".report.lock", timeout=0):  # free again
         pass

@@ -13,7 +13,7 @@ from oral_lib.errors import PreflightError, UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import doctor
 from oral_lib.workflow import notebooks, plan
-from oral_lib.workflow.parsing import new_folder, refuse_unused, short
+from oral_lib.workflow.parsing import new_folder, refuse_unused, require_writable, short
 
 
 def print_note(text: str) -> None:
@@ -161,6 +161,8 @@ def do_report(args: Namespace) -> None:
             f"{args.out} has neither finished cells nor published results{where}: run "
             "./reproduce.sh first, or name the folder of runs/ and results/ with --out."
         )
+    for scale in published:
+        require_writable(results / scale)
     from oral_lib.report import build
 
     for scale in published:
@@ -269,6 +271,12 @@ def do_assets(args: Namespace) -> None:
 
 
 def _run(args: Namespace, scale: str = "", source: str = ""):
+    """The run that a command belongs to. PreflightError if its folders cannot be written."""
+    scale = scale or args.scale
+    source = source or args.source
+    run_folder = paths.run_folder(scale, "made" if scale == "smoke" else source, args.out)
+    for folder in (run_folder, paths.results_folder(scale, args.out)):
+        require_writable(folder)
     from oral_lib.workflow.run import Run
 
     experiment = getattr(args, "experiment", "")
@@ -276,7 +284,7 @@ def _run(args: Namespace, scale: str = "", source: str = ""):
         from oral_lib.models import registry
 
         experiment = registry.spec(args.base).experiment
-    return Run(scale or args.scale, source or args.source, args.out, experiment)
+    return Run(scale, source, args.out, experiment)
 
 
 def _tasks(args: Namespace) -> list[str]:

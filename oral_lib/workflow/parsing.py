@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 
 from oral_lib import paths
 from oral_lib.documents.words import short
-from oral_lib.errors import UsageError, closest
+from oral_lib.errors import PreflightError, UsageError, closest
 
 SEEDS = (0, 2**63 - 1)
 
@@ -103,9 +103,7 @@ def new_folder(folder: Path, option: str) -> Path:
     try:
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty: name a new folder with {option}.")
-        nearest = folder
-        while not nearest.exists() and nearest != nearest.parent:
-            nearest = nearest.parent
+        nearest = _nearest(folder)
         if not nearest.is_dir():
             raise UsageError(f"{nearest} is a file: name a new folder with {option}.")
     except OSError as error:
@@ -113,4 +111,21 @@ def new_folder(folder: Path, option: str) -> Path:
         raise UsageError(f"{option} {name} cannot be used: {error.strerror}.") from error
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UsageError(f"{nearest} cannot be written: name a new folder with {option}.")
+    return folder
+
+
+def require_writable(folder: Path) -> None:
+    """Raises PreflightError unless `folder` can be written, or created."""
+    nearest = _nearest(folder)
+    if not nearest.is_dir():
+        raise PreflightError(f"{nearest} is a file: name another folder with --out.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PreflightError(f"{nearest} cannot be written: name another folder with --out.")
+
+
+def _nearest(folder: Path) -> Path:
+    """`folder`, or the closest folder above it that exists, as an absolute path."""
+    folder = folder.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
     return folder

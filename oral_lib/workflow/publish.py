@@ -59,7 +59,9 @@ def published(results: Path, experiment: str) -> tuple[pd.DataFrame, pd.DataFram
 def writing(results: Path) -> AbstractContextManager[None]:
     """The lock of the published results: experiments read and rewrite the same files in turn."""
     results.mkdir(parents=True, exist_ok=True)
-    return storage.file_lock(results.parent.parent / ".report.lock")
+    runs = results.parent.parent / "runs"
+    runs.mkdir(exist_ok=True)
+    return storage.file_lock(runs / ".report.lock")
 
 
 def curves(scale: str, source: str, experiment: str, root: Path) -> pd.DataFrame:
