@@ -259,13 +259,13 @@ def test_bases_lists_what_the_generators_say_and_the_rest_apart(run_root, capsys
     store_generator(run_root, "lab", "packages", "minilm-l6")
     store_generator(run_root, "lab", "packages", "towers", experiment="multimodal")
     assert cli.main(["bases", "--out", str(run_root)]) == 0
-    here, _, rest = capsys.readouterr().out.partition("no generator is here")
+    here, _, rest = capsys.readouterr().out.partition("further base models")
     [row] = [line.split() for line in here.splitlines() if line.startswith("  minilm-l6 ")]
     assert row == ["minilm-l6", "encoder", "lab", "(packages),", "desk", "(packages)"]
     assert "  towers " in here and " towers," not in rest and " efficientnet-lite0," in rest
     other = store_generator(run_root / "x", "lab", "packages", "their-model")
     assert cli.main(["bases", "--generator", str(other)]) == 0
-    assert "their-model" in capsys.readouterr().out.partition("no generator is here")[0]
+    assert "their-model" in capsys.readouterr().out.partition("further base models")[0]
     assert cli.main(["bases", "--generator", str(run_root)]) == 3
 
 

@@ -13,7 +13,7 @@ from oral_lib.errors import UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
-from oral_lib.workflow import plan
+from oral_lib.workflow import cli, plan
 
 SCALES = [("smoke", "made"), ("desk", "packages"), ("lab", "packages"), ("paper", "hub")]
 
@@ -54,6 +54,16 @@ def test_the_report_needs_every_cell_and_every_cell_the_whole_zoo(scale, source,
     assert zoo == {str(run / "zoo" / b / t / f"seed-{s}" / "run.json") for b, t, s in known}
     for kind in scales.generators(scale):
         assert zoo == set(graph.select(nodes, [kind])[0].inputs)
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_the_command_line_takes_every_command_of_the_plan(scale, source, tmp_path):
+    parser = cli.parser()
+    for node in plan.nodes(scale, source, tmp_path):
+        assert node.command[:2] == plan.PROJECT
+        args = parser.parse_args(node.command[2:])
+        if args.command != "notebook":
+            assert (args.scale, args.source, args.out) == (scale, source, tmp_path)
 
 
 @pytest.mark.parametrize(("scale", "source"), SCALES)

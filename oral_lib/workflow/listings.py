@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from oral_lib import scales
 from oral_lib.assets import sources
 from oral_lib.errors import OralError
 from oral_lib.models import registry
@@ -42,16 +43,22 @@ def base_lines(generators: Sequence[StoredGenerator], where: str | Path) -> Iter
     for generator in generators:
         if generator.fault:
             yield f"not usable: {generator.folder}: {generator.fault}"
-    others = [name for name in registry.REGISTRY if name not in names]
-    if others:
-        yield "further base models, for which no generator is here:"
+    yield "further base models, by the scale whose run trains a generator for them:"
+    for scale in scales.SCALES:
+        planned = [
+            plan.base
+            for experiment in scales.experiments(scale)
+            for plan in scales.base_plans(scale, experiment=experiment)
+        ]
+        others = ", ".join(name for name in dict.fromkeys(planned) if name not in names)
         yield from textwrap.wrap(
-            ", ".join(others),
+            others or "none",
             WIDTH,
-            initial_indent="  ",
-            subsequent_indent="  ",
+            initial_indent=f"  {scale:7}",
+            subsequent_indent=9 * " ",
             break_on_hyphens=False,
         )
+    yield "other sources (local:DIR, hub) have more: see ./reproduce.sh --list --source SOURCE"
 
 
 def _kind(name: str) -> str:

@@ -354,8 +354,7 @@ def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     plans = scales.base_plans(args.scale, args.source)
     base = [plan.base for plan in plans if not plan.parent][-1]
     command += ["--base", base, "--save", "my-lora"]
-    runs = paths.run_folder(args.scale, args.source, args.out).glob("../../*/*/generator")
-    if len(list(runs)) > 1:  # several runs: which one is chosen
+    if len(list((args.out / "runs").glob("*/*/generator"))) > 1:  # of several runs this one
         command += ["--scale", args.scale, "--source", args.source]
     command += ["--out", str(args.out)] if args.out != paths.ROOT else []
     print("next:", shlex.join(command))
