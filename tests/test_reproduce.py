@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -558,6 +559,138 @@ def test_an_environment_is_made_once_and_sees_the_project_from_anywhere(bare, mo
     (bare / "env" / "lock-cpu.txt").write_text("# another lock\n")
     with pytest.raises(PreflightError, match="--offline forbids"):
         environment.prepare_environment(offline=True)
+
+
+def wheel(folder: Path, version: str = "1.0") -> None:
+    """Writes a package called small, without code that needs anything."""
+    folder.mkdir(exist_ok=True)
+    about, code = f"small-{version}.dist-info", f"version = {version!r}\n"
+    with zipfile.ZipFile(folder / f"small-{version}-py3-none-any.whl", "w") as box:
+        box.writestr("small/__init__.py", code)
+        box.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: small\nVersion: {version}\n"
+        )
+        box.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        lines = [f"small/__init__.py,,{len(code)}", f"{about}/METADATA,,", f"{about}/WHEEL,,"]
+        box.writestr(f"{about}/RECORD", "\n".join([*lines, f"{about}/RECORD,,"]))
+
+
+@pytest.fixture
+def small(bare, monkeypatch):
+    """`bare` with a lock of one package, and a pip.conf that says where it is."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    (bare / "env" / "lock-cpu.txt").write_text("small==1.0\n")
+    wheel(bare / "wheels")
+    (bare / "pip.conf").write_text(f"[global]\nno-index = true\nfind-links = {bare / 'wheels'}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(bare / "pip.conf"))
+    return bare
+
+
+def installed(folder: Path) -> Path:
+    [path] = folder.glob("of its own/lib/python3*/site-packages/small/__init__.py")
+    return path
+
+
+def test_no_setting_of_the_user_changes_what_pip_installs_but_where_from_is_kept(
+    small, monkeypatch
+):
+    (small / "constraint.txt").write_text("small==2.0\n")
+    elsewhere = str(small / "elsewhere")
+    bad = {"target": elsewhere, "root": elsewhere, "prefix": elsewhere, "user": "1"}
+    bad |= {"no-deps": "1", "dry-run": "1", "require-virtualenv": "1", "no-binary": ":all:"}
+    bad |= {"constraint": str(small / "constraint.txt"), "python": "/no/such/python"}
+    with (small / "pip.conf").open("a") as file:
+        file.write("[install]\n" + "".join(f"{key} = {value}\n" for key, value in bad.items()))
+    for key, value in bad.items():
+        monkeypatch.setenv("PIP_" + key.upper().replace("-", "_"), value)
+    # a package in PYTHONPATH that pip would take for installed
+    with zipfile.ZipFile(small / "wheels" / "small-1.0-py3-none-any.whl") as box:
+        box.extractall(small / "path")
+    for name in ("PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV", "CONDA_PREFIX"):
+        monkeypatch.setenv(name, elsewhere)
+    monkeypatch.setenv("PYTHONPATH", str(small / "path"))
+    monkeypatch.setenv("PYTHONNOUSERSITE", "")
+    monkeypatch.setenv("PYTHONSTARTUP", str(small / "none.py"))
+    before = os.umask(0o077)
+    try:
+        python = environment.prepare_environment()
+    finally:
+        os.umask(before)
+    assert installed(small).is_file() and not (small / "elsewhere").exists()
+    assert environment.is_marked(small / "of its own") and python == environment.best()
+
+
+@pytest.mark.parametrize(
+    "name", ["PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_CERT", "PIP_TRUSTED_HOST"]
+)
+def test_where_pip_downloads_from_is_the_user_s_choice(name, small, monkeypatch):
+    monkeypatch.setenv(name, "of the user")
+    monkeypatch.setenv("PIP_TARGET", "of the user")
+    monkeypatch.setenv("HTTPS_PROXY", "of the user")
+    with (small / "pip.conf").open("a") as file:
+        file.write("proxy = p\nextra-index-url =\n    one\n    two\n[install]\ntimeout = 7\n")
+    variables = environment._pip_variables(sys.executable)
+    expected = {"PIP_NO_INDEX": "true", "PIP_FIND_LINKS": str(small / "wheels"), "PIP_TIMEOUT": "7"}
+    expected |= {name: "of the user", "PIP_PROXY": "p", "HTTPS_PROXY": "of the user"}
+    expected |= {"PIP_CONFIG_FILE": os.devnull}
+    assert {key: variables.get(key) for key in expected} == expected
+    assert variables["PIP_EXTRA_INDEX_URL"].split() == ["one", "two"]
+    assert "PIP_TARGET" not in variables
+
+
+def test_a_pip_conf_that_cannot_be_read_gives_one_line(small):
+    (small / "pip.conf").write_text("not a section\n")
+    with pytest.raises(PreflightError, match="pip cannot read its configuration: "):
+        environment._pip_variables(sys.executable)
+
+
+def test_an_environment_is_whole_only_when_its_own_python_finds_it_so(small, monkeypatch):
+    usual = environment._pip_variables
+    target = {"PIP_TARGET": str(small / "elsewhere")}
+    monkeypatch.setattr(environment, "_pip_variables", lambda python: usual(python) | target)
+    with pytest.raises(PreflightError, match=r"does not fit lock-cpu.txt: small 1.0 is not instal"):
+        environment.prepare_environment()
+    assert not environment.is_marked(small / "of its own")
+    monkeypatch.setattr(environment, "_pip_variables", usual)
+    environment.prepare_environment()
+    assert installed(small).is_file()
+
+
+def test_an_environment_that_was_damaged_is_seen_and_mended(small, capfd):
+    environment.prepare_environment()
+    folder, locked = small / "of its own", small / "env" / "lock-cpu.txt"
+    installed(small).write_text("")
+    words = r"small 1.0 is damaged: small/__init__.py, 1 files in all\), and --offline"
+    with pytest.raises(PreflightError, match=words):
+        environment.prepare_environment(offline=True)
+    shutil.rmtree(installed(small).parent)
+    assert environment.fault(folder, locked).startswith("small 1.0 is damaged")
+    (folder / "bin" / "python").write_text("not a program")
+    assert environment.fault(folder, locked).startswith("its Python does not start")
+    capfd.readouterr()
+    environment.prepare_environment()
+    assert f"{folder} is damaged (its Python does not start" in capfd.readouterr().err
+    assert installed(small).read_text() == "version = '1.0'\n"
+    assert environment.fault(folder, locked) == ""
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "pyvenv.cfg"])
+def test_a_folder_of_the_user_is_never_emptied(bare, name):
+    folder = bare / "of its own"
+    folder.mkdir()
+    (folder / name).write_text("home = /usr/bin\n")
+    with pytest.raises(PreflightError, match="is not an environment of this project"):
+        environment.prepare_environment()
+    assert (folder / name).read_text() == "home = /usr/bin\n"
+
+
+def test_an_environment_cannot_be_in_a_path_with_a_colon(monkeypatch):
+    monkeypatch.setenv("ORAL_ENV", "/a:b")
+    with pytest.raises(PreflightError, match="ORAL_ENV=/a:b has a colon"):
+        environment.home()
 
 
 def test_a_python_that_fits_is_used_as_it_is(bare, monkeypatch):

@@ -188,11 +188,8 @@ def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None
     """
     values = typed_parameters(notebook, texts)
     output = output.absolute()
-    running = _running_file(notebook, output)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    if running.exists():  # of a process that was killed
-        os.replace(running, failed)
-    _write_check(running, notebook.read_bytes())
+    running = _running_file(notebook, output, failed)
     try:
         _execute(notebook, running, values, f" The incomplete notebook: {failed}")
         os.replace(running, output)
@@ -202,27 +199,30 @@ def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None
             os.replace(running, failed)
 
 
-def _running_file(notebook: Path, output: Path) -> Path:
-    """The hidden file of a notebook that runs. Raises UsageError for an `output` that cannot be."""
-    if output.is_dir():
-        example = output / f"{notebook.stem}.ipynb"
-        raise UsageError(f"the output {output} is a folder: name a file, such as {example}.")
-    if output.suffix != ".ipynb":
-        raise UsageError(f"the output {output} has to end in .ipynb.")
-    if output.exists() and output.samefile(notebook):
-        raise UsageError(f"the output {output} is the notebook itself: name another file.")
-    return output.with_name(f".{output.stem}.running.ipynb")
+def _running_file(notebook: Path, output: Path, failed: Path) -> Path:
+    """The hidden copy of `notebook` in which it runs; one of a killed process becomes `failed`.
 
-
-def _write_check(path: Path, content: bytes) -> None:
-    """Writes `content`. Raises PreflightError if the folder or the file cannot be written."""
+    Raises UsageError or PreflightError for an `output` that cannot be written.
+    """
+    running = output.with_name(f".{output.stem}.running.ipynb")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if output.is_dir():
+            example = output / f"{notebook.stem}.ipynb"
+            raise UsageError(f"the output {output} is a folder: name a file, such as {example}.")
+        if output.suffix != ".ipynb":
+            raise UsageError(f"the output {output} has to end in .ipynb.")
+        if output.exists() and output.samefile(notebook):
+            raise UsageError(f"the output {output} is the notebook itself: name another file.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if running.exists():
+            os.replace(running, failed)
+        running.write_bytes(notebook.read_bytes())
     except OSError as error:
         raise PreflightError(
-            f"the output cannot be written to {path.parent} ({error.strerror}): name another file."
+            f"the output cannot be written to {output.parent} ({error.strerror}): name another "
+            "file."
         ) from error
+    return running
 
 
 def _execute(notebook: Path, running: Path, values: Mapping[str, Any], kept: str) -> None:
