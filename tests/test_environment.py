@@ -105,12 +105,14 @@ def test_every_package_that_is_imported_is_declared(folder):
               PROJECT["optional-dependencies"][name]]  # fmt: skip
     known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}
     files = list((ROOT / folder).rglob("*.py"))
-    ours = {"oral_lib", "lm_eval"} | {file.stem for file in files}  # a wheel never installed
+    ours = {"oral_lib", "tests", "lm_eval"} | {
+        file.stem for file in files
+    }  # a wheel never installed
     foreign = set().union(*map(imported, files)) - sys.stdlib_module_names - ours
     assert {canonicalize_name(called.get(name, name)) for name in foreign} <= known
 
 
-# --- licences and vulnerabilities ------------------------------------------------------------------
+# --- licences and vulnerabilities -----------------------------------------------------------------
 
 
 def licences() -> list[dict[str, str]]:
@@ -131,6 +133,8 @@ def test_every_locked_package_model_and_data_set_has_a_licence():
 
 
 def test_the_licences_are_those_that_the_packages_state(tmp_path):
+    if check().differences((ROOT / "env" / "lock-cpu.txt").read_text("utf-8")):
+        pytest.skip("other versions than those of the CPU lock may state a licence differently")
     shutil.copytree(ROOT / "env", tmp_path / "env")
     shutil.copytree(ROOT / "oral_lib" / "assets", tmp_path / "oral_lib" / "assets")
     done = run(str(tmp_path / "env" / "licences.py"))

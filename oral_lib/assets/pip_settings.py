@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from oral_lib.errors import PreflightError
 
 # where to download from; other settings change what is installed, or where to
-KEPT = (
+DOWNLOAD_SETTINGS = (
     *("index-url", "extra-index-url", "no-index", "find-links", "trusted-host", "cert"),
     *("client-cert", "proxy", "timeout", "default-timeout", "retries", "cache-dir"),
     *("no-cache-dir", "keyring-provider", "prefer-binary", "use-deprecated"),
@@ -19,7 +19,7 @@ KEPT = (
 
 
 def pip_environment(python: str, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment variables for the pip of `python`, with what pip.conf says of KEPT.
+    """The environment variables for the pip of `python`, with DOWNLOAD_SETTINGS of pip.conf.
 
     Args:
         python: the Python that has pip.
@@ -40,7 +40,7 @@ def pip_environment(python: str, inherited: Mapping[str, str] = os.environ) -> d
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise PreflightError(f"pip cannot read its configuration: {lines[-1]}")
     configured = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    for name in KEPT:
+    for name in DOWNLOAD_SETTINGS:
         variable = "PIP_" + name.upper().replace("-", "_")
         for section in ("global", "install"):
             if (text := configured.get(f"{section}.{name}")) is not None:
