@@ -23,6 +23,7 @@ from oral_lib.models import loading, registry, text
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text import CausalModel, attention
 from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.pretrained import hugging_face
 from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
@@ -527,9 +528,9 @@ def test_too_little_memory_and_bugs_are_never_told_as_damaged_files(own, fault, 
     def fails(*args, **options):
         raise fault
 
-    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+    for module, name in ((text, "AutoModelForCausalLM"), (hugging_face, "AutoTokenizer")):
         with monkeypatch.context() as patch:
-            patch.setattr(getattr(text, name), "from_pretrained", fails)
+            patch.setattr(getattr(module, name), "from_pretrained", fails)
             with pytest.raises(type(fault)) as caught:
                 loading.load("smollm2-135m", source=source)
             assert caught.value is fault

@@ -295,7 +295,7 @@ def test_missing_and_foreign_weights_are_refused_in_one_line(base, released, ref
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("config.json", {"model_type": "llama"}, ("does not hold a Qwen2-VL", "'llama'")),
+        ("config.json", {"model_type": "llama"}, (f"does not hold a {PAPER}", "'llama'")),
         ("config.json", {"auto_map": {"AutoModel": "x.Y"}, "model_type": "own"}, ("'own'",)),
         ("config.json", {"image_token_id": 7}, ("chat template",)),
         ("preprocessor_config.json", {"patch_size": 5}, ("preprocessor_config.json", "5")),

@@ -11,6 +11,7 @@ from pathlib import Path
 from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.paths import full
+from oral_lib.pretrained.folders import weight_files
 
 MANIFEST = "manifest.json"
 
@@ -93,11 +94,11 @@ def write_manifest(folder: Path, about: dict) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256 over the hashes of all safetensors files in a model's folder.
+    """SHA-256 over the hashes of the safetensors files with a model's weights (`weight_files`).
 
-    Raises PreflightError if it contains no such file.
+    Raises PreflightError if there is no such file.
     """
-    states = [(file, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    states = [(file, file.stat()) for file in weight_files(folder)]
     if not states:
         raise PreflightError(f"{folder} has no *.safetensors file: copy the weights there.")
     hashes = [_sha256(file, state.st_size, state.st_mtime_ns) for file, state in states]

@@ -198,7 +198,7 @@ def write_answers(
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
             width = max(len(ids[i]) for i in chosen)
-            start = torch.full((len(chosen), width), tokenizer.pad_token_id)
+            start = torch.full((len(chosen), width), base.padding)
             mask = torch.zeros_like(start)
             for row, i in enumerate(chosen):
                 start[row, width - len(ids[i]) :] = torch.tensor(ids[i])
@@ -209,7 +209,7 @@ def write_answers(
                 max_new_tokens=task.max_new_tokens,
                 do_sample=False,
                 eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
+                pad_token_id=base.padding,
             )
             texts = tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
             for k, text in enumerate(texts):

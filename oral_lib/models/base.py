@@ -8,19 +8,14 @@ computed from its weights (`fingerprint`).
 Letters: `b` rows of a batch.
 """
 
-import errno
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from oral_lib import seeds
 from oral_lib.errors import OralError, UsageError
@@ -32,7 +27,6 @@ from oral_lib.tasks.task import PAIRED, Task
 
 INPUTS = {"image": "images", "style": "images of a style"}  # scoring -> input; others: texts
 INPUTS |= dict.fromkeys(PAIRED, "images with texts")
-FILE_FAULTS = (OSError, SafetensorError, StrictDataclassError)  # of a missing or damaged file
 
 
 @dataclass(frozen=True)
@@ -283,118 +277,21 @@ class BaseModel(ABC):
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
         )
-        return {k: batch[k].to(self.device) for k in ("input_ids", "attention_mask")}
+        ids = self.embedded(batch["input_ids"]).to(self.device)
+        return {"input_ids": ids, "attention_mask": batch["attention_mask"].to(self.device)}
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The embedding of the model's tokens."""
+        return self.model.get_input_embeddings()
 
-# ---------------------------------------------------------------- files of a model
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppresses the reports and progress bars of transformers."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def reading(folder: Path, what: str, *faults: type[Exception]) -> Iterator[None]:
-    """Reads files of `what` in `folder`, quietly. OralError for missing and damaged files.
-
-    Only `FILE_FAULTS`, `faults` and the bare Exception of tokenizers become an OralError: too
-    little memory and programming errors pass through unchanged.
-    """
-    try:
-        with quiet():
-            yield
-    except Exception as error:
-        no_memory = getattr(error, "errno", None) == errno.ENOMEM or "os error 12" in str(error)
-        bare = type(error) is Exception  # tokenizers has no class of its own
-        if no_memory or not (bare or isinstance(error, (*FILE_FAULTS, *faults))):
-            raise
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise _damaged(folder, what, f"{type(error).__name__}: {first}") from error
-
-
-def _damaged(folder: Path, what: str, fault: str) -> OralError:
-    return OralError(
-        f"{folder} does not hold a complete {what} ({fault}): put its files there again, weights "
-        "as safetensors; pickled weights are never read."
-    )
-
-
-def pretrained(
-    kind: type,
-    folder: Path,
-    what: str,
-    *,
-    new: Sequence[str] = (),
-    extra: Sequence[str] = (),
-    **options,
-) -> nn.Module:
-    """The model of class `kind` of transformers or diffusers with the weights in `folder`.
-
-    Args:
-        kind: a class with `from_pretrained`.
-        what: name of the model in error messages.
-        new, extra: names that may be missing or superfluous, see `check_fit`.
-        options: passed to `from_pretrained`.
-
-    Raises:
-        OralError: the weights are missing, damaged, or of another model than `config.json` says.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise _damaged(folder, what, "no safetensors file")
-    with reading(folder, what):
-        for file in files:
-            with safe_open(file, "pt"):  # the header must account for every byte of the file
-                pass
-        model, info = kind.from_pretrained(
-            folder,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `check_fit` refuses them by name
-            **options,
-        )
-    check_fit(folder, info, new, extra)
-    return model
-
-
-def check_fit(
-    folder: Path, info: Mapping[str, Collection], new: Sequence[str] = (), extra: Sequence[str] = ()
-) -> None:
-    """OralError unless the weights of `folder` fit the model in its config.json.
-
-    `info` is the `output_loading_info` of transformers or diffusers. Names that contain a string of
-    `new` may be missing, names that contain one of `extra` may be superfluous. Everything else must
-    match: transformers initialises missing weights at random without failing.
-    """
-    extra = (*extra, "position_ids", "inv_freq")  # tables in older files, now computed
-    odd = [n for n in map(str, info["missing_keys"]) if not any(part in n for part in new)]
-    odd += [n for n in map(str, info["unexpected_keys"]) if not any(part in n for part in extra)]
-    odd += [str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]]
-    if odd:
-        raise _other_model(folder, min(odd), "config.json")
-
-
-def check_tensors(
-    folder: Path, tensors: Mapping[str, Tensor], model: nn.Module, config: str
-) -> None:
-    """OralError unless `tensors` have the names and shapes of the state of `model`, which `config`
-    describes."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    required = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if odd := sorted(dict(shapes.items() ^ required.items())):
-        raise _other_model(folder, odd[0], config)
-
-
-def _other_model(folder: Path, name: str, config: str) -> OralError:
-    return OralError(
-        f"{folder} holds weights of another model than {config} describes: {name!r} does not fit. "
-        "Put both there again."
-    )
+    def embedded(self, ids: Tensor) -> Tensor:
+        """`ids`, on the CPU. UsageError if the embedding has no row for one of them."""
+        rows = self.embedding.num_embeddings
+        if ids.numel() and int(ids.max()) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(int(ids.max()))
+            raise UsageError(
+                f"a text contains the special token {token!r}, and the embedding of {self.name!r} "
+                f"has {rows} rows and none for it: change the text or the tokenizer."
+            )
+        return ids

@@ -31,13 +31,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from oral_lib import seeds, storage
 from oral_lib.assets.cache import cache_dir, cache_lock
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.models.base import BaseModel, EncodedRows, pretrained, reading
+from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import BaseSpec
+from oral_lib.pretrained.hugging_face import (
+    CONFIG_FAULTS,
+    check_vocabulary,
+    constructor_settings,
+    pretrained,
+    read_config,
+    read_tokenizer,
+    reading,
+)
 from oral_lib.progress import bar
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
@@ -200,12 +209,15 @@ def load(
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     folder = folder or ensure(spec)
-    with reading(folder, "pipeline of diffusers", ValueError):
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-        tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    schedule = folder / "scheduler" / "scheduler_config.json"
+    with reading(folder, "pipeline of diffusers", *CONFIG_FAULTS):
+        scheduler = DDIMScheduler(**constructor_settings(DDIMScheduler, schedule))
+    tokenizer = read_tokenizer(folder / "tokenizer", "tokenizer")
+    config = read_config(folder / "text_encoder", "text encoder", ("clip_text_model",))
     unet = pretrained(UNet2DConditionModel, folder / "unet", "UNet", torch_dtype=dtype)
     vae = pretrained(AutoencoderKL, folder / "vae", "VAE")
-    encoder = pretrained(CLIPTextModel, folder / "text_encoder", "text encoder")
+    encoder = pretrained(CLIPTextModel, folder / "text_encoder", "text encoder", config=config)
+    check_vocabulary(folder, tokenizer, encoder.get_input_embeddings())
     unet, vae = unet.to(device), vae.to(device)  # the VAE stays float32: half precision overflows
     unet.name_or_path = spec.hub  # PEFT writes it into adapters
     states = [encode_prompt(encoder, tokenizer, text) for text in (PROMPT, "")]

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AttentionInterface,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
@@ -25,12 +23,24 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL_KINDS,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as ENCODER_KINDS,
+)
 
 from oral_lib import seeds
 from oral_lib.errors import UsageError
-from oral_lib.models.base import BaseModel, EncodedRows, pretrained, reading
+from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
 from oral_lib.pretrained.context import cut_contexts, cut_pairs
+from oral_lib.pretrained.hugging_face import (
+    check_vocabulary,
+    pretrained,
+    read_config,
+    read_tokenizer,
+)
 from oral_lib.tasks.rows import FILLER, Row
 from oral_lib.tasks.task import Task, valid_tasks
 
@@ -110,7 +120,7 @@ class CausalModel(TextModel):
             begins.append(begin)
         lengths, begins = torch.tensor([len(ids) for ids in sequences]), torch.tensor(begins)
         return EncodedRows(
-            pad_sequence(sequences, batch_first=True).to(self.device),
+            self.embedded(pad_sequence(sequences, batch_first=True)).to(self.device),
             lengths.to(self.device),
             begins.to(self.device),
             len(rows[0].options) if kind == "option" else 1,
@@ -140,8 +150,13 @@ class CausalModel(TextModel):
 
     def _padded(self, ids: Sequence[list[int]]) -> Tensor:
         rows = [torch.tensor(row, dtype=torch.long) for row in ids]
-        padding = self.tokenizer.pad_token_id or 0
-        return pad_sequence(rows, batch_first=True, padding_value=padding).to(self.device)
+        table = pad_sequence(rows, batch_first=True, padding_value=self.padding)
+        return self.embedded(table).to(self.device)
+
+    @property
+    def padding(self) -> int:
+        """The token that fills a batch; it is never read."""
+        return self.tokenizer.pad_token_id or 0
 
     def _check_label_words(self, task: Task, rows: Sequence[Row]) -> None:
         """UsageError unless each row's prompt is followed by the tokens of `answer_ids`."""
@@ -254,10 +269,10 @@ def load(
         if torch.device(device).type == "cuda":
             model.set_attn_implementation(attention(model.config, device, causal))
     else:
-        with reading(folder, spec.name, ValueError):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            config = AutoConfig.from_pretrained(folder)
-        options = {"attn_implementation": attention(config, device, causal)}
+        config = read_config(folder, spec.name, CAUSAL_KINDS if causal else ENCODER_KINDS)
+        tokenizer = read_tokenizer(folder, spec.name)
+        config.num_labels = labels
+        options = {"config": config, "attn_implementation": attention(config, device, causal)}
         if causal:
             model = pretrained(AutoModelForCausalLM, folder, spec.name, **options)
         else:  # the head is new, and other heads are left out
@@ -267,13 +282,14 @@ def load(
                 spec.name,
                 new=("classifier.",),
                 extra=("classifier.", "cls."),
-                num_labels=labels,
                 **options,
             )
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "left" if causal else "right"  # an answer follows a prompt's end
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if folder is not None:
+        check_vocabulary(folder, tokenizer, model.get_input_embeddings())
     model.name_or_path = spec.hub  # PEFT writes it into adapters
     for weight in model.parameters():  # not buffers: rounded frequencies would move positions
         weight.data = weight.data.to(dtype)

@@ -6,14 +6,23 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as ENCODER_KINDS,
+)
 
 from oral_lib import seeds
 from oral_lib.assets import sources
 from oral_lib.errors import UsageError, closest
-from oral_lib.models.base import pretrained, reading
 from oral_lib.models.text import word_tokenizer
+from oral_lib.pretrained.hugging_face import (
+    check_vocabulary,
+    pretrained,
+    read_config,
+    read_tokenizer,
+)
 
+POSITIONS = 512  # tokens of a text, if a model does not say
 ENCODERS = {  # name -> width e
     "minilm-l6": 384,
     "minilm-l3": 384,
@@ -49,15 +58,20 @@ class TextEncoder:
                 self.model = BertModel(config, add_pooling_layer=False)
         else:
             folder = sources.model_dir(name.removesuffix("-words"), source=source)
-            with reading(folder, f"text encoder {name}", ValueError):
-                self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            what = f"text encoder {name}"
+            config = read_config(folder, what, ENCODER_KINDS)
+            self.tokenizer = read_tokenizer(folder, what)
             self.model = pretrained(
                 AutoModel,
                 folder,
-                f"text encoder {name}",
+                what,
+                config=config,
                 extra=("pooler.", "cls.", "classifier."),
                 add_pooling_layer=False,
             )
+            check_vocabulary(folder, self.tokenizer, self.model.get_input_embeddings())
+            longest = getattr(config, "max_position_embeddings", None) or POSITIONS
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)
         self.model = self.model.float().requires_grad_(False).eval()
 
     @torch.no_grad()

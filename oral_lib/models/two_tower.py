@@ -23,15 +23,25 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as ENCODER_KINDS,
+)
 
 from oral_lib import seeds, storage
 from oral_lib.assets import sources
-from oral_lib.errors import UsageError
-from oral_lib.models.base import BaseModel, EncodedRows, check_tensors, quiet
+from oral_lib.errors import OralError, UsageError
+from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import Alignment, BaseSpec
 from oral_lib.models.text import attention
-from oral_lib.models.vision import Backbone
+from oral_lib.models.vision import Backbone, architecture, preprocessing_settings
+from oral_lib.pretrained.folders import MODEL_CONFIG, only, read_settings
+from oral_lib.pretrained.hugging_face import (
+    check_tensors,
+    check_vocabulary,
+    config_settings,
+    quiet,
+    read_tokenizer,
+)
 from oral_lib.tasks.rows import Row, Split, task_rows
 from oral_lib.tasks.task import Task, load_task
 
@@ -103,6 +113,10 @@ class Towers(Backbone):
             f"{self.spec.classes} classes; LoRA of rank {self.spec.rank} on {linear} linear layers "
             f"and {len(adapted) - linear} convolutions, {', '.join(self.spec.targets)}."
         )
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.clip.text.transformer.get_input_embeddings()
 
     @property
     def width(self) -> int:
@@ -207,12 +221,42 @@ def write_config(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel)
 
 def built(folder: Path, spec: BaseSpec) -> TwoTowers:
     """The model that `folder` describes; projections and fusion are a fixed random draw."""
-    config = storage.read_json(folder / CONFIG_FILE)["model_cfg"]
-    vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
-    text.hf_model_name = str(folder)
-    with torch.random.fork_rng(devices=[]), quiet():
+    width, vision, text = _tower_settings(folder)
+    encoder = {MODEL_CONFIG: config_settings(folder, "text tower", ENCODER_KINDS)}
+    with only((), encoder) as clean, torch.random.fork_rng(devices=[]), quiet():
+        text.hf_model_name = str(clean)  # open_clip reads its config.json
         torch.manual_seed(seeds.integer(0, "towers", spec.name))
-        return TwoTowers(CustomTextCLIP(config["embed_dim"], vision, text), spec.classes)
+        return TwoTowers(CustomTextCLIP(width, vision, text), spec.classes)
+
+
+def _tower_settings(folder: Path) -> tuple[int, CLIPVisionCfg, CLIPTextCfg]:
+    """(width of the shared space, image tower, text tower) in open_clip_config.json.
+
+    Towers are built from the settings in `folder`, never from a name on the hub.
+    """
+    file = folder / CONFIG_FILE
+    model = read_settings(file).get("model_cfg")
+    try:
+        image, language = dict(model["vision_cfg"]), dict(model["text_cfg"])
+        vision = CLIPVisionCfg(
+            image_size=int(image["image_size"]),
+            timm_model_name=architecture(image["timm_model_name"], file),
+            timm_model_pretrained=False,
+            timm_pool=str(image["timm_pool"]),
+            timm_proj=str(image["timm_proj"]),
+        )
+        text = CLIPTextCfg(
+            context_length=int(language["context_length"]),
+            hf_model_pretrained=False,
+            hf_proj_type=str(language["hf_proj_type"]),
+            hf_pooler_type=str(language["hf_pooler_type"]),
+        )
+        return int(model["embed_dim"]), vision, text
+    except (LookupError, TypeError, ValueError) as error:
+        raise OralError(
+            f"{file} does not describe two towers ({type(error).__name__}: {error}): create the "
+            "model again."
+        ) from error
 
 
 def from_released(folder: Path, spec: BaseSpec, image: Backbone, text: BaseModel) -> Towers:
@@ -247,7 +291,9 @@ def _towers(folder: Path, spec: BaseSpec, model: TwoTowers, scale: float) -> Tow
     device = next(model.parameters()).device
     encoder.set_attn_implementation(attention(encoder.config, device))
     model.name_or_path = spec.hub  # PEFT writes it into adapters
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = read_tokenizer(folder, spec.name)
+    check_vocabulary(folder, tokenizer, encoder.get_input_embeddings())
     tokenizer.padding_side = tokenizer.truncation_side = "right"
-    preprocessing = storage.read_json(folder / CONFIG_FILE)["preprocess_cfg"]
+    file = folder / CONFIG_FILE
+    preprocessing = preprocessing_settings(read_settings(file).get("preprocess_cfg"), file)
     return Towers(spec, model, tokenizer, preprocessing, scale)

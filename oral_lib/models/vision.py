@@ -12,13 +12,16 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL.Image import Resampling
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from oral_lib import seeds, storage
 from oral_lib.errors import OralError, UsageError
-from oral_lib.models.base import BaseModel, EncodedRows, check_tensors
+from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import YES_NO, BaseSpec
+from oral_lib.pretrained.folders import MODEL_CONFIG, read_settings
+from oral_lib.pretrained.hugging_face import CONFIG_FAULTS, check_tensors
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
@@ -155,25 +158,112 @@ def load(
 
 
 def _restored(spec: BaseSpec, folder: Path) -> nn.Module:
-    config = storage.read_json(folder / "config.json")
+    file = folder / MODEL_CONFIG
+    config = read_settings(file)
+    name = architecture(config.get("architecture"), file)
+    settings = preprocessing_settings(config.get("pretrained_cfg"), file)
+    options = _model_settings(config.get("model_args"), file)
     try:
-        name, settings = config["architecture"], dict(config["pretrained_cfg"])
-        head, options = settings["classifier"], config.get("model_args", {})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise OralError(
-            f"{folder / 'config.json'} does not describe a timm model ({error!r}): put the file "
-            "that timm wrote there again."
-        ) from error
-    if not timm.is_model(name):
-        raise OralError(
-            f"{folder / 'config.json'} names the architecture {name!r}, unknown to timm "
-            f"{timm.__version__}: use a model that it has."
+        model = timm.create_model(
+            name, pretrained=False, num_classes=spec.classes, pretrained_cfg=settings, **options
         )
-    settings.pop("num_classes", None)
-    model = timm.create_model(name, num_classes=spec.classes, pretrained_cfg=settings, **options)
+    except CONFIG_FAULTS as error:
+        raise OralError(
+            f"{file} does not fit timm's {name} ({type(error).__name__}: {error}): use timm's file."
+        ) from error
+    head = settings.get("classifier", "")
+    if not isinstance(dict(model.named_modules()).get(head), nn.Linear):
+        raise OralError(f"{file}: classifier {head!r} is not the head of {name}: use timm's file.")
     tensors = storage.read_tensors(folder / "model.safetensors")
     # the head in the file is another task's: adapters bring their own
-    tensors |= {n: v for n, v in model.state_dict().items() if n.startswith(head)}
+    tensors |= {n: v for n, v in model.state_dict().items() if n.startswith(f"{head}.")}
     check_tensors(folder, tensors, model, f"architecture {name} in config.json")
     model.load_state_dict(tensors)
     return model
+
+
+# ---------------------------------------------------------------- settings of a folder
+# Of a released config.json only these settings reach timm; others may name files and addresses.
+PREPROCESSING = {  # name -> what its value is
+    "mean": "three numbers",
+    "std": "three numbers",
+    "input_size": "three sizes",
+    "interpolation": "a method",
+    "crop_pct": "a number",
+    "classifier": "the name of a layer",
+    "fixed_input_size": "true or false",
+}
+OPTIONAL = ("input_size", "crop_pct", "classifier", "fixed_input_size")
+MODEL_SETTINGS = (  # of layers, which weights do not show
+    *("bn_eps", "bn_momentum", "drop_rate", "drop_path_rate", "dynamic_img_size", "global_pool"),
+    *("img_size", "patch_size"),
+)
+
+
+def architecture(name: object, file: Path) -> str:
+    """`name`, an architecture of timm. OralError for any other name, such as one on the hub."""
+    if not isinstance(name, str) or not timm.is_model(name) or ":" in name or "/" in name:
+        raise OralError(
+            f"{file} names the architecture {name!r}, unknown to timm {timm.__version__}: use a "
+            "model that it has."
+        )
+    return name
+
+
+def preprocessing_settings(content: object, file: Path) -> dict:
+    """The settings of images and head in `content`, of the JSON `file`.
+
+    OralError if one is missing or of another form.
+    """
+    if not isinstance(content, dict):
+        raise OralError(f"{file} does not describe how images are read: use the released file.")
+    settings = {}
+    for key, form in PREPROCESSING.items():
+        value = content.get(key)
+        if value is None and key in OPTIONAL:
+            continue
+        if not _is_of_form(form, value):
+            raise OralError(
+                f"{file}: {key} is {value!r}, and must be {form}: use the released file."
+            )
+        settings[key] = value
+    return settings
+
+
+def _is_of_form(form: str, value: object) -> bool:
+    if form == "three numbers":
+        return _is_list(value, (int, float)) and all(-1e3 < x < 1e3 for x in value)
+    if form == "three sizes":
+        return _is_list(value, int) and all(0 < x < 1 << 14 for x in value)
+    if form == "true or false":
+        return isinstance(value, bool)
+    if form == "a number":
+        return type(value) in (int, float)
+    if form == "a method":
+        return isinstance(value, str) and value.upper() in Resampling.__members__
+    return isinstance(value, str) and bool(value)
+
+
+def _is_list(value: object, kinds) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(x, kinds) and not isinstance(x, bool) for x in value)
+    )
+
+
+def _model_settings(content: object, file: Path) -> dict:
+    """The settings of layers in `content`; OralError for settings that are not known."""
+    if not isinstance(content, dict | None):
+        raise OralError(f"{file}: model_args is {content!r}, and must be settings by name.")
+    for key, value in (content or {}).items():
+        values = value if isinstance(value, list) else [value]
+        plain = all(
+            isinstance(x, str) or (isinstance(x, int | float) and 0 <= x < 1 << 14) for x in values
+        )
+        if key not in (*MODEL_SETTINGS, "num_classes") or not plain:
+            raise OralError(
+                f"{file}: model_args has {key} = {value!r}; known settings are "
+                f"{', '.join(MODEL_SETTINGS)}: remove it."
+            )
+    return {key: value for key, value in (content or {}).items() if key in MODEL_SETTINGS}

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AttentionInterface,
-    AutoTokenizer,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
@@ -31,9 +30,9 @@ from transformers import (
 )
 from transformers.vision_utils import get_vision_position_ids
 
-from oral_lib import seeds, storage
+from oral_lib import seeds
 from oral_lib.errors import OralError, UsageError
-from oral_lib.models.base import EncodedRows, pretrained, reading
+from oral_lib.models.base import EncodedRows
 from oral_lib.models.registry import BaseSpec
 from oral_lib.models.text import (
     TOKENS,
@@ -44,6 +43,13 @@ from oral_lib.models.text import (
     word_tokenizer,
 )
 from oral_lib.models.vision import Backbone
+from oral_lib.pretrained.hugging_face import (
+    check_vocabulary,
+    pretrained,
+    read_config,
+    read_processor,
+    read_tokenizer,
+)
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 
@@ -126,6 +132,8 @@ class VisionLanguage(Backbone):
             self.chat_end = texts[1]
             if before.count(pad) != 1 or pad in after:
                 raise ValueError(f"{before.count(pad)} images before the question")
+            if max(before + after) >= self.embedding.num_embeddings:
+                raise ValueError("a special token without a row in the embedding")
         except MemoryError:
             raise
         except Exception as error:  # a template is a program and may fail in any way
@@ -192,7 +200,8 @@ class VisionLanguage(Backbone):
         after = self._plain([instruction])[0] + self.after if instruction else self.after
         rows = [self.before + ids[:max_tokens] + after for ids in self._plain(texts)]
         lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
-        ids = pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True).to(self.device)
+        ids = self.embedded(pad_sequence([torch.tensor(ids) for ids in rows], batch_first=True))
+        ids = ids.to(self.device)
         mask = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
         return {"input_ids": ids, "attention_mask": mask.long()}
 
@@ -266,17 +275,13 @@ def load(
 
 
 def _restored(spec: BaseSpec, folder: Path, dtype: torch.dtype):
-    settings = storage.read_json(folder / "config.json")
-    kind = settings.get("model_type") if isinstance(settings, dict) else settings
-    if kind != "qwen2_vl":
-        raise OralError(f"{folder} does not hold a Qwen2-VL: config.json has model_type {kind!r}.")
-    with reading(folder, spec.name, ValueError):
-        config = Qwen2VLConfig.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        processor = Qwen2VLImageProcessor.from_pretrained(folder)
+    config = read_config(folder, spec.name, ("qwen2_vl",))
+    tokenizer = read_tokenizer(folder, spec.name)
+    processor = read_processor(Qwen2VLImageProcessor, folder, spec.name)
     model = pretrained(
         Qwen2VLForConditionalGeneration, folder, spec.name, config=config, dtype=dtype
     )
+    check_vocabulary(folder, tokenizer, model.get_input_embeddings())
     return model, tokenizer, processor
 
 
