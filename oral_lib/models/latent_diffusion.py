@@ -209,9 +209,9 @@ def load(
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
     folder = folder or ensure(spec)
-    schedule = folder / "scheduler" / "scheduler_config.json"
+    schedule = folder / "scheduler", "scheduler", "scheduler_config.json"
     with reading(folder, "pipeline of diffusers", *CONFIG_FAULTS):
-        scheduler = DDIMScheduler(**constructor_settings(DDIMScheduler, schedule))
+        scheduler = DDIMScheduler(**constructor_settings(DDIMScheduler, *schedule))
     tokenizer = read_tokenizer(folder / "tokenizer", "tokenizer")
     config = read_config(folder / "text_encoder", "text encoder", ("clip_text_model",))
     unet = pretrained(UNet2DConditionModel, folder / "unet", "UNet", torch_dtype=dtype)

@@ -198,14 +198,18 @@ def read_processor(kind: type, folder: Path, what: str):
         return kind.from_pretrained(clean, local_files_only=True)
 
 
-def constructor_settings(kind: type, file: Path) -> dict[str, Any]:
-    """The settings in the JSON `file` that the constructor of `kind`, a class of diffusers, has.
+def constructor_settings(
+    kind: type, folder: Path, what: str, name: str = MODEL_CONFIG
+) -> dict[str, Any]:
+    """The settings in the file `name` that the constructor of `kind`, a class of diffusers, has.
 
     OralError if the file is missing or damaged, or describes quantised weights.
     """
-    content = folders.read_settings(file)
+    content = _settings(folder, name, what)
     if content.get("quantization_config") is not None:
-        raise OralError(f"{file} describes quantised weights: use weights of full precision.")
+        raise OralError(
+            f"{folder / name} describes quantised weights: use weights of full precision."
+        )
     names = set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs"}
     return {key: value for key, value in content.items() if key in names}
 
@@ -260,7 +264,7 @@ def pretrained(
         settings = {GENERATION_CONFIG: {name: getattr(config, name, None) for name in ends}}
     else:
         about = {"_class_name": kind.__name__}
-        settings = {MODEL_CONFIG: about | constructor_settings(kind, folder / MODEL_CONFIG)}
+        settings = {MODEL_CONFIG: about | constructor_settings(kind, folder, what)}
     with folders.only(files, settings) as clean, reading(folder, what, *SIZE_FAULTS):
         for file in folders.weight_files(folder):
             with safe_open(file, "pt"):  # the header must account for every byte of the file
