@@ -1,8 +1,10 @@
 """Folders of strangers: named files are read, nothing else takes part, and nothing is asked for."""
 
+import ast
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import made_tokenizers
 import pytest
@@ -22,6 +24,7 @@ from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)
+PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 FAR = "https://example.org/weights.bin"
 HOSTILE = {  # of a configuration of transformers or diffusers
     "_name_or_path": "someone/else",
@@ -482,3 +485,22 @@ def test_the_class_of_transformers_is_the_same_as_before(causal):
     ours, theirs = base.model.config.to_dict(), model.config.to_dict()
     assert ours.pop("_name_or_path") == "" != theirs.pop("_name_or_path")
     assert ours == theirs
+
+
+# ---------------------------------------------------------------- one way in
+def test_models_of_others_are_read_in_one_place():
+    """`conversions` reads the one GGUF file that it wrote into a folder of its own."""
+    places = {"pretrained/hugging_face.py", "assets/conversions.py"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            call, owner = node.func.attr, ast.unparse(node.func.value)
+            if call == "from_pretrained" and owner not in ("Generator", "cls"):
+                assert name in places, (name, node.lineno)
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given["local_files_only"] == "True", (name, node.lineno)
+            if call == "create_model":
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert given.get("pretrained", "False") == "False", (name, node.lineno)

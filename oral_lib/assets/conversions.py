@@ -127,8 +127,10 @@ def _from_gguf(gguf: bytes, folder: Path, pre_tokenizer=None) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".tmp") as temporary:
         (Path(temporary) / "model.gguf").write_bytes(gguf)
         source = {"pretrained_model_name_or_path": temporary, "gguf_file": "model.gguf"}
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype="float32")
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, dtype="float32", local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(**source, local_files_only=True)
     # transformers does not save a model loaded from GGUF: copy its weights into a plain one
     config = model.config
     del config.quantization_config
