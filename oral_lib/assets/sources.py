@@ -21,6 +21,7 @@ from oral_lib.assets.cache import (
 )
 from oral_lib.assets.datasets import ROWS, digits
 from oral_lib.assets.packages import ASSETS, Asset, accepted, archive, pins, require_accepted
+from oral_lib.assets.parquet import read_table, with_origin
 from oral_lib.errors import PreflightError, UsageError, closest
 
 if TYPE_CHECKING:
@@ -150,19 +151,15 @@ def local_rows(folder: str | Path, dataset: str, split: str) -> "DataFrame":
     """Content of <folder>/<dataset>/<split>.parquet.
 
     Raises:
-        PreflightError: if the file is missing, truncated or not parquet.
+        PreflightError: if the file is missing, truncated, not parquet or not UTF-8.
     """
-    import pandas
-
     path = Path(folder) / storage.safe_name(dataset) / f"{storage.safe_name(split)}.parquet"
     if not path.is_file():
+        fault = "is not a file" if path.exists() else "does not exist"
         raise PreflightError(
-            f"{path} does not exist: a local source stores DIR/<data set>/<split>.parquet."
+            f"{path} {fault}: a local source stores DIR/<data set>/<split>.parquet."
         )
-    try:
-        return pandas.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise PreflightError(f"{path} is truncated or not a parquet file: replace it.") from error
+    return read_table(path)
 
 
 def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame":
@@ -183,7 +180,7 @@ def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame
         table = datasets.load_dataset(repo_id, config, split=split, revision=revision)
     except (*_hub_errors(), DatasetsError, ValueError) as error:  # ValueError: not in the cache
         raise _hub_failure(repo_id, error) from error
-    return table.to_pandas()
+    return with_origin(table.to_pandas(), f"{repo_id} ({split})")
 
 
 def missing(source: str = "packages", experiment: str = "language") -> list[str]:

@@ -1,14 +1,18 @@
 """The rows of a task: read from a source, or synthetic, and split into three parts.
 
-The rows are shuffled with the task's split seed. No two of them have texts that differ in case and
-punctuation only. `tables.py` reads the tables of a source.
+The rows are shuffled with the task's split seed. No two of them have one image and texts that
+differ in case, blanks and punctuation only; the number of rows that are left out is printed.
+`tables.py` reads the tables of a source.
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
+from string import punctuation
+from unicodedata import category, normalize
 from zlib import crc32
 
 import numpy as np
@@ -65,6 +69,7 @@ def partition(
         group: group of each of `rows`. All rows of a group go to one part: groups are assigned to
             test (unless `test` is given), then to validation, then to train, until each is full.
     """
+    everything = [*rows, *(test or ()), *(validation or ())]
     train = _shuffled(rows, seed)
     test = train if test is None else _shuffled(test, seed)
     validation = train if validation is None else _shuffled(validation, seed)
@@ -82,6 +87,10 @@ def partition(
     )
     others = test_rows + validation_rows
     train_rows = _distinct(_without_images_of(train, others), sizes["train"], seen)
+    if source != "made":
+        contents = [(row.image, _content(row.text)) for row in everything]
+        if repeats := len(contents) - len(set(contents)):
+            _report_repeats(everything[0].key.split("-")[0], source, repeats, len(contents))
     return Split(source, train_rows, validation_rows, test_rows)
 
 
@@ -111,15 +120,46 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _distinct(rows: Sequence[Row], n: int, seen: set) -> tuple[Row, ...]:
-    """The first `n` rows whose image and text (without case and punctuation) are not in `seen`, to
-    which they are added."""
+    """The first `n` rows whose image and text (`_content`) are not in `seen`, to which they are
+    added."""
     distinct = []
     for row in rows:
-        content = row.image, " ".join(re.findall(r"\w+", row.text.casefold()))
+        content = row.image, _content(row.text)
         if len(distinct) < n and content not in seen:
             seen.add(content)
             distinct.append(row)
     return tuple(distinct)
+
+
+def _content(text: str) -> str:
+    """`text` without case, blanks and punctuation. Vowel signs, accents and emoji are kept.
+
+    >>> _content("Isn't it  GOOD?") == _content("isn't it good")
+    True
+    """
+    if text.isascii():
+        return " ".join(re.findall(r"\w+", text.casefold()))
+    text = normalize("NFC", normalize("NFC", text).casefold())
+    return " ".join("".join(letter if _counts(letter) else " " for letter in text).split())
+
+
+@cache
+def _counts(letter: str) -> bool:
+    """Whether texts that differ in this letter are different: it is not blank, not punctuation, not
+    a sign of ASCII except "_", and not the sign of a currency."""
+    kind = category(letter)
+    ignored = kind[0] in "PZ" or kind in ("Cc", "Cf", "Cs", "Sc") or letter in punctuation
+    return letter == "_" or not ignored
+
+
+@cache
+def _report_repeats(name: str, source: str, n: int, total: int) -> None:
+    """Prints once how many rows of a task repeat others."""
+    print(
+        f"note: task {name}: {n:,} of {total:,} rows from {source} are left out: they repeat the "
+        "text or image of others (up to case, blanks and punctuation).",
+        file=sys.stderr,
+    )
 
 
 SYNTHETIC = {"train": 6000, "validation": 600, "test": 1500}  # rows of the source "made"
@@ -169,7 +209,7 @@ def task_rows(task: Task, source: str) -> Split:
         return partition(kind, sizes, seed, parts["train"], parts["test"], parts["validation"])
     if kind == "packages":
         frame = tables.package_frame(spec)
-        group = frame[spec["group"]].tolist() if "group" in spec else None
+        group = tables.groups(task, frame, spec, "all")
         return partition(kind, sizes, seed, _rows(task, frame, spec, "all"), group=group)
 
     def frame_of(part: str) -> pd.DataFrame:
@@ -178,13 +218,11 @@ def task_rows(task: Task, source: str) -> Split:
         else:
             frame = sources.hub_rows(spec["repo"], spec["config"], spec[part], spec["revision"])
         if task.scoring == "match":  # an image and all of its texts belong together
-            tables.require_columns(task, frame, [spec["text"]])
-            frame = frame.assign(label=range(len(frame))).explode(spec["text"], ignore_index=True)
+            frame = tables.one_row_a_text(task, frame, spec)
         return frame
 
     train, test = frame_of("train"), frame_of("test")
-    tables.require_columns(task, train, [spec["group"]] if "group" in spec else [])
-    group = train[spec["group"]].tolist() if "group" in spec else None
+    group = tables.groups(task, train, spec, "train")
     parts = [_rows(task, train, spec, "train"), _rows(task, test, spec, "test")]
     return partition(kind, sizes, seed, *parts, group=group)
 

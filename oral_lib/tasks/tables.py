@@ -15,13 +15,17 @@ An entry under `sources` says how the rows of a source are read:
 - `part`: the column that states the part of a row.
 """
 
+import math
 import re
 from collections.abc import Iterable
+from numbers import Number
 from string import Formatter
+from typing import Any
 
 import pandas as pd
 
 from oral_lib.assets import sources
+from oral_lib.documents.words import is_blank
 from oral_lib.errors import PreflightError
 from oral_lib.tasks import images
 from oral_lib.tasks.images import CellError
@@ -41,6 +45,13 @@ def row_fields(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[d
         PreflightError: if a column is missing, or a cell is not as the task requires. The message
             quotes the row.
     """
+    if not frame.columns.is_unique:
+        names = frame.columns[frame.columns.duplicated()]
+        raise PreflightError(
+            f"task {task.name!r}: {_origin(frame, part)} has the column {names[0]!r} twice."
+        )
+    if not len(frame):
+        raise PreflightError(f"task {task.name!r}: {_origin(frame, part)} has no rows.")
     fields = []
     for i, cells in enumerate(frame.to_dict("records")):
         try:
@@ -49,11 +60,53 @@ def row_fields(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list[d
             require_columns(task, frame, error.args)
             raise
         except CellError as error:
-            raise PreflightError(
-                f"task {task.name!r}: row {i} of {part} is invalid: {error}. Its cells: "
-                f"{_short(cells)}. Check the data set."
-            ) from error
+            raise _invalid(task, frame, part, i, f"{error}. Its cells: {_short(cells)}") from error
     return fields
+
+
+def groups(task: Task, frame: pd.DataFrame, spec: dict, part: str) -> list | None:
+    """The group of each row, or None for a source without groups. PreflightError for an empty cell
+    and for one that is neither a text nor a number."""
+    if "group" not in spec:
+        return None
+    require_columns(task, frame, [spec["group"]])
+    cells = frame[spec["group"]].tolist()
+    kinds = {str if isinstance(cell, str) else Number for cell in cells if _is_value(cell)}
+    for i, cell in enumerate(cells):
+        if not _is_value(cell) or len(kinds) > 1:
+            fault = f"{spec['group']!r} is not a group: {_quoted(cell)}"
+            raise _invalid(task, frame, part, i, fault)
+    return cells
+
+
+def one_row_a_text(task: Task, frame: pd.DataFrame, spec: dict) -> pd.DataFrame:
+    """A table of images with several texts each as one row a text; the label is the image."""
+    require_columns(task, frame, [spec["text"]])
+    origin, column = frame.attrs, frame[spec["text"]].astype(object)
+    frame = frame.assign(**{"label": range(len(frame)), spec["text"]: column})
+    frame = frame.explode(spec["text"], ignore_index=True)
+    frame.attrs = origin
+    return frame
+
+
+def _origin(frame: pd.DataFrame, part: str) -> str:
+    """The name of a part, with the file that it was read from."""
+    file = frame.attrs.get("file")
+    return f"{part} ({file})" if file else part
+
+
+def _invalid(task: Task, frame: pd.DataFrame, part: str, row: int, fault: str) -> PreflightError:
+    return PreflightError(
+        f"task {task.name!r}: row {row} of {_origin(frame, part)} is invalid: {fault}. Check the "
+        "data set."
+    )
+
+
+def _is_value(cell: Any) -> bool:
+    """Whether a cell is a number or a text that is not blank: no None, NaN, list or bytes."""
+    if isinstance(cell, str):
+        return not is_blank(cell)
+    return isinstance(cell, Number | bool) and cell == cell
 
 
 def _content(task: Task, cells: dict, spec: dict) -> dict:
@@ -61,7 +114,9 @@ def _content(task: Task, cells: dict, spec: dict) -> dict:
     if task.scoring in ("image", "style"):
         return {"text": "", "image": images.file_bytes(cells[spec["image"]])}
     if task.scoring in PAIRED:
-        image = {"image": images.file_bytes(cells[spec["image"]]), "kind": cells.get("kind", "")}
+        kind = cells.get("kind")
+        image = {"image": images.file_bytes(cells[spec["image"]])}
+        image["kind"] = kind if isinstance(kind, str) else ""
         return {"text": _filled(spec["text"], cells)} | image
     return {"text": _filled(spec["text"], cells)}
 
@@ -70,37 +125,55 @@ def require_columns(task: Task, frame: pd.DataFrame, columns: Iterable[str]) -> 
     """Raises PreflightError for the first of `columns` that `frame` does not have."""
     if missing := [name for name in columns if name not in frame.columns]:
         raise PreflightError(
-            f"task {task.name!r}: the data set has no column {missing[0]!r}; its columns: "
-            f"{', '.join(map(str, frame.columns))}."
+            f"task {task.name!r}: {_origin(frame, 'the data set')} has no column {missing[0]!r}; "
+            f"its columns: {', '.join(map(str, frame.columns))[:300]}."
         )
 
 
-def _short(cells: dict, most: int = 60) -> str:
-    """The cells of a row in one line, each of at most `most` letters."""
-    texts = {name: repr(cell) for name, cell in cells.items()}
-    return ", ".join(f"{n}: {c if len(c) <= most else c[:most] + '...'}" for n, c in texts.items())
+def _short(cells: dict) -> str:
+    """The cells of a row in one line."""
+    return ", ".join(f"{name}: {_quoted(cell)}" for name, cell in cells.items())
+
+
+def _quoted(cell: Any, most: int = 60) -> str:
+    """A cell in one line of at most `most` letters."""
+    text = " ".join(repr(cell).split())
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _filled(form: str, cells: dict) -> str:
     """The column `form`, or the template `form` over the columns. CellError for an empty cell."""
-    names = [name for _, name, *_ in Formatter().parse(form) if name] if "{" in form else [form]
-    for name in names:
-        if cells[name] is None or cells[name] != cells[name]:  # NaN
-            raise CellError(f"{name!r} is empty")
-    return form.format_map(cells) if "{" in form else _text(cells, form)
+    if "{" not in form:
+        return _text(cells, form)
+    for _, name, *_ in Formatter().parse(form):
+        if name and not _is_value(cells[name]):
+            raise CellError(f"{name!r} is {_fault(cells[name])}")
+    return form.format_map(cells)
 
 
 def _text(cells: dict, column: str) -> str:
-    """The text in `column`. CellError if it is not a text."""
-    if not isinstance(cells[column], str):
-        raise CellError(f"{column!r} is not a text")
+    """The text in `column`. CellError if it is not a text, or blank."""
+    if not isinstance(cells[column], str) or is_blank(cells[column]):
+        raise CellError(f"{column!r} is {_fault(cells[column])}")
     return cells[column]
+
+
+def _fault(cell: Any) -> str:
+    """What is wrong with a cell that should be a text."""
+    if is_blank(cell) or cell is None or cell is pd.NA or cell is pd.NaT:
+        return "empty"
+    if isinstance(cell, float) and math.isnan(cell):
+        return "empty"
+    return f"not a text ({type(cell).__name__})"
 
 
 def _truth(task: Task, cells: dict, spec: dict) -> dict:
     """Label and options, or answer and target of a row, as fields of `Row`."""
     if task.scoring == "answer":
-        return {"label": 0} | _solution(_text(cells, spec["answer"]))
+        solution = _solution(_text(cells, spec["answer"]))
+        if is_blank(solution["answer"]):
+            raise CellError(f"{spec['answer']!r} has no answer")
+        return {"label": 0} | solution
     if task.scoring == "style":
         return {"label": 0}
     column = spec.get("label", "label")
@@ -110,11 +183,8 @@ def _truth(task: Task, cells: dict, spec: dict) -> dict:
             raise CellError(f"{column!r} is not an integer")
         return {"label": label}
     values = spec.get("values", range(len(task.labels)))
-    if label not in values:
-        raise PreflightError(
-            f"task {task.name!r}: a row has the label {label!r}, which is not one of "
-            f"{', '.join(map(str, values))}. Check the data set."
-        )
+    if not _is_value(label) or label not in values:
+        raise CellError(f"the label {_quoted(label)} is not one of {', '.join(map(str, values))}")
     return {"label": values.index(label), "options": _options(task, cells, spec)}
 
 
@@ -130,12 +200,10 @@ def _options(task: Task, cells: dict, spec: dict) -> tuple[tuple[str, str], ...]
     if "blank" in spec:
         before, blank, rest = _text(cells, spec["blank"]).partition("_")
         if not blank:
-            raise PreflightError(
-                f"task {task.name!r}: the sentence {before[:60]!r} has no _ to fill. "
-                "Check the data set."
-            )
+            raise CellError(f"the sentence {before[:60]!r} has no _ to fill")
         return tuple((before + option, " " + rest.strip()) for option in options)
-    return tuple((spec["context"].format_map(cells), " " + option) for option in options)
+    context = _filled(spec["context"], cells)
+    return tuple((context, " " + option) for option in options)
 
 
 def _solution(text: str) -> dict[str, str]:
