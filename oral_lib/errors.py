@@ -1,5 +1,6 @@
 """Errors with an exit code. Each message says what was wrong, with which value, and what to do."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -36,6 +37,23 @@ class PreflightError(OralError):
     """
 
     exit_code = 3
+
+
+def memory_fault(error: Exception) -> PreflightError | None:
+    """An error of too little memory in one line with what to do; None for other errors.
+
+    >>> memory_fault(MemoryError()).exit_code
+    3
+    >>> memory_fault(RuntimeError("shapes differ")) is None
+    True
+    """
+    first = (str(error).splitlines() or [""])[0]
+    if not isinstance(error, MemoryError) and not re.search(
+        r"out of memory|(can't|cannot) allocate memory|not enough memory", first, re.IGNORECASE
+    ):
+        return None
+    what = f"out of memory ({first})" if first else "out of memory"
+    return PreflightError(f"{what}: close other programs, or use a machine with more memory.")
 
 
 def closest(word: str, choices: Iterable[str]) -> str:

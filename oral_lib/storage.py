@@ -7,12 +7,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 NAME_LIMIT = 120  # bytes; a temporary file adds a suffix
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_WRITE_REMEDIES = {
+    errno.EACCES: "make its folder writable, or use another folder",
+    errno.EPERM: "make its folder writable, or use another folder",
+    errno.EROFS: "use a folder on another disk",
+    errno.EIO: "check the disk, or use a folder on another one",
+    errno.EMFILE: "allow more open files, such as with ulimit -n 4096",
+    errno.ENFILE: "close other programs: the machine has too many open files",
+    errno.ENAMETOOLONG: "use a folder with a shorter path",
+    errno.EISDIR: "a folder has this name: move it away",
+    errno.ENOTDIR: "a file is in the place of a folder: move it away",
+    errno.EEXIST: "a file is in the place of a folder: move it away",
+}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # a file system without
 
 
@@ -37,13 +50,16 @@ def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
         size: bytes to write, for the message when the disk is full.
 
     Raises:
-        PreflightError: if the disk is full.
+        PreflightError: if the disk is full, or the system refuses to write for another reason.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _flush(temporary)
+        if path.is_dir() and not temporary.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.is_dir():  # os.replace refuses a folder that is not empty: move the old one away
             old = temporary.with_suffix(".old.tmp")
             os.replace(path, old)
@@ -52,18 +68,69 @@ def replacing(path: str | Path, size: int = 0) -> Iterator[Path]:
         else:
             os.replace(temporary, path)
     except Exception as error:
-        # safetensors has the system's error number in its message only
-        if getattr(error, "errno", None) in _FULL or "os error 28" in str(error):
-            raise PreflightError(
-                f"No space left in {path.parent} to write {path.name} ({size:,} bytes). "
-                "Free some space or use another folder."
-            ) from error
+        if refusal := write_refusal(error, path, size):
+            raise refusal from error
         raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the path is too long, or the disk has failed
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def write_refusal(error: Exception, path: Path, size: int = 0) -> PreflightError | None:
+    """Why the system refused to write `path`, in one line with what to do; None for other errors.
+
+    `size` is the number of bytes to write.
+    """
+    number = getattr(error, "errno", None)
+    # safetensors has the system's error number in its message only
+    if number is None and (code := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(code[1])
+    file = str(getattr(error, "filename", None) or path)
+    if not file.startswith(str(path.parent)):  # of another file, such as one that was read
+        return None
+    if number in _FULL:
+        return PreflightError(
+            f"No space left in {path.parent} to write {path.name} ({size:,} bytes). "
+            "Free some space or use another folder."
+        )
+    if number in _WRITE_REMEDIES:
+        return PreflightError(
+            f"{path} cannot be written ({os.strerror(number)}): {_WRITE_REMEDIES[number]}."
+        )
+    return None
+
+
+def system_refusal(error: Exception) -> PreflightError | None:
+    """What the system refused, in one line with what to do; None for other errors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL:
+        remedy = "free some space, or use another folder"
+    elif number in _WRITE_REMEDIES:
+        remedy = _WRITE_REMEDIES[number]
+    else:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return PreflightError(f"{place}{error.strerror}: {remedy}.")
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or every file of a folder, is on the disk.
+
+    A disk that is full or broken may say so only now.
+    """
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                    raise
+            finally:
+                os.close(descriptor)
 
 
 @contextmanager
@@ -190,9 +257,12 @@ def safe_name(name: str) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal. Raises OralError if it is missing."""
-    with _existing_file(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file in hexadecimal. Raises OralError if it is missing or cannot be read."""
+    try:
+        with _existing_file(path).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise OralError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _existing_file(path: str | Path) -> Path:

@@ -105,6 +105,7 @@ def command(folder: Path, jobs: int) -> list[str]:
         # ones, and one that was killed after its last output is done
         *("--keep-going", "--keep-incomplete", "--ignore-incomplete"),
         *("--rerun-triggers", "mtime", "input"),
+        *("--max-checksum-file-size", "0"),  # what `nodes.due` lists runs, whatever its content
         "--nolock",  # runner.lock locks the folder; Snakemake's own lock outlives kill -9
     ]
 

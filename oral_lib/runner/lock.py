@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from oral_lib import storage
 from oral_lib.errors import PreflightError
 from oral_lib.storage import NO_LOCKS
 
@@ -92,8 +93,11 @@ def hold(folder: Path) -> Iterator[int]:
             time.sleep(0.2)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(holder).encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(holder).encode())
+        except OSError as error:
+            raise storage.write_refusal(error, path) or error from None
         yield descriptor
     finally:
         os.close(descriptor)

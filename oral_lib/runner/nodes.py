@@ -3,6 +3,8 @@
 Nothing here depends on what the nodes compute. Imports with the standard library only.
 """
 
+import os
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -104,6 +106,38 @@ def due(plan: Sequence[Node], forced: Collection[str] = ()) -> dict[str, str]:
             if newer:
                 reasons[node.name] = f"{Path(newer[0]).name} is newer"
     return reasons
+
+
+def settle_times(plan: Sequence[Node], finished: Node | None = None) -> int:
+    """The number of files of `plan` with a time in the future, after they got the present time.
+
+    Where a clock was set back, a new file would look older than the files that it is made from. The
+    files keep their order; what `finished` has written is the newest.
+
+    Raises:
+        PreflightError: a time cannot be changed.
+    """
+    now = time.time_ns()
+    mine = set(finished.outputs) if finished else set()
+    paths = {path for node in plan for path in (*node.inputs, *node.after, *node.outputs)} - mine
+    times = {path: Path(path).stat().st_mtime_ns for path in paths if Path(path).exists()}
+    future = [path for path, modified in times.items() if modified > now]
+    last = max((modified for modified in times.values() if modified <= now), default=now)
+    later = {
+        modified: last + 1000 * i
+        for i, modified in enumerate(sorted(set(times[path] for path in future)), 1)
+    }
+    for path in future:
+        try:
+            os.utime(path, ns=(later[times[path]],) * 2)
+        except OSError as error:
+            raise PreflightError(
+                f"{path} has a time in the future, which cannot be changed ({error.strerror}): set "
+                "the clock of this machine, or touch the file."
+            ) from error
+    for path in mine if future else ():
+        os.utime(path)
+    return len(future)
 
 
 def missing_inputs(plan: Sequence[Node]) -> list[str]:

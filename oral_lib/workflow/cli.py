@@ -3,15 +3,14 @@
 Imports with the standard library only; a subcommand imports what it needs when it runs.
 """
 
-import errno
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oral_lib import __version__, paths, scales
-from oral_lib.errors import OralError
+from oral_lib import __version__, paths, scales, storage
+from oral_lib.errors import OralError, memory_fault
 from oral_lib.runner import worker
 from oral_lib.workflow import commands, options
 from oral_lib.workflow.parsing import SEEDS, Parser, path, whole
@@ -31,12 +30,6 @@ COMMAND_GROUPS = {
 }
 TEXT_HELP = "what the adapter has to do; - reads the text from standard input"
 SAVE_HELP = "the new folder of the adapter"
-REMEDIES = {  # error number of the system -> what to do
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or use another folder"),
-    errno.EROFS: "use a folder on another disk",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or use another folder"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), "use another name"),
-}
 
 
 # ---------------------------------------------------------------- the parser
@@ -230,22 +223,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if line := _of_the_machine(error):
-            print(f"oral: {line}", file=sys.stderr)
-            return 3
+        if refusal := storage.system_refusal(error) or memory_fault(error):
+            print(f"oral: {refusal}", file=sys.stderr)
+            return refusal.exit_code
         where = _write_traceback()
         print(f"oral: {type(error).__name__}: {error} (traceback: {where})", file=sys.stderr)
         return 1
-
-
-def _of_the_machine(error: Exception) -> str:
-    """The message of an error that the machine causes: memory, disk, permissions; else empty."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-        return "out of memory: close other programs, or use a machine with more memory."
-    if isinstance(error, OSError) and error.errno in REMEDIES:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}: {REMEDIES[error.errno]}."
-    return ""
 
 
 def _write_traceback() -> str:

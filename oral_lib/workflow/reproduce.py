@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from oral_lib import paths, scales
+from oral_lib import paths, scales, storage
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
@@ -143,6 +143,11 @@ def main(
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if refusal := storage.system_refusal(error):
+            print(f"oral: {refusal}", file=sys.stderr)
+            return refusal.exit_code
+        raise
 
 
 def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
@@ -237,6 +242,11 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
         if missing := graph.missing_inputs(wanted):
             raise PreflightError(f"{missing[0]} is missing: get the whole repository.")
         graph.same_source(folder / "plan.json", args.source)
+        if moved := graph.settle_times(wanted):
+            print(
+                f"{moved} files have times in the future (was the clock set back?): they get the "
+                "present time, in their order. --force runs a node whose notebook you have edited."
+            )
         _check_assets(wanted, args.source, args.offline)
         for node in wanted:
             unpublished = any(not Path(path).exists() for path in node.published)
@@ -322,7 +332,7 @@ def _print_other_commits(args: argparse.Namespace) -> None:
 
     Nodes are due by the age of their files, which a changed default does not touch.
     """
-    from oral_lib import provenance, storage
+    from oral_lib import provenance
 
     path = paths.results_folder(args.scale, args.out) / "manifest.json"
     commit = provenance.code_commit().removesuffix("-dirty")
