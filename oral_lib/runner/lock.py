@@ -16,7 +16,6 @@ from pathlib import Path
 
 from oral_lib import storage
 from oral_lib.errors import PreflightError
-from oral_lib.storage import NO_LOCKS
 
 PATIENCE = 30.0  # seconds for the processes of a killed run to end
 
@@ -49,7 +48,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in storage.NO_LOCKS:
             raise PreflightError(f"{folder} cannot be locked ({error.strerror}).") from error
         print(
             f"oral: {folder} is on a file system without locks ({error.strerror}): start only one "

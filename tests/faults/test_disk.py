@@ -156,15 +156,14 @@ def test_a_folder_without_permission_gives_3_in_one_line(tmp_path_factory):
 
 def test_too_many_open_files_give_3_in_one_line(tmp_path):
     code = (
-        "import resource, sys\nfrom oral_lib import storage\nfrom oral_lib.workflow import cli, notebooks\n"
+        "import resource, sys\nfrom oral_lib.workflow import cli, notebooks\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))\n"
         "kept = [open('/dev/null') for _ in range(10)]\n"
         "def fails(args):\n    more = [open('/dev/null') for _ in range(10)]\n"
         "notebooks.write_twins = fails\nsys.exit(cli.main(['twins']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(paths.ROOT)}}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **where)
     assert done.returncode == 3, done.stderr
     assert "Too many open files: allow more open files, such as with ulimit -n 4096" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and list(tmp_path.iterdir()) == []
