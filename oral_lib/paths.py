@@ -12,10 +12,17 @@ def full(path: str | Path) -> Path:
     """The absolute path, `~` being the home folder.
 
     Raises:
-        PreflightError: `path` begins with `~` and there is no such home folder.
+        PreflightError: `path` begins with `~` and there is no such home folder, or it is not
+            UTF-8, which files of results cannot name.
     """
     try:
-        return Path(path).expanduser().absolute()
+        absolute = Path(path).expanduser().absolute()
+        str(absolute).encode()
+        return absolute
+    except UnicodeEncodeError as error:
+        raise PreflightError(
+            f"the path {os.fsencode(absolute)!r} is not UTF-8: rename or move the folder."
+        ) from error
     except RuntimeError as error:
         raise PreflightError(
             f"{path}: this user has no home folder. Set HOME to a folder that can be written; for "

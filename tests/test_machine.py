@@ -3,15 +3,19 @@
 import errno
 import fcntl
 import os
+import pwd
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from oral_lib import machine, paths, scales, storage
+from oral_lib import machine, paths, provenance, scales, storage
 from oral_lib.errors import PreflightError
-from oral_lib.runner import lock
+from oral_lib.runner import doctor, environment, lock
+from oral_lib.workflow import cli, options
 
 # --- cores and memory ----------------------------------------------------------------------------
 
@@ -218,8 +222,6 @@ def test_a_lock_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_one_process_waits_for_the_lock_of_another_and_says_so(tmp_path, capsys):
-    import subprocess
-
     script = "import sys, time; from oral_lib import storage\n"
     script += f"with storage.file_lock({str(tmp_path / 'a.lock')!r}):\n"
     script += "    print('locked', flush=True); time.sleep(0.5)"
@@ -233,16 +235,199 @@ def test_one_process_waits_for_the_lock_of_another_and_says_so(tmp_path, capsys)
     assert capsys.readouterr().err == "waiting for the other\n"
 
 
-def test_without_a_home_folder_a_path_in_it_is_refused(monkeypatch):
-    import pwd
+def without_a_name(monkeypatch) -> None:
+    """The user has neither a name nor a home folder, as `docker run --user` gives."""
 
     def nobody(*given):
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    monkeypatch.delenv("HOME")
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME", "ORAL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_home_folder_a_path_in_it_is_refused(monkeypatch):
+    without_a_name(monkeypatch)
     with pytest.raises(PreflightError, match=r"Set HOME to a folder .* ORAL_CACHE is enough"):
         paths.full("~/.cache")
     with pytest.raises(PreflightError, match="no home folder"):
         paths.full("~no-such-user/x")
     assert paths.full("/a") == Path("/a")
+
+
+def test_a_user_without_a_name_gets_one_for_libraries_that_look_it_up(monkeypatch):
+    without_a_name(monkeypatch)
+    monkeypatch.setenv("MPLBACKEND", "")  # so that it is set back
+    monkeypatch.setenv("MATPLOTLIBRC", "")
+    monkeypatch.setattr(options, "_open_streams", lambda: None)
+    assert options.start(["a"]) == ["a"]
+    assert os.environ.pop("LOGNAME") == f"user-{os.getuid()}"
+
+
+@pytest.mark.parametrize("home", ["/proc/none", None])
+def test_other_programs_get_a_home_where_the_user_s_cannot_be_written(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "usual"))
+    assert environment.home_variables(tmp_path / "other") == {}
+    without_a_name(monkeypatch)
+    if home:
+        monkeypatch.setenv("HOME", home)
+    variables = environment.home_variables(tmp_path / "other")
+    assert variables.pop("HOME") == str(tmp_path / "other") and (tmp_path / "other").is_dir()
+    # the cache is where it would be, so that its own message says that it cannot be written
+    assert variables == ({"ORAL_CACHE": "/proc/none/.cache/oral"} if home else {})
+
+
+def test_a_notebook_runs_without_a_home(tmp_path):
+    (tmp_path / "one.py").write_text("# %%\nprint('it runs')\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef nobody(*_): raise KeyError('uid')\npwd.getpwuid = nobody\n"
+    )
+    assert cli.main(["twins", "--folder", str(tmp_path)]) == 0
+    kept = {key: text for key, text in os.environ.items() if key not in ("HOME", "LOGNAME", "USER")}
+    words = ["notebook", str(tmp_path / "one.ipynb"), str(tmp_path / "ran.ipynb")]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "oral_lib", *words],
+        env=kept | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(paths.ROOT)])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "it runs" in done.stdout, done.stderr
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(PreflightError, match=r"b'/a/caf\\xe9' is not UTF-8: rename or move"):
+        paths.full(os.fsdecode(b"/a/caf\xe9"))
+    monkeypatch.setattr(paths, "ROOT", Path(os.fsdecode(b"/a/caf\xe9")))
+    with pytest.raises(PreflightError, match="is not UTF-8"):
+        options.start([])
+
+
+# --- the commit ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """(a folder that provenance takes for its own, a function that runs git there)."""
+    folder = tmp_path / "checkout"
+    (folder / "oral_lib").mkdir(parents=True)
+    shutil.copy(provenance.__file__, folder / "oral_lib")
+    monkeypatch.setattr(provenance, "__file__", str(folder / "oral_lib" / "provenance.py"))
+    monkeypatch.delenv("ORAL_COMMIT", raising=False)
+
+    def git(*words: str) -> str:
+        me = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", *me, *words]
+        return subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+
+    return folder, git
+
+
+def commit(git) -> str:
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-q", "-m", "one")
+    return git("rev-parse", "HEAD").strip()
+
+
+def test_without_a_repository_or_git_the_remedy_is_said_and_oral_commit_is_taken(
+    checkout, monkeypatch
+):
+    remedy = "clone the repository, or set ORAL_COMMIT to the commit"
+    assert provenance.commit_and_fault() == ("unknown", remedy)
+    assert doctor.commit().remedy == remedy
+    monkeypatch.setenv("PATH", "")
+    assert provenance.commit_and_fault()[1].startswith("install git, or set ORAL_COMMIT")
+    monkeypatch.setenv("ORAL_COMMIT", "0123abc")
+    assert provenance.commit_and_fault() == ("0123abc", "")
+    assert doctor.commit().state == "ok"
+    monkeypatch.setenv("ORAL_COMMIT", "")
+    assert provenance.code_commit() == "unknown"
+
+
+def test_a_clone_of_another_owner_says_which_git_setting_helps(checkout, monkeypatch):
+    folder, git = checkout
+    commit(git)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    check = doctor.commit()
+    assert (check.state, check.what) == ("warn", "git")
+    assert check.remedy.startswith(
+        f"git config --global --add safe.directory {folder}, or set ORAL"
+    )
+
+
+def test_the_commit_is_that_of_this_code_whatever_git_is_told_elsewhere(
+    checkout, monkeypatch, tmp_path
+):
+    folder, git = checkout
+    name = commit(git)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "another" / "index"))
+    assert provenance.code_commit() == name
+    (folder / "oral_lib" / "provenance.py").chmod(0o755)  # a file system without modes
+    assert provenance.code_commit() == name
+    with (folder / "oral_lib" / "provenance.py").open("a") as file:
+        file.write("# changed\n")
+    assert provenance.code_commit() == f"{name}-dirty"
+
+
+@pytest.mark.parametrize("how", [["clone", "-q", "--depth", "1"], ["worktree", "add", "-q"]])
+def test_shallow_clones_and_worktrees_have_their_commit(checkout, monkeypatch, tmp_path, how):
+    folder, git = checkout
+    name = commit(git)
+    origin = [f"file://{folder}"] if how[0] == "clone" else []
+    git(*how, *origin, str(tmp_path / "other"))
+    file = tmp_path / "other" / "oral_lib" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.code_commit() == name
+
+
+# --- what doctor says ---------------------------------------------------------------------------
+
+
+def checks(*arguments) -> dict[str, doctor.Check]:
+    return {check.what: check for check in doctor.folders(*arguments)}
+
+
+def test_doctor_names_folders_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {check.state for check in checks(tmp_path).values()} == {"ok"}
+    monkeypatch.setenv("HOME", "/proc/none")
+    home = checks(tmp_path)["home"]
+    assert home.state == "warn" and "/proc/none cannot be written" in home.finding
+    assert "ORAL_CACHE" in home.remedy
+    assert checks(Path("/proc/none"))["results"].state == "fail"
+    monkeypatch.setenv("TMPDIR", "/proc/none")
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: "/tmp")
+    temporary = checks(tmp_path)["temporary"]
+    assert temporary.state == "warn" and "TMPDIR=/proc/none" in temporary.finding
+    without_a_name(monkeypatch)
+    assert checks(tmp_path)["home"].finding == "no home folder"
+
+
+def test_doctor_names_what_is_not_as_usual(
+    tmp_path, monkeypatch, nvidia_smi, container, eight_cores
+):
+    nvidia_smi("echo broken; exit 3")
+    assert doctor.gpu().finding == "none: nvidia-smi failed (exit code 3: broken)"
+    nvidia_smi(f"printf '{TWO}'")
+    assert doctor.gpu().finding == "NVIDIA H100 80GB HBM3 (80 GiB), Tesla T4 (15 GiB)"
+    container("0::/\n", **{"cpu.max": "50000 100000\n"})
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert doctor.processor().finding == "1 of 8: the CPU set or quota of this process"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(paths.ROOT), "/opt/site"]))
+    assert doctor.python_path() == doctor.Check(
+        "PYTHONPATH", "warn", "/opt/site come first",
+        "unset PYTHONPATH, unless the packages of the environment are there",
+    )  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", str(paths.ROOT))
+    assert doctor.python_path().state == "ok"
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert "without locks" in checks(tmp_path)["results"].finding
+
+
+def no_locks(*given):
+    raise OSError(errno.ENOLCK, "No locks available")

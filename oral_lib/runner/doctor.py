@@ -142,6 +142,8 @@ def kernelspec() -> Check:
 
     try:
         path = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
+    except RuntimeError:  # of pathlib, without a home folder
+        return Check("notebooks", "ok", "the kernel is looked up at the start of a notebook")
     except NoSuchKernel:
         return Check("notebooks", "fail", "no kernel called python3", SETUP)
     if path.is_absolute() and Path(sys.prefix) not in path.parents:
@@ -178,14 +180,21 @@ def processor() -> Check:
 
 def folders(out: Path) -> Iterator[Check]:
     """Whether results, temporary files and settings of other programs can be written."""
-    yield _writable("results", _existing(out), "name another folder with --out")
+    yield _writable("results", out, "name another folder with --out")
     remedy = "set TMPDIR to a folder that can be written"
     try:
-        yield _writable("temporary", Path(tempfile.gettempdir()), remedy)
+        temporary = tempfile.gettempdir()
     except FileNotFoundError as error:
         yield Check("temporary", "fail", str(error.strerror), remedy)
+    else:
+        chosen = os.environ.get("TMPDIR") or temporary
+        if Path(chosen).absolute() != Path(temporary):
+            finding = f"{temporary}, since TMPDIR={chosen} cannot be written"
+            yield Check("temporary", "warn", finding, remedy)
+        else:
+            yield _writable("temporary", Path(temporary), remedy)
     try:
-        home = _existing(full("~"))
+        home = full("~")
     except PreflightError:
         yield Check("home", "warn", "no home folder", "set HOME, or ORAL_CACHE for models and data")
         return
@@ -194,9 +203,9 @@ def folders(out: Path) -> Iterator[Check]:
 
 
 def _writable(what: str, folder: Path, remedy: str) -> Check:
-    """Whether files can be written and locked in `folder`."""
+    """Whether files can be written and locked in `folder`, or in its closest existing parent."""
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=_existing(folder)) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in NO_LOCKS:
@@ -244,7 +253,9 @@ def examine(plan: Sequence[Node], source: str, out: Path) -> Iterator[Check]:
         try:
             result = check()
             yield from [result] if isinstance(result, Check) else result
-        except (ImportError, RuntimeError, OSError, OralError, json.JSONDecodeError) as error:
+        except OralError as error:
+            yield Check(name, "fail", str(error))
+        except (ImportError, RuntimeError, OSError, json.JSONDecodeError) as error:
             yield Check(name, "fail", (str(error).splitlines() or [repr(error)])[0], SETUP)
 
 

@@ -9,6 +9,7 @@ import shlex
 import site
 import subprocess
 import sys
+import tempfile
 import venv
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from oral_lib import machine
 from oral_lib.assets import pip_settings
+from oral_lib.assets.cache import cache_dir
 from oral_lib.errors import PreflightError
 from oral_lib.paths import ROOT, full
 from oral_lib.runner import doctor, lock
@@ -184,6 +186,24 @@ def _variables(python: str) -> dict[str, str]:
     outside = ("PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")
     variables = {key: text for key, text in os.environ.items() if not key.startswith(outside)}
     return pip_settings.pip_environment(python, variables)
+
+
+def home_variables(substitute: Path) -> dict[str, str]:
+    """Variables that make `substitute` the home folder of other programs; none if HOME will do.
+
+    The cache of models and data stays where it is.
+    """
+    try:
+        home = full("~")
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            return {}
+    except (OSError, PreflightError):
+        substitute.mkdir(parents=True, exist_ok=True)
+    variables = {"HOME": str(substitute)}
+    with suppress(PreflightError):  # without a home there is no cache, and no node that needs it
+        variables["ORAL_CACHE"] = str(cache_dir())
+    return variables
 
 
 def _add_project(folder: Path) -> None:

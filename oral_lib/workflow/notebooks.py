@@ -18,6 +18,7 @@ from typing import Any
 from oral_lib import paths, scales
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.experiments.records import EXPERIMENTS
+from oral_lib.runner import environment
 from oral_lib.storage import write_json, write_text
 
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -187,7 +188,7 @@ def run_notebook(notebook: Path, output: Path, texts: Mapping[str, str]) -> None
         OralError: a cell raised, or the kernel ended or did not start.
     """
     values = typed_parameters(notebook, texts)
-    output = output.absolute()
+    output = paths.full(output)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     running = _running_file(notebook, output, failed)
     try:
@@ -245,6 +246,7 @@ def _execute(notebook: Path, running: Path, values: Mapping[str, Any], kept: str
         # settings and start-up files of the user's IPython stay outside
         with tempfile.TemporaryDirectory() as os.environ["IPYTHONDIR"]:
             profile = Path(os.environ["IPYTHONDIR"], "profile_default")
+            os.environ |= environment.home_variables(profile.with_name("home"))
             quiet = {"IPKernelApp": {"log_level": "CRITICAL"}}
             write_json(profile / "ipython_kernel_config.json", quiet)
             papermill.execute_notebook(
@@ -269,7 +271,7 @@ def _execute(notebook: Path, running: Path, values: Mapping[str, Any], kept: str
             f"because memory ran out.{kept}"
         ) from error
     except (NoSuchKernel, CellTimeoutError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise OralError(f"{notebook.name} cannot run: {reason}.{kept}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

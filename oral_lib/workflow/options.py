@@ -1,6 +1,7 @@
 """What the command lines share: how they start, and their options. Standard library only."""
 
 import argparse
+import getpass
 import io
 import os
 import sys
@@ -18,9 +19,14 @@ def start(argv: Sequence[str] | None = None) -> list[str]:
     Raises UsageError for an argument that is not UTF-8.
     """
     _open_streams()
+    paths.full(paths.ROOT)  # refuses a checkout whose path is not UTF-8
     machine.limit_threads()
     # figures: no window, and no settings of the user
     os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in containers: torch looks it up
+        os.environ["LOGNAME"] = f"user-{os.getuid()}"
     words = list(sys.argv[1:] if argv is None else argv)
     for before, word in pairwise(["", *words]):
         try:

@@ -277,7 +277,8 @@ def _environment(args: argparse.Namespace) -> dict[str, str]:
     variables |= {"PYTHONPATH": paths.module_path(), "PYTHONUNBUFFERED": "1"}
     if args.offline or args.source != "hub":
         variables |= checks.HUB_OFFLINE
-    return variables
+    run = paths.run_folder(args.scale, args.source, args.out)
+    return variables | environment.home_variables(run / ".home")
 
 
 def _check_models(scale: str, source: str) -> None:
