@@ -237,6 +237,26 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(data)
 
 
+# what editors, systems and synchronisation leave next to a file under a similar name
+_LITTER = re.compile(
+    r"\..*|.*~|#.*#|~\$.*|.*\.(swp|swo|tmp|bak|orig|rej|part|crdownload)|thumbs\.db|desktop\.ini|"
+    r"ehthumbs\.db|icon\r|__macosx|lost\+found|.*\.sync-conflict-.*|.*conflicted copy.*|"
+    r".* \(\d+\)(\.\w+)?|.* - copy( \(\d+\))?(\.\w+)?|.* copy( \d+)?(\.\w+)?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def list_paths(folder: str | Path, pattern: str = "*") -> list[Path]:
+    """The paths in `folder` that fit the glob pattern, sorted, without hidden files and without
+    what editors and systems leave (`._a.csv`, `a.csv~`, `a (1).csv`)."""
+    folder = Path(folder)
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(map(_LITTER.fullmatch, path.relative_to(folder).parts))
+    )
+
+
 def safe_name(name: str) -> str:
     """`name` if it is a valid file name inside a folder. Raises UsageError if not."""
     fault = None

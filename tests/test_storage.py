@@ -203,3 +203,23 @@ def test_plain_names_pass(name):
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert storage.sha256(tmp_path / "x").startswith("ba7816bf8f01cfea")
+
+
+LITTER = [
+    "._a.csv", ".#a.csv", "a.csv~", "#a.csv#", ".a.csv.swp", ".DS_Store", "Thumbs.db", "desktop.ini",
+    "a (1).csv", "a copy.csv", "a - Copy.csv", "a copy 2.csv", "~$a.csv", ".nfs00001", "a.csv.bak",
+    "a.sync-conflict-20260101-120000-ABC.csv", "a (ann's conflicted copy 2026-01-01).csv",
+    ".a.csv.1234.tmp", "a.csv.orig", "Icon\r", ".hidden",
+]  # fmt: skip
+
+
+def test_what_editors_and_systems_leave_is_not_listed(tmp_path):
+    for folder in (tmp_path, tmp_path / "b", tmp_path / ".c"):
+        folder.mkdir(exist_ok=True)
+        for name in [*LITTER, "a.csv", "copy.csv", "a-1.csv", "tmp.csv"]:
+            (folder / name).write_text("")
+    expected = [tmp_path / name for name in ("a-1.csv", "a.csv", "copy.csv", "tmp.csv")]
+    assert storage.list_paths(tmp_path, "*.csv") == expected
+    assert storage.list_paths(tmp_path) == sorted([*expected, tmp_path / "b"])
+    assert storage.list_paths(tmp_path, "*/a.csv") == [tmp_path / "b" / "a.csv"]
+    assert storage.list_paths(tmp_path / "none") == []

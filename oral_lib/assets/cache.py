@@ -84,11 +84,11 @@ def _manifest_files(folder: Path) -> list[tuple[Path, int, str]]:
 
 def write_manifest(folder: Path, about: dict) -> None:
     """Writes manifest.json of a complete folder: `about`, and size and hash of every file."""
-    for file in folder.iterdir():
+    for file in storage.list_paths(folder):
         file.chmod(0o644)  # a cache may be shared, and safetensors writes private files
     files = {
         file.name: {"size": file.stat().st_size, "sha256": storage.sha256(file)}
-        for file in sorted(folder.iterdir())
+        for file in storage.list_paths(folder)
     }
     storage.write_json(folder / MANIFEST, about | {"files": files})
 

@@ -104,7 +104,7 @@ def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
 
 
 def _downloaded(pin: Pin, folder: Path) -> Path | None:
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    files = storage.list_paths(folder)
     return next((f for f in files if f.is_file() and storage.sha256(f) == pin.sha256), None)
 
 

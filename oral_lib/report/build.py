@@ -28,7 +28,7 @@ from oral_lib.report.tables import (
     targets_table,
     unseen_table,
 )
-from oral_lib.storage import write_text
+from oral_lib.storage import list_paths, write_text
 
 METRICS = {"accuracy": "main", "auc": "auc", "calibrated_accuracy": "calibrated"}  # table by metric
 
@@ -138,7 +138,7 @@ def write_report(results_root: str | Path, scale: str) -> Path:
     sources = _read(root / scale)
     _write_sources(root / scale, sources)
     _write_studies(root / scale)
-    scales = sorted(path.parent.name for path in root.glob("*/metrics.csv"))
+    scales = sorted(path.parent.name for path in list_paths(root, "*/metrics.csv"))
     listed, path = [name for name in scales if name != "smoke"] or scales, root / "README.md"
     if scale in listed or not path.exists():  # else the README would not change
         chapters = [
@@ -188,7 +188,7 @@ def _write_studies(folder: Path) -> None:
             means = ablation_means(rows)
             _write_table(folder, f"ablations-{source}", means)
             theme.save_figure(ablation_figure(means), figures, f"ablations-{source}")
-    for path in sorted(folder.glob("curves*.csv")):
+    for path in list_paths(folder, "curves*.csv"):
         name = path.stem.replace("curves", "loss")
         theme.save_figure(training_figures.loss_curves(pd.read_csv(path)), figures, name)
 

@@ -10,7 +10,7 @@ from oral_lib.evaluation import results
 from oral_lib.report.findings import overview, verdict
 from oral_lib.report.formats import listed, markdown
 from oral_lib.report.tables import grid_legend
-from oral_lib.storage import read_json
+from oral_lib.storage import list_paths, read_json
 
 if TYPE_CHECKING:
     from oral_lib.report.build import SourceResults
@@ -155,7 +155,9 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
 def _files(folder: Path, source: "SourceResults") -> str:
     """The paths of the tables and figures, and the command that reproduces them."""
     ending = f"-{source.name}"
-    kinds = sorted(p.stem.removesuffix(ending) for p in (folder / "tables").glob(f"*{ending}.csv"))
+    kinds = sorted(
+        p.stem.removesuffix(ending) for p in list_paths(folder / "tables", f"*{ending}.csv")
+    )
     tables = [f"{kind} ({CONTENTS[kind]})" if kind in CONTENTS else kind for kind in kinds]
     return FILES.format(
         scale=folder.name,
@@ -236,11 +238,11 @@ def _seeds(value) -> str:
 def _studies(folder: Path) -> list[str]:
     """The sections of ablations, loss curves and benchmarks."""
     blocks, figures = [], f"{folder.name}/figures"
-    for path in sorted((folder / "figures").glob("ablations-*.png")):
+    for path in list_paths(folder / "figures", "ablations-*.png"):
         source = path.stem.removeprefix("ablations-")
         blocks += [f"### Ablations, source `{source}`\n", _ablations(folder, source)]
         blocks += [f"![The effect of each part]({figures}/{path.name})\n"]
-    names = [p.stem.replace("curves", "loss") for p in sorted(folder.glob("curves*.csv"))]
+    names = [p.stem.replace("curves", "loss") for p in list_paths(folder, "curves*.csv")]
     if names:
         blocks += ["### Training\n", *(f"![Training losses]({figures}/{n}.png)\n" for n in names)]
     if (folder / "benchmarks.csv").exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oral_lib.paths import ROOT
+from oral_lib.storage import list_paths
 
 CELL_SECONDS = 300  # limit of a notebook cell
 HUB_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -33,7 +34,7 @@ def steps(extra: Sequence[str] = (), offline: bool = False) -> list[Step]:
     pytest = ["-m", "pytest", "-n", "2", "--dist", "loadscope"]
     pytest += ["--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={CELL_SECONDS}"]
     paths = [] if any(Path(word.split("::")[0]).exists() for word in extra) else ["tests"]
-    if paths and any((ROOT / "notebooks").glob("*.ipynb")):
+    if paths and list_paths(ROOT / "notebooks", "*.ipynb"):
         paths.append("notebooks")
     return [
         Step(

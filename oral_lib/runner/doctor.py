@@ -21,7 +21,7 @@ from oral_lib import machine
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.paths import ROOT, full
 from oral_lib.runner.nodes import Node
-from oral_lib.storage import NO_LOCKS
+from oral_lib.storage import NO_LOCKS, list_paths
 
 FREE_GB = 3.0
 PYTHONS = ((3, 11), (3, 12))
@@ -74,7 +74,7 @@ def memory(plan: Sequence[Node]) -> Check:
 
 def packages() -> Check:
     """Whether the installed packages fit a lock."""
-    script, locks = ROOT / "env" / "check.py", sorted((ROOT / "env").glob("lock-*.txt"))
+    script, locks = ROOT / "env" / "check.py", list_paths(ROOT / "env", "lock-*.txt")
     if not script.exists() or not locks:
         return Check("packages", "fail", "env/ holds no lock", "get the whole repository")
     for lock in locks:

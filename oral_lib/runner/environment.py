@@ -22,6 +22,7 @@ from oral_lib.assets.cache import cache_dir
 from oral_lib.errors import PreflightError
 from oral_lib.paths import ROOT, full
 from oral_lib.runner import doctor, lock
+from oral_lib.storage import list_paths
 
 LOCKS = ROOT / "env"
 OURS = "prompt = 'oral'"  # in the settings of the created environment
@@ -68,7 +69,7 @@ def _lock_of(folder: Path) -> Path | None:
         text = mark(folder).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
-    return next((x for x in LOCKS.glob("lock-*.txt") if stamp(folder, x) == text), None)
+    return next((x for x in list_paths(LOCKS, "lock-*.txt") if stamp(folder, x) == text), None)
 
 
 def _is_ours(folder: Path) -> bool:

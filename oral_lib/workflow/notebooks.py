@@ -19,7 +19,7 @@ from oral_lib import paths, scales
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import environment
-from oral_lib.storage import write_json, write_text
+from oral_lib.storage import list_paths, write_json, write_text
 
 TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -35,7 +35,7 @@ def find(name: str) -> Path:
     for path in (folder / f"{name}.ipynb", Path(name)):
         if path.suffix == ".ipynb" and path.is_file():
             return path.absolute()
-    names = sorted(path.stem for path in folder.glob("*.ipynb"))
+    names = [path.stem for path in list_paths(folder, "*.ipynb")]
     raise UsageError(
         f"there is no notebook {name!r}.{closest(name, names)} Known: {', '.join(names)}."
     )
@@ -317,8 +317,8 @@ def twin(source: Path) -> str:
 
 def differing(folder: Path) -> list[Path]:
     """The notebooks in `folder` that differ from their .py files or have none."""
-    sources = {path.with_suffix(".ipynb"): path for path in sorted(folder.glob("*.py"))}
-    orphans = [path for path in sorted(folder.glob("*.ipynb")) if path not in sources]
+    sources = {path.with_suffix(".ipynb"): path for path in list_paths(folder, "*.py")}
+    orphans = [path for path in list_paths(folder, "*.ipynb") if path not in sources]
     return orphans + [
         path
         for path, source in sources.items()

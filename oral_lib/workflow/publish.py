@@ -117,14 +117,14 @@ def _recipes(root: Path, zoo: Sequence[dict]) -> dict[str, dict[str, dict]]:
 def _tuning(root: Path) -> dict[str, dict[str, dict]]:
     """The recipes that tuning compared, by base model and task."""
     candidates: dict[str, dict[str, dict]] = {}
-    for path in sorted((root / "tuning").glob("*/*.json")):
+    for path in storage.list_paths(root / "tuning", "*/*.json"):
         candidates.setdefault(path.parent.name, {})[path.stem] = storage.read_json(path)
     return candidates
 
 
 def _json_files(folder: Path) -> list[dict]:
     """The content of the JSON files in `folder`, sorted by file name."""
-    return [storage.read_json(path) for path in sorted(folder.glob("*.json"))]
+    return [storage.read_json(path) for path in storage.list_paths(folder, "*.json")]
 
 
 def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> None:

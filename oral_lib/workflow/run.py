@@ -330,9 +330,10 @@ class Run:
         folders = [self._cell_folder(*cell) for cell in planned]
         for base, task in dict.fromkeys((base, task) for base, task, _ in planned):
             pattern = f"{self.experiment}--{base}--{task}--seed-*"
-            for folder in sorted((self.root / "cells").glob(pattern)):
-                if folder not in folders:
-                    networks = self._network_hashes(int(folder.name.rpartition("-")[2]))
+            for folder in storage.list_paths(self.root / "cells", pattern):
+                seed = folder.name.rpartition("-")[2]
+                if folder not in folders and seed.isdecimal():
+                    networks = self._network_hashes(int(seed))
                     folders += [folder] * results.is_current(folder, networks)
         return folders
 
