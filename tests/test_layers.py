@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from oral_lib.runner import checks
+from oral_lib.storage import list_paths
 
 PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = list_paths(PACKAGE, "**/*.py")
 STANDARD_LIBRARY_ONLY = [
-    *(f"runner.{path.stem}" for path in sorted((PACKAGE / "runner").glob("*.py"))),
+    *(f"runner.{path.stem}" for path in list_paths(PACKAGE / "runner", "*.py")),
     *("workflow.cli", "workflow.options", "workflow.plan", "workflow.reproduce"),
     *("experiments.records", "scales", "paths"),
 ]
@@ -65,7 +66,7 @@ def test_the_lists_import_no_torch(command):
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda f: f.name)
 def test_a_folder_holds_few_modules(folder):
-    modules = [path.stem for path in folder.glob("*.py") if not path.stem.startswith("__")]
+    modules = [path.stem for path in list_paths(folder, "*.py") if not path.stem.startswith("__")]
     assert len(modules) <= MODULES, modules
 
 

@@ -206,7 +206,8 @@ def test_sha256_is_that_of_the_content(tmp_path):
 
 
 LITTER = [
-    "._a.csv", ".#a.csv", "a.csv~", "#a.csv#", ".a.csv.swp", ".DS_Store", "Thumbs.db", "desktop.ini",
+    "._a.csv", ".#a.csv", "a.csv~", "#a.csv#", ".a.csv.swp", ".DS_Store", "Thumbs.db",
+    "desktop.ini",
     "a (1).csv", "a copy.csv", "a - Copy.csv", "a copy 2.csv", "~$a.csv", ".nfs00001", "a.csv.bak",
     "a.sync-conflict-20260101-120000-ABC.csv", "a (ann's conflicted copy 2026-01-01).csv",
     ".a.csv.1234.tmp", "a.csv.orig", "Icon\r", ".hidden",

@@ -16,7 +16,7 @@ from oral_lib.errors import UsageError
 from oral_lib.runner import engine
 from oral_lib.workflow import cli, notebooks, plan, sweeps
 
-SHIPPED = sorted((paths.ROOT / "notebooks" / "sweeps").glob("*.yaml"))
+SHIPPED = storage.list_paths(paths.ROOT / "notebooks" / "sweeps", "*.yaml")
 LANGUAGE = {
     "notebook": "10_language",
     "parameters": {"scale": "smoke"},

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import pytest
 
+from oral_lib.storage import list_paths
+
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = sorted((ROOT / "oral_lib").rglob("*.py"))
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+LIBRARY = list_paths(ROOT / "oral_lib", "**/*.py")
+NOTEBOOKS = list_paths(ROOT / "notebooks", "*.py")
 PAPERS = [ROOT / "README.md", ROOT / "DEVIATIONS.md", ROOT / "env" / "README.md"]
-PAPERS += sorted((ROOT / "docs").rglob("*.md"))
-SETTINGS = [*sorted((ROOT / "oral_lib" / "tasks").glob("*.yaml")), ROOT / "Snakefile"]
-SETTINGS += [*sorted((ROOT / "notebooks" / "sweeps").glob("*.yaml")), ROOT / "reproduce.sh"]
+PAPERS += list_paths(ROOT / "docs", "**/*.md")
+SETTINGS = [*list_paths(ROOT / "oral_lib" / "tasks", "*.yaml"), ROOT / "Snakefile"]
+SETTINGS += [*list_paths(ROOT / "notebooks" / "sweeps", "*.yaml"), ROOT / "reproduce.sh"]
 
 # pattern -> what to write instead; matched in lower and upper case against running text
 PHRASES = {
