@@ -294,5 +294,5 @@ plt.show()
 # adapters before you rely on it. The adapter average in the same table says what
 # a method without a generator does.
 #
-# The same from the command line: `python -m oral_lib train --manifest FILE`, a file of JSON lines
-# with `path`, `text` and, if there are several base models, `base`.
+# The same from the command line: `python -m oral_lib train --manifest FILE --save FOLDER`. FILE has
+# JSON lines with `path`, `text` and optionally `base`, a description of the base model.

@@ -404,6 +404,8 @@ def test_a_name_that_does_not_exist_gives_2_and_the_nearest(calls, capsys, words
         (["--verson"], "unknown option '--verson'. Did you mean '--version'?"),
         (["zoo", "--base", "a", "--scale", "dsk"], "Did you mean 'desk'?"),
         (["bases", "more"], "'more' is one argument too many"),
+        (["bases", "-x"], "unknown option '-x'"),
+        (["generate", "--base", "a", "--text", "is", "it"], "'it' is one argument too many: put a"),
         (["sweep", "x", "--jobs", "0"], "'0' is not a whole number from 1"),
         (["sweep", "x", "--jobs", "two"], "'two' is not a whole number"),
         (["generate", "--seed", "x"], "'x' is not a whole number"),

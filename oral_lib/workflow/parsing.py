@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
         self._check_options(words)
         parsed, extra = super().parse_known_args(words, namespace)
         if extra:
-            self.error(f"{short(extra[0])} is one argument too many")
+            if extra[0].startswith("-"):
+                self.error(f"unknown option {short(extra[0])}")
+            hint = "put a text of several words in quotes"
+            self.error(f"{short(extra[0])} is one argument too many: {hint}")
         return parsed, extra
 
     def _check_options(self, words: Sequence[str]) -> None:
