@@ -194,7 +194,8 @@ def _write_studies(folder: Path) -> None:
 
 
 def _write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
-    """Write a table as CSV, Markdown and LaTeX."""
+    """Write a table as CSV, Markdown and LaTeX; the sign of a zero depends on the processor."""
+    table = table.map(lambda cell: 0.0 if isinstance(cell, float) and cell == 0 else cell)
     csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     for kind, text in (("csv", csv), ("md", markdown(table)), ("tex", latex(table))):
         write_text(folder / "tables" / f"{name}.{kind}", text)

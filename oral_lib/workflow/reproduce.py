@@ -357,8 +357,10 @@ def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
 
         print(tables.short_table(*results.read(metrics.parent)))
         print(f"report: {metrics.parent.parent / 'README.md'}")
+    where = ["--out", str(args.out)] if args.out != paths.ROOT else []
     if args.scale == "smoke":
-        print("next: ./reproduce.sh   # the same with real models and data")
+        script = "./reproduce.sh" if Path.cwd() == paths.ROOT else str(paths.ROOT / "reproduce.sh")
+        print("next:", shlex.join([script, *where]), "  # the same with real models and data")
         return
     command = [*environment.project_command(), "generate", "--text"]
     command += ["Decide whether a product review is positive or negative."]
@@ -367,8 +369,7 @@ def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     command += ["--base", base, "--save", "my-lora"]
     if len(list((args.out / "runs").glob("*/*/generator"))) > 1:  # of several runs this one
         command += ["--scale", args.scale, "--source", args.source]
-    command += ["--out", str(args.out)] if args.out != paths.ROOT else []
-    print("next:", shlex.join(command))
+    print("next:", shlex.join([*command, *where]))
 
 
 def _enter(args: argparse.Namespace) -> None:
