@@ -139,7 +139,7 @@ def test_generate_takes_a_sentence_a_base_and_a_new_folder(calls, words, run_roo
     assert cli.main(words) == 0
     assert calls == [("prompt", "a b", "minilm-l6", generator, "packages"), ("save", folder)]
     assert cli.main([*words, "--n", "2"]) == 0
-    assert calls[3:] == [("save", folder / "sample-0"), ("save", folder / "sample-1")]
+    assert calls[3:] == [("save", folder / "sample-1"), ("save", folder / "sample-2")]
 
 
 def test_the_older_spellings_of_generate_are_taken_with_a_note(calls, run_root, tmp_path, capsys):

@@ -11,7 +11,7 @@ from pathlib import Path
 from oral_lib import paths, scales
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.experiments.records import EXPERIMENTS
-from oral_lib.runner import doctor
+from oral_lib.runner import doctor, environment
 from oral_lib.workflow import notebooks, plan
 from oral_lib.workflow.parsing import new_folder, refuse_unused, require_writable, short
 
@@ -40,7 +40,7 @@ def do_generate(args: Namespace) -> None:
         generator=place.folder,
         source=place.source,
     )
-    for number, adapter in enumerate(adapters):
+    for number, adapter in enumerate(adapters, 1):
         print(adapter.save(save if args.n == 1 else save / f"sample-{number}"))
 
 
@@ -358,6 +358,6 @@ def _train_on_manifest(args: Namespace) -> None:
         seed=args.seed or 0,
         source=args.source,
     )
-    command = ["python", "-m", "oral_lib", "generate", "--generator", str(folder), "--base", base]
-    command += ["--text", "what the adapter has to do", "--save", "my-lora"]
+    command = [*environment.project_command(), "generate", "--generator", str(folder)]
+    command += ["--base", base, "--text", "what the adapter has to do", "--save", "my-lora"]
     print(f"generator: {folder}\nnext: {shlex.join(command)}")

@@ -27,6 +27,7 @@ from oral_lib.documents.document import Document, load_yaml
 from oral_lib.documents.schema import VISIBLE
 from oral_lib.errors import UsageError
 from oral_lib.experiments.records import EXPERIMENTS
+from oral_lib.runner import environment
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import notebooks, plan, reproduce
@@ -332,5 +333,5 @@ def run_sweep(
     if code == 0 and not dry_run and identifies_cell(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
         where += ["--experiment", experiment_of(sweep.notebook.stem, sweep.defaults)]
-        print("publish:", shlex.join(["python", "-m", "oral_lib", "report", *where]))
+        print("publish:", shlex.join([*environment.project_command(), "report", *where]))
     return code
