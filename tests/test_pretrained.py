@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from oral_lib.assets.cache import weights_hash
 from oral_lib.errors import OralError, UsageError
@@ -20,6 +21,7 @@ from oral_lib.evaluation import scoring
 from oral_lib.models import alignment, loading
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.pretrained.folders import weight_files
+from oral_lib.pretrained.hugging_face import read_config
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 
@@ -51,7 +53,10 @@ DROPPINGS = ("._{}", ".#{}", "{}~", "#{}#", "{}.bak", "copy of {}")
 def no_network(monkeypatch):
     """Every connection and every look-up of a name fails."""
 
-    def refuse(*_, **__):
+    opened = []
+
+    def refuse(*words, **_):
+        opened.append(words)
         raise AssertionError("a connection was opened")
 
     for name in ("connect", "connect_ex", "sendto"):
@@ -60,6 +65,8 @@ def no_network(monkeypatch):
         monkeypatch.setattr(socket, name, refuse)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    assert not opened  # not by code that goes on after a failure either
 
 
 def changed(file, **settings):
@@ -338,12 +345,32 @@ def test_a_config_of_another_form_is_refused(causal, refused, file, content):
         loading.load("smollm2-135m", source=source)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", '"llama"', "3"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", '"llama"', "3", '{"tokenizer_class": 3}', '{"model_max_length": "x"}',
+     '{"added_tokens_decoder": []}', '{"pad_token": 0}'],
+)  # fmt: skip
 def test_a_tokenizer_config_of_another_form_is_refused(causal, refused, content):
     source, folder = causal
     (folder / "tokenizer_config.json").write_text(content)
     with refused(OralError, str(folder), "tokenizer_config.json"):
         loading.load("smollm2-135m", source=source)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
+def test_a_list_of_tokens_of_another_form_is_refused(causal, refused, name):
+    source, folder = causal
+    (folder / name).write_text("[1]")
+    with refused(OralError, str(folder), name):
+        loading.load("smollm2-135m", source=source)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "mistral", "gemma2", "gemma3_text", "qwen2",
+                                  "qwen2_vl", "clip_text_model", "roberta", "gpt2"])  # fmt: skip
+def test_all_settings_of_a_released_file_are_read(kind, tmp_path):
+    config = CONFIG_MAPPING[kind]()
+    config.save_pretrained(tmp_path)
+    assert read_config(tmp_path, "model", (kind,)).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -356,6 +383,8 @@ def test_a_tokenizer_config_of_another_form_is_refused(causal, refused, content)
         {"hidden_size": 0},
         {"num_attention_heads": 0},
         {"num_hidden_layers": None},
+        {"num_hidden_layers": 10**9},
+        {"num_hidden_layers": "2"},
         {"pad_token_id": 10**6},
         {"rope_parameters": 3},
         {"vocab_size": 7},

@@ -39,6 +39,7 @@ from oral_lib.pretrained.hugging_face import (
     check_tensors,
     check_vocabulary,
     config_settings,
+    error_line,
     quiet,
     read_tokenizer,
 )
@@ -254,8 +255,7 @@ def _tower_settings(folder: Path) -> tuple[int, CLIPVisionCfg, CLIPTextCfg]:
         return int(model["embed_dim"]), vision, text
     except (LookupError, TypeError, ValueError) as error:
         raise OralError(
-            f"{file} does not describe two towers ({type(error).__name__}: {error}): create the "
-            "model again."
+            f"{file} does not describe two towers ({error_line(error)}): create the model again."
         ) from error
 
 

@@ -21,7 +21,7 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import YES_NO, BaseSpec
 from oral_lib.pretrained.folders import MODEL_CONFIG, read_settings
-from oral_lib.pretrained.hugging_face import CONFIG_FAULTS, check_tensors
+from oral_lib.pretrained.hugging_face import CONFIG_FAULTS, check_tensors, error_line
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
@@ -169,7 +169,7 @@ def _restored(spec: BaseSpec, folder: Path) -> nn.Module:
         )
     except CONFIG_FAULTS as error:
         raise OralError(
-            f"{file} does not fit timm's {name} ({type(error).__name__}: {error}): use timm's file."
+            f"{file} does not fit timm's {name} ({error_line(error)}): use timm's file."
         ) from error
     head = settings.get("classifier", "")
     if not isinstance(dict(model.named_modules()).get(head), nn.Linear):

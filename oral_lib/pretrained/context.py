@@ -64,6 +64,8 @@ def cut_pairs(tokenizer, pairs: Sequence[tuple[str, str]], names: Sequence[str])
     front = _special_tokens_in_front(tokenizer, wholes, cut["input_ids"])
     cuts = []
     for pair, name, whole, offset in zip(pairs, names, cut["input_ids"], offsets, strict=True):
+        if not pair[1].strip():
+            raise UsageError(f"{name}: nothing follows {pair[0][-24:]!r}: give the row an answer.")
         context = ids_of[pair[0]]
         rest = whole[len(context) :]
         if not _is_clean(context, whole, offset, len(pair[0])):

@@ -45,7 +45,17 @@ PROCESSOR_KEYS = (
     *("max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std"),
     *("resample", "rescale_factor"),
 )
+TOKENIZER_FORMS = {  # setting -> its types
+    "tokenizer_class": str,
+    "model_max_length": int | float,
+    "added_tokens_decoder": dict,
+} | dict.fromkeys(
+    ("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"),
+    str | dict,
+)
 USED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
+LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"}
+MOST_LAYERS = 1000
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -79,8 +89,12 @@ def reading(folder: Path, what: str, *faults: type[Exception]) -> Iterator[None]
         bare = type(error) is Exception  # tokenizers has no class of its own
         if no_memory or not (bare or isinstance(error, (*FILE_FAULTS, *faults))):
             raise
-        first = (str(error).splitlines() or [""])[0][:200]
-        raise _damaged(folder, what, f"{type(error).__name__}: {first}") from error
+        raise _damaged(folder, what, error_line(error)) from error
+
+
+def error_line(error: Exception) -> str:
+    """The kind of `error` and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def _damaged(folder: Path, what: str, fault: str) -> OralError:
@@ -91,13 +105,13 @@ def _damaged(folder: Path, what: str, fault: str) -> OralError:
 
 
 # ---------------------------------------------------------------- settings
-def read_config(folder: Path, what: str, kinds: Collection[str] = ()) -> PretrainedConfig:
+def read_config(folder: Path, what: str, kinds: Collection[str]) -> PretrainedConfig:
     """The configuration in config.json of `folder`, with settings that its class declares.
 
     Args:
         folder: the model's folder.
         what: name of the model in error messages.
-        kinds: the values of model_type that may be read; empty: all that transformers has.
+        kinds: the values of model_type that may be read.
 
     Raises:
         OralError: the file is missing or damaged, or describes another kind of model.
@@ -107,21 +121,20 @@ def read_config(folder: Path, what: str, kinds: Collection[str] = ()) -> Pretrai
         with quiet():
             return CONFIG_MAPPING[settings["model_type"]].from_dict(settings)
     except CONFIG_FAULTS as error:
-        first = (str(error).splitlines() or [""])[0][:200]
         raise OralError(
             f"{folder / MODEL_CONFIG} does not describe a {settings['model_type']} "
-            f"({type(error).__name__}: {first}): use the released file."
+            f"({error_line(error)}): use the released file."
         ) from error
 
 
-def config_settings(folder: Path, what: str, kinds: Collection[str] = ()) -> dict[str, Any]:
+def config_settings(folder: Path, what: str, kinds: Collection[str]) -> dict[str, Any]:
     """The settings in config.json of `folder` that the class of its model_type declares.
 
     Arguments and errors as of `read_config`.
     """
     file, content = folder / MODEL_CONFIG, _settings(folder, MODEL_CONFIG, what)
     kind = content.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind not in (kinds or [kind]):
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind not in kinds:
         raise OralError(
             f"{folder} does not hold a {what}: config.json has model_type {kind!r}. Put its "
             "released files there."
@@ -142,19 +155,33 @@ def _declared(config_class: type, content: Mapping[str, Any], file: Path) -> dic
     """The settings in `content` that `config_class` declares, also in its nested settings."""
     names = {field.name for field in dataclasses.fields(config_class)}
     names |= {*config_class.attribute_map, *OLDER_KEYS, "model_type"}
-    nested = config_class.sub_configs
-    for part in nested.values():  # older files have the settings of a part among all others
+    parts = config_class.sub_configs
+    for part in filter(dataclasses.is_dataclass, parts.values()):
+        # older files have the settings of a part among all others
         names |= {field.name for field in dataclasses.fields(part)}
     settings = {key: content[key] for key in content if key in names and key not in NOT_READ}
-    for key in settings.keys() & nested.keys():
-        if isinstance(settings[key], dict):
-            settings[key] = _declared(nested[key], settings[key], file)
+    for key in settings.keys() & parts.keys():
+        if isinstance(part := settings[key], dict):
+            fixed = dataclasses.is_dataclass(parts[key])  # else its model_type decides
+            kind = parts[key] if fixed else CONFIG_MAPPING[_kind(part, file)]
+            settings[key] = _declared(kind, part, file)
+    for key in settings.keys() & LAYER_COUNTS:
+        if settings[key] not in range(1, MOST_LAYERS):
+            raise OralError(f"{file}: {key} {settings[key]!r} is not a number of layers.")
     for key in settings.keys() & {"dtype", "torch_dtype"}:
         if settings[key] not in (None, "auto", *FLOAT_TYPES):
             raise OralError(
                 f"{file}: {key} {settings[key]!r} is not one of {', '.join(FLOAT_TYPES)}."
             )
     return settings
+
+
+def _kind(content: Mapping[str, Any], file: Path) -> str:
+    """The model_type of a part of a model. OralError for one that transformers does not have."""
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise OralError(f"{file} has a part of model_type {kind!r}: use the released file.")
+    return kind
 
 
 def read_tokenizer(folder: Path, what: str):
@@ -165,8 +192,17 @@ def read_tokenizer(folder: Path, what: str):
     """
     files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     settings = {}
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            _settings(folder, name, what)
     if (folder / TOKENIZER_CONFIG).is_file():
         content = _settings(folder, TOKENIZER_CONFIG, what)
+        for key, form in TOKENIZER_FORMS.items():
+            if not isinstance(content.get(key), form | None):
+                raise OralError(
+                    f"{folder / TOKENIZER_CONFIG}: {key} is {content[key]!r}: use the "
+                    "released file."
+                )
         settings[TOKENIZER_CONFIG] = {k: v for k, v in content.items() if not _names_a_file(k)}
     if (folder / MODEL_CONFIG).is_file():
         content = _settings(folder, MODEL_CONFIG, what)
