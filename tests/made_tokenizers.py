@@ -125,3 +125,67 @@ def likelihood(base, context, continuation):
     likely = base.model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
     rows = range(len(context) - 1, len(context) + len(continuation) - 1)
     return sum(likely[i, token].item() for i, token in zip(rows, continuation, strict=True))
+
+
+# ---------------------------------------------------------------- any tokenizer
+PIECES = "the cup was big ran away it yes no a an Answer: 12 3.5 don't Café 日本 (x) , ! \n  ab abc"
+
+
+def random_text(draw, longest):
+    """Up to `longest` words, numbers and signs; `draw` is a random.Random."""
+    return " ".join(draw.choice(PIECES.split(" ")) for _ in range(draw.randint(1, longest)))
+
+
+def random_tokenizer(draw):
+    """A tokenizer of a random kind, trained on random text."""
+    texts, flip = [random_text(draw, 6) for _ in range(40)] * 3, draw.random
+    kind = draw.choice(("bpe", "byte", "llama", "metaspace", "unigram", "wordpiece", "wordlevel"))
+    options = {"special_tokens": SPECIAL, "show_progress": False}
+    if kind == "bpe":
+        core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=flip() < 0.5))
+        core.decoder = decoders.Fuse() if flip() < 0.5 else None
+        options |= {"vocab_size": draw.randint(80, 300), "initial_alphabet": LETTERS}
+        core.train_from_iterator(texts, trainers.BpeTrainer(**options))
+    elif kind == "byte":
+        core = byte_level()
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=flip() < 0.3, use_regex=flip() < 0.7
+        )
+        options |= {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+        core.train_from_iterator(
+            texts, trainers.BpeTrainer(vocab_size=draw.randint(260, 400), **options)
+        )
+    elif kind == "llama":
+        core = llama()
+        if flip() < 0.5:  # tokens across words
+            options["special_tokens"] = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+            options |= {"vocab_size": 600, "initial_alphabet": LETTERS}
+            core.train_from_iterator(texts, trainers.BpeTrainer(**options))
+    elif kind == "metaspace":
+        core, scheme = (
+            Tokenizer(models.BPE(unk_token="<unk>")),
+            draw.choice(("first", "never", "always")),
+        )
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=flip() < 0.5)
+        core.decoder = decoders.Metaspace(prepend_scheme=scheme)
+        options |= {"vocab_size": 300, "initial_alphabet": LETTERS}
+        core.train_from_iterator(texts, trainers.BpeTrainer(**options))
+    elif kind == "unigram":
+        core = unigram()
+        if flip() < 0.5:
+            core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    elif kind == "wordpiece":
+        core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        core.normalizer = normalizers.BertNormalizer()
+        core.pre_tokenizer, core.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+        core.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=200, **options))
+    else:
+        core = Tokenizer(models.WordLevel(unk_token="<unk>"))
+        core.normalizer, core.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+        core.train_from_iterator(texts, trainers.WordLevelTrainer(vocab_size=50, **options))
+    template = draw.choice(("", "<s> $A", "<s> $A </s>", "$A </s>"))
+    if template:
+        core.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+    return core

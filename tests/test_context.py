@@ -1,5 +1,8 @@
 """Where a continuation begins: checked against the text, for every kind of tokenizer."""
 
+import os
+import random
+from collections import Counter
 from dataclasses import replace
 
 import made_tokenizers
@@ -236,3 +239,37 @@ def test_a_pre_tokenizer_that_puts_a_space_first_is_refused_or_scored():
     for (context, rest), value in zip(OPTIONS, scores, strict=False):
         whole, begin = plain(base, context + rest), len(plain(base, context))
         assert value == pytest.approx(likelihood(base, whole[:begin], whole[begin:]), abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_tokenizer_is_cut_at_the_boundary_or_refused(seed):
+    """Scored are the tokens of the whole text that belong to the continuation, or those of it by
+    itself; no other outcome, and no special token. ORAL_PAIRS sets the number of pairs."""
+    draw, outcomes = random.Random(seed), Counter()
+    pairs = int(os.environ.get("ORAL_PAIRS", 1200))
+    while outcomes.total() < pairs:
+        tokenizer = made_tokenizers.wrapped(made_tokenizers.random_tokenizer(draw))
+
+        def ids(text, tokenizer=tokenizer):
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        for _ in range(60):
+            context = made_tokenizers.random_text(draw, 5).rstrip()
+            rest = draw.choice((" ", " ", "", "\n")) + made_tokenizers.random_text(draw, 4)
+            try:
+                [cut] = cut_pairs(tokenizer, [(context, rest)], ["a row"])
+            except UsageError as error:
+                assert "\n" not in str(error)
+                outcomes["refused"] += 1
+                continue
+            spans = tokenizer(context + rest, add_special_tokens=False, return_offsets_mapping=True)
+            spans = spans["offset_mapping"]
+            first = next((i for i, (_, end) in enumerate(spans) if end > len(context)), len(spans))
+            whole = ids(context + rest)
+            if cut[1:] == (whole[:first], whole[first:]):
+                outcomes["behind its context"] += 1
+            else:
+                assert cut[1:] == (ids(context), ids(rest)), (context, rest)
+                outcomes["by itself"] += 1
+            assert cut.continuation and not {1, 2} & set(cut.continuation)
+    assert outcomes["behind its context"] > outcomes["refused"] + outcomes["by itself"]
