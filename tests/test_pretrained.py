@@ -1,6 +1,7 @@
 """Folders of strangers: named files are read, nothing else takes part, and nothing is asked for."""
 
 import ast
+import errno
 import json
 import shutil
 import socket
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from oral_lib.assets.cache import weights_hash
-from oral_lib.errors import OralError, UsageError
+from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.models import alignment, loading
 from oral_lib.models.text_encoder import TextEncoder
@@ -445,6 +446,17 @@ def test_an_index_of_another_form_is_refused(causal, refused, content):
     source, folder = causal
     sharded(folder).write_text(content)
     with refused(OralError, "index.json"):
+        loading.load("smollm2-135m", source=source)
+
+
+def test_no_place_for_links_is_one_line(causal, refused, monkeypatch):
+    source, _ = causal
+
+    def fails(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", fails)
+    with refused(PreflightError, "Operation not permitted", "TMPDIR"):
         loading.load("smollm2-135m", source=source)
 
 

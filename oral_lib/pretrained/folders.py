@@ -6,13 +6,13 @@ copies of the JSON settings from which unknown keys are left out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from oral_lib import storage
-from oral_lib.errors import OralError
+from oral_lib.errors import OralError, PreflightError
 
 MODEL_CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -78,11 +78,20 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def only(files: Iterable[Path], settings: Mapping[str, Any]) -> Iterator[Path]:
-    """A temporary folder with links to `files` and JSON files of `settings` by file name."""
-    with TemporaryDirectory(prefix="oral-model-") as temporary:
-        folder = Path(temporary)
-        for file in files:
-            (folder / file.name).symlink_to(file.absolute())
-        for name, content in settings.items():
-            storage.write_json(folder / name, content)
+    """A temporary folder with links to `files` and JSON files of `settings` by file name.
+
+    PreflightError if no such folder can be created.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="oral-model-")))
+            for file in files:
+                (folder / file.name).symlink_to(file.absolute())
+            for name, content in settings.items():
+                storage.write_json(folder / name, content)
+        except OSError as error:
+            raise PreflightError(
+                f"Cannot create a temporary folder of links ({error.strerror}): set TMPDIR to a "
+                "writable folder of a file system with symbolic links."
+            ) from error
         yield folder
