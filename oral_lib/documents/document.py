@@ -20,7 +20,7 @@ from typing import Any
 
 from oral_lib.documents.schema import refusal, unknown_key, validator
 from oral_lib.documents.strict_yaml import Reader
-from oral_lib.documents.words import KeyPath, dotted, short
+from oral_lib.documents.words import KeyPath, dotted, one_line, short
 from oral_lib.errors import UsageError
 
 YAML_BYTES = 1 << 20
@@ -45,7 +45,7 @@ class Document:
         """
         line = self.line(*place)
         keys = f"{dotted(place)}: " if place else ""
-        return UsageError(f"{self.name}:{line}: {keys}{message}")
+        return UsageError(one_line(f"{self.name}:{line}: {keys}{message}"))
 
     def line(self, *place: str | int) -> int:
         """The line of the value at `place`, or of the map or list where it is missing."""

@@ -8,7 +8,7 @@ import re
 from functools import cache
 from typing import Any
 
-from oral_lib.documents.words import KeyPath, dotted, short
+from oral_lib.documents.words import KeyPath, dotted, one_line, short
 from oral_lib.errors import UsageError
 
 DEPTH = 40  # of maps and lists in each other
@@ -41,7 +41,7 @@ class Reader:
 
     def error(self, line: int, place: KeyPath, message: str) -> UsageError:
         keys = f"{dotted(place)}: " if place else ""
-        return UsageError(f"{self.name}:{self.first_line - 1 + line}: {keys}{message}")
+        return UsageError(one_line(f"{self.name}:{self.first_line - 1 + line}: {keys}{message}"))
 
     def _read(self, node: Any, place: KeyPath) -> Any:
         """The content of a node at `place`; notes the lines of all that is in it."""

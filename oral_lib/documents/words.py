@@ -30,6 +30,11 @@ def _plain(key: str) -> str:
     return key if re.fullmatch(r"[\w-]{1,60}", key) else short(key)
 
 
+def one_line(text: str) -> str:
+    """`text` with line ends and runs of blanks as one blank."""
+    return " ".join(text.split())
+
+
 def short(value: Any, most: int = 60) -> str:
     """`value` in quotes, at most `most` letters of it."""
     text = value[:most] if isinstance(value, str) else value

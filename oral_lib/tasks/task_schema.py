@@ -205,7 +205,7 @@ def _fields(document: Document, *place: str) -> list[str]:
         if name is None:
             continue
         if not name or name.isdigit() or re.search(r"[.\[\]]", name) or form or conversion:
-            raise document.error(f"has the field {{{name}}}: write a plain name.", *place)
+            raise document.error(f"has the field {{{name[:40]}}}: write a plain name.", *place)
         fields.append(name)
     if not fields:
         raise document.error("has no field in braces.", *place)
