@@ -182,6 +182,18 @@ def test_a_group_is_a_text_or_a_number(tmp_path, refused):
             task_rows(load_task("nlvr"), f"local:{tmp_path}")
 
 
+def test_rows_of_a_package_that_are_left_out_are_counted_aloud(tmp_path, capsys):
+    from oral_lib.assets import datasets
+
+    folder = tmp_path / ".sarcasm.1234.tmp"
+    folder.mkdir()
+    rows = [{"text": text, "label": 0} for text in ("a", "a ", "\u200b", "", "b&amp;c", "b&c")]
+    datasets._write(folder, rows)
+    assert pd.read_parquet(folder / datasets.ROWS)["text"].tolist() == ["a", "b&c"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: sarcasm: 4 of 6 rows are left out")
+
+
 # ---------------------------------------------------------------- what is one text
 def kept(folder, texts):
     written(folder, "sst2", "train", sentence=TEXTS, label=LABELS)

@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oral_lib.documents.words import is_blank
 from oral_lib.errors import PreflightError
 
 if TYPE_CHECKING:
@@ -289,7 +290,19 @@ def _write_images(folder: Path, rows: Sequence[dict], key: Sequence[str] = ("ima
     import pandas
 
     frame = pandas.DataFrame(rows).drop_duplicates(list(key), ignore_index=True)
+    _report_dropped(folder, len(rows), len(frame))
     frame.to_parquet(folder / ROWS, index=False)
+
+
+def _report_dropped(folder: Path, total: int, kept: int) -> None:
+    """Prints how many rows of a data set are left out."""
+    if total > kept:
+        name = folder.name.strip(".").split(".")[0]  # of a temporary folder, too
+        print(
+            f"note: {name}: {total - kept:,} of {total:,} rows are left out: they are empty or "
+            "repeat others.",
+            file=sys.stderr,
+        )
 
 
 def reasoning_gym(name: str) -> Callable[[Path, Path], None]:
@@ -335,5 +348,8 @@ def _write(folder: Path, rows: Iterable[dict]) -> None:
         else:
             parts = [[text] for text in clean]
         frame[name] = ["\n".join(" ".join(line.split()) for line in lines) for lines in parts]
-    frame = frame[(frame[texts] != "").all(axis=1)].drop_duplicates(texts, ignore_index=True)
+    total = len(frame)
+    visible = [not any(map(is_blank, row)) for row in frame[texts].itertuples(index=False)]
+    frame = frame[visible].drop_duplicates(texts, ignore_index=True)
+    _report_dropped(folder, total, len(frame))
     frame.to_parquet(folder / ROWS, index=False)
