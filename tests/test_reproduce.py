@@ -163,6 +163,14 @@ def test_nodes_share_a_gpu_where_more_run_at_a_time(tmp_path, monkeypatch, jobs,
     assert f"gpu={gpu}" in engine.command(tmp_path, jobs)
 
 
+def test_a_snakemake_profile_of_the_user_changes_nothing(out, monkeypatch, tmp_path):
+    (tmp_path / "profile").mkdir()
+    (tmp_path / "profile" / "config.yaml").write_text("dry-run: true\n")
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", str(tmp_path / "profile"))
+    assert run(out, "--only", "a") == 0
+    assert ran(out) == ["a"]
+
+
 def test_each_node_sees_a_gpu_of_its_own_as_long_as_there_are_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -701,12 +709,20 @@ def test_a_python_that_fits_is_used_as_it_is(bare, monkeypatch):
 def test_the_test_command_runs_every_check_and_names_those_that_failed(monkeypatch, capfd):
     steps = [
         checks.Step("one", ("-c", "raise SystemExit(1)")),
-        checks.Step("two", ("-c", "import os; print('offline', os.environ['HF_HUB_OFFLINE'])")),
+        checks.Step(
+            "two",
+            (
+                "-c",
+                "import os; print('offline', os.environ['HF_HUB_OFFLINE'], "
+                "os.environ.get('PYTEST_ADDOPTS'))",
+            ),
+        ),
     ]
     monkeypatch.setattr(checks, "steps", lambda extra, offline: steps)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--collect-only")
     assert reproduce.main(["test"]) == 1
     said = capfd.readouterr().out
-    assert "offline 1" in said and said.splitlines()[-1] == "FAILED: one"
+    assert "offline 1 None" in said and said.splitlines()[-1] == "FAILED: one"
     monkeypatch.setattr(checks, "steps", lambda extra, offline: steps[1:])
     assert reproduce.main(["test"]) == 0
 

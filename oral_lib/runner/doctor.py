@@ -219,7 +219,7 @@ def _writable(what: str, folder: Path, remedy: str) -> Check:
 def python_path() -> Check:
     """Whether folders of the user come before the packages of the environment."""
     first = [x for x in os.environ.get("PYTHONPATH", "").split(os.pathsep) if x]
-    if others := [x for x in first if x != str(ROOT)]:
+    if others := [x for x in first if Path(x).resolve() != ROOT]:
         remedy = "unset PYTHONPATH, unless the packages of the environment are there"
         return Check("PYTHONPATH", "warn", f"{', '.join(others)} come first", remedy)
     return Check("PYTHONPATH", "ok", "no other folders")

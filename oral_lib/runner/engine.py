@@ -106,6 +106,12 @@ def command(folder: Path, jobs: int) -> list[str]:
         *("--keep-going", "--keep-incomplete", "--ignore-incomplete"),
         *("--rerun-triggers", "mtime", "input"),
         *("--max-checksum-file-size", "0"),  # what `nodes.due` lists runs, whatever its content
+        *(
+            "--profile",
+            "none",
+            "--workflow-profile",
+            "none",
+        ),  # settings of the user, as of a cluster
         "--nolock",  # runner.lock locks the folder; Snakemake's own lock outlives kill -9
     ]
 
