@@ -431,3 +431,10 @@ def test_doctor_names_what_is_not_as_usual(
 
 def no_locks(*given):
     raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_folder_of_environments_that_cannot_be_written_names_its_variable(monkeypatch):
+    monkeypatch.setenv("ORAL_ENV", "/proc/none/env")
+    monkeypatch.setattr(environment, "fits", lambda: False)
+    with pytest.raises(PreflightError, match="name another folder with ORAL_ENV"):
+        environment.prepare_environment()

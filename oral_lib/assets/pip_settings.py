@@ -35,6 +35,7 @@ def pip_environment(python: str, inherited: Mapping[str, str] = os.environ) -> d
         env=variables | file,
         capture_output=True,
         text=True,
+        errors="replace",
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

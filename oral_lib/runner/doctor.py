@@ -79,7 +79,7 @@ def packages() -> Check:
         return Check("packages", "fail", "env/ holds no lock", "get the whole repository")
     for lock in locks:
         command = [sys.executable, str(script), str(lock)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode == 0:
             return Check("packages", "ok", f"as in {lock.name}")
     lines = (done.stdout + done.stderr).strip().splitlines() or ["they differ from every lock"]

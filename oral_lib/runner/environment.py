@@ -89,7 +89,9 @@ def fault(folder: Path, locked: Path) -> str:
     """
     command = [str(interpreter(folder)), "-I", str(ROOT / "env" / "check.py"), "--files"]
     try:
-        done = subprocess.run([*command, str(locked)], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, str(locked)], capture_output=True, text=True, errors="replace"
+        )
     except OSError as error:
         return f"its Python does not start: {error.strerror}"
     if done.returncode == 0:
@@ -131,7 +133,7 @@ def prepare_environment(*, offline: bool = False) -> str:
     for check in (doctor.python(), doctor.disk(folder)):
         if check.state == "fail":
             raise PreflightError(doctor.table([check]))
-    with lock.hold(folder.parent) as locked:
+    with lock.hold(folder.parent, "ORAL_ENV") as locked:
         if not is_marked(folder) or _damage(folder):  # another run may have created it
             _create(folder, machine_lock(), locked)
     return str(interpreter(folder))

@@ -45,7 +45,7 @@ def _lock(descriptor: int, folder: Path) -> bool:
     """Whether this process now has the lock; where `folder` has no locks, it goes on without."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # the second on some network file systems
         return False
     except OSError as error:
         if error.errno not in storage.NO_LOCKS:
@@ -59,10 +59,14 @@ def _lock(descriptor: int, folder: Path) -> bool:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[int]:
+def hold(folder: Path, other: str = "--out") -> Iterator[int]:
     """Holds the lock of `folder`; the value is its descriptor, for `pass_fds` of a child.
 
     If the process that had the lock was killed, waits up to PATIENCE for its children to end.
+
+    Args:
+        folder: the folder to lock.
+        other: the option or variable with which the user names another folder.
 
     Raises:
         PreflightError: another process has the lock, or `folder` cannot be written.
@@ -73,7 +77,7 @@ def hold(folder: Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise PreflightError(
-            f"{folder} cannot be written ({error.strerror}): name another folder with --out."
+            f"{folder} cannot be written ({error.strerror}): name another folder with {other}."
         ) from error
     try:
         end = time.monotonic() + PATIENCE
@@ -84,7 +88,7 @@ def hold(folder: Path) -> Iterator[int]:
                 raise PreflightError(
                     f"another run works in {folder}: process {holder.get('pid', '?')} on "
                     f"{holder.get('host', '?')}, since {holder.get('since', '?')}. "
-                    "Wait for it, stop it, or use another folder with --out."
+                    f"Wait for it, stop it, or use another folder with {other}."
                 )
             if not waited:
                 print("waiting for the last processes of a killed run to end", file=sys.stderr)
