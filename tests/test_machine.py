@@ -436,5 +436,8 @@ def no_locks(*given):
 def test_a_folder_of_environments_that_cannot_be_written_names_its_variable(monkeypatch):
     monkeypatch.setenv("ORAL_ENV", "/proc/none/env")
     monkeypatch.setattr(environment, "fits", lambda: False)
+    with pytest.raises(PreflightError, match="use another disk with ORAL_ENV"):
+        environment.prepare_environment()
+    monkeypatch.setattr(doctor, "disk", lambda *given: doctor.Check("disk", "ok", ""))
     with pytest.raises(PreflightError, match="name another folder with ORAL_ENV"):
         environment.prepare_environment()

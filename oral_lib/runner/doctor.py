@@ -50,13 +50,15 @@ def python() -> Check:
     return Check("python", "fail", number, "install Python 3.11 or 3.12, or name one: PYTHON=...")
 
 
-def disk(folder: Path) -> Check:
+def disk(folder: Path, other: str = "--out") -> Check:
     """Whether the disk of `folder` has FREE_GB free."""
     free = shutil.disk_usage(_existing(folder)).free / 1e9
     finding = f"{free:.1f} GB free for {folder}"
     if free >= FREE_GB:
         return Check("disk", "ok", finding)
-    return Check("disk", "fail", finding, f"free {FREE_GB:.0f} GB, or use another disk with --out")
+    return Check(
+        "disk", "fail", finding, f"free {FREE_GB:.0f} GB, or use another disk with {other}"
+    )
 
 
 def memory(plan: Sequence[Node]) -> Check:
@@ -276,10 +278,15 @@ def preflight(plan: Sequence[Node], out: Path) -> None:
     if on_gpu and len(machine.gpus()) < max(node.gpu for node in on_gpu):
         raise PreflightError(
             f"{on_gpu[0].name} and {len(on_gpu) - 1} other nodes need a CUDA GPU (80 GB for models "
-            "of 7B) and models from the hub or a local folder; nvidia-smi finds too few GPUs. "
+            "of 7B) and models from the hub or a local folder; here "
+            f"{machine.gpu_fault() or 'are too few'}. "
             "--dry-run shows the plan, --scale desk runs without."
         )
-    checks = [python(), disk(out), memory(plan)]
-    failed = [check for check in checks if check.state == "fail"]
+    require(python(), disk(out), memory(plan))
+
+
+def require(*checks: Check) -> None:
+    """Raises PreflightError, in one line, with all of `checks` that failed and their remedies."""
+    failed = [f"{c.what} {c.finding}: {c.remedy}" for c in checks if c.state == "fail"]
     if failed:
-        raise PreflightError("this machine cannot do the run.\n" + table(failed))
+        raise PreflightError(f"this machine cannot do it. {'; '.join(failed)}.")

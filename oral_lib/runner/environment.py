@@ -130,9 +130,7 @@ def prepare_environment(*, offline: bool = False) -> str:
         )
     if damage:
         print(f"oral: {reason}; it is created again", file=sys.stderr, flush=True)
-    for check in (doctor.python(), doctor.disk(folder)):
-        if check.state == "fail":
-            raise PreflightError(doctor.table([check]))
+    doctor.require(doctor.python(), doctor.disk(folder, "ORAL_ENV"))
     with lock.hold(folder.parent, "ORAL_ENV") as locked:
         if not is_marked(folder) or _damage(folder):  # another run may have created it
             _create(folder, machine_lock(), locked)

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,6 +19,9 @@ def start(argv: Sequence[str] | None = None) -> list[str]:
 
     Raises UsageError for an argument that is not UTF-8.
     """
+    if argv is None:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell may ignore SIGINT
+            signal.signal(number, signal.default_int_handler)
     _open_streams()
     paths.full(paths.ROOT)  # refuses a checkout whose path is not UTF-8
     machine.limit_threads()

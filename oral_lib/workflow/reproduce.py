@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -388,6 +387,4 @@ def _enter(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # a shell may ignore SIGINT
-        signal.signal(number, signal.default_int_handler)
     sys.exit(main(enter=_enter))
