@@ -542,6 +542,7 @@ def test_twins_check_gives_1_and_changes_nothing_when_one_differs(tmp_path, caps
     assert "one.ipynb" in capsys.readouterr().err and not (tmp_path / "one.ipynb").exists()
     assert cli.main(["twins", "--folder", str(tmp_path)]) == 0
     assert cli.main(check) == 0
+    assert cli.main([*check, "--folder", str(tmp_path / "none")]) == 2
 
 
 def test_help_of_the_module_states_the_exit_codes_without_any_package():

@@ -225,7 +225,7 @@ def prepare(
     """
     selected = set(_usable(experiment) if names is None else names)
     for name in selected:
-        _require_known(name, [*ASSETS, *HUB])
+        _require_known(name, {**ASSETS, **HUB})
         if not local_model(name, source):
             require_accepted(name)
     if parse_source(source)[0] == "hub":

@@ -212,6 +212,8 @@ def do_sweep(args: Namespace) -> int:
 
 def do_twins(args: Namespace) -> int:
     """Writes or checks the .ipynb twins."""
+    if not args.folder.is_dir():
+        raise UsageError(f"there is no folder {args.folder}: name that of the notebooks.")
     if args.check:
         differing = notebooks.differing(args.folder)
         for path in differing:
