@@ -508,6 +508,37 @@ def test_an_embedding_with_rows_to_spare_is_read(other_tokens):
     assert answers(base).isfinite().all()
 
 
+@pytest.mark.parametrize("load", [loading.load, TextEncoder])
+def test_an_encoder_without_a_token_for_padding_is_refused(tmp_path, refused, load):
+    base, folder = loading.load("tiny-encoder"), tmp_path / "models" / "minilm-l6"
+    base.model.bert.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "pad_token"}))
+    with refused(OralError, str(folder), "pad_token"):
+        load("minilm-l6", source=f"local:{tmp_path}")
+
+
+def test_a_causal_model_needs_no_token_for_padding(tmp_path):
+    base, folder = (
+        loading.load("tiny-causal", dtype=torch.float32),
+        tmp_path / "models" / "smollm2-135m",
+    )
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in content.items() if k != "pad_token"}))
+    again = loading.load("smollm2-135m", source=f"local:{tmp_path}", dtype=torch.float32)
+    assert again.tokenizer.pad_token is None
+    torch.testing.assert_close(answers(again), answers(base))
+    task = load_task("arithmetic")
+    rows = task_rows(task, "made").test[:5]
+    one, other = (scoring.write_answers(b.model, b, task, rows) for b in (base, again))
+    assert one == other
+
+
 def test_a_text_encoder_cuts_texts_to_the_positions_that_it_has(tmp_path):
     base, folder = loading.load("tiny-encoder"), tmp_path / "models" / "minilm-l6"
     base.model.bert.save_pretrained(folder)

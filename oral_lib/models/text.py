@@ -40,6 +40,7 @@ from oral_lib.pretrained.hugging_face import (
     pretrained,
     read_config,
     read_tokenizer,
+    require_padding,
 )
 from oral_lib.tasks.rows import FILLER, Row
 from oral_lib.tasks.task import Task, valid_tasks
@@ -289,6 +290,8 @@ def load(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if folder is not None:
+        if not causal:
+            require_padding(folder, tokenizer)
         check_vocabulary(folder, tokenizer, model.get_input_embeddings())
     model.name_or_path = spec.hub  # PEFT writes it into adapters
     for weight in model.parameters():  # not buffers: rounded frequencies would move positions

@@ -20,6 +20,7 @@ from oral_lib.pretrained.hugging_face import (
     pretrained,
     read_config,
     read_tokenizer,
+    require_padding,
 )
 
 POSITIONS = 512  # tokens of a text, if a model does not say
@@ -69,6 +70,7 @@ class TextEncoder:
                 extra=("pooler.", "cls.", "classifier."),
                 add_pooling_layer=False,
             )
+            require_padding(folder, self.tokenizer)
             check_vocabulary(folder, self.tokenizer, self.model.get_input_embeddings())
             longest = getattr(config, "max_position_embeddings", None) or POSITIONS
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, longest)

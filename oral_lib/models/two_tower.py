@@ -42,6 +42,7 @@ from oral_lib.pretrained.hugging_face import (
     error_line,
     quiet,
     read_tokenizer,
+    require_padding,
 )
 from oral_lib.tasks.rows import Row, Split, task_rows
 from oral_lib.tasks.task import Task, load_task
@@ -292,6 +293,7 @@ def _towers(folder: Path, spec: BaseSpec, model: TwoTowers, scale: float) -> Tow
     encoder.set_attn_implementation(attention(encoder.config, device))
     model.name_or_path = spec.hub  # PEFT writes it into adapters
     tokenizer = read_tokenizer(folder, spec.name)
+    require_padding(folder, tokenizer)
     check_vocabulary(folder, tokenizer, encoder.get_input_embeddings())
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     file = folder / CONFIG_FILE

@@ -250,6 +250,17 @@ def constructor_settings(
     return {key: value for key, value in content.items() if key in names}
 
 
+def require_padding(folder: Path, tokenizer) -> None:
+    """Pads with the end-of-text token if there is no token for it. OralError without both."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise OralError(
+            f"{folder}: the tokenizer has no token that fills a batch: name its pad_token in "
+            f"{TOKENIZER_CONFIG}."
+        )
+
+
 def check_vocabulary(folder: Path, tokenizer, embedding: nn.Embedding) -> None:
     """OralError if tokens of the tokenizer in `folder` have no row in the model's embedding.
 
