@@ -161,7 +161,7 @@ def test_without_the_text_encoder_it_is_said_how_to_go_on(manifest, tmp_path, mo
         (["train"], "name what to train"),
         (["train", "generator", "--manifest", "a", "--save", "b"], "leave out 'generator'"),
         (["train", "--manifest", "a"], "--save"),
-        (["train", "generator", "--save", "b"], "--save belongs to --manifest"),
+        (["train", "generator", "--save", "b"], "--save has no effect without --manifest"),
         (["train", "--manifest", "a", "--save", "."], "is not empty"),
     ],
 )
