@@ -65,8 +65,11 @@ def folder_fault(folder: Path) -> str | None:
         if not file.is_file():
             return f"{file} is missing"
         state = file.stat()
-        if state.st_size != size or _sha256(file, size, state.st_mtime_ns) != digest:
-            return f"{file} is damaged"
+        try:
+            if state.st_size != size or _sha256(file, size, state.st_mtime_ns) != digest:
+                return f"{file} is damaged"
+        except OralError as error:  # it cannot be read
+            return str(error).removesuffix(".")
     return None
 
 
@@ -75,8 +78,13 @@ def _manifest_files(folder: Path) -> list[tuple[Path, int, str]]:
     another form."""
     content = storage.read_json(folder / MANIFEST)
     files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not all(
-        isinstance(entry, dict) and {"size", "sha256"} <= entry.keys() for entry in files.values()
+    if (
+        not isinstance(files, dict)
+        or not files
+        or not all(
+            isinstance(entry, dict) and {"size", "sha256"} <= entry.keys()
+            for entry in files.values()
+        )
     ):
         raise OralError(f"{folder / MANIFEST} does not list files with size and sha256.")
     return [(folder / storage.safe_name(n), f["size"], f["sha256"]) for n, f in files.items()]

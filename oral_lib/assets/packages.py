@@ -82,7 +82,10 @@ def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
         raise PreflightError(
             f"{requirement} is not in {folder}, and nothing is downloaded offline."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage.system_refusal(error) or error from None
     with tempfile.TemporaryDirectory() as temporary:
         lock = Path(temporary) / "one.lock"
         # the package's pin and, where there is one, its --no-binary line
@@ -95,12 +98,24 @@ def archive(package: str, folder: Path, *, offline: bool = False) -> Path:
         done = subprocess.run(command, env=variables, stdout=2, stderr=subprocess.PIPE, text=True)
     if file := _downloaded(pin, folder):
         return file
-    lines = done.stderr.strip().splitlines() or [f"pip exit code {done.returncode}"]
-    reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
+    if changed := re.search(r"Expected sha256 (\w{64})\s+Got\s+(\w{64})", done.stderr):
+        raise PreflightError(
+            f"The package index has another file for {requirement}: its sha256 is {changed[2]}, "
+            f"{LOCK.name} has {changed[1]}. Nothing was replaced. The download was cut, or the "
+            "file was changed: run the same command again, and do not use the file if it stays so."
+        )
     raise PreflightError(
-        f"Cannot download {requirement} ({reason.removeprefix('ERROR:').strip()}). "
+        f"Cannot download {requirement} ({_pip_reason(done)}). "
         "Check the network and run the same command again: finished downloads are kept."
     )
+
+
+def _pip_reason(done: subprocess.CompletedProcess) -> str:
+    """The error of pip in one line: its own, or that of its traceback."""
+    lines = done.stderr.strip().splitlines() or [f"pip exit code {done.returncode}"]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    reason = next((line for line in errors if line != "Exception:"), lines[-1].strip())
+    return reason[:300]
 
 
 def _downloaded(pin: Pin, folder: Path) -> Path | None:

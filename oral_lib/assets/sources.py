@@ -303,7 +303,10 @@ def _cache_fault(name: str) -> str | None:
 
 
 def _convert(asset: Asset, package: Path, *extra_packages: Path) -> None:
-    with storage.replacing(_folder(asset.name), asset.megabytes << 20) as folder:
+    place = _folder(asset.name)
+    if place.is_file():  # damage
+        place.unlink()
+    with storage.replacing(place, asset.megabytes << 20) as folder:
         folder.mkdir()
         asset.convert(package, folder, *extra_packages)
         pin = pins()[asset.package]
