@@ -157,6 +157,14 @@ def test_the_cores_are_shared_among_the_nodes_that_run_at_a_time(out, monkeypatc
     assert (out / "ran").read_text().split()[2] == threads
 
 
+def test_threads_that_wait_leave_shared_cores_to_others_unless_the_user_says_so(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    args = SimpleNamespace(scale="smoke", source="made", out=paths.ROOT, offline=True)
+    assert reproduce._environment(args)["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert reproduce._environment(args)["OMP_WAIT_POLICY"] == "active"
+
+
 @pytest.mark.parametrize(("jobs", "cards", "gpu"), [(1, 0, 0), (3, 1, 3), (1, 2, 2), (3, 2, 3)])
 def test_nodes_share_a_gpu_where_more_run_at_a_time(tmp_path, monkeypatch, jobs, cards, gpu):
     monkeypatch.setattr(machine, "gpus", lambda: ["a GPU"] * cards)

@@ -270,6 +270,8 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
 def _environment(args: argparse.Namespace) -> dict[str, str]:
     """The environment variables of the nodes; the hub is offline unless it is the source."""
     defaults = {"TOKENIZERS_PARALLELISM": "false"}
+    # threads that wait sleep: on shared cores they would take most of the time from each other
+    defaults |= {"OMP_WAIT_POLICY": "passive"}
     defaults |= {"PYTHONWARNINGS": "ignore::FutureWarning"}  # of libraries, about each other
     defaults |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # or a kernel in the home folder could run
     variables = defaults | dict(os.environ)
