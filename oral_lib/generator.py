@@ -1,6 +1,6 @@
 """The generator: a sentence and a base model in, LoRA weights out."""
 
-from collections.abc import Mapping
+import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from oral_lib import paths, seeds, storage
+from oral_lib.documents.document import load_json
 from oral_lib.documents.sentence import check_sentence
+from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import distances, peft_folder
-from oral_lib.lora.adapter import first_difference
-from oral_lib.method import tokenization
+from oral_lib.method import stored, tokenization
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.normalization import TokenStatistics
@@ -174,7 +175,12 @@ class Generator:
         given = torch.tensor([used], device=network.device)
         embedding = torch.zeros(1, len(self.bases[name].structure))
         if used:
-            embedding = self.encoder.encode([text])
+            size, embedding = embedding.shape[1], self.encoder.encode([text])
+            if embedding.shape[1] != size:
+                raise OralError(
+                    f"the text encoder {self.config.text_encoder!r} returns {embedding.shape[1]} "
+                    f"numbers, this generator reads {size}: it belongs to another text encoder."
+                )
         embedding = embedding.to(network.device)
         c_model = c_model and tuple(part.to(network.device) for part in c_model)
         with torch.inference_mode():
@@ -243,46 +249,29 @@ class Generator:
                 f"no generator in {folder}: run ./reproduce.sh to train one, or name a folder that "
                 "holds config.json, manifest.json and generator.safetensors."
             )
-        manifest = storage.read_json(folder / "manifest.json")
-        content = storage.read_json(folder / "config.json")
-        version = content.get("format") if isinstance(content, dict) else None
-        if version != _FORMAT:
-            raise OralError(
-                f"{folder} has format {version!r}, this code reads {_FORMAT}: train the generator "
-                "again, or download it in the new format."
-            )
-        file = folder / "generator.safetensors"
-        if not isinstance(manifest, dict) or storage.sha256(file) != manifest.get("sha256"):
-            raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
-        state = storage.read_tensors(file)
-        config, sampling, entries = _parsed(folder, content, state)
-        network = ORAL(config, entries)
-        shapes = {name: value.shape for name, value in network.state_dict().items()}
-        if difference := first_difference(state, shapes):
-            raise OralError(f"config.json in {folder} does not describe {file.name}: {difference}.")
-        network.load_state_dict(state)
+        try:
+            network, sampling, manifest = _read(folder)
+        except UsageError as error:  # the fault of a file, not of an argument
+            raise OralError(f"{error} Train the generator again, or download it.") from error
         return cls(network.to(device).eval(), manifest, sampling, source=source)
 
 
-def _parsed(
-    folder: Path, content: Mapping[str, Any], state: dict[str, Tensor]
-) -> tuple[GeneratorConfig, SamplingConfig, dict[str, BaseEntry]]:
-    """(configuration, sampling, entries) of config.json. OralError for other content."""
-    try:
-        config = GeneratorConfig.from_json(content["generator"])
-        sampling = SamplingConfig.from_json(content["sampling"])
-        entries = {
-            name: BaseEntry.restored(
-                Layout.from_json(base["layout"]), state, f"entries.{number}", base["peft_config"]
-            )
-            for number, (name, base) in enumerate(sorted(content["bases"].items()))
-        }
-    except (AttributeError, KeyError, TypeError, ValueError, OralError) as error:
+def _read(folder: Path) -> tuple[ORAL, SamplingConfig, dict]:
+    """(network, sampling options, manifest) of the generator in `folder`."""
+    manifest = load_json(peft_folder.inside(folder, "manifest.json"))
+    manifest.check(stored.MANIFEST_SCHEMA)
+    document = load_json(peft_folder.inside(folder, "config.json"))
+    version = document.content.get("format") if isinstance(document.content, dict) else None
+    if version != _FORMAT:
         raise OralError(
-            f"config.json in {folder} does not describe its generator.safetensors "
-            f"({type(error).__name__}: {error}): train or download the generator again."
-        ) from error
-    return config, sampling, entries
+            f"{folder} has format {short(version)}, this code reads {_FORMAT}: train the generator "
+            "again, or download it in the new format."
+        )
+    file = peft_folder.inside(folder, "generator.safetensors")
+    if storage.sha256(file) != manifest.content["sha256"]:
+        raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
+    network, sampling = stored.read_network(document, storage.read_tensors(file))
+    return network, sampling, manifest.content
 
 
 def describe_base(base: BaseModel, encoder: TextEncoder) -> tuple[Tensor, Tensor]:
@@ -368,16 +357,21 @@ def prompt(
     adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
     members = store.trained_on(folder, model.manifest, base)
+    options = asdict(model._sampling(None, {"guidance": guidance, "temperature": temperature}))
+    loader = f"oral_lib.load_base({json.dumps(base)}).model"
     loras = []
-    for tensors in adapters:
+    for number, tensors in enumerate(adapters, 1):
         name, far = distances.nearest(tensors, members, config) if members else ("", None)
         card = peft_folder.Card(
             text=task,
-            base=config["base_model_name_or_path"],
+            base=config.get("base_model_name_or_path") or base,
             # the base model of one's own adapters is not in the registry
-            loader="" if "adapters" in model.manifest else f'oral_lib.load_base("{base}").model',
+            loader="" if "adapters" in model.manifest else loader,
             generator=f"{model.manifest['sha256'][:12]} ({model.manifest.get('scale', 'custom')})",
             seed=seed,
+            sample=number,
+            samples=n,
+            sampling=", ".join(f"{name}={value}" for name, value in options.items()),
             nearest=name,
             distance=far.total if far else None,
         )

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from oral_lib.errors import UsageError
-from oral_lib.lora.adapter import PAIRS, Adapter, LoraSettings, check_adapter, factors_by_module
+from oral_lib.errors import OralError, UsageError
+from oral_lib.lora.adapter import (
+    PAIRS,
+    PREFIX,
+    Adapter,
+    Factors,
+    LoraSettings,
+    check_adapter,
+    factors_by_module,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+_BIAS = ".lora_B.bias"
 _BATCH = 64  # modules that `distance` multiplies at once: bounds its float64 copies
 
 
@@ -30,7 +39,7 @@ class Distance(NamedTuple):
     """The distance between two adapters (Frobenius norms)."""
 
     lora: float  # ||dW - dW'|| over all modules that LoRA adapts
-    rest: float  # of the tensors used as they are: heads, DoRA magnitudes, biases
+    rest: float  # of all other tensors: heads and biases
 
     @property
     def total(self) -> float:
@@ -54,7 +63,7 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
         The norms over LoRA modules (`lora`), other tensors (`rest`) and both (`total`).
 
     Raises:
-        OralError: names or shapes differ, or the configuration has other ranks.
+        OralError: names or shapes differ, the configuration has other ranks, or it is DoRA.
 
     >>> one = {"q.lora_A.weight": torch.eye(2), "q.lora_B.weight": torch.eye(2)}
     >>> other = {"q.lora_A.weight": torch.eye(2), "q.lora_B.weight": torch.zeros(2, 2)}
@@ -63,9 +72,14 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
     """
     check_adapter(one, other)
     settings, other = LoraSettings.of(config), {n: t.to(one[n].device) for n, t in other.items()}
+    if settings.magnitudes:
+        raise OralError(
+            "The weight change of DoRA (use_dora) depends on the base model: no distance is "
+            "computed. Compare adapters of plain LoRA."
+        )
     pairs, others = factors_by_module(one, settings), factors_by_module(other, settings)
     by_shape = defaultdict(list)  # modules of one shape are multiplied together
-    for module, (a, b) in pairs.items():
+    for module, (a, b, _) in pairs.items():
         by_shape[a.shape, b.shape].append(module)
     squared = 0.0
     for modules in by_shape.values():
@@ -76,10 +90,11 @@ def distance(one: Adapter, other: Adapter, config: "LoraConfig | Mapping[str, An
             left = torch.cat([b - b2, b2], -1)  # [modules, out, 2r]
             right = torch.cat([a, a - a2], -2)  # [modules, 2r, in]
             norms = ((left.mT @ left) * (right @ right.mT)).sum((-1, -2))  # [modules]
-            scales = norms.new_tensor([settings.scale(module) for module in batch])
+            scales = norms.new_tensor([pairs[module].scale for module in batch])
             squared += float((scales**2 * norms).sum())
     rest = (
-        float((tensor.double() - other[name].double()).square().sum())
+        _bias_scale(name, pairs) ** 2
+        * float((tensor.double() - other[name].double()).square().sum())
         for name, tensor in one.items()
         if not name.endswith((*PAIRS, *PAIRS.values()))
     )
@@ -222,6 +237,14 @@ def _median_pair(apart: Tensor) -> float:
     return float(apart[rows, columns].median()) if len(rows) else float("nan")
 
 
+def _bias_scale(name: str, pairs: dict[str, Factors]) -> float:
+    """What PEFT multiplies a tensor with: s for the bias of a B, 1 for all others."""
+    if not name.endswith(_BIAS):
+        return 1.0
+    module = name.removesuffix(_BIAS).removeprefix(PREFIX)
+    return pairs[module].scale if module in pairs else 1.0
+
+
 def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """(B [out, r], A [r, in * kernel]); the B of a grouped convolution becomes block-diagonal."""
     groups = a.shape[0] // b.shape[1]
@@ -229,7 +252,7 @@ def _matrices(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.block_diag(*b.chunk(groups)) if groups > 1 else b), a.flatten(1)
 
 
-def _stacked(pairs: dict[str, tuple[Tensor, Tensor]], modules: list[str]) -> list[Tensor]:
+def _stacked(pairs: dict[str, Factors], modules: list[str]) -> list[Tensor]:
     """float64 (B [modules, out, r], A [modules, r, in])."""
-    matrices = zip(*(_matrices(*pairs[module]) for module in modules), strict=True)
-    return [torch.stack(matrix).double() for matrix in matrices]
+    matrices = zip(*(_matrices(*pairs[module][:2]) for module in modules), strict=True)
+    return [torch.stack([m.double() for m in matrix]) for matrix in matrices]

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from oral_lib import storage
+from oral_lib.documents.document import load_json
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors_by_module
 
@@ -33,12 +34,17 @@ class Card:
     seed: int
     nearest: str = ""  # name of the nearest adapter of the zoo
     distance: float | None = None  # to it, ||dW - dW'|| over all weights
+    sample: int = 1  # which of the `samples` of this seed, from 1
+    samples: int = 1  # adapters generated together
+    sampling: str = ""  # the sampling options
     loader: str = ""  # Python expression for the base model; default: transformers' Auto class
 
     def __post_init__(self) -> None:
-        for name in ("base", "generator", "nearest"):
-            value = getattr(self, name)
-            if not value.isprintable() or not (value.strip() or name == "nearest"):
+        if not 1 <= self.sample <= self.samples:
+            raise UsageError(f"A model card has sample {self.sample} of {self.samples}.")
+        for name in ("base", "generator", "nearest", "sampling"):
+            value, optional = getattr(self, name), name in ("nearest", "sampling")
+            if not value.isprintable() or not (value.strip() or optional):
                 raise UsageError(f"A model card needs one line as {name}: got {value!r}.")
         if self.distance is not None and not (isfinite(self.distance) and self.distance >= 0):
             raise UsageError(
@@ -81,14 +87,14 @@ def save(
     ...     sorted(path.name for path in folder.iterdir())
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
-    folder = Path(folder) if name is None else _inside(Path(folder), storage.safe_name(name))
-    folder, config = folder.resolve(), _lora_config(config)
-    factors_by_module(tensors, LoraSettings.of(config))
+    folder = Path(folder) if name is None else inside(Path(folder), storage.safe_name(name))
+    folder, config = folder.resolve(), lora_config(config)
     _check_free(folder, overwrite)
     settings = {
         key: sorted(value) if isinstance(value, set) else value
         for key, value in config.to_dict().items()
     }
+    _check_order(tensors, config, settings)
     settings["inference_mode"] = True
     settings["base_model_name_or_path"] = config.base_model_name_or_path or card.base
     with storage.replacing(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
@@ -122,7 +128,7 @@ def load(folder: str | Path, *, name: str | None = None) -> tuple[dict[str, Tens
     """
     folder = Path(folder)
     if name is not None:
-        folder = _inside(folder, storage.safe_name(name))
+        folder = inside(folder, storage.safe_name(name))
     if not folder.is_dir():
         raise OralError(f"There is no adapter folder {str(folder)!r}.")
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
@@ -130,17 +136,22 @@ def load(folder: str | Path, *, name: str | None = None) -> tuple[dict[str, Tens
             f"{str(folder)!r} contains only adapter_model.bin: reading a pickle can run code. "
             f"Ask its author for {WEIGHTS}."
         )
-    settings = storage.read_json(_inside(folder, CONFIG))
-    if not isinstance(settings, dict):
+    document = load_json(inside(folder, CONFIG), str(folder / CONFIG))
+    if not isinstance(document.content, dict):
         raise OralError(f"{CONFIG} in {str(folder)!r} must be a JSON object, as PEFT writes it.")
-    config = _lora_config({"peft_type": None, **settings})
-    tensors = storage.read_tensors(_inside(folder, WEIGHTS))
-    factors_by_module(tensors, LoraSettings.of(config))
+    try:
+        config = lora_config({"peft_type": None, **document.content})
+        tensors = storage.read_tensors(inside(folder, WEIGHTS))
+        factors_by_module(tensors, LoraSettings.of(config))
+    except OralError as error:
+        if str(folder) in str(error):
+            raise
+        raise OralError(f"{folder}: {error}") from error
     return tensors, config
 
 
-def _lora_config(config: LoraConfig | Mapping[str, Any]) -> LoraConfig:
-    """`config` as a LoraConfig with valid ranks, scales and patterns."""
+def lora_config(config: LoraConfig | Mapping[str, Any]) -> LoraConfig:
+    """`config` as a LoraConfig with valid ranks, scales and patterns. OralError for others."""
     LoraSettings.of(config)
     if isinstance(config, LoraConfig):
         return config
@@ -155,12 +166,33 @@ def _lora_config(config: LoraConfig | Mapping[str, Any]) -> LoraConfig:
         raise OralError(f"Invalid LoRA configuration ({type(error).__name__}): {first}.") from error
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name`. OralError if that is a link that leads out of the folder."""
     path = folder / name
     # realpath, as Path.resolve raises on a link to itself
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise OralError(f"{name!r} in {str(folder)!r} is a link that leads out of the folder.")
     return path
+
+
+def _check_order(tensors: Adapter, config: LoraConfig, settings: dict[str, Any]) -> None:
+    """OralError unless tensors and configuration fit each other, also when `settings` is sorted.
+
+    The first pattern that matches a module counts, and the files of PEFT have patterns sorted.
+    """
+    modules = factors_by_module(tensors, LoraSettings.of(config))
+    keys = ("rank_pattern", "alpha_pattern")
+    in_file = settings | {key: dict(sorted((settings[key] or {}).items())) for key in keys}
+    try:
+        sorted_modules = factors_by_module(tensors, LoraSettings.of(in_file))
+        fault = [name for name in modules if modules[name].scale != sorted_modules[name].scale]
+    except OralError:
+        fault = [*modules]
+    if fault:
+        raise OralError(
+            f"Several patterns match module {fault[0]!r}, and a file of PEFT does not keep their "
+            "order: write rank_pattern and alpha_pattern so that one of them matches."
+        )
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -184,6 +216,10 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
 def _card(card: Card, settings: Mapping[str, Any], folder: str) -> str:
     auto = _AUTO.get(settings["task_type"], "AutoModel")
     loader = card.loader or (
@@ -194,7 +230,8 @@ def _card(card: Card, settings: Mapping[str, Any], folder: str) -> str:
     front = {"base_model": card.base, "library_name": "peft", "tags": tags}
     near = "not measured"
     if card.distance is not None:
-        near = f"{card.distance:.4g} to {card.nearest or 'an unnamed adapter'} (Frobenius norm)"
+        near = _cell(card.nearest) or "an unnamed adapter"
+        near = f"{card.distance:.4g} to {near} (Frobenius norm)"
     quote = textwrap.indent(card.text.strip() or "(no text)", "> ", lambda line: True)
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
@@ -207,9 +244,11 @@ No training made this adapter: ORAL generated it from a text and a base model. T
 
 | | |
 | --- | --- |
-| base model | {card.base} |
-| generator | {card.generator} |
+| base model | {_cell(card.base)} |
+| generator | {_cell(card.generator)} |
 | seed | {card.seed} |
+| sample | {card.sample} of {card.samples} |
+| sampling | {card.sampling or "not recorded"} |
 | distance to the nearest trained adapter | {near} |
 
 ```python

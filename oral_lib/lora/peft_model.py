@@ -15,10 +15,17 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError
+from oral_lib.lora import patterns
+from oral_lib.lora.adapter import LoraSettings, expressions
 
 
 def wrap(model: nn.Module, config: LoraConfig) -> PeftModel:
-    """`model`, changed in place, with trainable LoRA and head, which are float32 in any case."""
+    """`model`, changed in place, with trainable LoRA and head, which are float32 in any case.
+
+    OralError for a configuration that is not plain LoRA or whose patterns take too long to match.
+    """
+    LoraSettings.of(config)
+    patterns.check_all(expressions(config), (name for name, _ in model.named_modules()))
     with warnings.catch_warnings():  # PEFT reads a deprecated name
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")
         wrapped = get_peft_model(model, config)

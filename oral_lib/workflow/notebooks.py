@@ -12,10 +12,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from oral_lib import paths, scales
+from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import environment
@@ -32,12 +34,13 @@ def find(name: str) -> Path:
     Raises UsageError, with the nearest name, if it does not exist.
     """
     folder = paths.ROOT / "notebooks"
-    for path in (folder / f"{name}.ipynb", Path(name)):
-        if path.suffix == ".ipynb" and path.is_file():
-            return path.absolute()
+    with suppress(OSError, ValueError):  # such as a name that is too long
+        for path in (folder / f"{name}.ipynb", Path(name)):
+            if path.suffix == ".ipynb" and path.is_file():
+                return path.absolute()
     names = [path.stem for path in list_paths(folder, "*.ipynb")]
     raise UsageError(
-        f"there is no notebook {name!r}.{closest(name, names)} Known: {', '.join(names)}."
+        f"there is no notebook {short(name)}.{closest(name, names)} Known: {', '.join(names)}."
     )
 
 
@@ -96,7 +99,7 @@ def typed(name: str, text: str, default: Any) -> Any:
         return float(value)
     if default is not None and type(value) is not type(default):
         kind = TYPES.get(type(default), f"a {type(default).__name__}")
-        raise UsageError(f"parameter {name} must be {kind} like {default!r}, got {text!r}.")
+        raise UsageError(f"parameter {name} must be {kind} like {default!r}, got {short(text)}.")
     return value
 
 

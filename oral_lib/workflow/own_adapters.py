@@ -19,6 +19,7 @@ import torch
 from oral_lib import lora, method, paths, seeds, storage
 from oral_lib.documents.document import load_json_lines
 from oral_lib.documents.schema import VISIBLE
+from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.generator import Generator
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors, first_difference
@@ -85,12 +86,12 @@ def _load(number: int, fields: dict[str, str], parent: Path) -> OwnAdapter:
     except OSError:  # such as a name that is too long
         missing = True
     if missing:
-        raise UsageError(f"path {path!r}: there is no folder {folder}.")
+        raise UsageError(f"path {short(path, 300)}: there is no folder {short(str(folder), 300)}.")
     try:
         tensors, config = lora.load(folder)
         settings = LoraSettings.of(config)
     except OralError as error:
-        raise UsageError(f"path {path!r} is not a LoRA adapter: {error}") from error
+        raise UsageError(f"path {short(path, 300)} is not a LoRA adapter: {error}") from error
     return OwnAdapter(number, folder, fields["text"], fields.get("base", ""), tensors, settings)
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from oral_lib import paths
 from oral_lib.documents.document import Document, load_yaml
 from oral_lib.documents.schema import VISIBLE
+from oral_lib.documents.words import short
 from oral_lib.errors import UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import environment
@@ -119,7 +120,7 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
             texts = {name: _text(name, value, defaults) for name, value in values.items()}
             cell = defaults | notebooks.check_against(notebook, defaults, texts)
         except UsageError as error:
-            settings = ", ".join(f"{name}={value!r}" for name, value in varied.items())
+            settings = ", ".join(f"{name}={short(value)}" for name, value in varied.items())
             raise document.error(f"cell {number} ({settings}): {error}", *place) from error
         cell = {name: value for name, value in cell.items() if name not in WHERE}
         cells.setdefault(_key(notebook.stem, cell), cell)
@@ -169,11 +170,11 @@ def _text(name: str, value: Any, defaults: Mapping[str, Any]) -> str:
         return value
     default = defaults.get(name)
     if isinstance(default, str):
-        raise UsageError(f"parameter {name} must be a text like {default!r}, got {value!r}.")
+        raise UsageError(f"parameter {name} must be a text like {default!r}, got {short(value)}.")
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"parameter {name} cannot be {value!r}.") from error
+        raise UsageError(f"parameter {name} cannot be {short(value)}.") from error
 
 
 def _key(stem: str, cell: Cell) -> str:

@@ -299,7 +299,7 @@ def trained_on(
         listed = [
             (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
             for entry in manifest.get("zoo", ())
-            if entry["base"] == base
+            if entry["base"] == storage.safe_name(base)
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise OralError(
