@@ -1,4 +1,4 @@
-"""A fake run for tests: `python -m tests.faults.fake --out DIR` runs five nodes of a second each.
+"""A fake run for tests: `python -m tests.faults.fake --out DIR` runs five short nodes.
 
 Each node writes three files as a whole and a line into logs/ran.txt. Code in DIR/<node>.does runs
 before the files are written.
@@ -24,7 +24,7 @@ does = out / (name + ".does")
 if does.exists():
     exec(does.read_text())
 for path in map(Path, outputs):
-    time.sleep(0.2)
+    time.sleep(0.1)
     part = path.with_name(f".{path.name}.tmp")
     part.write_text(name)
     os.replace(part, path)

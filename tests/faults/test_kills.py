@@ -92,7 +92,7 @@ def test_a_killed_worker_takes_its_node_with_it(tmp_path, number):
 def test_a_node_killed_after_its_last_output_counts_as_done(world):
     """Whatever Snakemake has noted: files are whole or missing."""
     world.out.mkdir()
-    code = "import threading\nthreading.Timer(1.0, lambda: open(out / 'now', 'w')).start()"
+    code = "import threading\nthreading.Timer(0.6, lambda: open(out / 'now', 'w')).start()"
     (world.out / "a.does").write_text(code + "\nimport atexit; atexit.register(time.sleep, 30)")
     world.start()
     until((world.out / "now").exists)
