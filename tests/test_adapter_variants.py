@@ -71,9 +71,12 @@ VARIANTS = {
         "alpha_pattern": {"v": 3, "layers.11.q": 0.5},
     },
     "anchors": {
-        "target_modules": ["q"], "rank_pattern": {"^model.layers.1.q": 3, "1[1-3].q$": 2, "(?!x)0.q": 5},
+        "target_modules": ["q"],
+        "rank_pattern": {"^model.layers.1.q": 3, "1[1-3].q$": 2, "(?!x)0.q": 5},
     },
-    "a dot is any letter": {"target_modules": ["q"], "rank_pattern": {"layers_2_q": 3, "layers.2.q": 5}},
+    "a dot is any letter": {
+        "target_modules": ["q"], "rank_pattern": {"layers_2_q": 3, "layers.2.q": 5}
+    },
     "rslora": {"target_modules": ["q"], "use_rslora": True, "rank_pattern": {"layers.1.q": 7}},
     "embedding": {"target_modules": ["embed"], "rank_pattern": {"embed": 3}},
     "convolution": {"target_modules": ["conv"], "rank_pattern": {"conv": 6}, "r": 2},
@@ -87,7 +90,9 @@ VARIANTS = {
         "target_modules": ["mha", "attention", "q"],
         "rank_pattern": {"out_proj": 7, "attention": 3}, "alpha_pattern": {"out_proj": 1},
     },
-    "out_proj of layers": {"target_modules": ["layers.0.out_proj"], "rank_pattern": {"out_proj": 2}},
+    "out_proj of layers": {
+        "target_modules": ["layers.0.out_proj"], "rank_pattern": {"out_proj": 2}
+    },
     "bias": {"target_modules": ["q"], "bias": "lora_only"},
     "all biases": {"target_modules": ["q"], "bias": "all"},
     "bias of B": {"target_modules": ["q", "head"], "lora_bias": True},
@@ -119,6 +124,8 @@ REFUSED = {
     "a flag in words": {"use_rslora": "false"},
     "an alpha of true": {"lora_alpha": True},
     "a huge rank": {"r": 10**30},
+    "names of other types": {"target_modules": ["q", 3]},
+    "patterns of another type": {"rank_pattern": 3},
 }
 
 
@@ -196,7 +203,7 @@ def test_the_first_pattern_counts_and_its_place_is_not_lost_in_a_file(tmp_path):
     config.alpha_pattern = {"model.layers.1.q": 9, ".*q": 2}
     modules = factors_by_module(tensors, LoraSettings.of(config))
     assert [modules[f"model.layers.{i}.q"].scale for i in range(3)] == [0.5, 2.25, 0.5]
-    with pytest.raises(OralError, match="several|Several"):
+    with pytest.raises(OralError, match="Several patterns"):
         lora.save(tmp_path / "b", tensors, config, lora_card())
     assert not (tmp_path / "b").exists()
 
@@ -230,6 +237,19 @@ def test_files_of_older_and_newer_peft_are_read(tmp_path):
         (tmp_path / CONFIG).write_text(json.dumps(content))
         tensors, read = lora.load(tmp_path)
         assert (read.r, read.lora_alpha, len(tensors)) == (4, 6, 24)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_patterns_and_floats_of_8_bits_are_read(tmp_path):
+    saved(tmp_path / "a", {"target_modules": ["q"]})
+    config = json.loads((tmp_path / "a" / CONFIG).read_text()) | {"rank_pattern": None}
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    name = min(tensors)
+    save_file(tensors | {name: tensors[name].to(torch.float8_e4m3fn)}, tmp_path / "a" / WEIGHTS)
+    tensors, settings = lora.load(tmp_path / "a")
+    lora.save(tmp_path / "b", tensors, settings, lora_card())
+    assert lora.distance(tensors, tensors, settings).total == 0
 
 
 # ---------------------------------------------------------------- patterns of strangers

@@ -14,6 +14,7 @@ from functools import cache, partial
 from importlib import resources
 
 from oral_lib.documents.document import load_yaml
+from oral_lib.documents.words import short
 from oral_lib.errors import UsageError, closest
 from oral_lib.tasks import binary
 from oral_lib.tasks.task_schema import SCORINGS, check_task
@@ -145,10 +146,11 @@ def load_task(name: str) -> Task:
     names = task_names()
     if name not in names:
         rule = ""
-        if (resources.files("oral_lib") / "tasks" / f"{name}.yaml").is_file():
+        files = (file.name for file in (resources.files("oral_lib") / "tasks").iterdir())
+        if f"{name}.yaml" in files:
             rule = " A name has lower-case letters, digits and '_', and begins with a letter."
         raise UsageError(
-            f"unknown task {name!r}.{rule}{closest(name, names)} Known: {', '.join(names)}."
+            f"unknown task {short(name)}.{rule}{closest(name, names)} Known: {', '.join(names)}."
         )
     file = f"{name}.yaml"
     document = load_yaml(resources.files("oral_lib") / "tasks" / file, file)

@@ -71,7 +71,7 @@ def read_manifest(file: Path) -> list[OwnAdapter]:
     if len(bases) > 1:
         (other, line), (base, first) = list(bases.items())[-2:]
         raise UsageError(
-            f"{file}:{line}: base: {other!r} differs from {base!r} in line {first}. All "
+            f"{file}:{line}: base: {short(other)} differs from {short(base)} in line {first}. All "
             "adapters of a manifest belong to one base model."
         )
     return adapters

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -49,6 +49,7 @@ _SCHEMA = {
         },
     },
 }
+LONGEST_TEXT = 500  # letters of a name or value
 MOST_CELLS = 10_000  # of one file
 WHERE = ("scale", "source", "out")  # the same in every cell: a sweep belongs to one run
 # experiment by notebook, and by the parameter for the base model (of several, the first)
@@ -100,6 +101,7 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
     document = load_yaml(path)
     document.check(_SCHEMA)
     content = {"parameters": {}, "grid": {}, "cells": []} | document.content
+    _check_lengths(document)
     try:
         notebook = notebooks.find(content["notebook"])
         defaults = notebooks.defaults(notebook)
@@ -125,6 +127,21 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
         cell = {name: value for name, value in cell.items() if name not in WHERE}
         cells.setdefault(_key(notebook.stem, cell), cell)
     return Sweep(path, notebook, defaults, scale, source, tuple(cells.values()))
+
+
+def _check_lengths(document: Document, *place: str | int) -> None:
+    """Raises UsageError for a name or a text that no parameter can have."""
+    value = document.content
+    for key in place:
+        value = value[key]
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        fault = f"{short(value)} has {len(value):,} letters, more than {LONGEST_TEXT}."
+        raise document.error(fault, *place)
+    keys: Iterable[str | int] = range(len(value)) if isinstance(value, list) else ()
+    for key in value if isinstance(value, dict) else keys:
+        if isinstance(key, str) and len(key) > LONGEST_TEXT:
+            raise document.error(f"has a name of {len(key):,} letters: {short(key)}.", *place)
+        _check_lengths(document, *place, key)
 
 
 def _check_places(document: Document, content: Mapping[str, Any]) -> None:

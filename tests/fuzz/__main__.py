@@ -20,6 +20,12 @@ from tests.fuzz.targets import SHARES, TARGETS
 FAULTS = Path(__file__).parent / "inputs" / "faults.json"
 
 
+def _brief(words: str, root: Path) -> str:
+    """A message without the paths of this machine."""
+    words = words.replace(str(root), "...").replace(str(FAULTS.parents[3]), ".")
+    return words if len(words) <= 200 else f"{words[:120]}...{words[-60:]}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """0 if every input was read or refused in one clear line, else 1."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
@@ -45,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if kind not in ("read", "refused"):
                     faults.append(
                         {"target": name, "seed": options.seed, "number": number, "kind": kind,
-                         "words": words.replace(str(root), "...")}
+                         "words": _brief(words, root)}
                     )  # fmt: skip
             seconds = round(time.monotonic() - start, 1)
             row = dict(sorted(counts.items())) | {"seconds": seconds, "slowest": round(slowest, 2)}
