@@ -214,6 +214,9 @@ def kept(folder, texts):
         ["\u4f60\u597d", "\u4f60\u574f"],
         ["a_b", "a b"],
         ["\u00d7 2", "\u00f7 2"],
+        ["3 + 4", "3 - 4", "3-4-1", "3 4", "3 * 4", "3 \u2212 4"],
+        ["it costs \u00a380", "it costs \u20ac80", "it costs 80%"],
+        ["is x<3?", "is x>3?"],
     ],
 )  # fmt: skip
 def test_texts_that_differ_in_a_letter_or_sign_are_kept(tmp_path, texts, capsys):
@@ -229,6 +232,8 @@ def test_texts_that_differ_in_a_letter_or_sign_are_kept(tmp_path, texts, capsys)
         ["stra\u00dfe", "STRASSE"],
         ["\u201cyes\u201d", '"yes"', "yes\u3002"],
         ["\u0915\u0932", "\u0915\u0932\u0964"],
+        ["a 5-year-old with covid-19", "A 5 year old with COVID 19"],
+        ["he paid 3, she 4", "he paid 3 - she 4?"],
     ],
 )
 def test_texts_that_differ_in_case_blanks_and_punctuation_are_one_and_counted(

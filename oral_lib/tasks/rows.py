@@ -1,8 +1,8 @@
 """The rows of a task: read from a source, or synthetic, and split into three parts.
 
 The rows are shuffled with the task's split seed. No two of them have one image and texts that
-differ in case, blanks and punctuation only; the number of rows that are left out is printed.
-`tables.py` reads the tables of a source.
+differ in case, blanks and punctuation only; a sign next to a number counts. The number of rows that
+are left out is printed. `tables.py` reads the tables of a source.
 """
 
 import re
@@ -131,16 +131,29 @@ def _distinct(rows: Sequence[Row], n: int, seen: set) -> tuple[Row, ...]:
     return tuple(distinct)
 
 
-def _content(text: str) -> str:
-    """`text` without case, blanks and punctuation. Vowel signs, accents and emoji are kept.
+def _content(text: str) -> tuple[str, ...]:
+    """`text` without case, blanks and punctuation, and the signs next to its numbers. Vowel signs,
+    accents and emoji are kept.
 
     >>> _content("Isn't it  GOOD?") == _content("isn't it good")
     True
+    >>> _content("3 + 4") == _content("3 - 4")
+    False
     """
-    if text.isascii():
-        return " ".join(re.findall(r"\w+", text.casefold()))
     text = normalize("NFC", normalize("NFC", text).casefold())
-    return " ".join("".join(letter if _counts(letter) else " " for letter in text).split())
+    signs = (before or behind for before, behind in _sign_of_number().findall(text))
+    if text.isascii():
+        return " ".join(re.findall(r"\w+", text)), *signs
+    return " ".join("".join(letter if _counts(letter) else " " for letter in text).split()), *signs
+
+
+@cache
+def _sign_of_number() -> re.Pattern:
+    """Signs before and behind a number. A hyphen is one unless a letter precedes it (`covid-19`) or
+    no number follows (`5-year-old`)."""
+    letters = map(chr, range(sys.maxunicode + 1))
+    signs = re.escape("".join(x for x in letters if category(x) in ("Sm", "Sc")) + "*/%^°‰")
+    return re.compile(rf"((?:[{signs}]|(?<![^\W\d])-)+)(?=[\s(]*\d)|(?<=\d)\s*([{signs}])")
 
 
 @cache

@@ -258,7 +258,7 @@ class Campaign:
             "target": target,
             "share": round(world.progress(self.nodes), 3),
             "seconds": round(time.monotonic() - world.began, 2),
-            "phase": phase(world.running, world.reported),
+            "phase": phase(world.running, world.done_in_this_start()),
             "running": sorted(world.running),
             "faults": [],
         }

@@ -239,6 +239,10 @@ class World:
             time.sleep(0.1)
         return None
 
+    def done_in_this_start(self) -> list[str]:
+        """The nodes that the present start reported done."""
+        return [node for node, start in self.reported.items() if start == self.starts]
+
     def close(self) -> None:
         """Ends every process of this world."""
         for process in processes(self.mark):
@@ -254,7 +258,7 @@ def _is_shell(process: Process) -> bool:
 
 
 def phase(running: Iterable[str], done: Iterable[str]) -> str:
-    """The phase of a run in which these nodes run."""
+    """The phase of a start in which these nodes run and `done` are done."""
     names = [name.split("/") for name in running]
     kinds = [n[1] if n[0] in ("vision", "unseen", "multimodal") else n[0] for n in names]
     for label, members in PHASES.items():
