@@ -250,7 +250,8 @@ def test_a_backbone_of_another_form_is_refused(backbone, refused, settings):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("classifier", ""), ("classifier", "blocks"), ("classifier", "nowhere"), ("classifier", 3),
-     ("classifier", None), ("mean", [0.5]), ("mean", "x"), ("std", None), ("input_size", [3, 0, 9]),
+     ("classifier", None), ("mean", [0.5]), ("mean", "x"), ("std", [0, 0, 0]), ("std", None),
+     ("input_size", [3, 0, 9]),
      ("input_size", [3, 10**9, 10**9]), ("interpolation", "far"), ("fixed_input_size", "yes")],
 )  # fmt: skip
 def test_odd_settings_of_images_and_head_are_refused(backbone, refused, name, value):
@@ -358,6 +359,16 @@ def test_a_tokenizer_config_of_another_form_is_refused(causal, refused, content)
         loading.load("smollm2-135m", source=source)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"added_tokens_decoder": {"x": 1}}', '{"chat_template": [1]}']
+)
+def test_a_part_of_a_tokenizer_config_of_another_form_is_refused(causal, refused, content):
+    source, folder = causal
+    (folder / "tokenizer_config.json").write_text(content)
+    with refused(OralError, str(folder), "tokenizer of smollm2-135m", "TypeError"):
+        loading.load("smollm2-135m", source=source)
+
+
 @pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json"])
 def test_a_list_of_tokens_of_another_form_is_refused(causal, refused, name):
     source, folder = causal
@@ -383,6 +394,10 @@ def test_all_settings_of_a_released_file_are_read(kind, tmp_path):
         {"hidden_size": "many"},
         {"hidden_size": 0},
         {"num_attention_heads": 0},
+        {"num_attention_heads": -2},
+        {"hidden_size": 10**9},
+        {"vocab_size": 10**12},
+        {"rope_parameters": {"rope_theta": "x", "rope_type": "default"}},
         {"num_hidden_layers": None},
         {"num_hidden_layers": 10**9},
         {"num_hidden_layers": "2"},

@@ -186,7 +186,7 @@ def _restored(spec: BaseSpec, folder: Path) -> nn.Module:
 # Of a released config.json only these settings reach timm; others may name files and addresses.
 PREPROCESSING = {  # name -> what its value is
     "mean": "three numbers",
-    "std": "three numbers",
+    "std": "three numbers above 0",
     "input_size": "three sizes",
     "interpolation": "a method",
     "crop_pct": "a number",
@@ -233,6 +233,8 @@ def preprocessing_settings(content: object, file: Path) -> dict:
 def _is_of_form(form: str, value: object) -> bool:
     if form == "three numbers":
         return _is_list(value, (int, float)) and all(-1e3 < x < 1e3 for x in value)
+    if form == "three numbers above 0":
+        return _is_list(value, (int, float)) and all(1e-6 < x < 1e3 for x in value)
     if form == "three sizes":
         return _is_list(value, int) and all(0 < x < 1 << 14 for x in value)
     if form == "true or false":

@@ -36,7 +36,10 @@ NOT_READ = (  # what a model returns, and the head, which belongs to the adapter
     *("return_dict", "output_hidden_states", "output_attentions", "is_encoder_decoder"),
     *("id2label", "label2id", "problem_type"),
 )
-SIZE_FAULTS = (ArithmeticError, AssertionError, LookupError, ValueError)  # sizes of no layer
+SIZE_FAULTS = (  # of a model of sizes or settings that no layer has
+    *(ArithmeticError, AssertionError, LookupError, TypeError, ValueError),
+)
+FORM_FAULTS = (LookupError, TypeError, ValueError)  # settings of another form
 KIND_KEYS = ("model_type", "transformers_version")  # all that a tokenizer reads of config.json
 GENERATION_CONFIG = "generation_config.json"
 PROCESSOR_CONFIG = "preprocessor_config.json"
@@ -56,6 +59,11 @@ TOKENIZER_FORMS = {  # setting -> its types
 USED_TOKENS = ("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
 LAYER_COUNTS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"}
 MOST_LAYERS = 1000
+MODEL_SIZES = {
+    *("hidden_size", "intermediate_size", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads"),
+}
+LARGEST_SIZE = 1 << 20
 FLOAT_TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -168,6 +176,12 @@ def _declared(config_class: type, content: Mapping[str, Any], file: Path) -> dic
     for key in settings.keys() & LAYER_COUNTS:
         if settings[key] not in range(1, MOST_LAYERS):
             raise OralError(f"{file}: {key} {settings[key]!r} is not a number of layers.")
+    for key in settings.keys() & MODEL_SIZES:
+        if isinstance(settings[key], int) and not 0 < settings[key] <= LARGEST_SIZE:
+            raise OralError(
+                f"{file}: {key} {settings[key]!r} is not from 1 to {LARGEST_SIZE}: use the "
+                "released file."
+            )
     for key in settings.keys() & {"dtype", "torch_dtype"}:
         if settings[key] not in (None, "auto", *FLOAT_TYPES):
             raise OralError(
@@ -207,7 +221,10 @@ def read_tokenizer(folder: Path, what: str):
     if (folder / MODEL_CONFIG).is_file():
         content = _settings(folder, MODEL_CONFIG, what)
         settings[MODEL_CONFIG] = {k: content[k] for k in KIND_KEYS if k in content}
-    with folders.only(files, settings) as clean, reading(folder, what, LookupError, ValueError):
+    with (
+        folders.only(files, settings) as clean,
+        reading(folder, f"tokenizer of {what}", *FORM_FAULTS),
+    ):
         tokenizer = AutoTokenizer.from_pretrained(
             clean, local_files_only=True, trust_remote_code=False
         )
@@ -229,7 +246,7 @@ def read_processor(kind: type, folder: Path, what: str):
     settings = {key: content[key] for key in PROCESSOR_KEYS if key in content}
     with (
         folders.only((), {PROCESSOR_CONFIG: settings}) as clean,
-        reading(folder, what, LookupError, TypeError, ValueError),
+        reading(folder, what, *FORM_FAULTS),
     ):
         return kind.from_pretrained(clean, local_files_only=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from oral_lib.documents.document import Document
 from oral_lib.documents.schema import VISIBLE
+from oral_lib.lora import patterns
 
 SCORINGS = ("label", "option", "answer", "image", "question", "match", "style")
 _FAMILIES = ("language", "vision", "multimodal", "style")
@@ -102,6 +103,7 @@ TASK = _record(
     max_new_tokens=_COUNT,
     stop_strings={"type": "array", "items": {"type": "string", "minLength": 1}},
 )
+_ANSWER_LETTERS, _ANSWER_WAYS = 1000, 1e10  # of a generated text: `lora.patterns.cost`
 _NEEDS = {  # keys and columns by scoring; of keys in one group, one is enough
     "label": (("template", "marker_words"), [("text",), ("label", "rating", "sets")]),
     "option": (
@@ -154,6 +156,9 @@ def _check_scoring(document: Document, task: dict, scoring: str) -> None:
     if scoring in ("label", "option") and len(markers) != len(labels):
         counts = f"{len(labels)} labels and {len(markers)} lists"
         raise document.error(f"must have one list for each label, got {counts}.", "marker_words")
+    for i, label in enumerate(labels):
+        if label != label.strip():
+            raise document.error(f"must not begin or end with a blank, got {label!r}.", "labels", i)
     if "answer_pattern" in task:
         _check_pattern(document, task["answer_pattern"])
     for i, example in enumerate(task.get("examples", [])):
@@ -213,7 +218,7 @@ def _fields(document: Document, *place: str) -> list[str]:
 
 
 def _check_pattern(document: Document, pattern: str) -> None:
-    """Raises UsageError unless the answer's pattern is a regular expression with a group."""
+    """Raises UsageError unless the answer's pattern is a cheap regular expression with a group."""
     try:
         groups = re.compile(pattern).groups
     except (re.error, RecursionError, OverflowError) as error:
@@ -221,3 +226,8 @@ def _check_pattern(document: Document, pattern: str) -> None:
         raise document.error(fault, "answer_pattern") from error
     if groups < 1:
         raise document.error("must have a group (...), which is the answer.", "answer_pattern")
+    if patterns.cost(pattern, _ANSWER_LETTERS) > _ANSWER_WAYS:
+        raise document.error(
+            "can take for ever to match: at most three repetitions, and none inside another.",
+            "answer_pattern",
+        )
