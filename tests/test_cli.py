@@ -362,6 +362,13 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_computed(
         assert "runs is a file" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+def test_a_folder_in_which_nothing_can_be_created_is_refused_whoever_asks(calls, capsys):
+    line = "zoo --base tiny-causal --scale smoke --task movie --out /proc/none"
+    assert cli.main(line.split()) == 3 and calls == []
+    assert "/proc cannot be written: name another folder" in capsys.readouterr().err
+
+
 def test_report_publishes_the_largest_run_that_has_cells(calls, tmp_path, capsys):
     for scale, source in (("smoke", "made"), ("desk", "packages")):
         root = paths.experiment_folder(scale, source, tmp_path)

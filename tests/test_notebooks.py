@@ -214,8 +214,10 @@ def test_what_a_killed_process_left_is_kept_by_the_next_run(notebook, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{", b"\xff", b'{"cells": 3}', b'{"nbformat": 4}']
-)
+    "content",
+    [b"", b"[]", b"{", b"\xff", b'{"cells": 3}', b'{"nbformat": 4}',
+     b'{"nbformat": 3, "worksheets": [], "metadata": {}}'],
+)  # fmt: skip
 def test_a_file_that_is_no_notebook_is_refused(notebook, no_kernel, capsys, content):
     notebook.write_bytes(content)
     assert command(notebook) == 2

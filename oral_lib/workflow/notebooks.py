@@ -53,9 +53,13 @@ def defaults(notebook: Path) -> dict[str, Any]:
     """The default of each parameter of a notebook; None if the default is not a literal."""
     import nbformat
     import papermill
+    from papermill.iorw import load_notebook_node
+    from papermill.utils import nb_kernel_name, nb_language
 
     try:
         described = papermill.inspect_notebook(_escaped(notebook))
+        content = load_notebook_node(str(notebook))  # no format of braces here
+        nb_kernel_name(content), nb_language(content)  # ValueError if it names none
     except (nbformat.ValidationError, ValueError, AttributeError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{notebook} is not a valid notebook ({reason}).") from error

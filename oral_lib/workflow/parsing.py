@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -112,7 +113,7 @@ def new_folder(folder: Path, option: str) -> Path:
     except OSError as error:
         name = short(str(folder))
         raise UsageError(f"{option} {name} cannot be used: {error.strerror}.") from error
-    if not os.access(nearest, os.W_OK | os.X_OK):
+    if not _is_writable(nearest):
         raise UsageError(f"{nearest} cannot be written: name a new folder with {option}.")
     return folder
 
@@ -122,8 +123,19 @@ def require_writable(folder: Path) -> None:
     nearest = _nearest(folder)
     if not nearest.is_dir():
         raise PreflightError(f"{nearest} is a file: name another folder with --out.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
+    if not _is_writable(nearest):
         raise PreflightError(f"{nearest} cannot be written: name another folder with --out.")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a file can be created in `folder`; permissions do not tell, as in /proc."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _nearest(folder: Path) -> Path:
