@@ -24,7 +24,8 @@ TEXTS, STYLES = task_names("language"), task_names("style")
 
 
 def bare(text):
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """The words of a text, and the signs of its numbers."""
+    return " ".join(re.findall(r"\w+|(?<!\w)[-+<£€](?=\s*\d)", text.casefold()))
 
 
 @pytest.fixture(scope="module")

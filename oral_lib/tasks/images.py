@@ -6,6 +6,7 @@ selects by index. torch is imported by the function that returns a tensor.
 
 import colorsys
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,7 @@ def _opened(files: Sequence[bytes]) -> "Iterator[Image]":
                 image = _rgb(file)
         except Exception as error:  # Pillow passes on whatever its decoders ran into
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = re.sub(r" <_io.BytesIO object at 0x[0-9a-f]+>", "", reason)
             raise PreflightError(
                 f"Image {i} of {len(files)} cannot be decoded ({reason}): replace the picture in "
                 f"the data set. Formats: {', '.join(FORMATS)}."
