@@ -536,12 +536,19 @@ def test_too_little_memory_and_bugs_are_never_told_as_damaged_files(own, fault, 
             assert caught.value is fault
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_file_that_is_cut_off_is_named_as_damage(own, name, refused):
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("config.json", "smollm2-135m"),
+        ("tokenizer.json", "tokenizer of smollm2-135m"),
+        ("model.safetensors", "smollm2-135m"),
+    ],
+)
+def test_a_file_that_is_cut_off_is_named_as_damage(own, name, whole, refused):
     source, folder = own
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    with refused(OralError, str(folder), "does not hold a complete smollm2-135m", "again"):
+    with refused(OralError, str(folder), f"does not hold a complete {whole}", "again"):
         loading.load("smollm2-135m", source=source)
 
 
