@@ -166,7 +166,7 @@ def commit() -> Check:
 
 
 def gpu() -> Check:
-    """The GPUs, or why there is none."""
+    """The GPUs, or the reason why no GPU is usable."""
     if reason := machine.gpu_fault():
         return Check("gpu", "ok", f"none: {reason}")
     sizes = [f"{gpu.name} ({gpu.total_mb / 1024:.0f} GiB)" for gpu in machine.gpus()]

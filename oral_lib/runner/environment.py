@@ -138,7 +138,7 @@ def prepare_environment(*, offline: bool = False) -> str:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a marked environment; empty if nothing, or if there is none."""
+    """What is wrong with a marked environment; empty if it is whole or not marked."""
     return fault(folder, _lock_of(folder)) if is_marked(folder) else ""
 
 
