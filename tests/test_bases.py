@@ -14,6 +14,7 @@ from transformers.utils import logging
 from oral_lib import seeds
 from oral_lib.assets import packages, sources
 from oral_lib.assets.cache import weights_hash
+from oral_lib.checkpoints import hugging_face
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import peft_model
 from oral_lib.lora.peft_model import put, take
@@ -23,7 +24,6 @@ from oral_lib.models import loading, registry, text
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text import CausalModel, attention
 from oral_lib.models.text_encoder import TextEncoder
-from oral_lib.pretrained import hugging_face
 from oral_lib.tasks.task import load_task
 
 torch.set_num_threads(1)

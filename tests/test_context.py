@@ -11,11 +11,11 @@ import torch
 from made_tokenizers import likelihood, small_model
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
+from oral_lib.checkpoints.context import cut_pairs
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.evaluation.evaluate import Outcome
 from oral_lib.experiments import baselines
-from oral_lib.pretrained.context import cut_pairs
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task
 

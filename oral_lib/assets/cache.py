@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from oral_lib import storage
+from oral_lib.checkpoints.folders import weight_files
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.paths import full
-from oral_lib.pretrained.folders import weight_files
 
 MANIFEST = "manifest.json"
 

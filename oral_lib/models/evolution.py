@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from oral_lib import devices, learning_rate, seeds, storage
 from oral_lib.assets import sources
 from oral_lib.assets.cache import MANIFEST, cache_lock, folder_fault, require_space, write_manifest
+from oral_lib.checkpoints.hugging_face import quiet
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models import loading, registry
 from oral_lib.models.base import BaseModel
 from oral_lib.models.registry import BaseSpec, Evolution, lineage
-from oral_lib.pretrained.hugging_face import quiet
 from oral_lib.progress import bar
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import valid_tasks

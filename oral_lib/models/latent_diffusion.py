@@ -35,10 +35,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from oral_lib import seeds, storage
 from oral_lib.assets.cache import cache_dir, cache_lock
-from oral_lib.errors import OralError, PreflightError
-from oral_lib.models.base import BaseModel, EncodedRows
-from oral_lib.models.registry import BaseSpec
-from oral_lib.pretrained.hugging_face import (
+from oral_lib.checkpoints.hugging_face import (
     CONFIG_FAULTS,
     check_vocabulary,
     constructor_settings,
@@ -47,6 +44,9 @@ from oral_lib.pretrained.hugging_face import (
     read_tokenizer,
     reading,
 )
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.models.base import BaseModel, EncodedRows
+from oral_lib.models.registry import BaseSpec
 from oral_lib.progress import bar
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row

@@ -31,17 +31,17 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from oral_lib import seeds
-from oral_lib.errors import UsageError
-from oral_lib.models.base import BaseModel, EncodedRows
-from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
-from oral_lib.pretrained.context import cut_contexts, cut_pairs
-from oral_lib.pretrained.hugging_face import (
+from oral_lib.checkpoints.context import cut_contexts, cut_pairs
+from oral_lib.checkpoints.hugging_face import (
     check_vocabulary,
     pretrained,
     read_config,
     read_tokenizer,
     require_padding,
 )
+from oral_lib.errors import UsageError
+from oral_lib.models.base import BaseModel, EncodedRows
+from oral_lib.models.registry import BERT_LINEARS, LLAMA_LINEARS, BaseSpec
 from oral_lib.tasks.rows import FILLER, Row
 from oral_lib.tasks.task import Task, valid_tasks
 

@@ -13,15 +13,15 @@ from transformers.models.auto.modeling_auto import (
 
 from oral_lib import seeds
 from oral_lib.assets import sources
-from oral_lib.errors import UsageError, closest
-from oral_lib.models.text import word_tokenizer
-from oral_lib.pretrained.hugging_face import (
+from oral_lib.checkpoints.hugging_face import (
     check_vocabulary,
     pretrained,
     read_config,
     read_tokenizer,
     require_padding,
 )
+from oral_lib.errors import UsageError, closest
+from oral_lib.models.text import word_tokenizer
 
 POSITIONS = 512  # tokens of a text, if a model does not say
 ENCODERS = {  # name -> width e

@@ -29,13 +29,8 @@ from transformers.models.auto.modeling_auto import (
 
 from oral_lib import seeds, storage
 from oral_lib.assets import sources
-from oral_lib.errors import OralError, UsageError
-from oral_lib.models.base import BaseModel, EncodedRows
-from oral_lib.models.registry import Alignment, BaseSpec
-from oral_lib.models.text import attention
-from oral_lib.models.vision import Backbone, architecture, preprocessing_settings
-from oral_lib.pretrained.folders import MODEL_CONFIG, only, read_settings
-from oral_lib.pretrained.hugging_face import (
+from oral_lib.checkpoints.folders import MODEL_CONFIG, only, read_settings
+from oral_lib.checkpoints.hugging_face import (
     check_tensors,
     check_vocabulary,
     config_settings,
@@ -44,6 +39,11 @@ from oral_lib.pretrained.hugging_face import (
     read_tokenizer,
     require_padding,
 )
+from oral_lib.errors import OralError, UsageError
+from oral_lib.models.base import BaseModel, EncodedRows
+from oral_lib.models.registry import Alignment, BaseSpec
+from oral_lib.models.text import attention
+from oral_lib.models.vision import Backbone, architecture, preprocessing_settings
 from oral_lib.tasks.rows import Row, Split, task_rows
 from oral_lib.tasks.task import Task, load_task
 

@@ -17,11 +17,11 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from oral_lib import seeds, storage
+from oral_lib.checkpoints.folders import MODEL_CONFIG, read_settings
+from oral_lib.checkpoints.hugging_face import CONFIG_FAULTS, check_tensors, error_line
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.registry import YES_NO, BaseSpec
-from oral_lib.pretrained.folders import MODEL_CONFIG, read_settings
-from oral_lib.pretrained.hugging_face import CONFIG_FAULTS, check_tensors, error_line
 from oral_lib.tasks import images
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task

@@ -31,6 +31,13 @@ from transformers import (
 from transformers.vision_utils import get_vision_position_ids
 
 from oral_lib import seeds
+from oral_lib.checkpoints.hugging_face import (
+    check_vocabulary,
+    pretrained,
+    read_config,
+    read_processor,
+    read_tokenizer,
+)
 from oral_lib.errors import OralError, UsageError
 from oral_lib.models.base import EncodedRows
 from oral_lib.models.registry import BaseSpec
@@ -43,13 +50,6 @@ from oral_lib.models.text import (
     word_tokenizer,
 )
 from oral_lib.models.vision import Backbone
-from oral_lib.pretrained.hugging_face import (
-    check_vocabulary,
-    pretrained,
-    read_config,
-    read_processor,
-    read_tokenizer,
-)
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
 

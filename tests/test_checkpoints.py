@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from oral_lib.assets.cache import weights_hash
+from oral_lib.checkpoints.folders import weight_files
+from oral_lib.checkpoints.hugging_face import read_config
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.models import alignment, loading
 from oral_lib.models.text_encoder import TextEncoder
-from oral_lib.pretrained.folders import weight_files
-from oral_lib.pretrained.hugging_face import read_config
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 
@@ -577,7 +577,7 @@ def test_the_class_of_transformers_is_the_same_as_before(causal):
 # ---------------------------------------------------------------- one way in
 def test_models_of_others_are_read_in_one_place():
     """`conversions` reads the one GGUF file that it wrote into a folder of its own."""
-    places = {"pretrained/hugging_face.py", "assets/conversions.py"}
+    places = {"checkpoints/hugging_face.py", "assets/conversions.py"}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

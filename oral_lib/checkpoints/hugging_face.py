@@ -19,9 +19,9 @@ from transformers import AutoTokenizer, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
+from oral_lib.checkpoints import folders
+from oral_lib.checkpoints.folders import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 from oral_lib.errors import OralError
-from oral_lib.pretrained import folders
-from oral_lib.pretrained.folders import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES
 
 FILE_FAULTS = (OSError, SafetensorError, StrictDataclassError)  # of a missing or damaged file
 CONFIG_FAULTS = (  # of a configuration class that is given values of other types
