@@ -65,6 +65,12 @@ def test_every_method_can_be_measured_written_and_read(method, tmp_path):
     assert set(again.method) == {method} and len(outcomes) == 40
 
 
+@pytest.mark.parametrize("condition", ["none", "matched", "paraphrase", "random"])
+def test_the_average_of_a_task_is_of_the_named_one_or_of_the_one_that_a_text_names(condition):
+    metrics, _ = made(profile={("soup_task", condition): (0.8, 1)}, n=20)
+    assert set(schema.check_metrics(metrics).condition) == {condition}
+
+
 def test_calibrated_accuracy_forgives_a_lost_threshold():
     """An adapter that calls everything 1 but ranks the items well has kept its skill."""
     labels = np.arange(200) % 2
