@@ -35,14 +35,14 @@ print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors
 
 # %%
 from oral_lib.method import normalization, tokenization
-from oral_lib.report import method_figures
+from oral_lib.report.figures import method
 
 entry = generator.bases[name]
 layout, statistics = entry.layout, entry.statistics
 values = tokenization.encode(layout, [member.tensors])
 raw = normalization.TokenStatistics(entry.center, entry.scale).normalise(values)[0]
 kinds = [layout.types.index(layout.types[i]) for i in layout.positions[:, 2]]
-method_figures.tokens_figure(raw, kinds, layout.types, layout.mask)
+method.tokens_figure(raw, kinds, layout.types, layout.mask)
 
 # %% [markdown]
 # The generator does not produce these values. It produces, for each token, its first principal
@@ -53,9 +53,7 @@ method_figures.tokens_figure(raw, kinds, layout.types, layout.mask)
 # %%
 k0, active = statistics.normalise(values)[0], statistics.mask(layout)
 columns = active.any(0)  # components that the zoo has
-method_figures.tokens_figure(
-    k0[:, columns], kinds, layout.types, active[:, columns], column="component"
-)
+method.tokens_figure(k0[:, columns], kinds, layout.types, active[:, columns], column="component")
 
 # %%
 projected = statistics.denormalise(k0[None])
@@ -72,7 +70,7 @@ print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in initi
 # Training mixes a token with noise. At the last step almost no signal is left.
 
 # %%
-method_figures.schedule_figure(generator.network.diffusion.abar)
+method.schedule_figure(generator.network.diffusion.abar)
 
 # %% [markdown]
 # ## 3. Prototypes
@@ -83,7 +81,7 @@ method_figures.schedule_figure(generator.network.diffusion.abar)
 # %%
 task = oral_lib.load_task(member.task)
 prototypes, states, steps = generator.trace(task.description, name)
-method_figures.prototypes_figure(prototypes, kinds, layout.types)
+method.prototypes_figure(prototypes, kinds, layout.types)
 
 # %%
 other_task = oral_lib.load_task(next(t for t in oral_lib.task_names() if t != member.task))
@@ -99,7 +97,7 @@ print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.ma
 # %%
 longest = int(layout.mask.sum(-1).argmax())
 components = active[longest]
-method_figures.denoising_figure(states[:, longest, components], k0[longest, components], steps)
+method.denoising_figure(states[:, longest, components], k0[longest, components], steps)
 
 # %% [markdown]
 # ## Conclusion

@@ -50,9 +50,10 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-from oral_lib.report import cell_figures, comparisons
+from oral_lib.report import comparisons
+from oral_lib.report.figures import cells
 
-cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Does the sentence matter?
@@ -61,7 +62,7 @@ cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items)
 # condition has no effect.
 
 # %%
-cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Findings

@@ -41,14 +41,15 @@ run.show_zoo(backbone)
 # (its head is untrained), a trained and a generated adapter.
 
 # %%
-from oral_lib.report import cell_figures, comparisons
+from oral_lib.report import comparisons
+from oral_lib.report.figures import cells
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in run.members(backbone) if m.task == task)
 [generated] = run.generator().generate(spec.description, backbone, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.example_images(base.display_images(rows), answers.drop(columns="text"))
+cells.example_images(base.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same images
@@ -61,7 +62,7 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Does the sentence matter?
@@ -69,7 +70,7 @@ cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items)
 # and an empty prompt. Equal bars would mean that the condition has no effect.
 
 # %%
-cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Findings

@@ -29,7 +29,8 @@ print(base.describe(), *first.training_texts, sep="\n")
 # sentence.
 
 # %%
-from oral_lib.report import cell_figures, comparisons, overview_figures, tables
+from oral_lib.report import comparisons, tables
+from oral_lib.report.figures import cells, overview
 from oral_lib.zoo import store
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
@@ -37,7 +38,7 @@ trained = store.read(run.root, plan.base, first.name, 0).tensors
 [generated] = run.generator().generate(first.description, plan.base, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, first, rows, adapters)
-cell_figures.example_images(base.display_images(rows), answers.drop(columns="text"))
+cells.example_images(base.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks
@@ -52,7 +53,7 @@ items = pd.concat(run.cell(name, plan.base, seed)[1] for name in plan.unseen_tas
 tables.unseen_table(items)
 
 # %%
-overview_figures.unseen(comparisons.per_sample(items, "balanced_accuracy"))
+overview.unseen(comparisons.per_sample(items, "balanced_accuracy"))
 
 # %% [markdown]
 # ## Findings

@@ -21,7 +21,8 @@ import oral_lib
 from oral_lib import scales
 from oral_lib.experiments import styles
 from oral_lib.models import latent_diffusion
-from oral_lib.report import method_figures, tables
+from oral_lib.report import tables
+from oral_lib.report.figures import method
 from oral_lib.tasks import images
 
 latent_diffusion.need_diffusers()
@@ -57,7 +58,7 @@ generator = run.generator(scales.generator_of(scale, seed))
 adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
 rendered = styles.generate_images(model, [*adapters.values()], len(rows), settings, "paint")
 real = images.decode_images([row.image for row in rows], model.pixels, "bicubic")
-method_figures.style_figure({"real": real} | dict(zip(adapters, rendered, strict=True)))
+method.style_figure({"real": real} | dict(zip(adapters, rendered, strict=True)))
 
 # %% [markdown]
 # ## Every method from the same noises

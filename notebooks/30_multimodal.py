@@ -58,7 +58,8 @@ run.show_zoo(towers)
 # the eight texts is closest to the image. For questions: the answer.
 
 # %%
-from oral_lib.report import cell_figures, comparisons
+from oral_lib.report import comparisons
+from oral_lib.report.figures import cells
 
 test = oral_lib.task_rows(spec, run.source).test[:60]
 rows = list({row.image: row for row in test}.values())[:8]
@@ -66,7 +67,7 @@ trained = next(m.tensors for m in run.members(towers) if m.task == task)
 [generated] = run.generator().generate(spec.description, towers, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cell_figures.example_images(base.display_images(rows), answers)
+cells.example_images(base.display_images(rows), answers)
 
 # %% [markdown]
 # ## Every method on the same rows
@@ -79,7 +80,7 @@ accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 
 # %%
-cell_figures.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Recall in both directions, or each kind of question
@@ -95,7 +96,7 @@ parts.pivot_table("value", "method", "metric", sort=False).round(3)
 # and an empty prompt. Equal bars would mean that the condition has no effect.
 
 # %%
-cell_figures.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
+cells.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Findings

@@ -41,6 +41,7 @@ out = ""
 # %%
 import oral_lib
 from oral_lib.report import ablation_summary
+from oral_lib.report.figures import ablations
 
 run = oral_lib.Run(scale, source, out)
 frame = run.ablate(
@@ -64,7 +65,7 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 ablation_summary.ablation_metrics(frame).round(3)
 
 # %%
-ablation_summary.ablation_figure(ablation_summary.ablation_means(frame))
+ablations.ablation_figure(ablation_summary.ablation_means(frame))
 
 # %% [markdown]
 # ## Two questions of principle

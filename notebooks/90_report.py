@@ -22,7 +22,8 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib.report import comparisons, overview_figures, tables
+from oral_lib.report import comparisons, tables
+from oral_lib.report.figures import overview
 
 origin = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == origin] for frame in run.published())
@@ -33,13 +34,13 @@ print(tables.grid_legend(grid))
 grid
 
 # %%
-overview_figures.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_signal)
+overview.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_signal)
 
 # %% [markdown]
 # ## Does the text matter?
 
 # %%
-overview_figures.controls(compared)
+overview.controls(compared)
 
 # %% [markdown]
 # ## Every method

@@ -57,3 +57,22 @@ def made(place: dict | None = None, **more) -> tuple[pd.DataFrame, pd.DataFrame]
     """Metrics and items of one made cell."""
     items = made_items(place or cell(), **more)
     return summarise(items, family="language", base_version="made", wall_s=1.5, commit="abc"), items
+
+
+def stacking() -> list[dict]:
+    """Benchmarks of training one and many LoRAs at once."""
+    row = {"benchmark": "train LoRAs", "case": "minilm-l6", "values": 1, "repeats": 3}
+    row |= {"device": "GPU", "commit": "abc", "metric": "adapters an hour", "unit": "1/h"}
+    share = {"metric": "share of limit", "unit": "ratio"}
+    ways = [("1 at once", 300.0, 0.1), ("64 at once", 4567.0, 0.4)]
+    rows = [row | {"variant": name, "value": speed} for name, speed, _ in ways]
+    rows += [row | share | {"variant": name, "value": part} for name, _, part in ways]
+    return [*rows, row | {"variant": "plain", "value": 43.0}]
+
+
+def ablation() -> pd.DataFrame:
+    rows = [("token size", "256", 0.7, True), ("token size", "512", 0.6, False)]
+    rows += [("objective", "v", 0.7, True), ("reference", "trained", 0.75, False)]
+    frame = pd.DataFrame(rows, columns=["group", "variant", "value", "default"])
+    frame = frame.assign(metric="accuracy")
+    return frame.assign(ci_low=frame.value - 0.05, ci_high=frame.value + 0.05)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import oral_lib
 from oral_lib.errors import PreflightError
-from oral_lib.report import cell_figures, theme
+from oral_lib.report.figures import cells, theme
 from oral_lib.tasks import images
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
@@ -41,9 +41,9 @@ def scored():
 
 def test_the_first_images_that_every_method_was_scored_on_are_drawn(scored):
     items, rows = scored
-    pixels, answers = cell_figures.examples(items, "made", number=3)
+    pixels, answers = cells.examples(items, "made", number=3)
     assert (
-        pixels.shape == (9, cell_figures.EXAMPLE_PIXELS, cell_figures.EXAMPLE_PIXELS, 3)
+        pixels.shape == (9, cells.EXAMPLE_PIXELS, cells.EXAMPLE_PIXELS, 3)
         and pixels.dtype == np.uint8
     )
     assert len(np.unique(pixels.reshape(9, -1), axis=0)) == 9
@@ -56,15 +56,15 @@ def test_an_image_that_one_method_was_not_scored_on_is_left_out(scored):
     items, rows = scored
     first = rows["solar_cells"][0].key
     part = items[~((items.method == "trained") & (items.item == first))]
-    _, answers = cell_figures.examples(part[part.task == "solar_cells"], "made", number=3)
+    _, answers = cells.examples(part[part.task == "solar_cells"], "made", number=3)
     labels = oral_lib.load_task("solar_cells").labels
     assert list(answers.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
-    assert cell_figures.examples(items[items.method != "base"], "made") is None
+    assert cells.examples(items[items.method != "base"], "made") is None
 
 
 def test_questions_lie_above_their_answers_and_matching_gives_the_place(scored):
     items, rows = scored
-    _, answers = cell_figures.examples(items, "made", number=3)
+    _, answers = cells.examples(items, "made", number=3)
     first = rows["easy_vqa"][0]
     assert answers.title[3] == f"{first.text}\n{answers.truth[3]}"
     assert list(answers.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
@@ -74,7 +74,7 @@ def test_questions_lie_above_their_answers_and_matching_gives_the_place(scored):
 
 def test_wrong_answers_have_another_colour(scored):
     items, _ = scored
-    figure = cell_figures.example_images(*cell_figures.examples(items, "made", number=3))
+    figure = cells.example_images(*cells.examples(items, "made", number=3))
     notes = [
         t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
     ]

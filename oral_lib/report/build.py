@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from oral_lib.evaluation import results
-from oral_lib.report import overview_figures, readme, theme, training_figures
-from oral_lib.report.ablation_summary import ablation_figure, ablation_means
+from oral_lib.report import findings, readme
+from oral_lib.report.ablation_summary import ablation_means
 from oral_lib.report.comparisons import contrasts, per_sample, pooled, without_signal
-from oral_lib.report.findings import overview
+from oral_lib.report.figures import ablations, overview, theme, training
 from oral_lib.report.formats import latex, markdown
 from oral_lib.report.tables import (
     grid_table,
@@ -116,16 +116,16 @@ class SourceResults:
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """(kind, figure) of every figure."""
         if self.has("accuracy"):
-            yield "parity", overview_figures.parity(self.rows("accuracy"), self.no_signal)
+            yield "parity", overview.parity(self.rows("accuracy"), self.no_signal)
         if self.has("auc"):
             label = "AUC in percent"
-            yield "auc", overview_figures.parity(self.rows("auc"), self.no_signal, label)
+            yield "auc", overview.parity(self.rows("auc"), self.no_signal, label)
         if self.counted:
-            yield "gaps", overview_figures.gaps(self.compared)
+            yield "gaps", overview.gaps(self.compared)
         if self.has("balanced_accuracy"):
-            yield "unseen", overview_figures.unseen(per_sample(self.items, "balanced_accuracy"))
+            yield "unseen", overview.unseen(per_sample(self.items, "balanced_accuracy"))
         if self.compared.what.str.startswith("lost").any():
-            yield "controls", overview_figures.controls(self.compared)
+            yield "controls", overview.controls(self.compared)
 
 
 def write_report(results_root: str | Path, scale: str) -> Path:
@@ -161,7 +161,7 @@ def _read(folder: Path) -> list[SourceResults]:
 def _write_sources(folder: Path, sources: Sequence[SourceResults]) -> None:
     """Write the overview, and tables and figures of every experiment and source."""
     if counted := [source.compared for source in sources if source.counted]:
-        _write_table(folder, "overview", overview(pd.concat(counted)))
+        _write_table(folder, "overview", findings.overview(pd.concat(counted)))
     for source in sources:
         for kind, table in source.tables():
             _write_table(folder, f"{kind}-{source.name}", table)
@@ -179,18 +179,18 @@ def _write_studies(folder: Path) -> None:
             _write_table(folder, f"novelty-{experiment}-{source}", novelty_table(rows, source))
     if (folder / "benchmarks.csv").exists():
         benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
-        if (benchmarks.benchmark == training_figures.TRAINING).any():
-            theme.save_figure(training_figures.training_speed(benchmarks), figures, "benchmarks")
+        if (benchmarks.benchmark == training.TRAINING).any():
+            theme.save_figure(training.training_speed(benchmarks), figures, "benchmarks")
     if (folder / "ablations.csv").exists():
         missing = {name: [""] for name in ("ci_low", "ci_high")}  # a time has no interval
-        ablations = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=missing)
-        for source, rows in ablations[ablations.metric == "accuracy"].groupby("source"):
+        table = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=missing)
+        for source, rows in table[table.metric == "accuracy"].groupby("source"):
             means = ablation_means(rows)
             _write_table(folder, f"ablations-{source}", means)
-            theme.save_figure(ablation_figure(means), figures, f"ablations-{source}")
+            theme.save_figure(ablations.ablation_figure(means), figures, f"ablations-{source}")
     for path in list_paths(folder, "curves*.csv"):
         name = path.stem.replace("curves", "loss")
-        theme.save_figure(training_figures.loss_curves(pd.read_csv(path)), figures, name)
+        theme.save_figure(training.loss_curves(pd.read_csv(path)), figures, name)
 
 
 def _write_table(folder: Path, name: str, table: pd.DataFrame) -> None:

@@ -12,7 +12,8 @@ from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import results as tables
 from oral_lib.experiments.records import EXPERIMENTS
-from oral_lib.report import build, cell_figures, theme
+from oral_lib.report import build
+from oral_lib.report.figures import cells, theme
 from oral_lib.zoo import store
 
 
@@ -135,10 +136,10 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
     base = scales.base_plans(scale, source, experiment)[0].base
     items = items[(items.source == slug) & (items.base == base) & (items.seed == 0)]
     try:
-        examples = cell_figures.examples(items, source)
+        examples = cells.examples(items, source)
     except PreflightError as error:
         print(f"no figure of images with answers: {error}", file=sys.stderr)
         return
     if examples:
-        figure = cell_figures.example_images(*examples)
+        figure = cells.example_images(*examples)
         theme.save_figure(figure, results / "figures", f"answers-{experiment}-{slug}")

@@ -24,7 +24,7 @@ def writers(folder: Path) -> dict[str, Callable[[], object]]:
 
     from oral_lib.evaluation import results
     from oral_lib.lora import peft_folder
-    from oral_lib.report import theme
+    from oral_lib.report.figures import theme
     from oral_lib.workflow import notebooks
 
     tensors = {"a": torch.ones(4000)}

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oral_lib.report.theme import (
+from oral_lib.report.figures.theme import (
     BLUE,
     DASHED,
     FAINT,

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from oral_lib.report.theme import (
+from oral_lib.report.figures.theme import (
     BLUE,
     DASHED,
     FAINT,

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from oral_lib.report.theme import CURVES, DASHED, FAINT, LINES, styled, subplots
+from oral_lib.report.figures.theme import CURVES, DASHED, FAINT, LINES, styled, subplots
 
 
 # ---------------------------------------------------------------- loss curves

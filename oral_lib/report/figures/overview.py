@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from oral_lib.report.comparisons import without_signal
-from oral_lib.report.formats import signed_points
-from oral_lib.report.tables import impossible, ordered
-from oral_lib.report.theme import (
+from oral_lib.report.figures.theme import (
     BLUE,
     FAINT,
     GREY,
@@ -27,6 +25,8 @@ from oral_lib.report.theme import (
     styled,
     subplots,
 )
+from oral_lib.report.formats import signed_points
+from oral_lib.report.tables import impossible, ordered
 from oral_lib.tasks.binary import NOUNS
 from oral_lib.tasks.task import Task, load_task
 

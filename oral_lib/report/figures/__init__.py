@@ -1,0 +1,1 @@
+"""The figures of reports and notebooks, drawn from tables and arrays."""
