@@ -9,9 +9,10 @@
 # code runs. `scale = "desk"` (two CPU cores) and `scale = "lab"` (a GPU) use real models and data.
 
 # %% tags=["parameters"]
-scale = "smoke"
-source = "packages"
-out = ""
+scale = "smoke"  # one of smoke, desk, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

@@ -11,9 +11,10 @@
 # Letters: $l$ tokens of $k$ values, width $m$, diffusion step $t$.
 
 # %% tags=["parameters"]
-scale = "smoke"
-source = "packages"
-out = ""
+scale = "smoke"  # one of smoke, desk, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

@@ -10,9 +10,9 @@
 # independent initialisations, shows what goes wrong, and what `lora.gauge` mends.
 
 # %% tags=["parameters"]
-seeds = 3  # adapters of each task, 2 or more
-steps = 200  # training steps of an adapter
-generator_steps = 300  # training steps of the generator
+seeds = 3  # 2 or more; adapters of each task
+steps = 200  # 1 or more; training steps of an adapter
+generator_steps = 300  # 1 or more; training steps of the generator
 out = ""  # folder of the adapters; empty: a temporary one
 
 # %%

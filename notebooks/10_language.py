@@ -7,12 +7,13 @@
 # test rows.
 
 # %% tags=["parameters"]
-task = "movie"
-base = "tiny-encoder"
-seed = 0
-scale = "smoke"
-source = "packages"
-out = ""
+task = "movie"  # a task of the base model: python -m oral_lib tasks
+base = "tiny-encoder"  # a base model of the experiment: python -m oral_lib bases
+seed = 0  # 0 or more; of the generator and its samples
+scale = "smoke"  # one of smoke, desk, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

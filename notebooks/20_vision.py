@@ -7,23 +7,24 @@
 # features may be sufficient. So it is among the baselines.
 
 # %% tags=["parameters"]
-task = "easy_vqa_shape"
-backbone = "tiny-convnet"
-seed = 0
-scale = "smoke"
-source = "packages"
-out = ""
+task = "easy_vqa_shape"  # a task of the base model: python -m oral_lib tasks
+base = "tiny-convnet"  # a base model of the experiment: python -m oral_lib bases
+seed = 0  # 0 or more; of the generator and its samples
+scale = "smoke"  # one of smoke, lab
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib
 
 run = oral_lib.Run(scale, source, out, "vision")
-run.check(task, backbone)
+run.check(task, base)
 run.ready()
 spec = oral_lib.load_task(task)
-base = run.base(backbone)
+model = run.base(base)
 print(f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}")
-print(base.describe())
+print(model.describe())
 
 # %% [markdown]
 # ## The zoo
@@ -33,7 +34,7 @@ print(base.describe())
 # one layout.
 
 # %%
-run.show_zoo(backbone)
+run.show_zoo(base)
 
 # %% [markdown]
 # ## Images and answers
@@ -45,11 +46,11 @@ from oral_lib.report import comparisons
 from oral_lib.report.figures import cells
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
-trained = next(m.tensors for m in run.members(backbone) if m.task == task)
-[generated] = run.generator().generate(spec.description, backbone, 1, seed)
-adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
-answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cells.example_images(base.display_images(rows), answers.drop(columns="text"))
+trained = next(m.tensors for m in run.members(base) if m.task == task)
+[generated] = run.generator().generate(spec.description, base, 1, seed)
+adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
+answers, _ = oral_lib.compare(model, spec, rows, adapters)
+cells.example_images(model.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same images
@@ -57,7 +58,7 @@ cells.example_images(base.display_images(rows), answers.drop(columns="text"))
 # regularisation is selected on validation rows. What lies above it is the gain of LoRA.
 
 # %%
-metrics, items = run.cell(task, backbone, seed)
+metrics, items = run.cell(task, base, seed)
 accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 

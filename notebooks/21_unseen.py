@@ -8,10 +8,11 @@
 # figures are balanced accuracy, because most splits are uneven.
 
 # %% tags=["parameters"]
-seed = 0
-scale = "smoke"
-source = "packages"
-out = ""
+seed = 0  # 0 or more; of the generator and its samples
+scale = "smoke"  # one of smoke, lab
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

@@ -9,12 +9,13 @@
 # shows that every part runs, and its numbers have no meaning.
 
 # %% tags=["parameters"]
-task = "pokemon"
-base = "tiny-diffusion"
-seed = 0
-scale = "smoke"
-source = "packages"
-out = ""
+task = "pokemon"  # a task of the base model: python -m oral_lib tasks
+base = "tiny-diffusion"  # a base model of the experiment: python -m oral_lib bases
+seed = 0  # 0 or more; of the generator and its samples
+scale = "smoke"  # one of smoke, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

@@ -7,22 +7,23 @@
 # compare, but hardly count or reason. So the tables show each kind of question.
 
 # %% tags=["parameters"]
-task = "flickr8k"
-towers = "tiny-towers"
-seed = 0
-scale = "smoke"
-source = "packages"
-out = ""
+task = "flickr8k"  # a task of the base model: python -m oral_lib tasks
+base = "tiny-towers"  # a base model of the experiment: python -m oral_lib bases
+seed = 0  # 0 or more; of the generator and its samples
+scale = "smoke"  # one of smoke, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib
 
 run = oral_lib.Run(scale, source, out, "multimodal")
-run.check(task, towers)
+run.check(task, base)
 run.ready()
 spec = oral_lib.load_task(task)
-base = run.base(towers)
-print(f"{spec.description}\nsource {run.source}\n{base.describe()}")
+model = run.base(base)
+print(f"{spec.description}\nsource {run.source}\n{model.describe()}")
 
 # %% [markdown]
 # ## The base model: two released networks, aligned
@@ -37,8 +38,8 @@ import pandas as pd
 from oral_lib import storage
 
 recall = {}
-if base.spec.alignment:
-    about = storage.read_json(run.align(towers))
+if model.spec.alignment:
+    about = storage.read_json(run.align(base))
     print(f"{about['pictures']} images, {about['texts']} texts of {about['task']}; "
           f"loss {about['losses'][0]:.2f} to {about['losses'][-1]:.2f} in {about['seconds']:.0f} s")  # fmt: skip
     recall = {"before": about["recall_before"], "after": about["recall_after"]}
@@ -50,7 +51,7 @@ pd.DataFrame(recall)
 # matching task does not use the fusion, which keeps its initial values: all tasks have one layout.
 
 # %%
-run.show_zoo(towers)
+run.show_zoo(base)
 
 # %% [markdown]
 # ## Images and answers
@@ -63,11 +64,11 @@ from oral_lib.report.figures import cells
 
 test = oral_lib.task_rows(spec, run.source).test[:60]
 rows = list({row.image: row for row in test}.values())[:8]
-trained = next(m.tensors for m in run.members(towers) if m.task == task)
-[generated] = run.generator().generate(spec.description, towers, 1, seed)
-adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
-answers, _ = oral_lib.compare(base, spec, rows, adapters)
-cells.example_images(base.display_images(rows), answers)
+trained = next(m.tensors for m in run.members(base) if m.task == task)
+[generated] = run.generator().generate(spec.description, base, 1, seed)
+adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
+answers, _ = oral_lib.compare(model, spec, rows, adapters)
+cells.example_images(model.display_images(rows), answers)
 
 # %% [markdown]
 # ## Every method on the same rows
@@ -75,7 +76,7 @@ cells.example_images(base.display_images(rows), answers)
 # in both directions.
 
 # %%
-metrics, items = run.cell(task, towers, seed)
+metrics, items = run.cell(task, base, seed)
 accuracy = metrics[metrics.metric == "accuracy"]
 accuracy[["method", "condition", "value", "ci_low", "ci_high", "n_items", "n_samples"]].round(3)
 

@@ -24,19 +24,16 @@
 # At the smoke scale the numbers have no meaning: they show that every variant runs.
 
 # %% tags=["parameters"]
-groups = "objective statistics"
-bases = "tiny-encoder"
-seed = 0
-rows = 100
-samples = 3
-steps = 100
-scale = "smoke"
-source = "packages"
-out = ""
+groups = "objective statistics"  # groups of the table above, separated by spaces, or all
+bases = "tiny-encoder"  # base models that share one generator, separated by spaces
+seed = 0  # 0 or more; of the generator and its samples
+rows = 100  # 1 or more; validation rows of a task
+samples = 3  # 1 or more; adapters generated for a task
+steps = 100  # 0 or more; training steps of a generator, 0: as the scale does
+scale = "smoke"  # one of smoke, desk, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
 
-# %% [markdown]
-# `groups` and `bases` are lists, separated by spaces (`groups = "all"`: every group). Several bases
-# share one generator. `steps = 0` trains each generator for as many steps as the scale does.
 
 # %%
 import oral_lib

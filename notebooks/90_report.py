@@ -5,9 +5,10 @@
 # these files only. Missing cells are measured first.
 
 # %% tags=["parameters"]
-scale = "smoke"
-source = "packages"
-out = ""
+scale = "smoke"  # one of smoke, desk, lab, paper
+source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
+out = ""  # the folder of runs/ and results/; empty: the repository
+
 
 # %%
 import oral_lib

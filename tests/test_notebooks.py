@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import papermill
 import pytest
 
-from oral_lib import paths
+from oral_lib import paths, scales
 from oral_lib.errors import UsageError
+from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.workflow import cli, notebooks
 
 SOURCE = """\
@@ -26,6 +27,9 @@ rate = 0.5
 flag = False
 out = ""
 note = None
+kind = "lstm"  # one of mamba2, lstm; of the recurrence
+steps = 20  # 1 or more; of the sampler
+scales = [1.0, 2.0]  # 0 to 4
 
 # %%
 import json, sys
@@ -92,6 +96,10 @@ def test_a_failing_cell_gives_1_its_error_and_no_output_notebook(notebook, capfd
         ("flag", "1", "true or false"),
         ("task", "movei", "Did you mean 'movie'?"),
         ("base", "minilm-l7", "Did you mean 'minilm-l6'?"),
+        ("kind", "mamba", "kind must be one of mamba2, lstm, got 'mamba'. Did you mean 'mamba2'?"),
+        ("steps", "0", "parameter steps must be 1 or more, got 0."),
+        ("scales", "[1, 4.5]", "parameter scales must be 0 to 4, got 4.5."),
+        ("scales", '["x"]', "parameter scales must be 0 to 4, got 'x'."),
     ],
 )
 def test_what_cannot_be_meant_gives_2_before_a_kernel_starts(
@@ -99,6 +107,31 @@ def test_what_cannot_be_meant_gives_2_before_a_kernel_starts(
 ):
     assert command(notebook, (name, value)) == 2
     assert words in capsys.readouterr().err
+
+
+NOTEBOOKS = sorted((paths.ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_parameter_cell_says_which_values_are_allowed_and_its_defaults_are(path):
+    parameters = notebooks.parameters(path)
+    assert parameters and "out" in parameters
+    for name, about in parameters.items():
+        assert about.comment, f"{path.name}: {name} has no comment"
+        assert about.default is not None
+        about.check(about.default)
+    texts = {n: p.default if isinstance(p.default, str) else json.dumps(p.default)
+             for n, p in parameters.items()}  # fmt: skip
+    notebooks.typed_parameters(path, texts)
+    if "scale" in parameters:
+        names = {scale for scale in scales.SCALES if runs_at(path.stem, scale)}
+        assert set(parameters["scale"].comment.removeprefix("one of ").split(", ")) == names
+
+
+def runs_at(stem: str, scale: str) -> bool:
+    """Whether a scale has the experiment of a notebook; other notebooks run at every scale."""
+    names = [record.name for record in EXPERIMENTS.values() if record.notebook == stem]
+    return not names or names[0] in scales.SCALES[scale]
 
 
 def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):

@@ -326,9 +326,9 @@ def test_every_experiment_has_a_notebook_that_takes_the_parameters_of_its_cells(
     assert list(EXPERIMENTS) == list(scales.EXPERIMENT_NAMES)
     for name, record in EXPERIMENTS.items():
         assert record.name == name
-        parameters = notebooks.defaults(notebooks.find(record.notebook))
+        parameters = notebooks.parameters(notebooks.find(record.notebook))
         assert {"seed", "scale", "source", "out"} <= set(parameters)
-        assert not record.base_parameter or {"task", record.base_parameter} <= set(parameters)
+        assert record.shows_all_cells or {"task", "base"} <= set(parameters)
 
 
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("paper", "local:x")])

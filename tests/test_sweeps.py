@@ -103,10 +103,19 @@ def test_two_experiments_may_call_their_base_model_alike(tmp_path, monkeypatch):
     assert [cell.name for cell in cells] == names
     others = {node.name for node in wanted} - set(names)
     assert others and all(name.startswith("style/") for name in others)
-    assert sweeps.experiment_of("22_style", grid) == "style"
-    assert sweeps.experiment_of("10_language", grid) == "language"
-    assert sweeps.experiment_of("my_own", grid) == "language"
-    assert sweeps.experiment_of("my_own", {"backbone": "tiny-vit"}) == "vision"
+
+
+@pytest.mark.parametrize(
+    ("stem", "cell", "experiment"),
+    [
+        ("20_vision", {"base": "tiny-encoder"}, "vision"),
+        ("my_own", {"base": "tiny-vit"}, "vision"),
+        ("my_own", {"base": "tiny-vit", "experiment": "unseen"}, "unseen"),
+        ("my_own", {"steps": 3}, "language"),
+    ],
+)
+def test_a_cell_belongs_to_the_experiment_of_its_notebook_or_its_base_model(stem, cell, experiment):
+    assert sweeps.experiment_of(stem, cell, "smoke", "made") == experiment
 
 
 def test_a_cell_is_the_same_whether_a_default_is_written_out_or_not(tmp_path):

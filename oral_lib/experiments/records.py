@@ -50,8 +50,8 @@ class Experiment:
     Args:
         name: one of `scales.EXPERIMENT_NAMES`.
         notebook: file stem of the notebook of its cells.
-        base_parameter: the parameter of that notebook for the base model. Empty: one notebook
-            shows all cells of a base model, and has no parameter for base model or task.
+        shows_all_cells: one notebook shows all cells of a base model; it has no parameter `base`
+            or `task`.
         main: its files are stored in the run folder itself and its nodes have no prefix.
         cells: the module of `oral_lib.experiments` with `run_cell`.
         presets: the module of `oral_lib.experiments` with `preset`.
@@ -64,7 +64,7 @@ class Experiment:
 
     name: str
     notebook: str
-    base_parameter: str = "base"
+    shows_all_cells: bool = False
     main: bool = False
     cells: str = "cells"
     presets: str = "generators"
@@ -103,21 +103,17 @@ EXPERIMENTS = {
     record.name: record
     for record in (
         Experiment(name="language", notebook="10_language", main=True),
-        Experiment(
-            name="vision", notebook="20_vision", base_parameter="backbone", shows_images=True
-        ),
+        Experiment(name="vision", notebook="20_vision", shows_images=True),
         Experiment(
             name="unseen",
             notebook="21_unseen",
-            base_parameter="",
+            shows_all_cells=True,
             cells="unseen",
             presets="unseen",
             train_zoo=_train_tasks,
             zoo_curves=False,  # a thousand
         ),
-        Experiment(
-            name="multimodal", notebook="30_multimodal", base_parameter="towers", shows_images=True
-        ),
+        Experiment(name="multimodal", notebook="30_multimodal", shows_images=True),
         Experiment(name="style", notebook="22_style", cells="styles", requires_diffusers=True),
     )
 }

@@ -1,18 +1,23 @@
 """Notebooks: runs one with checked parameters, and makes each .ipynb from its .py.
 
 papermill only warns about an unknown parameter, reads "1e-4" as a string, formats braces in paths,
-and leaves an output notebook that looks complete after an interrupt. Here names and types are
-checked before a kernel starts, and the output notebook exists only if every cell ran.
+and leaves an output notebook that looks complete after an interrupt. Here names, types and values
+are checked before a kernel starts, and the output notebook exists only if every cell ran.
+
+The comment of a parameter says which values are allowed: `one of A, B, C`, `0 or more` or `0 to 4`,
+also for the elements of a list. Further words follow a semicolon.
 """
 
 import ast
 import errno
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,48 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
+_CHOICES = re.compile(r"one of ([^;]+)")
+_RANGE = re.compile(r"(-?[\d.]+) (?:or more|to (-?[\d.]+))(?:;|$)")
+
+
 # ---------------------------------------------------------------- parameters
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a notebook.
+
+    Args:
+        name: in the notebook.
+        default: its value there; None if that is not a literal.
+        comment: says which values are allowed, as described above.
+
+    >>> Parameter("steps", 20, "1 or more; of the sampler").check(0)
+    Traceback (most recent call last):
+    oral_lib.errors.UsageError: parameter steps must be 1 or more, got 0.
+    """
+
+    name: str
+    default: Any
+    comment: str = ""
+
+    def check(self, value: Any) -> None:
+        """Raises UsageError for a value that the comment does not allow."""
+        for element in value if isinstance(value, list) else [value]:
+            if match := _CHOICES.match(self.comment):
+                choices = [choice.strip() for choice in match[1].split(",")]
+                if str(element) not in choices:
+                    near = closest(str(element), choices)
+                    raise UsageError(
+                        f"parameter {self.name} must be one of {', '.join(choices)}, "
+                        f"got {short(element)}.{near}"
+                    )
+            elif match := _RANGE.match(self.comment):
+                low, high = float(match[1]), float(match[2] or "inf")
+                number = isinstance(element, (int, float))
+                if not number or not low <= element <= high:
+                    rule = match[0].rstrip(";")
+                    raise UsageError(f"parameter {self.name} must be {rule}, got {short(element)}.")
+
+
 def find(name: str) -> Path:
     """The notebook file called `name` (with or without .ipynb), or at the path `name`.
 
@@ -49,8 +95,8 @@ def _escaped(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def defaults(notebook: Path) -> dict[str, Any]:
-    """The default of each parameter of a notebook; None if the default is not a literal."""
+def parameters(notebook: Path) -> dict[str, Parameter]:
+    """The parameters of a notebook by name. UsageError if it is not a valid notebook."""
     import nbformat
     import papermill
     from papermill.iorw import load_notebook_node
@@ -66,9 +112,10 @@ def defaults(notebook: Path) -> dict[str, Any]:
     values = {}
     for name, about in described.items():
         try:
-            values[name] = ast.literal_eval(about["default"])
+            default = ast.literal_eval(about["default"])
         except (ValueError, SyntaxError):
-            values[name] = None
+            default = None
+        values[name] = Parameter(name, default, about["help"])
     return values
 
 
@@ -133,8 +180,6 @@ def _check_seed(value: int) -> None:
 CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _check_task,
     "base": _check_base,
-    "backbone": _check_base,
-    "towers": _check_base,
     "groups": _check_groups,
     "seed": _check_seed,
     "scale": scales.base_plans,
@@ -147,31 +192,31 @@ def typed_parameters(notebook: Path, texts: Mapping[str, str]) -> dict[str, Any]
 
     Raises UsageError for a name, type or value that the notebook does not accept.
     """
-    return check_against(notebook, defaults(notebook), texts)
+    return check_against(notebook, parameters(notebook), texts)
 
 
 def check_against(
-    notebook: Path, default: Mapping[str, Any], texts: Mapping[str, str]
+    notebook: Path, allowed: Mapping[str, Parameter], texts: Mapping[str, str]
 ) -> dict[str, Any]:
-    """`typed_parameters` for a notebook whose parameters have the values `default`."""
+    """`typed_parameters` for a notebook with the parameters `allowed`."""
     values = {}
     for name, text in texts.items():
-        if name not in default:
+        if name not in allowed:
             raise UsageError(
-                f"{notebook.name} has no parameter {name!r}.{closest(name, default)} "
-                f"It has {', '.join(default) or 'none'}."
+                f"{notebook.name} has no parameter {name!r}.{closest(name, allowed)} "
+                f"It has {', '.join(allowed) or 'none'}."
             )
-        values[name] = typed(name, text, default[name])
+        values[name] = typed(name, text, allowed[name].default)
         if name in CHECKS:
             CHECKS[name](values[name])
-    resolved = {**default, **values}
+        allowed[name].check(values[name])
+    resolved = {name: values.get(name, about.default) for name, about in allowed.items()}
     if {"scale", "source"} <= resolved.keys():
         scale = resolved["scale"]
         source = "made" if scale == "smoke" else resolved["source"]
         for record in EXPERIMENTS.values():
-            if record.notebook == notebook.stem and record.base_parameter:
-                base = resolved[record.base_parameter]
-                scales.check_cell(scale, source, base, resolved["task"], record.name)
+            if record.notebook == notebook.stem and not record.shows_all_cells:
+                scales.check_cell(scale, source, resolved["base"], resolved["task"], record.name)
         for base in resolved.get("bases", "").split():
             scales.base_plan(scale, base, source, "language")
     return values

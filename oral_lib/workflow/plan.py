@@ -207,7 +207,7 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
     results: list[str] = []
     for plan in part.plans:
         measured = ()
-        if part.gpu or not record.base_parameter:  # all cells of a base model in one process
+        if part.gpu or record.shows_all_cells:  # all cells of a base model in one process
             measured = part.add(
                 f"cells/{plan.base}",
                 *("cells", "--base", plan.base),
@@ -217,7 +217,7 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
                 minutes=plan.cell_minutes * len(plan.cell_tasks) * plan.seeds,
                 gpu=part.gpu,
             )
-        if not record.base_parameter:
+        if record.shows_all_cells:
             name = f"{record.name}/{plan.base}"
             results += part.notebook(
                 name, record.notebook, inputs=measured, minutes=0.3, gpu=part.gpu
@@ -231,7 +231,7 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
                     record.notebook,
                     outputs=[folder / "metrics.csv", folder / "items.parquet"],
                     inputs=manifests,
-                    parameters={"task": task, record.base_parameter: plan.base, "seed": seed},
+                    parameters={"task": task, "base": plan.base, "seed": seed},
                     memory_mb=plan.memory_mb,
                     minutes=0.2 if measured else plan.cell_minutes,
                     gpu=part.gpu,

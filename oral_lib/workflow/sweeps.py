@@ -22,7 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from oral_lib import paths
+from oral_lib import paths, scales
 from oral_lib.documents.document import Document, load_yaml
 from oral_lib.documents.schema import VISIBLE
 from oral_lib.documents.words import short
@@ -52,10 +52,8 @@ _SCHEMA = {
 LONGEST_TEXT = 500  # letters of a name or value
 MOST_CELLS = 10_000  # of one file
 WHERE = ("scale", "source", "out")  # the same in every cell: a sweep belongs to one run
-# experiment by notebook, and by the parameter for the base model (of several, the first)
 BY_NOTEBOOK = {record.notebook: name for name, record in EXPERIMENTS.items()}
-BY_PARAMETER = {record.base_parameter: name for name, record in reversed(EXPERIMENTS.items())}
-CELL_PARAMETERS = (*BY_PARAMETER, "task", "seed")  # those that identify a cell of the plan
+CELL_PARAMETERS = ("base", "task", "seed")  # identify a cell of the plan
 # of notebooks outside the plan: the nodes that they need for each base model (default: all
 # generators), and the file that they write to results/<scale>
 NEEDS = {"70_ablations": "zoo/{base}*"}
@@ -104,7 +102,8 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
     _check_lengths(document)
     try:
         notebook = notebooks.find(content["notebook"])
-        defaults = notebooks.defaults(notebook)
+        allowed = notebooks.parameters(notebook)
+        defaults = {name: about.default for name, about in allowed.items()}
         if missing := [name for name in WHERE if name not in defaults]:
             raise UsageError(
                 f"{notebook.name} has no parameter {missing[0]!r}: a notebook of a sweep needs it."
@@ -120,7 +119,7 @@ def read_sweep(path: Path, scale: str | None = None, source: str | None = None) 
         values = fixed | varied | {"scale": scale, "source": source}
         try:
             texts = {name: _text(name, value, defaults) for name, value in values.items()}
-            cell = defaults | notebooks.check_against(notebook, defaults, texts)
+            cell = defaults | notebooks.check_against(notebook, allowed, texts)
         except UsageError as error:
             settings = ", ".join(f"{name}={short(value)}" for name, value in varied.items())
             raise document.error(f"cell {number} ({settings}): {error}", *place) from error
@@ -261,11 +260,11 @@ def _node(
     if stem in PUBLISHED:
         results = paths.results_folder(where["scale"], where["out"])
         costs |= {"published": (str(results / PUBLISHED[stem]),)}
-    inputs = _inputs(planned, stem, cell)
+    inputs = _inputs(planned, stem, cell, where)
     name, outputs = f"sweep/{stem}/{_readable(cell, sweep.defaults)}{key}", ()
     similar = [s for s in siblings if _other_parameters(s[1]) == _other_parameters(cell)]
     if similar and identifies_cell(cell):
-        place = [cell[name] for name in CELL_PARAMETERS if name in cell]
+        place = [cell[name] for name in CELL_PARAMETERS]
         node, _ = next((s for s in similar if place[0] in s[1].values()), similar[0])
         costs = {"memory_mb": node.memory_mb, "minutes": node.minutes, "gpu": node.gpu}
         inputs = node.inputs[1:]  # the first is the notebook
@@ -279,16 +278,21 @@ def _node(
 
 def identifies_cell(parameters: Collection[str]) -> bool:
     """Whether the parameters include a base model, a task and a seed."""
-    return len(set(CELL_PARAMETERS) & set(parameters)) == 3 and {"task", "seed"} <= set(parameters)
+    return set(CELL_PARAMETERS) <= set(parameters)
 
 
-def experiment_of(stem: str, parameters: Collection[str]) -> str:
+def experiment_of(stem: str, cell: Cell, scale: str, source: str) -> str:
     """The experiment of the notebook `stem`.
 
-    For a notebook of no experiment, that of its parameter for the base model (default: language).
+    For a notebook of no experiment, its parameter `experiment`, or the first experiment with its
+    base model (default: language).
     """
-    by_name = (BY_PARAMETER[name] for name in parameters if name in BY_PARAMETER)
-    return BY_NOTEBOOK.get(stem) or next(by_name, "language")
+    with_base = (
+        name
+        for name in scales.experiments(scale, source)
+        if any(entry.base == cell.get("base") for entry in scales.base_plans(scale, source, name))
+    )
+    return BY_NOTEBOOK.get(stem) or cell.get("experiment") or next(with_base, "language")
 
 
 def _other_parameters(cell: Cell) -> dict[str, Any]:
@@ -296,9 +300,12 @@ def _other_parameters(cell: Cell) -> dict[str, Any]:
     return {name: value for name, value in cell.items() if name not in CELL_PARAMETERS}
 
 
-def _inputs(planned: Sequence[Node], stem: str, cell: Cell) -> tuple[str, ...]:
+def _inputs(
+    planned: Sequence[Node], stem: str, cell: Cell, where: Mapping[str, str]
+) -> tuple[str, ...]:
     """The outputs of the plan that a cell of the notebook `stem` needs."""
-    prefix = EXPERIMENTS[experiment_of(stem, cell)].prefix
+    experiment = experiment_of(stem, cell, where["scale"], where["source"])
+    prefix = EXPERIMENTS[experiment].prefix
     patterns = [f"{prefix}generator*", f"{prefix}regression*"]
     if stem in NEEDS:
         patterns = [NEEDS[stem].format(base=base) for base in cell["bases"].split()]
@@ -350,6 +357,7 @@ def run_sweep(
     code = reproduce.main(words, planner=planner)
     if code == 0 and not dry_run and identifies_cell(sweep.defaults):
         where = ["--scale", sweep.scale, "--source", sweep.source, "--out", str(out)]
-        where += ["--experiment", experiment_of(sweep.notebook.stem, sweep.defaults)]
+        experiment = experiment_of(sweep.notebook.stem, sweep.cells[0], sweep.scale, sweep.source)
+        where += ["--experiment", experiment]
         print("publish:", shlex.join([*environment.project_command(), "report", *where]))
     return code
