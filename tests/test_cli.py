@@ -41,7 +41,7 @@ def calls(monkeypatch):
         return [Lora()] * rest["n"]
 
     stand_ins = {"workflow.run": SimpleNamespace(Run=Run)}
-    stand_ins["generator"] = SimpleNamespace(prompt=prompt)
+    stand_ins["prompting.prompt"] = SimpleNamespace(prompt=prompt)
     for name, module in stand_ins.items():
         monkeypatch.setitem(sys.modules, f"oral_lib.{name}", module)
         monkeypatch.setattr(f"oral_lib.{name}", module, raising=False)

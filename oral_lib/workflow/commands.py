@@ -30,9 +30,9 @@ def do_generate(args: Namespace) -> None:
         refuse_unused(args, "with --generator, which is not of a run", "scale")
     new_folder(save, "--save")
     place = _generator(args, out)
-    from oral_lib import generator
+    from oral_lib.prompting import prompt
 
-    adapters = generator.prompt(
+    adapters = prompt.prompt(
         text,
         base=args.base,
         n=args.n,

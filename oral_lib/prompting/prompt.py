@@ -1,0 +1,115 @@
+"""From a sentence to adapters that PEFT loads."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from oral_lib import paths
+from oral_lib.documents.sentence import check_sentence
+from oral_lib.generator import Generator
+from oral_lib.lora import distances, peft_folder
+from oral_lib.zoo import run_folders, store
+
+
+@dataclass(frozen=True)
+class PromptedLora:
+    """A generated adapter.
+
+    Args:
+        tensors: by their names in PEFT's saved state dict, float32.
+        config: the PEFT configuration.
+        card: the text, generator and seed it comes from, and the nearest adapter of the zoo.
+
+    >>> card = peft_folder.Card("Is it good news?", "my/base", "generator-1", seed=0)
+    >>> lora = PromptedLora({"q.lora_A.weight": torch.ones(2, 4)}, {"peft_type": "LORA"}, card)
+    >>> lora.card.seed
+    0
+    """
+
+    tensors: dict[str, Tensor]
+    config: dict
+    card: peft_folder.Card
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """The path of the PEFT folder, written with a model card. UsageError if it exists already,
+        unless `overwrite`."""
+        return peft_folder.save(folder, self.tensors, self.config, self.card, overwrite=overwrite)
+
+
+def prompt(
+    task: str,
+    *,
+    base: str,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    generator: str | Path | None = None,
+    scale: str | None = None,
+    source: str | None = None,
+    out: str | Path = paths.ROOT,
+    device: str = "cpu",
+) -> list[PromptedLora]:
+    """`n` adapters for the task that a sentence describes.
+
+    Args:
+        task: the sentence.
+        base: name of the base model.
+        n: number of adapters.
+        seed: the same seed gives the same adapters.
+        guidance: see `SamplingConfig`; None: as stored with the generator.
+        temperature: the same.
+        generator: folder of a generator. Default: one that ./reproduce.sh trained, of several that
+            of the largest scale.
+        scale: only a generator of this scale.
+        source: only a generator of this source; also where its text encoder is read from.
+            Default: the source of the generator.
+        out: the folder of runs/, as ./reproduce.sh --out has it.
+        device: where to sample.
+
+    Raises:
+        UsageError: an empty or unreadable sentence, or no generator here has the base model.
+        PreflightError: there is no generator yet.
+
+    The generator below is that of `./reproduce.sh --scale smoke`.
+
+    >>> generator = "runs/smoke/made/generator"
+    >>> [lora] = prompt("Is it good news?", base="tiny-causal", scale="smoke", generator=generator)
+    >>> lora.card.text, lora.config["r"]
+    ('Is it good news?', 4)
+    """
+    check_sentence(task)
+    source = "made" if scale == "smoke" else source
+    if generator:
+        place = run_folders.describe(generator, **({"source": source} if source else {}))
+    else:
+        place = run_folders.find_generator(base, out, scale, source)
+    folder = place.folder
+    model = Generator.from_pretrained(folder, device, source=place.source)
+    adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
+    config = model.bases[base].peft_config
+    members = store.trained_on(folder, model.manifest, base)
+    options = asdict(
+        model.chosen_sampling(None, {"guidance": guidance, "temperature": temperature})
+    )
+    loader = f"oral_lib.load_base({json.dumps(base)}).model"
+    loras = []
+    for number, tensors in enumerate(adapters, 1):
+        name, far = distances.nearest(tensors, members, config) if members else ("", None)
+        card = peft_folder.Card(
+            text=task,
+            base=config.get("base_model_name_or_path") or base,
+            # the base model of one's own adapters is not in the registry
+            loader="" if "adapters" in model.manifest else loader,
+            generator=f"{model.manifest['sha256'][:12]} ({model.manifest.get('scale', 'custom')})",
+            seed=seed,
+            sample=number,
+            samples=n,
+            sampling=", ".join(f"{name}={value}" for name, value in options.items()),
+            nearest=name,
+            distance=far.total if far else None,
+        )
+        loras.append(PromptedLora(tensors, config, card))
+    return loras
