@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 import oral_lib
-from oral_lib.evaluation import results
+from oral_lib.evaluation import small_tables
 from oral_lib.experiments import benchmarks
 from oral_lib.method import tokenization
 from oral_lib.method.tokenization import Layout
@@ -43,7 +43,7 @@ def test_both_ways_of_training_a_generator_do_the_same(smoke):
 
 def test_a_cpu_gives_ratios_and_no_times(smoke, tmp_path):
     rows = benchmarks.rows(smoke.generator(), "tiny-encoder", repeats=1)
-    table = results.append_benchmarks(tmp_path / "benchmarks.csv", rows)
+    table = small_tables.BENCHMARKS.append(tmp_path, rows)
     assert set(table["benchmark"]) == {
         *("encode", "state-space duality", "train generator", "sample"),
     }

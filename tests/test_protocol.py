@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from oral_lib import paths, scales, storage
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.evaluation import evaluate, results, schema, scoring
+from oral_lib.evaluation import evaluate, schema, scoring, small_tables
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of
 from oral_lib.experiments import baselines
 from oral_lib.experiments import cells as protocol
@@ -405,7 +405,8 @@ def test_two_runs_of_a_cell_are_equal(cell, smoke):
         metrics[timeless], cell[0][timeless], check_exact=False, rtol=1e-5, check_dtype=False
     )
     held = storage.read_json(smoke.root / "novelty" / "language--tiny-encoder--movie--seed-0.json")
-    numbers = [k for k, kind in results.NOVELTY_COLUMNS.items() if kind is not str]
+    kinds = small_tables.NOVELTY.columns
+    numbers = [name for name in novelty if kinds[name] is not str]
     wanted = {k: novelty[k] for k in numbers}
     assert {k: held[k] for k in numbers} == pytest.approx(wanted, rel=1e-4, nan_ok=True)
 
@@ -427,7 +428,7 @@ def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
 ):
     where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
     *_, row = protocol.run_cell("movie", "tiny-encoder", 0, **where)
-    results.append_novelty(tmp_path / "novelty.csv", [row])  # which checks it
+    small_tables.NOVELTY.append(tmp_path, [row])  # which checks it
     assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
     assert row["ratio"] == pytest.approx(row["generated"] / row["held_out"], rel=0.5)
 

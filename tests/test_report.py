@@ -7,7 +7,7 @@ import pytest
 from made_results import PROFILE, ablation, cell, made, made_items, stacking
 
 from oral_lib.errors import OralError
-from oral_lib.evaluation import item_tables, results
+from oral_lib.evaluation import item_tables, results, small_tables
 from oral_lib.report import (
     ablation_summary,
     build,
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
     results.collect(cells, lab)
     row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "sampling")
     row |= {"values": 100, "value": 0.25, "repeats": 3, "commit": "abc"}
-    results.append_benchmarks(lab / "benchmarks.csv", [row])
+    small_tables.BENCHMARKS.append(lab, [row])
     machine = {"cpu": "abacus", "cores": 2, "memory_gib": 8.0, "gpu": []}
     zoo = [{"base": "minilm-l6", "task": "movie", "seed": seed} for seed in (0, 1, 0)]
     entry = {"hardware": machine, "versions": {"python": "3.11", "torch": "2.13"}}
@@ -55,18 +55,18 @@ def folder(tmp_path_factory):
         pd.DataFrame({"series": s, "step": steps, "loss": 1 / (1 + steps)}) for s in ("g", "z/m")
     ]
     pd.concat(curves).to_csv(lab / "curves.csv", index=False)
-    results.append_benchmarks(lab / "benchmarks.csv", stacking())
+    small_tables.BENCHMARKS.append(lab, stacking())
     shares = ablation().assign(source="packages", base="minilm-l6", task="movie")
     shares = shares.assign(n_items=100, commit="a")
     times = shares.assign(metric="seconds", value=12.5, ci_low=np.nan, ci_high=np.nan)
     pd.concat([shares, times]).to_csv(lab / "ablations.csv", index=False)
-    results.append_novelty(lab / "novelty.csv", [novelty()])
+    small_tables.NOVELTY.append(lab, [novelty()])
     build.write_report(root / "results", "lab")
     return root / "results"
 
 
 def novelty(**more) -> dict:
-    row = dict.fromkeys(results.NOVELTY_COLUMNS, 1.0) | {"ratio": 0.87, "method": "generated"}
+    row = dict.fromkeys(small_tables.NOVELTY.columns, 1.0) | {"ratio": 0.87, "method": "generated"}
     row |= dict.fromkeys(["n_generated", "n_train", "n_held_out"], 2) | {"seed": 0, "commit": "a"}
     place = {"experiment": "language", "source": "packages", "base": "minilm-l6", "task": "movie"}
     return row | place | more

@@ -95,14 +95,18 @@ def test_rounded_scores_keep_the_order_of_items(offset):
     assert 100 < len(np.unique(score)) < 400
 
 
-def test_a_row_of_items_costs_about_two_bytes(tmp_path):
+def test_a_row_of_items_takes_about_one_byte_and_a_half(tmp_path):
     """The outcomes of a whole scale are to be kept: ten million rows and more."""
     profile = {("trained", "none"): (0.8, 10), ("generated", "matched"): (0.8, 20)}
     _, items = made(profile=profile, n=1000)
     items.to_parquet(tmp_path / "items.parquet", **results.PACKED)
-    assert (tmp_path / "items.parquet").stat().st_size < 2.3 * len(items)
+    assert (tmp_path / "items.parquet").stat().st_size < 1.7 * len(items)
     assert results.read_items(tmp_path / "items.parquet").equals(items)
     assert items.memory_usage(deep=True).sum() < 40 * len(items)
+    copies = items[items.method == "trained"].assign(method="router", condition="matched")
+    schema.items_frame(pd.concat([items, copies])).to_parquet(tmp_path / "b", **results.PACKED)
+    more = (tmp_path / "b").stat().st_size - (tmp_path / "items.parquet").stat().st_size
+    assert more < 0.2 * len(copies)  # a router's answers are outcomes of stored adapters
 
 
 def test_items_of_an_older_file_with_plain_words_are_read(sound, tmp_path):
@@ -250,19 +254,81 @@ def test_a_network_that_was_not_trained_has_no_hash_and_the_command_is_named(tmp
         results.network_hashes(tmp_path, ["regression"])
 
 
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def collected(tmp_path, cells, name="results") -> dict[str, bytes]:
     results.collect(cells, tmp_path / name)
-    return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    return contents(tmp_path / name)
 
 
 def test_collecting_twice_changes_no_byte_and_neither_does_the_order(sound, tmp_path):
     one = results.write_cell(tmp_path / "one", *sound)
     two = results.write_cell(tmp_path / "two", *made(cell(task="sarcasm"), profile=SMALL, n=40))
     first = collected(tmp_path, [one, two])
-    assert set(first) == {"metrics.csv", "items.parquet"}
+    assert set(first) == {"metrics.csv", "items-language-packages.parquet"}
     assert collected(tmp_path, [one, two]) == first
     assert collected(tmp_path, [two, one], "other") == first
     assert collected(tmp_path, [two]) == first
+
+
+@pytest.fixture
+def three(sound, tmp_path) -> list:
+    """The folders of three cells that differ in experiment or source."""
+    cells = [sound]
+    cells.append(made(cell(experiment="vision", task="digits"), profile=SMALL, n=40))
+    cells.append(made(cell(source="local"), profile=SMALL, n=40))
+    return [results.write_cell(tmp_path / str(i), *one) for i, one in enumerate(cells)]
+
+
+def test_measuring_one_experiment_again_writes_no_file_of_another(three, tmp_path):
+    before = collected(tmp_path, three)
+    names = {f"items-{name}.parquet" for name in ("language-packages", "language-local")}
+    assert set(before) == {"metrics.csv", "items-vision-packages.parquet", *names}
+    ages = {name: (tmp_path / "results" / name).stat().st_mtime_ns for name in before}
+    new = made(cell(experiment="vision", task="digits"), profile=SMALL, n=50)
+    results.collect([results.write_cell(tmp_path / "new", *new)], tmp_path / "results")
+    after = contents(tmp_path / "results")
+    assert after.keys() == before.keys()
+    for name in names:
+        assert (tmp_path / "results" / name).stat().st_mtime_ns == ages[name]
+    assert after["items-vision-packages.parquet"] != before["items-vision-packages.parquet"]
+    rows, lines = (data["metrics.csv"].splitlines() for data in (after, before))
+    assert [row for row in rows if b"vision" not in row] == [
+        line for line in lines if b"vision" not in line
+    ]
+
+
+def test_one_experiment_or_one_source_can_be_read(three, sound, tmp_path):
+    results.collect(three, tmp_path / "results")
+    metrics, items = results.read(tmp_path / "results")
+    assert metrics.groupby(results.SOURCE).ngroups == 3 and len(items) == 3 * len(sound[1])
+    for wanted, n in (
+        ({}, 3), ({"experiment": "language"}, 2), ({"source": "packages"}, 2),
+        ({"experiment": "language", "source": "packages"}, 1), ({"experiment": "style"}, 0),
+    ):  # fmt: skip
+        rows, outcomes = results.read(tmp_path / "results", **wanted)
+        for name, value in wanted.items():
+            assert set(rows[name]) <= {value} and set(outcomes[name]) <= {value}
+        assert (len(rows), len(outcomes)) == (n * len(sound[0]), n * len(sound[1]))
+    one = results.read(tmp_path / "results", "language", "packages")[1]
+    assert one.equals(sound[1])
+
+
+def test_the_single_file_of_an_earlier_version_is_read_and_then_split(three, tmp_path):
+    folder = tmp_path / "results"
+    split = collected(tmp_path, three)
+    items = results.read(folder)[1]
+    for name in split.keys() - {"metrics.csv"}:
+        (folder / name).unlink()
+    items.to_parquet(folder / "items.parquet")
+    for wanted in ({}, {"experiment": "language"}, {"experiment": "vision", "source": "packages"}):
+        rows = items
+        for name, value in wanted.items():
+            rows = rows[rows[name] == value]
+        assert results.read(folder, **wanted)[1].equals(schema.items_frame(rows))
+    assert collected(tmp_path, three[:1]) == split
 
 
 def test_collecting_replaces_a_cell_and_keeps_the_others(sound, tmp_path):
@@ -301,18 +367,6 @@ def test_words_that_look_like_missing_values_survive(sound, tmp_path):
     assert set(results.read(folder)[0].task) == {"null"}
 
 
-def test_benchmarks_append_and_replace_the_same_measurement(tmp_path):
-    row = dict.fromkeys(["benchmark", "variant", "case", "metric", "unit", "device"], "a")
-    row |= {"values": 100, "value": 1.0, "repeats": 3, "commit": "abc"}
-    path = tmp_path / "benchmarks.csv"
-    results.append_benchmarks(path, [row, row | {"case": "b"}])
-    table = results.append_benchmarks(path, [row | {"value": 2.0, "commit": "def"}])
-    assert table.value.tolist() == [2.0, 1.0] and list(table) == list(results.BENCHMARK_COLUMNS)
-    with pytest.raises(OralError, match="value 'nan' must be a finite number"):
-        results.append_benchmarks(path, [row | {"value": float("nan")}])
-    assert results.read_benchmarks(path).equals(table)
-
-
 def test_thinned_curves_keep_their_ends_and_their_mean():
     long = pd.DataFrame({"series": "a", "step": range(1, 401), "loss": np.linspace(4, 1, 400)})
     short = pd.DataFrame({"series": "b", "step": [1, 2, 3], "loss": [3.0, 2.0, 1.0]})
@@ -321,19 +375,6 @@ def test_thinned_curves_keep_their_ends_and_their_mean():
     own = thin[thin.series == "a"]
     assert len(own) == 50 and own.step.iloc[-1] == 400
     assert own.loss.mean() == pytest.approx(long.loss.mean())
-
-
-def test_novelty_rows_replace_those_of_the_same_cell_and_broken_ones_are_refused(tmp_path):
-    row = dict.fromkeys(results.NOVELTY_COLUMNS, "a")
-    kinds = results.NOVELTY_COLUMNS.items()
-    row |= {name: 1 for name, kind in kinds if kind is not str} | {"samples": float("nan")}
-    row |= {"source": "packages", "method": "generated"}
-    path = tmp_path / "novelty.csv"
-    results.append_novelty(path, [row, row | {"task": "b"}])
-    table = results.append_novelty(path, [row | {"ratio": 0.5}])
-    assert table.ratio.tolist() == [0.5, 1.0] and table.samples.isna().all()
-    with pytest.raises(OralError, match="ratio '-1' must be 0 or above"):
-        results.append_novelty(path, [row | {"ratio": -1}])
 
 
 def test_manifest_says_what_ran_where_and_keeps_other_sources(tmp_path):

@@ -1,6 +1,6 @@
-"""Results on disk: a folder a cell, the collected tables of a scale, and the small tables.
+"""Results on disk: a folder a cell, and the collected tables of a scale.
 
-In parquet a row of items with one sample takes one to two bytes.
+In parquet a row of items with one sample takes about a byte.
 """
 
 import hashlib
@@ -17,23 +17,24 @@ from oral_lib.evaluation.schema import (
     COLUMNS,
     ITEM_COLUMNS,
     KEY,
-    check_columns,
+    among,
     check_items,
     check_metrics,
-    check_words,
     csv_text,
     items_frame,
     read_csv,
-    refuse,
-    row_keys,
 )
-from oral_lib.storage import read_json, replacing, write_json, write_text
+from oral_lib.storage import list_paths, read_json, replacing, write_json, write_text
 
-PACKED = {  # arguments of to_parquet: about a byte and a half for a row of one sample
-    "index": False, "compression": "zstd", "compression_level": 12, "row_group_size": 1 << 20,
+PACKED = {  # arguments of to_parquet: about a byte for a row of one sample
+    "index": False, "compression": "brotli", "compression_level": 11, "write_statistics": False,
+    "row_group_size": 1 << 24, "data_page_size": 1 << 26,  # equal samples lie within one page
     "use_dictionary": [name for name in ITEM_COLUMNS if name != "score"],
     "column_encoding": {"score": "BYTE_STREAM_SPLIT"},
 }  # fmt: skip
+ITEMS = "items.parquet"  # of a cell; an earlier version wrote one for a whole scale, too
+SOURCE = ["experiment", "source"]
+NO_ITEMS = items_frame(pd.DataFrame(columns=list(ITEM_COLUMNS)))
 
 
 # ---------------------------------------------------------------- a cell on disk
@@ -84,14 +85,14 @@ def write_cell(
     with replacing(folder) as temporary:
         temporary.mkdir()
         (temporary / "metrics.csv").write_text(csv_text(metrics, KEY), encoding="utf-8")
-        items.to_parquet(temporary / "items.parquet", **PACKED)
+        items.to_parquet(temporary / ITEMS, **PACKED)
         write_json(temporary / "cell.json", {"networks": dict(networks or {})})
     return Path(folder)
 
 
 def is_current(folder: str | Path, networks: Mapping[str, str]) -> bool:
     """Whether `folder` has a cell that was measured with exactly `networks` (`network_hashes`)."""
-    files = [Path(folder) / name for name in ("metrics.csv", "items.parquet", "cell.json")]
+    files = [Path(folder) / name for name in ("metrics.csv", ITEMS, "cell.json")]
     if not all(file.exists() for file in files):
         return False
     return read_json(files[-1]).get("networks") == dict(networks)
@@ -103,124 +104,106 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
 
 
 def read_items(path: str | Path) -> pd.DataFrame:
-    """The checked rows of an items.parquet."""
+    """The checked rows of a file of items."""
+    return check_items(_items_in(Path(path), {}))
+
+
+def read(
+    folder: str | Path, experiment: str | None = None, source: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metrics and items of a cell folder or of results/<scale>, checked against each other.
+
+    Args:
+        folder: a folder with metrics.csv and files of items.
+        experiment: the only experiment to read; by default all.
+        source: the only source to read; by default all.
+    """
+    named = zip(SOURCE, (experiment, source), strict=True)
+    wanted = {name: value for name, value in named if value is not None}
+    metrics = _with(read_metrics(Path(folder) / "metrics.csv"), wanted).reset_index(drop=True)
+    return metrics, check_items(_items_of(folder, wanted), metrics)
+
+
+def items_path(results_dir: str | Path, experiment: str, source: str) -> Path:
+    """The file of the items of one experiment and source in results/<scale>."""
+    return Path(results_dir) / f"items-{experiment}-{source}.parquet"
+
+
+def _items_of(folder: str | Path, wanted: Mapping[str, str]) -> pd.DataFrame:
+    """The unchecked items in `folder` with the values `wanted` by column."""
+    single = Path(folder) / ITEMS
+    pattern = items_path(folder, *(wanted.get(name, "*") for name in SOURCE))
+    files = list_paths(pattern.parent, pattern.name) or [single] * single.exists()
+    return join(_items_in(path, wanted) for path in files) if files else NO_ITEMS
+
+
+def _items_in(path: Path, wanted: Mapping[str, str]) -> pd.DataFrame:
+    """The unchecked items in a file with the values `wanted` by column."""
+    filters = [(name, "==", value) for name, value in wanted.items()]
     try:
-        return check_items(items_frame(pd.read_parquet(path)))
+        return items_frame(pd.read_parquet(path, filters=filters or None))
     except (OSError, ValueError) as error:
         raise OralError(
             f"{path} is a truncated or invalid items table ({error}). Run its cell again."
         ) from error
 
 
-def read(folder: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Metrics and items of a cell folder or of results/<scale>, checked against each other."""
-    metrics = read_metrics(Path(folder) / "metrics.csv")
-    return metrics, check_items(read_items(Path(folder) / "items.parquet"), metrics)
+def _write_items(path: Path, items: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        items_frame(items).to_parquet(temporary, **PACKED)
 
 
 # ---------------------------------------------------------------- collected cells
 def collect(cells: Iterable[str | Path], results_dir: str | Path) -> Path:
-    """Merges cell folders into results_dir/metrics.csv and items.parquet; returns the former.
+    """Merges cell folders into the tables of results_dir; returns the path of its metrics.csv.
 
-    A cell replaces the rows of its experiment, family, task, source, base and seed; other rows
-    stay. The files do not depend on the order of the cells.
+    The items of each experiment and source have a file, which is only written if one of `cells`
+    belongs to it. A cell replaces the rows of its experiment, family, task, source, base and seed;
+    other rows stay. The files do not depend on the order of the cells.
     """
     tables = [read(cell) for cell in cells]
     if not tables:
         raise OralError(f"No cells to collect into {results_dir}: measure at least one first.")
-    path, items_path = Path(results_dir) / "metrics.csv", Path(results_dir) / "items.parquet"
-    metrics = pd.concat(rows for rows, _ in tables)
+    path, single = Path(results_dir) / "metrics.csv", Path(results_dir) / ITEMS
+    new = pd.concat(rows for rows, _ in tables)
     items = join(rows for _, rows in tables)
     del tables
+    metrics = new
     if path.exists():
         old = read_metrics(path)
-        metrics = pd.concat([old[~_among(old, metrics, ["family", *CELL])], metrics])
-    if items_path.exists():
-        old = read_items(items_path)
-        items = join([old[~_among(old, items, CELL)], items])
+        metrics = pd.concat([old[~among(old, new, ["family", *CELL])], new])
     metrics = check_metrics(metrics)
-    check_items(items, metrics)
-    with replacing(items_path) as temporary:
-        items.to_parquet(temporary, **PACKED)
+    for key in new[SOURCE].drop_duplicates().itertuples(index=False, name=None):
+        wanted = dict(zip(SOURCE, key, strict=True))
+        old = _items_of(results_dir, wanted)
+        rows = join([old[~among(old, new, CELL)], _with(items, wanted)])
+        check_items(rows, _with(metrics, wanted))
+        if len(rows):
+            _write_items(items_path(results_dir, *key), rows)
+    if single.exists():  # as an earlier version wrote it
+        _split(single)
     write_text(path, csv_text(metrics, KEY))
     return path
 
 
-def _among(old: pd.DataFrame, new: pd.DataFrame, key: list[str]) -> np.ndarray:
-    """Which rows of `old` have the key of any row of `new`."""
-    keys = set(new[key].drop_duplicates().itertuples(index=False, name=None))
-    group, values = pd.factorize(row_keys(old, key))
-    first = np.unique(group, return_index=True)[1] if len(values) else []
-    present = [row in keys for row in old.iloc[first][key].itertuples(index=False, name=None)]
-    return np.array(present, bool)[group]
+def _with(rows: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:
+    """The rows with the values `wanted` by column."""
+    for name, value in wanted.items():
+        rows = rows[rows[name] == value]
+    return rows
 
 
-# ---------------------------------------------------------------- benchmarks, novelty, losses
-# fmt: off
-BENCHMARK_COLUMNS = {
-    "benchmark": str, "variant": str, "case": str, "values": int, "metric": str, "value": float,
-    "unit": str, "repeats": int, "device": str, "commit": str,
-}
-NOVELTY_COLUMNS = {  # the numbers are the fields of `distances.Novelty`
-    "experiment": str, "source": str, "base": str, "task": str, "method": str, "seed": int,
-    "ratio": float, "ratio_low": float, "generated": float, "held_out": float, "seeds": float,
-    "samples": float, "norm": float, "n_generated": int, "n_train": int, "n_held_out": int,
-    "commit": str,
-}
-# fmt: on
-BENCHMARK_KEY = ["benchmark", "variant", "case", "values", "metric", "device"]
-NOVELTY_KEY = [*CELL, "method"]
+def _split(single: Path) -> None:
+    """Replaces one file of items by a file an experiment and source; an existing file is newer."""
+    items = read_items(single)
+    for key, rows in items.groupby(SOURCE, observed=True):
+        path = items_path(single.parent, *key)
+        if not path.exists():
+            _write_items(path, rows)
+    single.unlink()
 
 
-def append_benchmarks(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Adds timings or memory to benchmarks.csv (one writer at a time); returns the whole table.
-
-    A row replaces the older row of its key, which includes the device.
-    """
-    return _append(path, rows, read_benchmarks, _check_benchmarks, BENCHMARK_KEY)
-
-
-def read_benchmarks(path: str | Path) -> pd.DataFrame:
-    """The checked rows of a benchmarks.csv."""
-    return _check_benchmarks(read_csv(path, BENCHMARK_COLUMNS))
-
-
-def _check_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
-    check_columns(frame, BENCHMARK_COLUMNS, "benchmarks")
-    for column, kind in BENCHMARK_COLUMNS.items():
-        if kind in (int, float):
-            number = pd.to_numeric(frame[column], errors="coerce")
-            refuse(frame, ~np.isfinite(number), column, "must be a finite number")
-    return frame[list(BENCHMARK_COLUMNS)]
-
-
-def append_novelty(path: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Adds rows to novelty.csv (one writer at a time); a row replaces the older row of its key."""
-    return _append(path, rows, read_novelty, _check_novelty, NOVELTY_KEY)
-
-
-def read_novelty(path: str | Path) -> pd.DataFrame:
-    """The checked rows of a novelty.csv."""
-    return _check_novelty(read_csv(path, NOVELTY_COLUMNS))
-
-
-def _check_novelty(frame: pd.DataFrame) -> pd.DataFrame:
-    check_columns(frame, NOVELTY_COLUMNS, "novelty")
-    check_words(frame, [name for name, kind in NOVELTY_COLUMNS.items() if kind is str])
-    for column, kind in NOVELTY_COLUMNS.items():
-        if kind in (int, float) and column != "samples":  # NaN for a single sample
-            number = pd.to_numeric(frame[column], errors="coerce")
-            refuse(frame, ~(np.isfinite(number) & (number >= 0)), column, "must be 0 or above")
-    return frame[list(NOVELTY_COLUMNS)]
-
-
-def _append(path: str | Path, rows: Iterable[Mapping], read, check, key: list[str]) -> pd.DataFrame:
-    new = check(pd.DataFrame(list(rows)))
-    frame = pd.concat([read(path), new]) if Path(path).exists() else new
-    write_text(path, csv_text(frame.drop_duplicates(key, keep="last"), key))
-    return read(path)
-
-
+# ---------------------------------------------------------------- losses
 def thinned(curves: pd.DataFrame, points: int = 50) -> pd.DataFrame:
     """Losses [series, step, loss] with at most `points` rows a series: means over blocks of steps.
 

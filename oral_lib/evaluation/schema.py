@@ -1,9 +1,9 @@
 """The schema of a result: columns, allowed strings and ranges of numbers, and their checks.
 
 A cell is one experiment, task, source, base model and seed. `metrics.csv` has a row for each
-method, condition and metric; `items.parquet` has an outcome for each held-out row and sample. So
-any two rows can be compared item by item. Tables, figures and the report read these two files and
-the small tables in the same folder: benchmarks, novelty, curves and ablations.
+method, condition and metric; `items-<experiment>-<source>.parquet` has an outcome for each held-out
+row and sample. So any two rows can be compared item by item. Tables, figures and the report read
+these files and the small tables in the same folder (`small_tables`), the curves and the ablations.
 
 Methods that do not depend on the generator are measured in the cell of seed 0 only.
 """
@@ -37,7 +37,12 @@ METHODS = [  # in the order in which tables show them
 ]
 # fmt: on
 PROMPTED = [  # conditioned on the task's text
-    "multitask", "retrieval", "router", "regression", "generated", "generated_span",
+    "multitask",
+    "retrieval",
+    "router",
+    "regression",
+    "generated",
+    "generated_span",
     "generated_free",
 ]
 EITHER = ["soup_task"]  # of the named task (condition none) or of the one that a text names
@@ -153,6 +158,15 @@ def row_keys(items: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
             key, room = pd.factorize(key, sort=True)[0], len(items)
         key, room = key * size + codes, room * size
     return key
+
+
+def among(old: pd.DataFrame, new: pd.DataFrame, key: Sequence[str]) -> np.ndarray:
+    """Which rows of `old` have the `key` of any row of `new`; bool by row."""
+    keys = set(new[key].drop_duplicates().itertuples(index=False, name=None))
+    group, values = pd.factorize(row_keys(old, key))
+    first = np.unique(group, return_index=True)[1] if len(values) else []
+    present = [row in keys for row in old.iloc[first][key].itertuples(index=False, name=None)]
+    return np.array(present, bool)[group]
 
 
 def check_columns(frame: pd.DataFrame, columns: Iterable[str], table: str) -> None:

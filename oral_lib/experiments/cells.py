@@ -135,7 +135,7 @@ def novelty_row(
     held_out: Sequence[store.Member],
     scale: float,
 ) -> dict | None:
-    """A row of `results.NOVELTY_COLUMNS` about the adapters generated from the task's own text.
+    """A row of `small_tables.NOVELTY` about the adapters generated from the task's own text.
 
     Args:
         cell: experiment, source, base, task and seed.

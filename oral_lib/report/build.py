@@ -1,6 +1,6 @@
 """The report of a scale: tables, figures and README, from the files of results/<scale>/.
 
-Reads metrics.csv and items.parquet and, if present, benchmarks.csv, ablations.csv, novelty.csv,
+Reads metrics.csv, items-*.parquet and, if present, benchmarks.csv, ablations.csv, novelty.csv,
 curves-*.csv and manifest.json. Rows that break the result schema are refused. Equal input files
 give equal bytes.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oral_lib.evaluation import results
+from oral_lib.evaluation import results, small_tables
 from oral_lib.report import findings, readme
 from oral_lib.report.ablation_summary import ablation_means
 from oral_lib.report.comparisons import contrasts, per_sample, pooled, without_signal
@@ -151,10 +151,10 @@ def write_report(results_root: str | Path, scale: str) -> Path:
 
 def _read(folder: Path) -> list[SourceResults]:
     """The results of a scale, by experiment and source."""
-    metrics, items = results.read(folder)
+    keys = results.read_metrics(folder / "metrics.csv")[results.SOURCE].drop_duplicates()
     return [
-        SourceResults(*key, rows, items[(items.experiment == key[0]) & (items.source == key[1])])
-        for key, rows in metrics.groupby(["experiment", "source"])
+        SourceResults(*key, *results.read(folder, *key))
+        for key in sorted(keys.itertuples(index=False, name=None))
     ]
 
 
@@ -173,12 +173,12 @@ def _write_studies(folder: Path) -> None:
     """Write the tables and figures of novelty, benchmarks, ablations and loss curves."""
     figures = folder / "figures"
     if (folder / "novelty.csv").exists():
-        novelty = results.read_novelty(folder / "novelty.csv")
+        novelty = small_tables.NOVELTY.read(folder)
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
             rows = novelty[novelty.experiment == experiment]
             _write_table(folder, f"novelty-{experiment}-{source}", novelty_table(rows, source))
     if (folder / "benchmarks.csv").exists():
-        benchmarks = results.read_benchmarks(folder / "benchmarks.csv")
+        benchmarks = small_tables.BENCHMARKS.read(folder)
         if (benchmarks.benchmark == training.TRAINING).any():
             theme.save_figure(training.training_speed(benchmarks), figures, "benchmarks")
     if (folder / "ablations.csv").exists():

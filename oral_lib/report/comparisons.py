@@ -1,6 +1,6 @@
 """Paired comparisons of methods on the same items, and the value of each text.
 
-The input is the table of `items.parquet`: one outcome per method, condition, seed, sample and item.
+The input are `items`: one outcome per method, condition, seed, sample and item.
 Nothing is scored here. Shapes: s samples over all seeds, n items.
 """
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from oral_lib.evaluation import results
+from oral_lib.evaluation import small_tables
 from oral_lib.report.findings import overview, verdict
 from oral_lib.report.formats import listed, markdown
 from oral_lib.report.tables import grid_legend
@@ -62,7 +62,7 @@ Differences are paired over items, with 10,000 bootstrap draws over items. "Equa
 Calibrated accuracy and AUC do not depend on the decision threshold. Both are undefined for \
 generated answers and for more than two labels.
 """
-NOVELTY = """\
+_NOVELTY = """\
 Distances are Frobenius norms over dW = B A, to the nearest adapter of the training set. The ratio \
 is the distance of a generated LoRA over that of a held-out seed: 0 is a copy, 1 is as new as \
 another training run.
@@ -89,7 +89,7 @@ FIGURES = {  # caption by kind
 FILES = """\
 - Tables (CSV, Markdown, LaTeX): `{scale}/tables/`, named {tables}, then `-{name}`.
 - Figures (PNG, PDF, SVG): `{scale}/figures/`.
-- Every row: `{scale}/metrics.csv`. Every outcome: `{scale}/items.parquet`.
+- Every row: `{scale}/metrics.csv`. Every outcome: `{scale}/items-{name}.parquet`.
 - Seeds, versions, revisions and hashes: `{scale}/manifest.json`.
 
 To reproduce: `./reproduce.sh --scale {scale} --source {source}{only}`
@@ -148,7 +148,7 @@ def _source(folder: Path, source: "SourceResults", entry: dict | None) -> list[s
         *(_folded(_PARTS, markdown(source.parts), RECALL) if len(source.parts) else ()),
     ]
     if novelty.exists():
-        blocks += ["#### Novelty\n", novelty.read_text(encoding="utf-8"), NOVELTY]
+        blocks += ["#### Novelty\n", novelty.read_text(encoding="utf-8"), _NOVELTY]
     return [*blocks, "#### Files\n", _files(folder, source)]
 
 
@@ -246,7 +246,7 @@ def _studies(folder: Path) -> list[str]:
     if names:
         blocks += ["### Training\n", *(f"![Training losses]({figures}/{n}.png)\n" for n in names)]
     if (folder / "benchmarks.csv").exists():
-        benchmarks = results.read_benchmarks(folder / "benchmarks.csv").drop(columns="commit")
+        benchmarks = small_tables.BENCHMARKS.read(folder).drop(columns="commit")
         blocks.append("### Time and memory\n")
         if (folder / "figures" / "benchmarks.png").exists():
             blocks.append(f"![LoRAs trained at once]({figures}/benchmarks.png)\n")

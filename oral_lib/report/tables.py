@@ -1,6 +1,6 @@
 """The tables of a result: accuracy by method, by base model and task, targets, novelty, intervals.
 
-The input are rows of `metrics.csv` and items of `items.parquet`; nothing is scored here. A place is
+The input are rows of `metrics.csv` and items; nothing is scored here. A place is
 (experiment, source, base, task).
 """
 
@@ -72,8 +72,8 @@ def main_table(
     Args:
         metrics: rows of metrics.csv.
         source: the data source whose rows are used.
-        items: rows of items.parquet. With them, a value of several samples carries ± its standard
-            deviation over samples, and tasks without signal are marked †.
+        items: one outcome a sample and held-out row. With them, a value of several samples
+            carries ± its standard deviation over samples, and tasks without signal are marked †.
         metric: the metric of the cells.
         no_signal: places without signal; computed from `items` if None.
     """
@@ -329,7 +329,7 @@ def grid_table(
     Args:
         metrics: rows of metrics.csv.
         source: the data source whose rows are used.
-        items: rows of items.parquet, for the standard deviations (±).
+        items: one outcome a sample and held-out row, for the standard deviations (±).
         no_signal: places without signal, marked †. A cell that was not run holds –, an impossible
             one ×.
     """

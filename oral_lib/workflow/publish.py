@@ -11,10 +11,19 @@ from oral_lib import paths, provenance, scales, storage
 from oral_lib.assets import sources
 from oral_lib.errors import PreflightError
 from oral_lib.evaluation import results as tables
+from oral_lib.evaluation import small_tables
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.report import build
 from oral_lib.report.figures import cells, theme
 from oral_lib.zoo import store
+
+MEASURED = (  # with the cells; a run has JSON files of their rows, in a folder of the table's name
+    small_tables.NOVELTY,
+    small_tables.TEXTS,
+    small_tables.MAPS,
+    small_tables.BYTES,
+    small_tables.COSTS,
+)
 
 
 def publish(
@@ -38,8 +47,9 @@ def publish(
     """
     with writing(results):
         tables.collect(cells, results)
-        if rows := _json_files(root / "novelty"):
-            tables.append_novelty(results / "novelty.csv", rows)
+        for table in MEASURED:
+            if rows := _rows(root / table.name):
+                table.append(results, rows)
         losses = curves(scale, source, experiment, root)
         path = results / f"curves-{experiment}-{paths.slug(source)}.csv"
         storage.write_text(path, losses.to_csv(index=False, float_format="%.5g"))
@@ -53,8 +63,7 @@ def publish(
 
 def published(results: Path, experiment: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(metrics, items) of `experiment` among the published results."""
-    frames = tables.read(results)
-    return tuple(frame[frame.experiment == experiment] for frame in frames)
+    return tables.read(results, experiment)
 
 
 def writing(results: Path) -> AbstractContextManager[None]:
@@ -123,6 +132,12 @@ def _tuning(root: Path) -> dict[str, dict[str, dict]]:
     return candidates
 
 
+def _rows(folder: Path) -> list[dict]:
+    """The rows in the JSON files of `folder`, each of which has a row or a list of rows."""
+    files = _json_files(folder)
+    return [row for file in files for row in (file if isinstance(file, list) else [file])]
+
+
 def _json_files(folder: Path) -> list[dict]:
     """The content of the JSON files in `folder`, sorted by file name."""
     return [storage.read_json(path) for path in storage.list_paths(folder, "*.json")]
@@ -131,10 +146,10 @@ def _json_files(folder: Path) -> list[dict]:
 def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> None:
     """Draws test images with answers, on the first base model. Prints a line and draws nothing if
     the images have been removed since they were measured."""
-    _, items = published(results, experiment)
     slug = paths.slug(source)
+    _, items = tables.read(results, experiment, slug)
     base = scales.base_plans(scale, source, experiment)[0].base
-    items = items[(items.source == slug) & (items.base == base) & (items.seed == 0)]
+    items = items[(items.base == base) & (items.seed == 0)]
     try:
         examples = cells.examples(items, source)
     except PreflightError as error:

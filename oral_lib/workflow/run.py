@@ -11,7 +11,7 @@ import torch
 from oral_lib import paths, scales, storage
 from oral_lib.assets.cache import MANIFEST
 from oral_lib.errors import UsageError
-from oral_lib.evaluation import results
+from oral_lib.evaluation import results, small_tables
 from oral_lib.experiments import ablations, benchmarks, generators, unseen
 from oral_lib.experiments.ablation_study import Study
 from oral_lib.experiments.ablation_variants import check_groups
@@ -370,7 +370,7 @@ class Run:
             for rows in (self._bench_zoo, self._bench_generator):
                 timings = rows(plan)
                 with publish.writing(self.results):
-                    results.append_benchmarks(self.results / "benchmarks.csv", timings)
+                    small_tables.BENCHMARKS.append(self.results, timings)
         return self.publish()
 
     def _bench_zoo(self, plan: scales.BasePlan) -> list[dict]:
