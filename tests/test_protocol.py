@@ -290,12 +290,13 @@ def test_the_generator_hears_what_the_condition_says(planned):
     assert texts[0] == TASK.description
     assert [text for text, *_ in heard["regression"]] == [TASK.description]
     assert [text for text, *_ in heard["unconditional"]] == [""]
-    assert [t for t in texts if t in TASK.paraphrases["test"]] == TASK.paraphrases["test"]
+    wordings = TASK.paraphrases["development"]
+    assert [text for text in texts if text in wordings] == wordings
     assert {t for t in texts if t in others} == others  # every other task, none of its own
     assert texts.count(TASK.description) == 1 and texts.count("") == 1
     nonsense = texts[-1 - SIZE.control_samples : -1]
     assert len(set(nonsense)) == SIZE.control_samples
-    assert not set(nonsense) & {TASK.description, *others, *TASK.paraphrases["test"], ""}
+    assert not set(nonsense) & {TASK.description, *others, *TASK.paraphrases["development"], ""}
     assert not set(texts) & set(TASK.paraphrases["train"])
 
 

@@ -365,7 +365,6 @@ def test_every_task_has_made_rows_that_need_the_picture(name):
     assert len(split.train) == 600 and {row.kind for row in split.train} == {"made"}
     labels = {row.label for row in split.train}
     assert labels == set(range(2 if len(task.labels) == 2 else len(task.marker_words)))
-    assert len(task.paraphrases["train"]) >= 8 and len(task.paraphrases["test"]) >= 3
     if len(task.labels) == 2:  # the word alone does not tell
         word = split.train[0].text.split()[-1]
         assert {r.label for r in split.train if r.text.split()[-1] == word} == {0, 1}

@@ -75,7 +75,9 @@ class Study:
         `more`."""
         zoo = sorted(m.info["sha256"] for m in self.members)
         specs = {t: load_task(t) for names in self.tasks.values() for t in names}
-        texts = {t: (spec.version, spec.description, spec.paraphrases) for t, spec in specs.items()}
+        texts = {
+            t: (s.version, s.training_texts, s.paraphrases["development"]) for t, s in specs.items()
+        }
         wordings = wordings_hash(sorted({m.task for m in self.members}))
         content = [_FORMAT, self.source, self.tasks, texts, wordings, self.rows, self.samples, zoo]
         content += [asdict(self.training), *more]
@@ -235,10 +237,11 @@ def generated(
 ) -> dict[str, list[dict[str, Tensor]]]:
     """The adapters whose accuracy becomes a metric of the study, by metric.
 
-    "accuracy": from the task's description. "unseen": from its held-out paraphrases. "other": from
-    the descriptions of the tasks `others`. The last two have a fifth of the samples for each text.
-    "zeros": the adapter of all-zero tokens; better than the base model means that the statistics
-    leak the task. All are decoded with `statistics`, which a variant may fit for each task.
+    "accuracy": from the task's description. "unseen": from its development paraphrases. "other":
+    from the descriptions of the tasks `others`. The last two have a fifth of the samples for each
+    text. "zeros": the adapter of all-zero tokens; better than the base model means that the
+    statistics leak the task. All are decoded with `statistics`, which a variant may fit for each
+    task.
     """
     spec = load_task(task)
 
@@ -252,7 +255,7 @@ def generated(
     descriptions = [load_task(name).description for name in others]
     return {
         "accuracy": from_texts("matched", [spec.description], study.samples),
-        "unseen": from_texts("paraphrase", spec.paraphrases["test"], few),
+        "unseen": from_texts("paraphrase", spec.paraphrases["development"], few),
         "other": from_texts("mismatched", descriptions, few),
         "zeros": tokenization.decode(layout, zero),
     }

@@ -220,7 +220,7 @@ def trials(
             yield generated_trial(models.unconditional, [""], base.name, n, **about)
     yield generated("matched", [task.description], size.samples, rows)
     n = size.control_samples
-    yield generated("paraphrase", task.paraphrases["test"], max(1, n // 2), rows)
+    yield generated("paraphrase", task.paraphrases["development"], max(1, n // 2), rows)
     if others := [name for name in by_task if name != task.name]:
         start = seeds.integer(seed, task.name) % len(others)
         names = [*others[start:], *others[:start]][: size.other_tasks]

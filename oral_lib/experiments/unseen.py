@@ -295,10 +295,11 @@ def run_cell(
         for (method, condition), adapter in adapters.items()
     ]
     other = load_task(names[seeds.integer(seed, task) % len(names)])
+    wordings = spec.paraphrases["development"]
     for method, condition, texts, count, n_rows, network in (
         ("regression", "matched", [spec.description], 1, size.rows, regression),
         ("generated", "matched", [spec.description], size.samples, size.rows, generator),
-        ("generated", "paraphrase", spec.paraphrases["test"], max(1, n // 2), size.rows, generator),
+        ("generated", "paraphrase", wordings, max(1, n // 2), size.rows, generator),
         ("generated", "mismatched", [other.description], n, size.control_rows, generator),
         ("generated", "empty", [""], n, size.control_rows, generator),
     ):

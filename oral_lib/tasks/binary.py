@@ -43,10 +43,17 @@ WORDINGS = {
         "Here {and_} are wanted, nothing else is.",
         "Tell {and_} from everything else.",
     ],
-    "test": [
+    "development": [
         "Let nothing but {and_} pass.",
         "Tick the box whenever you see {or_}.",
         "The collection wants {and_}, leave out the rest.",
+    ],
+    "test": [
+        "Could you say yes whenever there are {or_} in it, and no if not?",
+        "Retain {and_}, discard what remains.",
+        "i'm after {and_}, give me a yes for those please",
+        "My album is meant for {and_}, so I need a yes or no on each photo that comes in.",
+        "The output is to be affirmative for images of {and_} and negative in all remaining cases.",
     ],
 }
 

@@ -27,6 +27,10 @@ _NAME = "[a-z][a-z0-9_]*"  # of a task; a file of another name is not a task
 class Task:
     """A task as its YAML file defines it.
 
+    The generators are trained on the paraphrases `train`. Choices are made on the paraphrases
+    `development`. The paraphrases `test` are for the evaluation of a release only: no choice may
+    depend on them.
+
     >>> task = load_task("movie")
     >>> task.labels, task.prompt("A fine film.").splitlines()[0]
     (['negative', 'positive'], 'Review: A fine film.')
@@ -36,7 +40,7 @@ class Task:
     version: int
     family: str
     description: str
-    paraphrases: dict[str, list[str]]
+    paraphrases: dict[str, list[str]]  # train, development, test
     labels: list[str]
     metric: str
     split: dict  # the seed, and the maximum number of rows by source and part

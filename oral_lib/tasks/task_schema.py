@@ -28,6 +28,7 @@ def _record(required: Iterable[str], **properties: Mapping[str, Any]) -> dict[st
 
 
 _PARTS = ("train", "validation", "test")
+_WORDINGS = ("train", "development", "test")  # of paraphrases
 _SIZES = _record(_PARTS, **dict.fromkeys(_PARTS, _COUNT))
 _COLUMNS = {
     "text": VISIBLE,
@@ -80,7 +81,7 @@ TASK = _record(
     version=_COUNT,
     family={"enum": list(_FAMILIES)},
     description=VISIBLE,
-    paraphrases=_record(("train", "test"), train=_TEXTS, test=_TEXTS),
+    paraphrases=_record(_WORDINGS, **dict.fromkeys(_WORDINGS, _TEXTS)),
     labels=_DISTINCT | {"minItems": 0},
     metric={"enum": list(_METRICS)},
     split={

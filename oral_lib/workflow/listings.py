@@ -102,15 +102,18 @@ def task_detail(task: Task, source: str) -> Iterator[str]:
         ("labels", ", ".join(task.labels) or "none"),
         ("sources", ", ".join(task.sources) or "made"),
         ("rows here", f"{_rows_here(task, source)} ({source})"),
-        ("wordings", f"{len(task.training_texts)} for training, {_held_out(task)} held out"),
+        ("wordings", _wordings(task)),
     ]
     if task.template:
         rows.append(("prompt", repr(task.template)))
     yield from columns(rows, heading=False)
 
 
-def _held_out(task: Task) -> int:
-    return sum(len(texts) for part, texts in task.paraphrases.items() if part != "train")
+def _wordings(task: Task) -> str:
+    counts = [len(task.paraphrases[part]) for part in ("development", "test")]
+    return "{} for training, {} for development, {} for test".format(
+        len(task.training_texts), *counts
+    )
 
 
 def _labels(task: Task) -> str:
