@@ -1,108 +1,215 @@
 # %% [markdown]
-# # The method in figures
+# # The method, equation by equation
 #
 # ORAL turns a LoRA into *tokens* and learns to denoise them under two conditions: the text of the
-# task and the base model.
+# task and the base model. This page has each equation, the lines that compute it, and the shapes.
 #
-# $$ K_t = \sqrt{\bar\alpha_t}\,K_0 + \sqrt{1-\bar\alpha_t}\,\epsilon,\qquad
-# P = \mathrm{recurrence}(\mathrm{positions}, c),\qquad
-# \hat K_0 = \mathrm{denoise}(K_t, t, P, c) $$
-#
-# Letters: $l$ tokens of $k$ values, width $m$, diffusion step $t$.
+# Everything runs on a toy in seconds: the weight change $BA$ of an adapter is a drawing of 24 x 24
+# pixels, and a task is a shape. Letters: $b$ adapters, $l$ tokens of $k$ values or $r$ components,
+# width $m$, diffusion step $t$.
 
 # %% tags=["parameters"]
-scale = "smoke"  # one of smoke, desk, lab, paper
-source = "packages"  # packages, hub or local:DIR; has no effect at the smoke scale
-out = ""  # the folder of runs/ and results/; empty: the repository
-
+recurrence = "mamba2"  # one of mamba2, lstm, transformer, none
+condition = "text"  # one of text, none; what the network reads of the task
+objective = "x0"  # one of x0, v, eps; what the denoiser predicts
+steps = 600  # 1 or more; training steps, 10 to 30 s on two cores
+seed = 0  # 0 or more; of initialisation, training and samples
 
 # %%
-import oral_lib
+import torch
 
-run = oral_lib.Run(scale, source, out).ready()
-generator = run.generator()
-planned = [plan.base for plan in run.planned]
-name = next((n for n in ("tiny-encoder", "minilm-l6") if n in planned), planned[0])
-member = run.members(name)[0]
-print(f"adapter of task {member.task!r} on {name}: {len(member.tensors)} tensors,",
-      f"{sum(t.numel() for t in member.tensors.values()):,} values")  # fmt: skip
+from oral_lib import method
+from oral_lib.experiments.studies import toy
+from oral_lib.report.figures import method as figures
+from oral_lib.report.figures import studies
+
+
+def shapes(**tensors):
+    print(*(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()), sep="   ")
+
+
+adapters, tasks = toy.zoo(n_seeds=6)
+columns = list(toy.WORDINGS)
+zoo = {f"seed {s}": [toy.weight_change(adapters[6 * i + s]) for i in range(5)] for s in range(2)}
+print(len(adapters), "adapters:", *(f"{n} {list(t.shape)}" for n, t in adapters[0].items()))
+studies.drawings_figure(zoo, columns)
 
 # %% [markdown]
-# ## 1. An adapter as tokens
-# Each tensor is cut into tokens of $k$ values; the last token of a tensor is padded (grey). Values
-# are relative to the LoRA initialisation that the zoo shares. One scale per tensor, the same for
-# all tasks, normalises them. So **all-zero tokens are the base model**, and no task leaks through
-# the statistics.
+# ## 1. Tokens
+# $$ K^{i} = \left(w_{ik}, \dots, w_{(i+1)k-1}\right) $$
+# Each tensor is flattened and cut into tokens of $k$ values; its last token is padded with zeros.
 
 # %%
-from oral_lib.method import normalization, tokenization
-from oral_lib.report.figures import method
-
-entry = generator.bases[name]
-layout, statistics = entry.layout, entry.statistics
-values = tokenization.encode(layout, [member.tensors])
-raw = normalization.TokenStatistics(entry.center, entry.scale).normalise(values)[0]
-kinds = [layout.types.index(layout.types[i]) for i in layout.positions[:, 2]]
-method.tokens_figure(raw, kinds, layout.types, layout.mask)
+config = toy.config(recurrence, condition, objective)
+layout = method.Layout.of(toy.start(), config.k)
+values = method.encode(layout, adapters)
+shapes(values=values, mask=layout.mask, positions=layout.positions)
+print("token 0:", values[0, 0, :4], "... of layer, index, type", layout.positions[0].tolist())
 
 # %% [markdown]
-# The generator does not produce these values. It produces, for each token, its first principal
-# components over the adapters of all tasks, strongest first (grey: the zoo has no more of them).
-# The components are the directions in which training moved the token. They are rotated to agree
-# across the tokens of an adapter, which shows as stripes, and across base models.
+# ## 2. Normalisation
+# $$ K_0 = \frac{V\,(w - w_{\mathrm{init}})}{\sigma\,|V|^2} $$
+# The center is the LoRA initialisation that the zoo shares. $\sigma$ and the principal directions
+# $V$ are shared by **all tasks**. So all-zero tokens decode to the base model, and no task leaks
+# through the statistics.
 
 # %%
-k0, active = statistics.normalise(values)[0], statistics.mask(layout)
-columns = active.any(0)  # components that the zoo has
-method.tokens_figure(k0[:, columns], kinds, layout.types, active[:, columns], column="component")
+center = method.encode(layout, [toy.start()])[0]
+statistics = config.fit(layout, values, center)
+k0 = statistics.normalise(values)
+shapes(center=center, sigma=statistics.scale, V=statistics.basis, K_0=k0)
+[zeros] = method.decode(layout, statistics.denormalise(0 * k0[:1]))
+print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in toy.start().items()))
 
 # %%
-projected = statistics.denormalise(k0[None])
-change, error = (values - entry.center).norm(), (values - projected).norm()
-print(f"the components keep {1 - (error / change) ** 2:.2%} of what training moved")
-[restored] = tokenization.decode(layout, values)
-print("exact round trip:", all(restored[n].equal(t) for n, t in member.tensors.items()))
-[zeros] = tokenization.decode(layout, statistics.denormalise(0 * k0[None]))
-initial = run.base(name).lora_init()
-print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in initial.items()))
+model, data = toy.untrained(config, n_seeds=6, seed=seed)  # fits the same statistics
+kinds = layout.positions[:, 2].tolist()
+figures.tokens_figure(
+    data.tokens[0], kinds, layout.types, model.bases["toy"].mask, column="component"
+)
 
 # %% [markdown]
-# ## 2. The noise schedule
-# Training mixes a token with noise. At the last step almost no signal is left.
+# ## 3. Condition
+# $$ c = \mathrm{fuse}\left(W_{t}\,\mathrm{text} + W_{s}\,\mathrm{structure} +
+# W_{f}\,\mathrm{fingerprint}\right) $$
+# The text is a sentence embedding. The base model is its structure in words and a random sketch of
+# its weights.
 
 # %%
-method.schedule_figure(generator.network.diffusion.abar)
+texts = toy.embed(list(toy.HELD_OUT.values()))
+given = torch.ones(len(texts), dtype=torch.bool)  # False: a learned vector replaces the text
+entry = model.bases["toy"]
+c = model.conditions("toy", texts, given)
+shapes(text=texts, structure=entry.structure, fingerprint=entry.fingerprint, c=c)
 
 # %% [markdown]
-# ## 3. Prototypes
-# The recurrent model never reads weights. Its inputs are the position of each token (layer, index,
-# kind of tensor) and the condition; its output is one prototype per token. Another text moves
-# every prototype.
+# ## 4. Prototypes
+# $$ p_j, h_j = f(u_j, h_{j-1}), \qquad u_j = \mathrm{position}_j + \mathrm{type}_j + W c $$
+# The recurrent model reads positions and the condition, **never weights**. It runs once per
+# condition, not once per diffusion step.
 
 # %%
-task = oral_lib.load_task(member.task)
-prototypes, states, steps = generator.trace(task.description, name)
-method.prototypes_figure(prototypes, kinds, layout.types)
-
-# %%
-other_task = oral_lib.load_task(next(t for t in oral_lib.task_names() if t != member.task))
-others, _, _ = generator.trace(other_task.description, name)
-moved = (prototypes - others).norm(dim=-1) / prototypes.norm(dim=-1)
-print(f"relative move of the prototypes: least {moved.min():.3f}, most {moved.max():.3f}")
+p = model.prototypes("toy", c)
+shapes(c=c, P=p)
+print("recurrence:", sum(w.numel() for w in model.recurrence.parameters()), "weights")
 
 # %% [markdown]
-# ## 4. One token, denoised step by step
-# From noise (left) to the token (right); in grey the token of a trained adapter of the same task.
-# Generated and trained values need not agree; neither do the values of two training seeds.
+# ## 5. Noise
+# $$ K_t = \sqrt{\bar\alpha_t}\,K_0 + \sqrt{1-\bar\alpha_t}\,\epsilon $$
 
 # %%
-longest = int(layout.mask.sum(-1).argmax())
-components = active[longest]
-method.denoising_figure(states[:, longest, components], k0[longest, components], steps)
+diffusion, draws = model.diffusion, torch.Generator().manual_seed(seed)
+clean = data.tokens[::6]  # one adapter of each task
+eps = torch.randn(clean.shape, generator=draws)
+t = torch.full((len(clean),), 500)
+k_t = diffusion.add_noise(clean, eps, t)
+shapes(K_0=clean, eps=eps, t=t, K_t=k_t)
+
+# %%
+figures.schedule_figure(diffusion.abar)
+
+# %% [markdown]
+# ## 6. Denoiser and loss
+# $$ L = \left\| \mathrm{mask} \cdot \left(\mathrm{denoise}(K_t, t, P, c) - y\right) \right\|^2,
+# \qquad y = K_0,\; \epsilon \;\mathrm{or}\; v = \sqrt{\bar\alpha_t}\,\epsilon -
+# \sqrt{1-\bar\alpha_t}\,K_0 $$
+# The denoiser processes tokens one by one: they meet only in the recurrent model.
+
+# %%
+prediction = model.predict(k_t, t, p, c)
+target = diffusion.target(clean, eps, t)
+loss = ((prediction - target) * entry.mask).square().mean()
+shapes(input=k_t, P=p, prediction=prediction, target=target)
+print(f"loss of the untrained network: {loss:.3f}")
+
+# %% [markdown]
+# ## Training
+# Each step draws tasks, wordings, adapters, noise and $t$, and lowers this loss.
+
+# %%
+training = method.TrainingConfig(
+    steps=steps, lr=3e-3, warmup=20, text_noise=0.5, text_dropout=0.1, seed=seed
+)
+model, losses = method.train(model, {"toy": data}, training)
+print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f} in {len(losses)} steps")
+
+# %% [markdown]
+# ## 7. A sampling step
+# $$ K_{t'} = \sqrt{\bar\alpha_{t'}}\,\hat K_0 + \sqrt{1-\bar\alpha_{t'}}\,\hat\epsilon, \qquad
+# \hat\epsilon = \frac{K_t - \sqrt{\bar\alpha_t}\,\hat K_0}{\sqrt{1-\bar\alpha_t}} $$
+# DDIM without noise: from pure noise to $\bar\alpha = 1$ in 20 steps. All tokens of an adapter start
+# from one noise draw.
+
+# %%
+sampling = method.SamplingConfig(steps=20, projection="none")
+noise = torch.stack([model.noise("toy", sampling, draws) for _ in columns]) * entry.mask
+c = model.conditions("toy", texts, given).detach()
+p, x, chain = model.prototypes("toy", c).detach(), noise, diffusion.timesteps(20)
+for now, later in zip(chain, [*chain[1:], None], strict=True):
+    t = torch.full((len(x),), now)
+    x_0 = diffusion.to_x0(model.predict(x, t, p, c), x, t).detach() * entry.mask
+    a, a_next = diffusion.abar[now], 1.0 if later is None else diffusion.abar[later]
+    epsilon = (x - a.sqrt() * x_0) / (1 - a).sqrt()
+    x = (a_next**0.5 * x_0 + (1 - a_next) ** 0.5 * epsilon).float()
+shapes(noise=noise, P=p, K_0=x)
+print("as model.sample:", torch.allclose(x, model.sample("toy", c, noise, sampling), atol=1e-3))
+
+# %% [markdown]
+# ## 8. Projection
+# $$ K_0 \rightarrow \sum_i w_i\,a_i, \qquad
+# w = \arg\min_w \left\|K_0 - \sum_i w_i a_i\right\|, \qquad w_i \ge 0,\; \sum_i w_i = 1 $$
+# The optimal denoiser answers with an average of zoo adapters $a_i$. What lies outside of their
+# convex hull is an error of the network, so the last estimate is projected on the hull. The default
+# also projects each earlier estimate on the span. **After that a sample is 30 convex weights.**
+
+# %%
+projection = model.bases["toy"].projection
+hull = projection.nearest(x, "hull")
+coordinates = x.flatten(1) @ projection.directions.flatten(1).mT
+weights = method.projection.convex_weights(projection.coordinates, coordinates)
+shapes(K_0=x, directions=projection.directions, weights=weights, projected=hull)
+for text, row in zip(toy.HELD_OUT.values(), weights.unflatten(1, (5, 6)).sum(2), strict=True):
+    print(text.ljust(46), *(f"{task} {w:.2f}" for task, w in zip(columns, row, strict=True)))
+
+# %% [markdown]
+# ## 9. Decoding
+# $$ w = w_{\mathrm{init}} + \sigma\,V^{T} K_0 $$
+# Back to tensors with PEFT's names and shapes.
+
+# %%
+[first, *_] = method.decode(layout, data.statistics.denormalise(hull))
+print(*(f"{name} {list(tensor.shape)}" for name, tensor in first.items()), sep="\n")
+
+# %% [markdown]
+# ## What the toy draws
+# The sentences of the columns are held out from training. *Wrong text*: the sentence of the next
+# column. Switch `recurrence`, `condition` and `objective` in the second cell and run the page again.
+
+
+# %%
+def drawings(texts, projection):
+    sampling = method.SamplingConfig(projection=projection)
+    c = model.conditions("toy", texts, given)
+    k0 = model.sample("toy", c, noise, sampling)
+    samples = method.decode(layout, data.statistics.denormalise(k0))
+    return [toy.weight_change(adapter) for adapter in samples]
+
+
+rows = {"trained": zoo["seed 0"]}
+rows |= {f"generated,\n{name}": drawings(texts, name) for name in ("none", "span", "hull")}
+rows["wrong text,\nhull"] = drawings(texts.roll(-1, 0), "hull")
+studies.drawings_figure(rows, columns)
+
+# %%
+right = [toy.nearest_task(drawing) for drawing in rows["generated,\nhull"]]
+count = sum(task == name for task, name in zip(right, columns, strict=True))
+print(f"recurrence {recurrence}, condition {condition}, objective {objective}: "
+      f"{count} of 5 held-out sentences give their own shape")  # fmt: skip
 
 # %% [markdown]
 # ## Conclusion
-# The condition reaches every token through its prototype, and the denoiser processes tokens one by
-# one. The recurrent model runs once per condition, not once per diffusion step. Two measures make
-# the tokens of a sample fit together: they share one noise draw, and each estimate of the clean
-# tokens is projected on the zoo, with the same weights in all tokens.
+# The text selects the shape. Without it (`condition = "none"`) the columns are the same whatever the
+# sentence says. `recurrence = "none"` draws the same shapes: its inputs are positions and one global
+# condition, so a network per token can compute the same function. Predicting the noise (`eps`) needs
+# more steps for the same quality. The projection removes what the denoiser gets wrong, and it limits
+# a sample to averages of the zoo. `80_novelty` measures this on real adapters.

@@ -1,0 +1,33 @@
+"""The figures of the studies that notebooks show: the toy, control by text, and what a sample is.
+
+Every function returns a matplotlib Figure.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from oral_lib.report.figures.theme import PADDING, styled, subplots
+
+
+def drawings_figure(rows: Mapping[str, Sequence], columns: Sequence[str]) -> Figure:
+    """Weight changes of the toy as drawings: one row for each name, one column for each text.
+
+    Args:
+        rows: arrays [24, 24] by name, as many for each.
+        columns: a title for each column.
+    """
+    side = 1.15  # inches
+    with styled():
+        size = (1.7 + side * len(columns), 0.5 + side * len(rows))
+        figure, axes = subplots(len(rows), len(columns), figsize=size, squeeze=False)
+        for line, (name, row) in zip(axes, rows.items(), strict=True):
+            for axis, drawing in zip(line, row, strict=True):
+                axis.imshow(np.asarray(drawing), cmap="gray_r", vmin=-0.2, vmax=1.2)
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set(visible=True, color=PADDING)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+        for axis, title in zip(axes[0], columns, strict=True):
+            axis.set_title(title, fontsize=11, weight="normal", loc="center")
+    return figure
