@@ -29,7 +29,7 @@ def shapes(**tensors):
 
 
 adapters, tasks = toy.zoo(n_seeds=6)
-columns = list(toy.WORDINGS)
+columns = list(toy.SHAPE_TEXTS)
 zoo = {f"seed {s}": [toy.weight_change(adapters[6 * i + s]) for i in range(5)] for s in range(2)}
 print(len(adapters), "adapters:", *(f"{n} {list(t.shape)}" for n, t in adapters[0].items()))
 studies.drawings_figure(zoo, columns)
@@ -41,7 +41,7 @@ studies.drawings_figure(zoo, columns)
 
 # %%
 config = toy.config(recurrence, condition, objective)
-layout = method.Layout.of(toy.start(), config.k)
+layout = method.Layout.of(toy.initial_adapter(), config.k)
 values = method.encode(layout, adapters)
 shapes(values=values, mask=layout.mask, positions=layout.positions)
 print("token 0:", values[0, 0, :4], "... of layer, index, type", layout.positions[0].tolist())
@@ -54,15 +54,18 @@ print("token 0:", values[0, 0, :4], "... of layer, index, type", layout.position
 # through the statistics.
 
 # %%
-center = method.encode(layout, [toy.start()])[0]
+center = method.encode(layout, [toy.initial_adapter()])[0]
 statistics = config.fit(layout, values, center)
 k0 = statistics.normalise(values)
 shapes(center=center, sigma=statistics.scale, V=statistics.basis, K_0=k0)
 [zeros] = method.decode(layout, statistics.denormalise(0 * k0[:1]))
-print("zero tokens are the base model:", all(zeros[n].equal(t) for n, t in toy.start().items()))
+print(
+    "zero tokens are the base model:",
+    all(zeros[n].equal(t) for n, t in toy.initial_adapter().items()),
+)
 
 # %%
-model, data = toy.untrained(config, n_seeds=6, seed=seed)  # fits the same statistics
+model, data = toy.toy_model(config, n_seeds=6, seed=seed)  # fits the same statistics
 kinds = layout.positions[:, 2].tolist()
 figures.tokens_figure(
     data.tokens[0], kinds, layout.types, model.bases["toy"].mask, column="component"
@@ -76,7 +79,7 @@ figures.tokens_figure(
 # its weights.
 
 # %%
-texts = toy.embed(list(toy.HELD_OUT.values()))
+texts = toy.embed(list(toy.NEW_TEXTS.values()))
 given = torch.ones(len(texts), dtype=torch.bool)  # False: a learned vector replaces the text
 entry = model.bases["toy"]
 c = model.conditions("toy", texts, given)
@@ -168,7 +171,7 @@ hull = projection.nearest(x, "hull")
 coordinates = x.flatten(1) @ projection.directions.flatten(1).mT
 weights = method.projection.convex_weights(projection.coordinates, coordinates)
 shapes(K_0=x, directions=projection.directions, weights=weights, projected=hull)
-for text, row in zip(toy.HELD_OUT.values(), weights.unflatten(1, (5, 6)).sum(2), strict=True):
+for text, row in zip(toy.NEW_TEXTS.values(), weights.unflatten(1, (5, 6)).sum(2), strict=True):
     print(text.ljust(46), *(f"{task} {w:.2f}" for task, w in zip(columns, row, strict=True)))
 
 # %% [markdown]
@@ -201,7 +204,7 @@ rows["wrong text,\nhull"] = drawings(texts.roll(-1, 0), "hull")
 studies.drawings_figure(rows, columns)
 
 # %%
-right = [toy.nearest_task(drawing) for drawing in rows["generated,\nhull"]]
+right = [toy.nearest_shape(drawing) for drawing in rows["generated,\nhull"]]
 count = sum(task == name for task, name in zip(right, columns, strict=True))
 print(f"recurrence {recurrence}, condition {condition}, objective {objective}: "
       f"{count} of 5 held-out sentences give their own shape")  # fmt: skip

@@ -15,7 +15,7 @@ from oral_lib.runner.nodes import Node
 
 PROJECT = ("-m", "oral_lib")  # the first arguments of every command
 Planner = Callable[[str, str, Path], list[Node]]  # (scale, source, out) -> nodes in order
-NOTEBOOKS = {"quickstart": "00_quickstart"}  # file stems by node name
+NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}  # file stems by node name
 
 
 def notebook_node(
@@ -253,6 +253,13 @@ def _add_notebooks(
         part.notebook(
             "ablations", "70_ablations", inputs=zoo, parameters=parameters, minutes=90.0, gpu=gpu
         )
-    for name, stem in NOTEBOOKS.items():
-        part.notebook(name, stem, inputs=manifests, memory_mb=part.largest, minutes=0.5, gpu=gpu)
-    part.nodes.append(notebook_node("method", "01_method", part.run, {}, minutes=0.5))  # a toy
+    part.notebook(
+        "quickstart",
+        NOTEBOOKS["quickstart"],
+        inputs=manifests,
+        memory_mb=part.largest,
+        minutes=0.5,
+        gpu=gpu,
+    )
+    toy = notebook_node("method", NOTEBOOKS["method"], part.run, {}, minutes=0.5)
+    part.nodes.append(toy)  # needs no zoo

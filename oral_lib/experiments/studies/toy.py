@@ -18,7 +18,7 @@ from oral_lib.lora.adapter import Adapter
 from oral_lib.models.text_encoder import HashedWords
 
 SIDE, LAYERS, RANK = 24, 3, 4
-WORDINGS = {  # texts that a generator is trained on, by task
+SHAPE_TEXTS = {  # texts that a generator is trained on, by task
     "ring": ["Draw a ring.", "A circle with an empty middle.", "Please draw one round ring."],
     "cross": [
         "Draw a cross.",
@@ -33,7 +33,7 @@ WORDINGS = {  # texts that a generator is trained on, by task
     "square": ["Draw a square.", "A frame with four corners.", "Please draw one square frame."],
     "dot": ["Draw a dot.", "A spot in the middle, and nothing else.", "Please draw one round dot."],
 }
-HELD_OUT = {  # one further text of each task
+NEW_TEXTS = {  # one further text of each task
     "ring": "I would like a ring with an empty middle.",
     "cross": "I would like a cross of two bars.",
     "stripes": "I would like slanted stripes.",
@@ -52,9 +52,11 @@ def drawing(task: str, seed: int) -> Tensor:
     >>> drawing("ring", 0).shape
     torch.Size([24, 24])
     """
-    if task not in WORDINGS:
-        names = ", ".join(WORDINGS)
-        raise UsageError(f"the toy has no task {task!r}.{closest(task, WORDINGS)} It has {names}.")
+    if task not in SHAPE_TEXTS:
+        names = ", ".join(SHAPE_TEXTS)
+        raise UsageError(
+            f"the toy has no task {task!r}.{closest(task, SHAPE_TEXTS)} It has {names}."
+        )
     dx, dy, size = 0.07 * torch.randn(3, generator=seeds.generator(seed, "drawing", task))
     axis = torch.linspace(-1, 1, SIDE)
     x, y = (axis - dx) / (1 + size), (axis[:, None] - dy) / (1 + size)
@@ -73,7 +75,7 @@ def _line(distance: Tensor) -> Tensor:
     return torch.exp(-((distance / 0.15) ** 2))
 
 
-def start() -> dict[str, Tensor]:
+def initial_adapter() -> dict[str, Tensor]:
     """The LoRA initialisation that the zoo shares: A random, B zero."""
     adapter = {}
     for layer in range(LAYERS):
@@ -88,7 +90,7 @@ def adapter(task: str, seed: int) -> dict[str, Tensor]:
 
     Alternating least squares from the shared initialisation, which also pulls on A.
     """
-    factors, eye = start(), torch.eye(RANK)
+    factors, eye = initial_adapter(), torch.eye(RANK)
     for layer, target in enumerate(drawing(task, seed).chunk(LAYERS)):  # [8, 24]
         initial = a = factors[f"layers.{layer}.lora_A.weight"]  # [r, 24]
         for _ in range(_ROUNDS):
@@ -101,8 +103,8 @@ def adapter(task: str, seed: int) -> dict[str, Tensor]:
 
 def zoo(n_seeds: int = 6) -> tuple[list[dict[str, Tensor]], list[str]]:
     """(adapters, their tasks): `n_seeds` of each task."""
-    tasks = [task for task in WORDINGS for _ in range(n_seeds)]
-    numbers = [*range(n_seeds)] * len(WORDINGS)
+    tasks = [task for task in SHAPE_TEXTS for _ in range(n_seeds)]
+    numbers = [*range(n_seeds)] * len(SHAPE_TEXTS)
     return [adapter(task, seed) for task, seed in zip(tasks, numbers, strict=True)], tasks
 
 
@@ -147,14 +149,14 @@ def config(
     )
 
 
-def untrained(
+def toy_model(
     config: method.GeneratorConfig, n_seeds: int = 6, seed: int = 0
 ) -> tuple[method.ORAL, method.TrainingSet]:
     """(network before training, its training set of `zoo(n_seeds)`); the base model is "toy"."""
     adapters, tasks = zoo(n_seeds)
-    layout = method.Layout.of(start(), config.k)
-    texts = {task: embed(wordings) for task, wordings in WORDINGS.items()}
-    data = method.TrainingSet.of(layout, start(), adapters, tasks, texts, config)
+    layout = method.Layout.of(initial_adapter(), config.k)
+    texts = {task: embed(wordings) for task, wordings in SHAPE_TEXTS.items()}
+    data = method.TrainingSet.of(layout, initial_adapter(), adapters, tasks, texts, config)
     description = embed(["three linear layers of 8 x 24 weights"])[0]
     weights = {f"layers.{i}": torch.zeros(SIDE // LAYERS, SIDE) + 1 for i in range(LAYERS)}
     with torch.random.fork_rng(devices=[]):
@@ -163,7 +165,7 @@ def untrained(
     return model, data
 
 
-def nearest_task(change: Tensor, n_seeds: int = 6) -> str:
+def nearest_shape(change: Tensor, n_seeds: int = 6) -> str:
     """The task with the trained weight change nearest to `change` [24, 24]."""
     adapters, tasks = zoo(n_seeds)
     gaps = torch.stack([(weight_change(member) - change).norm() for member in adapters])
