@@ -35,7 +35,6 @@ METHODS = [  # in the order in which tables show them
     "retrieval", "router", "regression", "generated", "generated_span", "generated_free",
     "gaussian", "noise_small", "noise_large", "unconditional",
 ]
-# fmt: on
 PROMPTED = [  # conditioned on the task's text
     "multitask",
     "retrieval",
@@ -45,6 +44,7 @@ PROMPTED = [  # conditioned on the task's text
     "generated_span",
     "generated_free",
 ]
+# fmt: on
 EITHER = ["soup_task"]  # of the named task (condition none) or of the one that a text names
 _CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
 SOURCES = ["packages", "local", "hub", "made"]
