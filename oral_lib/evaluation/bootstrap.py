@@ -52,7 +52,7 @@ def spread(values) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def _counts(n: int, n_boot: int, seed: int) -> Iterator[np.ndarray]:
+def item_counts(n: int, n_boot: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks `[draws, n]` of the counts of n items, n_boot draws in total."""
     size = max(1, BLOCK_VALUES // n)
     for start in range(0, n_boot, size):
@@ -77,7 +77,7 @@ def resampled_means(*outcomes, n_boot: int = 10_000, seed: int = 0) -> np.ndarra
     if len({series.size for series in means}) != 1:
         raise ValueError(f"series over different items: n = {[series.size for series in means]}")
     stacked = np.stack(means, axis=1)  # [n, series]
-    blocks = [counts @ stacked for counts in _counts(len(stacked), n_boot, seed)]
+    blocks = [counts @ stacked for counts in item_counts(len(stacked), n_boot, seed)]
     return np.concatenate(blocks).T / len(stacked)
 
 
@@ -157,7 +157,7 @@ def bootstrap_auc(labels, scores, n_boot: int = 2_000, seed: int = 0) -> tuple[I
     draws = np.concatenate(
         [
             np.mean([_auc(labels, row, counts) for row in rows], axis=0)
-            for counts in _counts(labels.size, n_boot, seed)
+            for counts in item_counts(labels.size, n_boot, seed)
         ]
     )
     draws = draws[np.isfinite(draws)]  # a draw without one of the two classes has no AUC
@@ -190,7 +190,7 @@ def bootstrap_balanced(
     """Balanced accuracy with its 95% bootstrap interval over items, and its standard error."""
     labels, means = np.asarray(labels), item_means(correct)
     blocks = []
-    for counts in _counts(labels.size, n_boot, seed):
+    for counts in item_counts(labels.size, n_boot, seed):
         classes = [counts * (labels == label) for label in np.unique(labels)]
         with np.errstate(invalid="ignore"):  # a draw without one of the classes is left out
             accuracies = [count @ means / count.sum(1) for count in classes]
