@@ -23,12 +23,12 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib.report import comparisons, tables
+from oral_lib.report import comparisons, contrasts, tables
 from oral_lib.report.figures import overview
 
 origin = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == origin] for frame in run.published())
-compared = comparisons.contrasts(items)
+compared = contrasts.contrasts(items)
 no_signal = comparisons.without_signal(compared)
 grid = tables.grid_table(metrics, origin, items, no_signal=no_signal)
 print(tables.grid_legend(grid))

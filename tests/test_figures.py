@@ -11,7 +11,8 @@ from made_results import PROFILE, ablation, cell, made, made_items, stacking
 from oral_lib import paths
 from oral_lib.evaluation import item_tables
 from oral_lib.report import comparisons
-from oral_lib.report.comparisons import contrasts, trained_gains, without_signal
+from oral_lib.report.comparisons import without_signal
+from oral_lib.report.contrasts import contrasts, trained_gains
 from oral_lib.report.figures import ablations, cells, method, overview, theme, training
 from oral_lib.report.figures.theme import BLUE, VERMILION
 from oral_lib.report.tables import MODELS

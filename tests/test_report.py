@@ -17,7 +17,7 @@ from oral_lib.report import (
     readme,
     tables,
 )
-from oral_lib.report.comparisons import contrasts
+from oral_lib.report.contrasts import contrasts
 from oral_lib.report.figures import theme
 from oral_lib.report.findings import overview
 from oral_lib.report.tables import MODELS, grid_legend, grid_table, ordered

@@ -77,11 +77,10 @@ def components(values: np.ndarray, seeds: Sequence[int]) -> Components:
     of_seed = np.stack([values[group == k].mean(axis=0) for k in range(len(different))])  # [m, n]
     freedom, ratio = len(values) - len(different), len(different) / len(values)
     variance, _ = _beyond_noise(values - of_seed[group], freedom)
-    effects = of_seed.mean(axis=1) - values.mean()
-    total, noise = _beyond_noise(of_seed - of_seed.mean(axis=0), len(different) - 1)
-    if total + noise > 0:
-        effects = effects * np.sqrt(max(0.0, total - variance * ratio) / (total + noise))
-    return Components(effects, variance, freedom)
+    residuals = of_seed - of_seed.mean(axis=0)
+    total, noise = _beyond_noise(residuals, len(different) - 1)
+    beyond = max(0.0, total - variance * ratio) / ((total + noise) or 1.0)
+    return Components(residuals.mean(axis=1) * np.sqrt(beyond), variance, freedom)
 
 
 def _beyond_noise(residuals: np.ndarray, freedom: int) -> tuple[float, float]:
@@ -123,9 +122,10 @@ def resampled(
         units = np.unique(side.seeds)
         if parts[name].seeds.any():
             draws[name] = draws[name] + _of_seeds(tuple(units), n_boot, seed) @ parts[name].seeds
-        own = name if side.originals is None else ORIGINALS
-        if parts[own].variance > 0:
-            effects = _of_samples(own, len(sides[own].values), parts[own], n_boot, seed)
+        source = name if side.originals is None else ORIGINALS
+        if parts[source].variance > 0:
+            n_samples = len(sides[source].values)
+            effects = _of_samples(source, n_samples, parts[source], n_boot, seed)
             chosen = slice(None) if side.originals is None else side.originals
             draws[name] = draws[name] + effects[:, chosen].mean(axis=1)
     return draws
@@ -140,9 +140,7 @@ def _of_seeds(seeds: tuple[int, ...], n_boot: int, seed: int) -> np.ndarray:
     return weights * _widths(random, m - 1, n_boot)
 
 
-def _of_samples(
-    name: str, n_samples: int, parts: Components, n_boot: int, seed: int
-) -> np.ndarray:
+def _of_samples(name: str, n_samples: int, parts: Components, n_boot: int, seed: int) -> np.ndarray:
     """Effects [b, s] of the samples of the side `name`."""
     random = np.random.default_rng([seed, _SAMPLES, *name.encode()])
     width = np.sqrt(parts.variance) * _widths(random, parts.freedom, n_boot)
@@ -150,7 +148,7 @@ def _of_samples(
 
 
 def _widths(random: np.random.Generator, freedom: int, n_boot: int) -> np.ndarray:
-    """Factors [b, 1] that make normal draws those of a t distribution."""
+    """Factors [b, 1] by which normal draws become draws from a t distribution."""
     return np.sqrt(freedom / random.chisquare(freedom, size=(n_boot, 1)))
 
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from oral_lib.evaluation import results, small_tables
 from oral_lib.report import findings, readme
 from oral_lib.report.ablation_summary import ablation_means
-from oral_lib.report.comparisons import contrasts, per_sample, pooled, without_signal
+from oral_lib.report.comparisons import per_sample, pooled, without_signal
+from oral_lib.report.contrasts import contrasts
 from oral_lib.report.figures import ablations, overview, theme, training
 from oral_lib.report.formats import latex, markdown
 from oral_lib.report.tables import (

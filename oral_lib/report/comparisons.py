@@ -1,153 +1,179 @@
-"""Paired comparisons of methods on the same items, and the value of each text.
+"""Every method judged against trained, against its alternatives, and under other texts.
 
-The input are `items`: one outcome per method, condition, seed, sample and item.
-Nothing is scored here. Shapes: s samples over all seeds, n items.
+The input are `items`: one outcome per method, condition, seed, sample and item. Nothing is scored
+here. Intervals are over new items, adapters, generator seeds and samples (`evaluation.two_level`).
 """
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from oral_lib.errors import OralError
-from oral_lib.evaluation import bootstrap
-from oral_lib.evaluation.item_tables import matrix
-from oral_lib.evaluation.schema import PLACE, PROMPTED
+from oral_lib.evaluation import bootstrap, two_level
+from oral_lib.evaluation.schema import EITHER, PLACE
+from oral_lib.report.outcomes import (
+    BASELINES,
+    STORED,
+    TRAINED,
+    TRAINED_HELD_OUT,
+    TRAINED_ZOO,
+    CellOutcomes,
+)
 
+EQUAL, UNDECIDED, BELOW = "equal", "undecided", "below"
+STATES = [EQUAL, UNDECIDED, BELOW]
+MARGIN = 0.01  # "equal" excludes a loss of one point
+MARGIN_OF_GAIN = 0.1  # and a loss of a tenth of the gain
+SIGNIFICANT = 0.05  # largest p-value of a signal, after Holm's correction
+LEAST_GAIN = 0.05  # shares of a gain are given if the lower end of its interval is above this
+GENERATED = ["generated", "generated_span", "generated_free"]
+WITH_TEXTS = [*GENERATED, "router", "retrieval", "regression", "soup_task"]
 ALTERNATIVES = [  # methods that generated is compared with
-    "soup_task", "soup_all", "retrieval", "regression", "gaussian", "noise_small", "noise_large",
-    "unconditional", "linear_probe", "multitask",
+    "soup_task", "soup_all", "retrieval", "router", "regression", "gaussian", "noise_small",
+    "noise_large", "unconditional", "linear_probe", "multitask", "generated_span", "generated_free",
 ]  # fmt: skip
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
-BASELINES = ["base", "majority"]
-ESTIMATE = bootstrap.Difference._fields
-CONTRAST_COLUMNS = [*PLACE, "what", "against", *ESTIMATE, "n_items"]
-Outcomes = Callable[..., pd.DataFrame]  # (method, condition="none") -> outcomes [s, n]
+JUDGED_COLUMNS = [
+    *PLACE, "what", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "share",
+    "share_low", "share_high", "state", "signal", "n_items", "n_what", "n_against",
+]  # fmt: skip
 
 
-# ---------------------------------------------------------------- contrasts
-def contrasts(items: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell and paired comparison, over the items that both sides share.
+# ---------------------------------------------------------------- judgements
+def judged(items: pd.DataFrame, held_out: int, metric: str = "accuracy") -> pd.DataFrame:
+    """One row per cell and comparison, with the columns `JUDGED_COLUMNS`.
 
-    There are two kinds of rows. `what` minus `against` is a difference in accuracy: trained and
-    generated against the baseline, generated against trained and every alternative, trained against
-    the linear probe. The baseline is the better of base model and majority class.
+    `what` and `against` are names of `outcomes`: "generated", "generated/paraphrase", "trained",
+    "trained_zoo", "trained_held_out". `difference` is `what` minus `against` on the items of both.
+    n_items, n_what and n_against are the numbers of items and of samples.
 
-    `what` = "lost with <control>" is the share of the generator's gain over the baseline that is
-    lost with a control text (see `share_lost`). It is NaN unless the gain's interval lies above 0.
+    `signal`: whether trained is above the baseline, after Holm's correction over the cells of the
+    experiment and source. The baseline is the better of base model and majority class. `p_holm` is
+    corrected over the same cells, for each comparison by itself.
+
+    `share`: the difference as a share of a gain over the baseline. It is the gain of trained; for
+    two texts of one method, the gain of that method with its own text. It is NaN unless the
+    gain's interval lies above `LEAST_GAIN`.
+
+    `state` of a method against trained, and of a method with another text against its own text:
+
+    - "equal": the whole interval lies above minus one point, and above minus a tenth of the gain;
+    - "below": the whole interval lies under 0;
+    - "undecided": all else.
+
+    It is "" in cells without signal and for all other comparisons.
+
+    Args:
+        items: rows of the items tables.
+        held_out: the last so many trained adapters of a cell are the held-out ones.
+        metric: "accuracy", "auc" or "balanced_accuracy". Cells without it have no rows.
+
+    Raises:
+        OralError: for another metric.
     """
     rows = []
-    for key, outcomes in _cells(items):
-        name, baseline = _baseline(outcomes)
-        rows += [key | row for row in _differences(outcomes, name, baseline)]
-        rows += [key | row for row in _losses(outcomes, name, baseline)]
-    return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
+        outcomes = CellOutcomes(cell, held_out, metric)
+        key = dict(zip(PLACE, place, strict=True))
+        rows += [key | row for row in _rows(outcomes)]
+    table = pd.DataFrame(rows, columns=[*JUDGED_COLUMNS, "within"])
+    of_baseline = table.against.isin(BASELINES)
+    family = [*PLACE[:2], "what", table.against.where(~of_baseline, "baseline")]
+    table["p_holm"] = table.groupby(family, sort=False).p.transform(two_level.holm)
+    gains = table[(table.what == TRAINED) & of_baseline]
+    gains = gains[(gains.p_holm < SIGNIFICANT) & (gains.difference > 0)]
+    signal = set(gains[PLACE].itertuples(index=False, name=None))
+    table["signal"] = [place in signal for place in table[PLACE].itertuples(index=False, name=None)]
+    states = np.select([table.within == 1, table.ci_high < 0], [EQUAL, BELOW], UNDECIDED)
+    table["state"] = np.where(table.signal & table.within.notna(), states, "")
+    return table[JUDGED_COLUMNS]
 
 
-def trained_gains(items: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `contrasts` that compare trained with the baseline."""
-    rows = []
-    for key, outcomes in _cells(items):
-        name, baseline = _baseline(outcomes)
-        series = _shared(outcomes("trained"), baseline)
-        if series[0].size:
-            difference = bootstrap.paired_bootstrap(*series)
-            rows.append(key | _contrast("trained", name, difference, series))
-    return pd.DataFrame(rows, columns=CONTRAST_COLUMNS)
+def without_signal(table: pd.DataFrame) -> set[tuple[str, ...]]:
+    """The places (experiment, source, base, task) of `judged` where training shows no gain.
 
-
-def without_signal(compared: pd.DataFrame) -> set[tuple[str, ...]]:
-    """The places (experiment, source, base, task) where training shows no gain.
-
-    A place has no signal when the interval of trained minus baseline is not above 0.
-    `compared` are rows of `contrasts` or `trained_gains`.
+    Places where trained or the baseline was not measured are not among them.
     """
-    gains = compared[(compared.what == "trained") & compared.against.isin(BASELINES)]
-    rows = gains[gains.ci_low <= 0]
+    rows = table[(table.what == TRAINED) & table.against.isin(BASELINES)]
+    rows = rows[~rows.signal] if "signal" in rows else rows[rows.ci_low <= 0]
     return set(rows[PLACE].itertuples(index=False, name=None))
 
 
-def share_lost(
-    generated: np.ndarray, control: np.ndarray, baseline: np.ndarray
-) -> bootstrap.Difference:
-    """(generated - control) / (generated - baseline) and its interval; NaN without a gain.
+class _Pair(NamedTuple):
+    """One comparison, the two names whose difference is the gain, and whether it has a state."""
 
-    Args:
-        generated: outcomes [s, n] with the task's own text.
-        control: outcomes [s', n] with a control text.
-        baseline: outcomes [s'', n] of the baseline.
-
-    Returns:
-        The share with its 95% bootstrap interval; p is always NaN. All values are NaN unless the
-        interval of generated minus baseline lies above 0.
-    """
-    generated_mean, control_mean, baseline_mean = (
-        bootstrap.item_means(series).mean() for series in (generated, control, baseline)
-    )
-    draws = bootstrap.resampled_means(generated, control, baseline)
-    gains = draws[0] - draws[2]
-    if np.quantile(gains, 0.025) <= 0:
-        return bootstrap.Difference(*[np.nan] * 4)
-    gains = np.where(gains > 0, gains, np.nan)
-    shares = (draws[0] - draws[1]) / gains
-    share = (generated_mean - control_mean) / (generated_mean - baseline_mean)
-    return bootstrap.Difference(*bootstrap.interval(share, shares[np.isfinite(shares)]), p=np.nan)
+    what: str
+    against: str
+    gain: tuple[str, str]
+    has_state: bool = False
 
 
-def _cells(items: pd.DataFrame) -> Iterator[tuple[dict[str, str], Outcomes]]:
-    """(place by column, function that returns the outcomes [s, n] of a method) of every cell."""
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-
-        @cache
-        def outcomes(method: str, condition: str = "none", cell=cell) -> pd.DataFrame:
-            return matrix(cell, method, condition)
-
-        yield dict(zip(PLACE, place, strict=True)), outcomes
-
-
-def _differences(outcomes: Outcomes, name: str, baseline: pd.DataFrame) -> Iterator[dict]:
-    """Differences in accuracy; `baseline` are the outcomes of the method `name`."""
-    generated, trained = outcomes("generated", "matched"), outcomes("trained")
-    pairs = [("trained", trained, name, baseline), ("generated", generated, name, baseline)]
-    pairs += [("generated", generated, "trained", trained)]
-    for method in ALTERNATIVES:
-        condition = "matched" if method in PROMPTED else "none"
-        pairs.append(("generated", generated, method, outcomes(method, condition)))
-    pairs.append(("trained", trained, "linear_probe", outcomes("linear_probe")))
-    for what, first, against, second in pairs:
-        series = _shared(first, second)
-        if series[0].size:
-            yield _contrast(what, against, bootstrap.paired_bootstrap(*series), series)
+def _pairs(baseline: str) -> Iterator[_Pair]:
+    """All comparisons, whether measured or not."""
+    gain = TRAINED, baseline
+    yield _Pair(TRAINED, baseline, gain)
+    for name in ("generated", *ALTERNATIVES):
+        yield _Pair(name, TRAINED, gain, has_state=True)
+    for name in WITH_TEXTS:
+        yield _Pair(f"{name}/paraphrase", TRAINED, gain, has_state=True)
+    for name in (*GENERATED, *STORED):
+        yield _Pair(name, TRAINED_ZOO, gain, has_state=True)
+    for name in (*GENERATED, *STORED, TRAINED_ZOO):
+        yield _Pair(name, TRAINED_HELD_OUT, gain, has_state=True)
+    for name in WITH_TEXTS:
+        yield _Pair(name, baseline, gain)
+    for name in ALTERNATIVES:
+        yield _Pair("generated", name, gain)
+    for name in WITH_TEXTS[1:]:
+        yield _Pair("generated/paraphrase", f"{name}/paraphrase", gain)
+    for name in WITH_TEXTS:
+        usual = f"{name}/matched" if name in EITHER else name
+        for control in CONTROLS:
+            yield _Pair(f"{name}/{control}", usual, (usual, baseline), has_state=True)
 
 
-def _losses(outcomes: Outcomes, name: str, baseline: pd.DataFrame) -> Iterator[dict]:
-    """The shares of the gain lost with each control text."""
-    generated = outcomes("generated", "matched")
-    for control in CONTROLS:
-        series = _shared(generated, outcomes("generated", control), baseline)
-        if series[0].size:
-            yield _contrast(f"lost with {control}", name, share_lost(*series), series)
+def _rows(outcomes: CellOutcomes) -> Iterator[dict]:
+    """The rows of one cell, in the order of `_pairs`, without the columns about several cells."""
+    pairs, groups = [], {}
+    for pair in _pairs(outcomes.baseline):
+        if {pair.what, pair.against} <= outcomes.names:
+            names = [name for name in {*pair[:2], *pair.gain} if name in outcomes.names]
+            shared = outcomes.shared(names)
+            if shared.any():
+                pairs.append(pair)
+                groups.setdefault(shared.tobytes(), (shared, []))[1].append(pair)
+    rows = {}
+    for shared, members in groups.values():
+        rows |= zip(members, _estimates(outcomes, shared, members), strict=True)
+    return (rows[pair] for pair in pairs)
 
 
-def _contrast(what: str, against: str, estimate: bootstrap.Difference, series: list) -> dict:
-    row = {"what": what, "against": against} | estimate._asdict()
-    return row | {"n_items": series[0].shape[1]}
-
-
-def _baseline(outcomes: Outcomes) -> tuple[str, pd.DataFrame]:
-    """The better of base model and majority class: its name and its outcomes [s, n]."""
-    frames = {name: outcomes(name) for name in BASELINES}
-    best = max(
-        BASELINES, key=lambda name: frames[name].to_numpy().mean() if frames[name].size else -1
-    )
-    return best, frames[best]
-
-
-def _shared(*frames: pd.DataFrame) -> list[np.ndarray]:
-    """Outcomes [s, n] of each frame on the n items that all frames contain."""
-    shared = [item for item in frames[0] if all(item in frame for frame in frames[1:])]
-    return [frame[shared].to_numpy() for frame in frames]
+def _estimates(
+    outcomes: CellOutcomes, shared: np.ndarray, pairs: Sequence[_Pair]
+) -> Iterator[dict]:
+    """A row for each of `pairs`, which have the same items `shared`."""
+    names = dict.fromkeys(name for pair in pairs for name in (TRAINED, *pair[:2], *pair.gain))
+    sides = {name: outcomes.side(name, shared) for name in names if name in outcomes.names}
+    draws, mean = two_level.resampled(sides), {name: side.mean for name, side in sides.items()}
+    for what, against, gain, has_state in pairs:
+        difference, changes = mean[what] - mean[against], draws[what] - draws[against]
+        estimate = two_level.compared(draws[what], draws[against], difference)
+        row = {"what": what, "against": against} | estimate._asdict()
+        row |= {"n_items": int(shared.sum())}
+        row |= {"n_what": len(sides[what].values), "n_against": len(sides[against].values)}
+        if gain[0] in sides and gain[1] in sides:
+            gains = draws[gain[0]] - draws[gain[1]]
+            if has_state:
+                rest = np.quantile(changes + MARGIN_OF_GAIN * gains, 0.025)
+                row["within"] = float(estimate.ci_low > -MARGIN and rest > 0)
+            if np.quantile(gains, 0.025) > LEAST_GAIN and (what, against) != gain:
+                share = difference / (mean[gain[0]] - mean[gain[1]])
+                shares = changes / np.where(gains > 0, gains, np.nan)
+                interval = bootstrap.interval(share, shares[np.isfinite(shares)])
+                row |= dict(zip(("share", "share_low", "share_high"), interval, strict=True))
+        yield row
 
 
 # ---------------------------------------------------------------- means and samples

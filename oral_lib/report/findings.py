@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pandas as pd
 
 from oral_lib.evaluation.schema import PLACE
-from oral_lib.report.comparisons import ALTERNATIVES, BASELINES, CONTROLS
+from oral_lib.report.comparisons import ALTERNATIVES, CONTROLS
 from oral_lib.report.formats import (
     ABSENT,
     listed,
@@ -22,6 +22,7 @@ from oral_lib.report.formats import (
     share_interval,
     signed_points,
 )
+from oral_lib.report.outcomes import BASELINES
 
 CLOSE = 0.005  # largest shortfall against trained, as a share
 KEPT = 0.95  # smallest share of the gain that a held-out paraphrase keeps

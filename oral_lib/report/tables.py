@@ -14,9 +14,9 @@ from oral_lib.report.comparisons import (
     per_sample,
     pooled,
     spreads_of,
-    trained_gains,
     without_signal,
 )
+from oral_lib.report.contrasts import trained_gains
 from oral_lib.report.formats import (
     ABSENT,
     IMPOSSIBLE,

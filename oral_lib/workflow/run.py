@@ -20,7 +20,7 @@ from oral_lib.experiments.records import EXPERIMENTS, Experiment, Place
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
-from oral_lib.report.comparisons import contrasts
+from oral_lib.report.contrasts import contrasts
 from oral_lib.report.findings import verdict
 from oral_lib.runner import nodes
 from oral_lib.tasks.rows import task_rows
