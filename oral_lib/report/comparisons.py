@@ -28,8 +28,8 @@ MARGIN = 0.01  # "equal" excludes a loss of one point
 MARGIN_OF_GAIN = 0.1  # and a loss of a tenth of the gain
 SIGNIFICANT = 0.05  # largest p-value of a signal, after Holm's correction
 LEAST_GAIN = 0.05  # shares of a gain are given if the lower end of its interval is above this
-GENERATED = ["generated", "generated_span", "generated_free"]
-WITH_TEXTS = [*GENERATED, "router", "retrieval", "regression", "soup_task"]
+GENERATORS = ["generated", "generated_span", "generated_free"]
+WITH_TEXTS = [*GENERATORS, "router", "retrieval", "regression", "soup_task"]
 ALTERNATIVES = [  # methods that generated is compared with
     "soup_task", "soup_all", "retrieval", "router", "regression", "gaussian", "noise_small",
     "noise_large", "unconditional", "linear_probe", "multitask", "generated_span", "generated_free",
@@ -118,9 +118,9 @@ def _pairs(baseline: str) -> Iterator[_Pair]:
         yield _Pair(name, TRAINED, gain, has_state=True)
     for name in WITH_TEXTS:
         yield _Pair(f"{name}/paraphrase", TRAINED, gain, has_state=True)
-    for name in (*GENERATED, *STORED):
+    for name in (*GENERATORS, *STORED):
         yield _Pair(name, TRAINED_ZOO, gain, has_state=True)
-    for name in (*GENERATED, *STORED, TRAINED_ZOO):
+    for name in (*GENERATORS, *STORED, TRAINED_ZOO):
         yield _Pair(name, TRAINED_HELD_OUT, gain, has_state=True)
     for name in WITH_TEXTS:
         yield _Pair(name, baseline, gain)
