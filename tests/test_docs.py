@@ -1,0 +1,146 @@
+"""The pages in docs: commands, options and variables in them exist, and all are documented."""
+
+import argparse
+import re
+import shlex
+
+import pandas as pd
+import pytest
+
+from oral_lib.paths import ROOT
+from oral_lib.storage import list_paths
+from oral_lib.workflow import cli, reproduce
+
+DOCS = ROOT / "docs"
+PAGES = list_paths(DOCS, "*.md")
+NAMES = [page.name for page in PAGES]
+CLI = (DOCS / "cli.md").read_text(encoding="utf-8")
+INTERNAL = {"ORAL_ENV_READY", "ORAL_EVENTS", "ORAL_PLAN"}  # set by one process for the next
+CODE = [*list_paths(ROOT / "oral_lib", "**/*.py"), ROOT / "reproduce.sh"]
+
+
+def commands():
+    """The parser of each subcommand by name."""
+    [action] = [a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return action.choices
+
+
+def options(parser):
+    """The option names of a parser, without those for help."""
+    names = {name for action in parser._actions for name in action.option_strings}
+    return names - {"-h", "--help", "--version"}
+
+
+def reproduce_options():
+    return {*reproduce.USED_BY}
+
+
+def section(title):
+    """The text of a section of cli.md up to the next heading."""
+    match = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#|\Z)", CLI, re.M | re.S)
+    assert match, f"docs/cli.md has no section {title!r}"
+    return match[1]
+
+
+def option_rows(text):
+    """The options in the first column of the tables of a section."""
+    cells = re.findall(r"^\| ([^|]*) \|", text, re.M)
+    return {name for cell in cells for name in re.findall(r"`(--?[a-z][a-z-]*)`", cell)}
+
+
+def blocks(text):
+    """The command lines in the code blocks of a page, without comments."""
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
+        if kind:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_is_documented_with_all_its_options(name):
+    assert option_rows(section(f"`{name}`")) == options(commands()[name])
+
+
+def test_every_documented_command_exists():
+    titles = re.findall(r"^### `(\w+)`$", CLI, re.M)
+    assert sorted(titles) == sorted(commands())
+
+
+def test_every_option_of_the_script_is_documented():
+    assert option_rows(section("reproduce.sh")) == reproduce_options()
+    named = re.findall(r"^\| `(\w+)`(?: \(default\))? \|", section("reproduce.sh"), re.M)
+    assert named == list(reproduce.COMMANDS)
+
+
+def test_every_environment_variable_is_documented():
+    in_code = {
+        name
+        for path in CODE
+        for name in re.findall(r"\bORAL_[A-Z_]*[A-Z]\b", path.read_text(encoding="utf-8"))
+    }
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", section("Environment variables"), re.M))
+    assert {name for name in documented if name.startswith("ORAL_")} == in_code - INTERNAL
+    scripts = "".join(path.read_text(encoding="utf-8") for path in CODE)
+    assert all(name in scripts for name in documented)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"reliability.md"}))  # it has tools of tests
+def test_every_option_and_variable_that_a_page_names_exists(name):
+    text = (DOCS / name).read_text(encoding="utf-8")
+    text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)  # see the test of command lines
+    every = reproduce_options().union({"--help"}, *map(options, commands().values()))
+    named = {option for code in re.findall(r"`([^`\n]+)`", text) for option in option_words(code)}
+    assert named - every == set()
+    assert set(re.findall(r"\bORAL_[A-Z]+\b", text)) <= set(re.findall(r"`(ORAL_[A-Z]+)`", CLI))
+
+
+def option_words(code):
+    """The long options in a piece of code that is not a command of another program."""
+    if re.match(r"(pip|conda|nvidia|git|papermill|python (?!-m oral_lib))", code):
+        return []
+    return re.findall(r"(?<![\w-])--[a-z][a-z-]*", code)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_line_of_a_page_is_valid(name, tmp_path):
+    for words in blocks((DOCS / name).read_text(encoding="utf-8")):
+        words = [f"local:{tmp_path}" if word == "local:DIR" else word for word in words]
+        if words[:3] == ["python", "-m", "oral_lib"]:
+            cli.parser().parse_args(words[3:])
+        elif words[0] == "oral":
+            cli.parser().parse_args(words[1:])
+        elif words[0] == "./reproduce.sh":
+            reproduce.arguments(words[1:])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_a_page_links_exists(name):
+    links = re.findall(r"\]\(([^)\s]+)\)", (DOCS / name).read_text(encoding="utf-8"))
+    for link in links:
+        path, _, anchor = link.partition("#")
+        if ":" in path:
+            continue
+        target = (DOCS / path).resolve() if path else DOCS / name
+        assert target.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.M)
+            slugs = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+            assert anchor in slugs, link
+
+
+def test_every_page_is_in_the_contents():
+    contents = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert {name for name in NAMES if f"]({name})" not in contents} == {"README.md"}
+
+
+def test_the_limits_have_the_distances_that_were_measured():
+    novelty = pd.read_csv(ROOT / "results" / "lab" / "novelty.csv")
+    novelty = novelty[novelty["method"] == "generated"]
+    cells = novelty.groupby(["experiment", "source", "base", "task"])["ratio"].mean()
+    limits = (DOCS / "limits.md").read_text(encoding="utf-8")
+    for (experiment, source), ratios in cells.groupby(["experiment", "source"]):
+        numbers = f"{len(ratios)} | {ratios.median():.2f} | {ratios.max():.2f}"
+        assert f"| {experiment}, `{source}` | {numbers} | {(ratios < 0.1).sum()} |" in limits
