@@ -3,7 +3,7 @@
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,32 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
 _FORMAT = 2
+
+
+class Conditions(NamedTuple):
+    """What a sample is conditioned on, for one base model of a generator.
+
+    Args:
+        base: name of the base model in the generator.
+        c: [1, m] of text and base model.
+        c_free: [1, m] of the base model only, for guidance.
+    """
+
+    base: str
+    c: Tensor
+    c_free: Tensor
+
+    def mixed(self, other: "Conditions", weight: float) -> "Conditions":
+        """(1 - weight) of these and `weight` of `other`. UsageError for different base models."""
+        if self.base != other.base:
+            raise UsageError(
+                f"conditions of {self.base!r} and {other.base!r}: both must have one base model."
+            )
+        return Conditions(
+            self.base,
+            torch.lerp(self.c, other.c, weight),
+            torch.lerp(self.c_free, other.c_free, weight),
+        )
 
 
 class Generator:
@@ -99,10 +125,25 @@ class Generator:
             UsageError: an unknown base model or option, another layout, or a value out of range.
             OralError: the network returned NaN or infinite values.
         """
+        sampling = self.chosen_sampling(sampling, changes)
+        conditions = self.conditions(text, base)
+        return self.sample(conditions, n, seed, sampling, chunk=chunk, statistics=statistics)
+
+    def sample(
+        self,
+        conditions: Conditions,
+        n: int = 1,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        *,
+        chunk: int = 16,
+        statistics: TokenStatistics | None = None,
+    ) -> list[dict[str, Tensor]]:
+        """n adapters from `conditions`; `generate` describes the other arguments."""
         if n < 1:
             raise UsageError(f"n={n}: must be 1 or more.")
-        sampling = self.chosen_sampling(sampling, changes)
-        name, c, c_free = self._conditions(text, base)
+        sampling = sampling or self.sampling
+        name, c, c_free = conditions
         entry, stream = self.bases[name], seeds.generator(seed, "sample", name)
         mask = statistics and statistics.mask(entry.layout).to(c.device)
         statistics = (statistics or entry.statistics).to(c.device)
@@ -137,7 +178,7 @@ class Generator:
         if self.network.diffusion is None:
             raise UsageError("plain regression has no diffusion to trace: use another generator.")
         sampling = self.chosen_sampling(sampling, changes)
-        name, c, c_free = self._conditions(text, base)
+        name, c, c_free = self.conditions(text, base)
         stream, states = seeds.generator(seed, "sample", name), []
         noise = self.network.noise(name, sampling, stream)[None].to(c.device)
         last = self.network.sample(
@@ -171,14 +212,31 @@ class Generator:
             )
         return replace(base, **changes)
 
-    def _conditions(self, text: str, base: str | BaseModel) -> tuple[str, Tensor, Tensor]:
-        """(name of the entry, c [1, m], c without text [1, m])."""
-        name, c_model = self._resolve(base)
-        network, used = self.network, bool(text.strip()) and self.config.uses_text
+    def conditions(
+        self,
+        text: str | Tensor,
+        base: str | BaseModel,
+        c_model: tuple[Tensor, Tensor] | None = None,
+    ) -> Conditions:
+        """What samples for a text and a base model are conditioned on.
+
+        Args:
+            text: as for `generate`, or the embedding [e] of a text, such as a mean of two.
+            base: as for `generate`.
+            c_model: structure [e] and fingerprint [f] of another base model, as a control.
+
+        Raises:
+            UsageError: an unknown base model, or another layout.
+            OralError: the embedding has another size.
+        """
+        name, described = self._resolve(base)
+        c_model, network = c_model or described, self.network
+        used = self.config.uses_text and (not isinstance(text, str) or bool(text.strip()))
         given = torch.tensor([used], device=network.device)
         embedding = torch.zeros(1, len(self.bases[name].structure))
         if used:
-            size, embedding = embedding.shape[1], self.encoder.encode([text])
+            size = embedding.shape[1]
+            embedding = self.encoder.encode([text]) if isinstance(text, str) else text[None]
             if embedding.shape[1] != size:
                 raise OralError(
                     f"the text encoder {self.config.text_encoder!r} returns {embedding.shape[1]} "
@@ -189,7 +247,7 @@ class Generator:
         with torch.inference_mode():
             c = network.conditions(name, embedding, given, c_model)
             c_free = network.conditions(name, embedding, torch.zeros_like(given), c_model)
-        return name, c, c_free
+        return Conditions(name, c, c_free)
 
     def _resolve(self, base: str | BaseModel) -> tuple[str, tuple[Tensor, Tensor] | None]:
         """(name of the entry, c_model of a BaseModel or None for the stored one)."""

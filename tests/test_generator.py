@@ -321,6 +321,32 @@ def test_guidance_goes_from_no_text_over_the_text_to_beyond(model):
     assert not close(none, plain) and not close(beyond, plain)
 
 
+def test_conditions_mix_from_one_text_to_another_and_an_embedding_stands_for_its_text(model):
+    one, other = (model.conditions(text, "tiny-causal") for text in (MOVIE, "Which sum is right?"))
+    [first], [last] = (model.sample(c, seed=3) for c in (one, other))
+    assert equal(first, model.generate(MOVIE, "tiny-causal", seed=3)[0])
+    assert equal(first, model.sample(one.mixed(other, 0.0), seed=3)[0])
+    assert close(last, model.sample(one.mixed(other, 1.0), seed=3)[0])
+    middle = one.mixed(other, 0.5)
+    assert (middle.c - one.c).norm() > 0 and torch.allclose(middle.c, (one.c + other.c) / 2)
+    embedded = model.conditions(model.encoder.encode([MOVIE])[0], "tiny-causal")
+    assert torch.equal(embedded.c, one.c)
+
+
+def test_another_base_model_may_be_described_to_the_network(fresh):
+    own, other = (fresh.bases[name] for name in ("tiny-causal", "tiny-encoder"))
+    same = fresh.conditions(MOVIE, "tiny-causal", (own.structure, own.fingerprint))
+    wrong = fresh.conditions(MOVIE, "tiny-causal", (other.structure, other.fingerprint))
+    assert torch.equal(same.c, fresh.conditions(MOVIE, "tiny-causal").c)
+    assert not torch.allclose(wrong.c, same.c) and wrong.base == "tiny-causal"
+
+
+def test_conditions_of_two_base_models_are_not_mixed(fresh, refused):
+    one, other = (fresh.conditions(MOVIE, name) for name in ("tiny-causal", "tiny-encoder"))
+    with refused(UsageError, "'tiny-causal' and 'tiny-encoder'"):
+        one.mixed(other, 0.5)
+
+
 def test_padding_stays_zero_in_a_sample(fresh):
     _, states, _ = fresh.trace(MOVIE, "tiny-encoder")
     mask = fresh.bases["tiny-encoder"].mask
