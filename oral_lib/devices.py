@@ -1,4 +1,4 @@
-"""Devices: CUDA graphs for repeated steps, and the fastest dtype."""
+"""Devices: CUDA graphs for repeated steps, the fastest dtype, names."""
 
 from collections.abc import Callable, Hashable
 
@@ -37,3 +37,8 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
     else:
         native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def name_of(device: torch.device) -> str:
+    """The name of a GPU as its driver has it, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

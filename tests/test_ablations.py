@@ -9,8 +9,9 @@ import torch
 
 import oral_lib
 from oral_lib import scales
+from oral_lib.baselines import averages
 from oral_lib.errors import OralError, UsageError
-from oral_lib.experiments import ablation_study, ablation_variants, ablations, baselines, generators
+from oral_lib.experiments import ablation_study, ablation_variants, ablations, generators
 from oral_lib.experiments.ablation_variants import Gauge, Pooling
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
@@ -163,7 +164,7 @@ def test_with_statistics_of_one_task_zero_tokens_are_its_soup(study, components)
     for task in study.tasks[BASE]:
         zero = torch.zeros(1, layout.l, one.config.size)
         [found] = tokenization.decode(layout, used[BASE, task].denormalise(zero))
-        soup = baselines.soup([m.tensors for m in study.members if m.task == task])
+        soup = averages.soup([m.tensors for m in study.members if m.task == task])
         assert all(torch.allclose(found[n], t, atol=1e-6) for n, t in soup.items())
 
 

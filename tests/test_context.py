@@ -11,11 +11,11 @@ import torch
 from made_tokenizers import likelihood, small_model
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
+from oral_lib.baselines import majority
 from oral_lib.checkpoints.context import cut_pairs
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import scoring
 from oral_lib.evaluation.evaluate import Outcome
-from oral_lib.experiments import baselines
 from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task
 
@@ -225,8 +225,8 @@ def test_an_empty_answer_is_never_correct(answer):
 
 def test_the_most_frequent_answer_is_never_empty():
     rows = [Row(str(i), "x", 0, answer=answer) for i, answer in enumerate(["", "", "", "5"])]
-    assert baselines.majority(rows, rows, 0).correct.tolist() == [False, False, False, True]
-    assert not baselines.majority(rows[:3], rows, 0).correct.any()
+    assert majority.majority(rows, rows, 0).correct.tolist() == [False, False, False, True]
+    assert not majority.majority(rows[:3], rows, 0).correct.any()
 
 
 def test_a_pre_tokenizer_that_puts_a_space_first_is_refused_or_scored():

@@ -9,8 +9,9 @@ from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
 from oral_lib import scales, storage
+from oral_lib.baselines import linear_probe
 from oral_lib.evaluation import evaluate, fid, scoring
-from oral_lib.experiments import baselines, benchmarks, unseen
+from oral_lib.experiments import benchmarks, unseen
 from oral_lib.experiments.generators import assemble
 from oral_lib.lora import peft_folder
 from oral_lib.lora.adapter import check_adapter
@@ -207,7 +208,7 @@ def test_in_bfloat16_the_base_answers_bare_under_peft_and_in_a_stack(name, asked
 def test_in_bfloat16_a_probe_is_fitted(name, asked):
     base, data = loaded(name, HALF), task_rows(load_task(asked[0]), "made")
     data = replace(data, train=data.train[:100], validation=data.validation[:50])
-    made = baselines.linear_probe(base, load_task(asked[0]), data)
+    made = linear_probe.linear_probe(base, load_task(asked[0]), data)
     assert {t.dtype for t in made.values()} == {torch.float32}
 
 

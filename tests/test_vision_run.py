@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from oral_lib import paths, scales, storage
+from oral_lib.baselines import linear_probe
 from oral_lib.evaluation import schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
-from oral_lib.experiments import baselines
 from oral_lib.models import loading
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -72,7 +72,7 @@ def test_a_probe_is_a_head_alone_and_reads_what_the_features_say():
     task, base = load_task("easy_vqa_shape"), loading.load("tiny-vit")
     data = task_rows(task, "made")
     data = replace(data, train=data.train[:400], validation=data.validation[:100])
-    made, start = baselines.linear_probe(base, task, data), base.lora_init()
+    made, start = linear_probe.linear_probe(base, task, data), base.lora_init()
     head = f"base_model.model.{base.head}"
     moved = {name for name in start if not torch.equal(made[name], start[name])}
     assert moved == {f"{head}.weight", f"{head}.bias"}
@@ -87,7 +87,7 @@ def test_a_probe_is_logistic_regression():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(200, 5, generator=draw)
     y = (x[:, 0] + 0.5 * torch.randn(200, generator=draw) > 0).long() + (x[:, 1] > 1).long()
-    weight, bias = baselines.fit_head(x, y, 3, 0.01)
+    weight, bias = linear_probe.fit_head(x, y, 3, 0.01)
     # sklearn: C sum(losses) + |w|^2 / 2
     other = LogisticRegression(C=1 / (2 * 0.01 * 200), tol=1e-8, max_iter=1000).fit(x, y)
     told = torch.tensor(other.predict_proba(x))

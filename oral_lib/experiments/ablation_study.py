@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from oral_lib import seeds, storage
+from oral_lib.baselines import averages
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.evaluate import evaluate
-from oral_lib.experiments import baselines, generators
+from oral_lib.experiments import generators
 from oral_lib.experiments.ablation_variants import Gauge, Pooling, Variant
 from oral_lib.experiments.trials import adapters_of
 from oral_lib.generator import Generator
@@ -312,7 +313,7 @@ class Evaluator:
         for name in self.study.bases:
             for task in self.study.tasks[name]:
                 zoo = [m.tensors for m in self.study.members if (m.base, m.task) == (name, task)]
-                sets = {"trained": zoo, "soup": [baselines.soup(zoo)]}
+                sets = {"trained": zoo, "soup": [averages.soup(zoo)]}
                 sets["base"] = [self.base(name, task).lora_init()]
                 for variant, adapters in sets.items():
                     measured = self.judge(name, task, {"accuracy": adapters})

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 from transformers import get_linear_schedule_with_warmup
 
+from oral_lib import devices
 from oral_lib.evaluation import scoring
 from oral_lib.experiments import generators
 from oral_lib.generator import Generator
@@ -367,9 +368,8 @@ def _row(
     benchmark: str, case: str, values: int, repeats: int, device: torch.device,
     variant: str, metric: str, value: float, unit: str,
 ) -> dict:  # fmt: skip
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return {
         "benchmark": benchmark, "variant": variant, "case": case, "values": values,
         "metric": metric, "value": value, "unit": unit, "repeats": repeats,
-        "device": name, "commit": code_commit(),
+        "device": devices.name_of(device), "commit": code_commit(),
     }  # fmt: skip

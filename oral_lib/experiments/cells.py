@@ -5,25 +5,40 @@ item by item.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from oral_lib import scales
+from oral_lib.baselines import linear_probe, majority
 from oral_lib.evaluation import item_tables
 from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
-from oral_lib.experiments import baselines
+from oral_lib.experiments.conditions import Question, questions, size_of, text_rows
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.experiments.trials import Models, Trial, size_of, trials
-from oral_lib.lora import distances
+from oral_lib.experiments.side_tables import costs, novelty
+from oral_lib.experiments.trials import Models, Trial, trials
 from oral_lib.models import contrastive
 from oral_lib.models.base import BaseModel
 from oral_lib.progress import bar
-from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Row, full_rows
 from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import store
+
+
+class Measurement(NamedTuple):
+    """What a cell measures.
+
+    Args:
+        metrics: rows of `schema.COLUMNS`.
+        items: rows of `schema.ITEM_COLUMNS`.
+        tables: rows of further tables of results, by the stem of the table's file.
+    """
+
+    metrics: pd.DataFrame
+    items: pd.DataFrame
+    tables: Mapping[str, Sequence[dict]]
 
 
 def score_trials(
@@ -32,7 +47,7 @@ def score_trials(
     rows: Sequence[Row],
     cell: dict,
     planned: Sequence[Trial],
-    majority: Outcome | None = None,
+    majority_outcome: Outcome | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(metrics, items) of all trials; an adapter that several trials share is scored once.
 
@@ -42,9 +57,11 @@ def score_trials(
         rows: held-out rows, shuffled: the first n are a random sample.
         cell: experiment, source, base, task and seed.
         planned: the trials.
-        majority: the outcome of the most frequent label, not scored with the base model.
+        majority_outcome: the outcome of the most frequent label, not scored with the base model.
     """
-    tables = [] if majority is None else [_items(cell, "majority", "none", 0, majority)]
+    tables = []
+    if majority_outcome is not None:
+        tables.append(_items(cell, "majority", "none", 0, majority_outcome))
     seconds = {(trial.method, trial.condition): trial.seconds for trial in planned}
     outcome_of: dict[tuple[int, int], Outcome] = {}  # retrieval often shares trained adapters
     unique = {(id(a), trial.rows): a for trial in planned for a in trial.adapters}
@@ -128,39 +145,10 @@ def zoo_of(
     )
 
 
-def novelty_row(
-    cell: dict,
-    planned: Sequence[Trial],
-    members: Sequence[store.Member],
-    held_out: Sequence[store.Member],
-    scale: float,
-) -> dict | None:
-    """A row of `small_tables.NOVELTY` about the adapters generated from the task's own text.
-
-    Args:
-        cell: experiment, source, base, task and seed.
-        planned: trials, with "generated" under the condition "matched".
-        members: the zoo of the base model.
-        held_out: adapters of the task that no generator was trained on; None is returned without.
-        scale: alpha / r of the adapters.
-    """
-    if not held_out:
-        return None
-    matched = ("generated", "matched")
-    [generated] = [t.adapters for t in planned if (t.method, t.condition) == matched]
-    train = [member.tensors for member in members if member.task == cell["task"]]
-    others = [member.tensors for member in held_out]
-    numbers = distances.novelty(generated, train, others, scale)._asdict()
-    counts = {
-        "n_generated": len(generated), "n_train": len(train), "n_held_out": len(others),
-    }  # fmt: skip
-    return cell | numbers | counts | {"method": "generated", "commit": code_commit()}
-
-
 def run_cell(
-    task: str, base: str, seed: int, *, scale: str, cache: ModelCache
-) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
-    """(metrics, items, novelty) of one cell, from the zoo and networks of a run.
+    task: str, base: str, seed: int, *, scale: str, cache: ModelCache, wordings: str
+) -> Measurement:
+    """One cell, measured with the zoo and networks of a run.
 
     Args:
         task: name of the task.
@@ -168,9 +156,11 @@ def run_cell(
         seed: of the generator and of its samples.
         scale: of the run.
         cache: the models of the run.
+        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
 
     Returns:
-        Metrics and items of `schema`; `novelty_row`, which is None without held-out adapters.
+        Metrics and items of `schema`; rows of the tables texts, costs and novelty. Novelty has no
+        rows without held-out adapters.
     """
     spec, source = load_task(task), cache.source
     data = full_rows(spec, source, ("train", "validation", "test"))
@@ -181,18 +171,52 @@ def run_cell(
     members, held_out = zoo_of(cache.root, task, base, **about)
     size = size_of(scale, model, spec)
     rows = data.test[: size.rows]
-    planned = list(trials(spec, model, members, held_out, models, size, seed=seed))
+    encoder = models.generator.encoder
+    pickers = cache.pickers(list(dict.fromkeys(m.task for m in members)), encoder)
+    asked = questions(spec, pickers, encoder, size, seed=seed, wordings=wordings)
+    planned = list(trials(spec, model, members, held_out, models, size, asked, seed=seed))
     if model.reads == "images" and seed == 0:
         began = time.perf_counter()
-        probe = baselines.linear_probe(model, spec, data)
+        probe = linear_probe.linear_probe(model, spec, data)
         about = {"rows": size.rows, "seconds": time.perf_counter() - began}
         planned.append(Trial(method="linear_probe", condition="none", adapters=[probe], **about))
-    majority = None
+    outcome = None
     if seed == 0 and spec.scoring != "match":
-        majority = baselines.majority(data.train, rows, len(spec.labels))
+        outcome = majority.majority(data.train, rows, len(spec.labels))
     cell = {
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
-    metrics, items = score_trials(model, spec, rows, cell, planned, majority)
+    metrics, items = score_trials(model, spec, rows, cell, planned, outcome)
+    tables = side_tables(cell, model, models, planned, members, held_out, asked, len(data.train))
+    return Measurement(metrics, items, tables)
+
+
+def side_tables(
+    cell: dict,
+    model: BaseModel,
+    models: Models,
+    planned: Sequence[Trial],
+    members: Sequence[store.Member],
+    held_out: Sequence[store.Member],
+    asked: Sequence[Question],
+    n_train: int,
+) -> dict[str, list[dict]]:
+    """The rows of the tables texts, costs and novelty of a cell.
+
+    Args:
+        cell: experiment, source, base, task and seed.
+        model: the base model.
+        models: the networks of the cell.
+        planned: its trials.
+        members: the zoo of the base model.
+        held_out: adapters of the task that no generator was trained on.
+        asked: its texts.
+        n_train: training rows of the task.
+    """
     ratio = model.spec.alpha / model.spec.rank
-    return metrics, items, novelty_row(cell, planned, members, held_out, ratio)
+    zoo = [member for member in members if member.task == cell["task"]]
+    return {
+        "texts": text_rows(cell, asked),
+        "costs": costs.rows(cell, planned, zoo, asked, n_train, model.device),
+        "novelty": novelty.rows(cell, planned, members, held_out, ratio, models.generator),
+    }

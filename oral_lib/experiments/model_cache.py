@@ -12,11 +12,14 @@ from pathlib import Path
 from torch import Tensor
 
 from oral_lib import storage
+from oral_lib.baselines import averages
 from oral_lib.evaluation import results
-from oral_lib.experiments import baselines
+from oral_lib.experiments.conditions import Pickers
 from oral_lib.generator import Generator
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.tasks.task import wordings_hash
 from oral_lib.zoo import store
 from oral_lib.zoo.store import Member
 
@@ -32,7 +35,7 @@ class Zoo:
     @cached_property
     def average(self) -> dict[str, Tensor]:
         """The mean of all adapters."""
-        return baselines.soup([member.tensors for member in self.members])
+        return averages.soup([member.tensors for member in self.members])
 
 
 class ModelCache:
@@ -49,6 +52,7 @@ class ModelCache:
         self._bases: OrderedDict[tuple[str, int], BaseModel] = OrderedDict()
         self._generators: dict[str, tuple[str, Generator]] = {}
         self._zoo: tuple[list, Zoo] | None = None
+        self._pickers: dict[tuple, Pickers] = {}
 
     def base(self, name: str, labels: int) -> BaseModel:
         """The base model called `name` with a head of `labels` classes (0: none)."""
@@ -84,3 +88,10 @@ class ModelCache:
             members = tuple(store.read(self.root, base, name, seed) for name in names)
             self._zoo = key, Zoo(members)
         return self._zoo[1]
+
+    def pickers(self, names: Sequence[str], encoder: TextEncoder) -> Pickers:
+        """Router and retrieval over the tasks `names`, fitted once."""
+        key = tuple(names), encoder.name, wordings_hash(names)
+        if key not in self._pickers:
+            self._pickers[key] = Pickers.of(names, encoder)
+        return self._pickers[key]

@@ -88,7 +88,7 @@ class Experiment:
         return source if self.main else f"{source}-{self.name}"
 
     def run_cell(self, task: str, base: str, seed: int, **options: Any) -> tuple:
-        """(metrics, items, novelty or None) of one cell; `options` are `scale` and `cache`."""
+        """(metrics, items, further tables) of one cell; `options`: scale, cache, wordings."""
         return self._module(self.cells).run_cell(task, base, seed, **options)
 
     def preset(self, scale: str, job: GeneratorJob) -> Any:

@@ -19,9 +19,10 @@ from torch import Tensor
 from oral_lib import seeds
 from oral_lib.evaluation import fid, schema
 from oral_lib.evaluation.evaluate import STACK_SIZES, evaluate
-from oral_lib.experiments.cells import models_of, novelty_row, zoo_of
+from oral_lib.experiments.cells import Measurement, models_of, side_tables, zoo_of
+from oral_lib.experiments.conditions import Size, questions
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.experiments.trials import Size, trials
+from oral_lib.experiments.trials import trials
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.latent_diffusion import LatentDiffusion
@@ -96,9 +97,9 @@ def generate_images(
 
 
 def run_cell(
-    task: str, base: str, seed: int, *, scale: str, cache: ModelCache
-) -> tuple[pd.DataFrame, pd.DataFrame, dict | None]:
-    """(metrics, no items, novelty) of one cell.
+    task: str, base: str, seed: int, *, scale: str, cache: ModelCache, wordings: str
+) -> Measurement:
+    """One cell, which has no items.
 
     Args:
         task: name of the style.
@@ -106,6 +107,7 @@ def run_cell(
         seed: of the generator and of its samples.
         scale: of the run.
         cache: the models of the run.
+        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
     """
     spec, settings, source = load_task(task), STYLE_SETTINGS[scale], cache.source
     data, model = task_rows(spec, source), cache.base(base, 0)
@@ -115,7 +117,10 @@ def run_cell(
     members, held_out = zoo_of(cache.root, task, base, **where)
     n = min(settings.max_images, len(data.test), len(data.train))
     rows = data.test[:n]
-    planned = list(trials(spec, model, members, held_out, models, settings.size, seed=seed))
+    encoder, size = models.generator.encoder, settings.size
+    pickers = cache.pickers(list(dict.fromkeys(m.task for m in members)), encoder)
+    asked = questions(spec, pickers, encoder, size, seed=seed, wordings=wordings)
+    planned = list(trials(spec, model, members, held_out, models, size, asked, seed=seed))
     unique = list({id(a): a for trial in planned for a in trial.adapters}.values())
     began = time.perf_counter()
     generated = generate_images(model, unique, n, settings, f"images {base} {task} seed {seed}")
@@ -153,8 +158,8 @@ def run_cell(
             metrics.append(row | _number("frechet_floor", *floor))
     frame = schema.check_metrics(pd.DataFrame(metrics)[list(schema.COLUMNS)])
     no_items = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
-    ratio = model.spec.alpha / model.spec.rank
-    return frame, no_items, novelty_row(cell, planned, members, held_out, ratio)
+    tables = side_tables(cell, model, models, planned, members, held_out, asked, len(data.train))
+    return Measurement(frame, no_items, tables)
 
 
 def _number(metric: str, value: float, stderr: float) -> dict:

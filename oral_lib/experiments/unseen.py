@@ -10,18 +10,26 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oral_lib import learning_rate, scales, seeds, storage
+from oral_lib.baselines import majority
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.experiments import baselines, generators
-from oral_lib.experiments.cells import score_trials
+from oral_lib.experiments import generators
+from oral_lib.experiments.cells import Measurement, score_trials
+from oral_lib.experiments.conditions import (
+    Pickers,
+    Question,
+    Size,
+    held_out_paraphrases,
+    text_rows,
+)
 from oral_lib.experiments.generators import Preset
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.experiments.trials import Size, Trial, generated_trial
+from oral_lib.experiments.side_tables import costs
+from oral_lib.experiments.trials import Trial, generated_trial
 from oral_lib.lora import stacked
 from oral_lib.lora.adapter import PREFIX
 from oral_lib.lora.stacked import Stack
@@ -31,7 +39,7 @@ from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.progress import bar
 from oral_lib.scales import GENERATOR, GeneratorJob
 from oral_lib.tasks.rows import task_rows
-from oral_lib.tasks.task import load_task, wordings_hash
+from oral_lib.tasks.task import Task, load_task, wordings_hash
 from oral_lib.zoo import store
 
 _SIZES = {
@@ -261,9 +269,9 @@ def _split_head(
 
 # ---------------------------------------------------------------- one unseen task
 def run_cell(
-    task: str, base: str, seed: int, *, scale: str, cache: ModelCache
-) -> tuple[pd.DataFrame, pd.DataFrame, None]:
-    """(metrics, items, None) of one unseen task.
+    task: str, base: str, seed: int, *, scale: str, cache: ModelCache, wordings: str
+) -> Measurement:
+    """One unseen task, with rows of the tables texts and costs.
 
     Args:
         task: name of a held-out task.
@@ -271,6 +279,7 @@ def run_cell(
         seed: of the generated samples.
         scale: of the run.
         cache: the models of the run.
+        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
     """
     spec, size, source = load_task(task), _SIZES[scale], cache.source
     names = scales.base_plan(scale, base, source).tasks
@@ -280,31 +289,59 @@ def run_cell(
     encoder = generator.encoder
     data = task_rows(spec, source)
     rows = data.test[: size.rows]
-    nearest = baselines.nearest_task(spec.description, names, encoder)
+    asked = _questions(spec, names, size, seed, cache.pickers(names, encoder), wordings)
+    matched = asked[0]
     multitask = multitask_adapter(cache.root, model, encoder.encode([spec.description])[0])
-    trained, n = store.read(cache.root, base, task, 0), size.control_samples
+    trained = store.read(cache.root, base, task, 0)
     adapters = {
         ("base", "none"): model.lora_init(),
         ("trained", "none"): trained.tensors,
         ("soup_all", "none"): zoo.average,
         ("multitask", "matched"): multitask,
-        ("retrieval", "matched"): zoo.members[names.index(nearest)].tensors,
+        ("retrieval", "matched"): zoo.members[names.index(matched.retrieval[0])].tensors,
     }
     planned = [
         Trial(method=method, condition=condition, adapters=[adapter], rows=size.rows)
         for (method, condition), adapter in adapters.items()
     ]
-    other = load_task(names[seeds.integer(seed, task) % len(names)])
-    wordings = spec.paraphrases["development"]
-    for method, condition, texts, count, n_rows, network in (
-        ("regression", "matched", [spec.description], 1, size.rows, regression),
-        ("generated", "matched", [spec.description], size.samples, size.rows, generator),
-        ("generated", "paraphrase", wordings, max(1, n // 2), size.rows, generator),
-        ("generated", "mismatched", [other.description], n, size.control_rows, generator),
-        ("generated", "empty", [""], n, size.control_rows, generator),
-    ):
-        about = {"method": method, "condition": condition, "rows": n_rows, "seed": seed}
-        planned.append(generated_trial(network, texts, base, count, **about))
+
+    def generated(
+        question: Question, method: str = "generated", network=generator, n: int = 0, **options
+    ) -> Trial:
+        about = {"method": method, "condition": question.condition, "rows": question.rows}
+        n = n or question.n
+        return generated_trial(network, question.texts, base, n, seed=seed, **about, **options)
+
+    planned.append(generated(matched, "regression", regression, 1))
+    planned += [generated(question) for question in asked]
+    planned += [generated(q, "generated_free", projection="none") for q in asked[:2]]
+    for question in asked:
+        about = {"condition": question.condition, "rows": question.rows}
+        for method, picks in (("router", question.router), ("retrieval", question.retrieval)):
+            if (method, question.condition) == ("retrieval", "matched"):
+                continue
+            chosen = [zoo.members[names.index(name)].tensors for name in picks]
+            planned.append(Trial(method=method, adapters=chosen, **about))
+    planned += [generated(question, "regression", regression, 1) for question in asked[1:]]
     cell = {"experiment": "unseen", "source": data.source, "base": base, "task": task, "seed": seed}
-    majority = baselines.majority(data.train, rows, len(spec.labels))
-    return *score_trials(model, spec, rows, cell, planned, majority), None
+    frequent = majority.majority(data.train, rows, len(spec.labels))
+    tables = {
+        "texts": text_rows(cell, asked),
+        "costs": costs.rows(cell, planned, [trained], asked, len(data.train), model.device),
+    }
+    return Measurement(*score_trials(model, spec, rows, cell, planned, frequent), tables)
+
+
+def _questions(
+    task: Task, names: Sequence[str], size: Size, seed: int, pickers: Pickers, wordings: str
+) -> list[Question]:
+    """The texts of a cell by condition: those of `conditions.questions` but random words."""
+    other, n = names[seeds.integer(seed, task.name) % len(names)], size.control_samples
+    paraphrases = held_out_paraphrases(task, wordings)
+    few, wrong = max(1, n // 2), load_task(other).description
+    return [
+        Question.of("matched", [task.description], [task.name], size.samples, size.rows, pickers),
+        Question.of("paraphrase", paraphrases, [task.name], few, size.rows, pickers),
+        Question.of("mismatched", [wrong], [other], n, size.control_rows, pickers),
+        Question.of("empty", [""], ["empty"], n, size.control_rows, pickers),
+    ]

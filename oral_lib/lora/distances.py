@@ -145,6 +145,8 @@ class Novelty(NamedTuple):
     seeds: float  # between two independent seeds
     samples: float  # between two generated adapters; NaN for a single one
     norm: float  # ||dW|| of a trained adapter
+    spread: float  # between two generated adapters / between two adapters trained on; NaN for one
+    free_numbers: float  # see `participation`
 
 
 def novelty(
@@ -193,7 +195,29 @@ def novelty(
         seeds=_median_pair(apart[:n, :n]),
         samples=_median_pair(apart[n:, n:]),
         norm=float(size.median()),
+        spread=_median_pair(apart[n:, n:]) / _median_pair(apart[:n_train, :n_train]),
+        free_numbers=participation(generated),
     )
+
+
+def participation(adapters: Sequence[Adapter]) -> float:
+    """The participation ratio of the variance of adapters: about how many numbers differ freely.
+
+    It is (sum of v)^2 / sum of v^2, v the variances along the principal axes of all values: 1 for
+    adapters on a line, at most n - 1 for n adapters, 0 for equal adapters. Convex combinations of m
+    adapters have at most m - 1.
+
+    >>> line = [{"w": torch.tensor([float(i), 2.0 * i])} for i in range(5)]
+    >>> round(participation(line), 6)
+    1.0
+    """
+    gram = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+    for name in adapters[0]:
+        values = torch.stack([a[name].double().flatten() for a in adapters]).cpu()
+        values = values - values.mean(0)
+        gram += values @ values.mT
+    total = float(gram.trace())
+    return total**2 / float(gram.square().sum()) if total > 0 else 0.0
 
 
 def pairwise(ones: Sequence[Adapter], others: Sequence[Adapter], scale: float = 1.0) -> Tensor:

@@ -1,0 +1,1 @@
+"""What the tables next to metrics.csv hold: distances, maps, bytes and costs of adapters."""
