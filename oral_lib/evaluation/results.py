@@ -71,6 +71,7 @@ def write_cell(
     metrics: pd.DataFrame,
     items: pd.DataFrame,
     networks: Mapping[str, str] | None = None,
+    wordings: str = "development",
 ) -> Path:
     """Writes a cell as a whole or not at all; returns its folder.
 
@@ -79,6 +80,7 @@ def write_cell(
         metrics: its metric rows.
         items: its items.
         networks: `network_hashes` of the networks that were measured.
+        wordings: the paraphrases that were measured, "development" or "test".
     """
     items = items_frame(items)
     check_items(items, check_metrics(metrics))
@@ -86,16 +88,22 @@ def write_cell(
         temporary.mkdir()
         (temporary / "metrics.csv").write_text(csv_text(metrics, KEY), encoding="utf-8")
         items.to_parquet(temporary / ITEMS, **PACKED)
-        write_json(temporary / "cell.json", {"networks": dict(networks or {})})
+        content = {"networks": dict(networks or {}), "wordings": wordings}
+        write_json(temporary / "cell.json", content)
     return Path(folder)
 
 
-def is_current(folder: str | Path, networks: Mapping[str, str]) -> bool:
-    """Whether `folder` has a cell that was measured with exactly `networks` (`network_hashes`)."""
+def is_current(
+    folder: str | Path, networks: Mapping[str, str], wordings: str = "development"
+) -> bool:
+    """Whether `folder` has a cell that was measured with exactly `networks` and `wordings`.
+
+    The cells of the first release record no wordings: they are measured again.
+    """
     files = [Path(folder) / name for name in ("metrics.csv", ITEMS, "cell.json")]
     if not all(file.exists() for file in files):
         return False
-    return read_json(files[-1]).get("networks") == dict(networks)
+    return read_json(files[-1]) == {"networks": dict(networks), "wordings": wordings}
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:

@@ -81,6 +81,8 @@ class TextEncoder:
         """[b, e] unit embeddings of `texts`."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         ids, mask = batch["input_ids"], batch["attention_mask"]
+        if ids.shape[1] == 0:  # empty texts, of a tokenizer without special tokens
+            return torch.zeros(len(texts), self.width)
         if self.name.endswith("-words"):
             states = self.model.get_input_embeddings()(ids)  # [b, t, e]
             special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))

@@ -27,7 +27,13 @@ MEASURED = (  # with the cells; a run has JSON files of their rows, in a folder 
 
 
 def publish(
-    scale: str, source: str, experiment: str, root: Path, results: Path, cells: Sequence[Path]
+    scale: str,
+    source: str,
+    experiment: str,
+    root: Path,
+    results: Path,
+    cells: Sequence[Path],
+    wordings: str,
 ) -> Path:
     """The path of the new report, results/README.md.
 
@@ -41,6 +47,7 @@ def publish(
         root: the folder of the experiment, with zoo and generators.
         results: the folder of published results of the scale.
         cells: the folders of the cells to publish.
+        wordings: the paraphrases that they measured, for the manifest.
 
     Raises:
         OralError: a cell breaks the schema of results, or a file of the run is damaged.
@@ -53,7 +60,7 @@ def publish(
         losses = curves(scale, source, experiment, root)
         path = results / f"curves-{experiment}-{paths.slug(source)}.csv"
         storage.write_text(path, losses.to_csv(index=False, float_format="%.5g"))
-        _write_manifest(scale, source, experiment, root, results)
+        _write_manifest(scale, source, experiment, root, results, wordings)
         if EXPERIMENTS[experiment].shows_images:
             _draw_answers(scale, source, experiment, results)
         report = build.write_report(results.parent, scale)
@@ -91,7 +98,9 @@ def curves(scale: str, source: str, experiment: str, root: Path) -> pd.DataFrame
     return tables.thinned(pd.concat(frames, ignore_index=True))
 
 
-def _write_manifest(scale: str, source: str, experiment: str, root: Path, results: Path) -> None:
+def _write_manifest(
+    scale: str, source: str, experiment: str, root: Path, results: Path, wordings: str
+) -> None:
     """Writes what the results were made with: data, seeds, configurations, recipes."""
     generator = storage.read_json(root / "generator" / "manifest.json")
     unread = scales.members(scale, source, experiment, held_out=True)
@@ -104,6 +113,7 @@ def _write_manifest(scale: str, source: str, experiment: str, root: Path, result
             "held out of training": sorted({seed for _, _, seed in unread}),
             "generator": [job.seed for job in jobs if job.kind == "generator"],
         },
+        wordings=wordings,
         zoo=generator["zoo"],
         assets=sources.identities(source, experiment),
         training=generator["training"],

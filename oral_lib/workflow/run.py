@@ -17,6 +17,7 @@ from oral_lib.experiments.ablation_study import Study
 from oral_lib.experiments.ablation_variants import check_groups
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.records import EXPERIMENTS, Experiment, Place
+from oral_lib.experiments.side_tables import stored
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
@@ -25,8 +26,9 @@ from oral_lib.report.findings import verdict
 from oral_lib.runner import nodes
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
+from oral_lib.tasks.wordings import check_wordings, recorded
 from oral_lib.workflow import publish
-from oral_lib.zoo import store, tuning
+from oral_lib.zoo import store, summary, tuning
 from oral_lib.zoo.store import Member
 
 
@@ -42,9 +44,11 @@ class Run:
         source: "packages", "hub" or "local:DIR".
         out: the folder of runs/ and results/ (default: the repository).
         experiment: one of `scales.EXPERIMENT_NAMES`.
+        wordings: the held-out paraphrases that cells measure, "development" or "test". Default:
+            those that the run folder records (`./reproduce.sh --wordings`), else "development".
 
     Raises:
-        UsageError: an unknown scale, source or experiment, or the scale leaves it out.
+        UsageError: unknown scale, source, experiment or wordings, or the scale leaves it out.
 
     >>> run = Run("smoke")
     >>> [plan.base for plan in run.planned]
@@ -55,8 +59,11 @@ class Run:
     source: str = "packages"
     out: str | Path = paths.ROOT
     experiment: str = "language"
+    wordings: str = ""
 
     def __post_init__(self) -> None:
+        if self.wordings:
+            check_wordings(self.wordings)
         object.__setattr__(self, "source", "made" if self.scale == "smoke" else self.source)
         kind, _, folder = self.source.partition(":")
         if kind == "local" and folder:  # one name for each folder
@@ -71,6 +78,11 @@ class Run:
     def root(self) -> Path:
         """The folder of this run."""
         return paths.experiment_folder(self.scale, self.source, self.out, self.experiment)
+
+    @property
+    def measured_wordings(self) -> str:
+        """The held-out paraphrases that cells measure."""
+        return self.wordings or recorded(paths.run_folder(self.scale, self.source, self.out))
 
     @property
     def results(self) -> Path:
@@ -188,21 +200,7 @@ class Run:
         Columns: number of adapters, then means of validation accuracy and log-likelihood (where
         they exist; of a style minus the squared error of denoising) and of the last loss.
         """
-        zoo = pd.DataFrame(
-            {
-                "task": member.task,
-                "lr": member.info["recipe"]["lr"],
-                "steps": member.info["recipe"]["steps"],
-                "adapters": 1,
-                "validation accuracy": member.info["validation_accuracy"],
-                "validation log-likelihood": member.info["validation_likelihood"],
-                "last loss": member.info["losses"][-1],
-            }
-            for member in self.members(base)
-        )
-        means = {name: "mean" for name in zoo.columns[4:] if zoo[name].notna().any()}
-        zoo[[*means]] = zoo[[*means]].astype(float)
-        return zoo.groupby(["task", "lr", "steps"]).agg({"adapters": "sum"} | means)
+        return summary.of_members(self.members(base))
 
     def generator(self, kind: str = "generator") -> Generator:
         """The trained generator, or the baseline "regression"."""
@@ -270,7 +268,8 @@ class Run:
     def cell(self, task: str, base: str, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(metrics, items) of one cell.
 
-        Read from its files if they were measured with the present networks, else measured.
+        Read from its files if they were measured with the present networks and wordings, else
+        measured.
 
         Raises:
             PreflightError: a generator or baseline of the cell was not trained.
@@ -279,15 +278,12 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         self._record_source()
         with storage.file_lock(self.root / f".{folder.name}.lock"):
-            networks = self._network_hashes(seed)
-            if not results.is_current(folder, networks):
-                *frames, novelty = self.record.run_cell(
-                    task, base, seed, scale=self.scale, cache=self._cache
-                )
-                if novelty:  # JSON has no NaN
-                    row = {k: None if v != v else v for k, v in novelty.items()}
-                    storage.write_json(self.root / "novelty" / f"{folder.name}.json", row)
-                results.write_cell(folder, *frames, networks)
+            networks, wordings = self._network_hashes(seed), self.measured_wordings
+            if not results.is_current(folder, networks, wordings):
+                about = {"scale": self.scale, "cache": self._cache, "wordings": wordings}
+                *frames, tables = self.record.run_cell(task, base, seed, **about)
+                stored.write_rows(self.root, folder.name, tables)
+                results.write_cell(folder, *frames, networks, wordings)
         return results.read(folder)
 
     def measure(self, base: str, tasks: Sequence[str]) -> Path:
@@ -334,7 +330,8 @@ class Run:
                 seed = folder.name.rpartition("-")[2]
                 if folder not in folders and seed.isdecimal():
                     networks = self._network_hashes(int(seed))
-                    folders += [folder] * results.is_current(folder, networks)
+                    current = results.is_current(folder, networks, self.measured_wordings)
+                    folders += [folder] * current
         return folders
 
     def _network_hashes(self, seed: int) -> dict[str, str]:
@@ -357,7 +354,11 @@ class Run:
     def publish(self) -> Path:
         """The path of results/README.md, after adding all cells of this run to the results."""
         where = self.scale, self.source, self.experiment, self.root, self.results
-        return publish.publish(*where, self.cells())
+        cells = self.cells()
+        generator = self._cache.generator("generator")
+        about = self.planned, self.source, self.experiment, self.root
+        stored.describe_adapters(*about, generator)
+        return publish.publish(*where, cells, self.measured_wordings)
 
     def published(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """(metrics, items) of this experiment among the published results."""

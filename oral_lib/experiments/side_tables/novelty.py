@@ -21,7 +21,7 @@ def rows(
     scale: float,
     generator: Generator,
 ) -> list[dict]:
-    """Rows of `results.NOVELTY_COLUMNS` about adapters generated from the task's own text.
+    """Rows of `small_tables.NOVELTY` about adapters generated from the task's own text.
 
     Args:
         cell: experiment, source, base, task and seed.
