@@ -15,14 +15,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from oral_lib import paths, scales, storage
+from oral_lib.baselines import averages, majority
+from oral_lib.baselines.router import Retrieval
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.evaluation import evaluate, schema, scoring, small_tables
 from oral_lib.evaluation.evaluate import Outcome, accuracy_of
-from oral_lib.experiments import baselines
 from oral_lib.experiments import cells as protocol
+from oral_lib.experiments import conditions
 from oral_lib.experiments import trials as protocol_trials
+from oral_lib.experiments.conditions import Pickers, Size
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.experiments.trials import Models, Size
+from oral_lib.experiments.trials import Models
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.rows import Row, task_rows
@@ -36,6 +39,9 @@ TASK = load_task("movie")
 ROWS = task_rows(TASK, "made").test[:40]
 SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, noise_samples=2)
 TASKS = ("movie", "review_topic", "sarcasm")
+GENERATED = {"generated", "generated_span", "generated_free"}
+WHERE = {"scale": "smoke", "wordings": "development"}
+PARAPHRASES = TASK.paraphrases["development"]
 
 
 def shaken(base, seed):
@@ -52,28 +58,28 @@ def member(task, seed, value):
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_a_soup_of_equal_adapters_is_that_adapter(n):
     adapter = shaken(loading.load("tiny-causal"), 0)
-    made = baselines.soup([adapter] * n)
+    made = averages.soup([adapter] * n)
     assert made.keys() == adapter.keys()
     for name, tensor in adapter.items():
         torch.testing.assert_close(made[name], tensor, atol=1e-7, rtol=1e-6)
 
 
 def test_a_soup_is_the_mean_and_wants_an_adapter(refused):
-    made = baselines.soup([{"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}])
+    made = averages.soup([{"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([4.0, 2.0])}])
     assert made["w"].tolist() == [2.0, 2.0]
     with refused(OralError, "soup"):
-        baselines.soup([])
+        averages.soup([])
 
 
 def test_the_soup_of_all_weighs_tasks_equally():
     many = [member("movie", seed, 0) for seed in range(5)] + [member("sarcasm", 0, 1)]
-    assert baselines.soup_all(many)["w"].unique().tolist() == [0.5]
+    assert averages.soup_all(many)["w"].unique().tolist() == [0.5]
 
 
 def test_the_majority_is_that_of_the_training_rows():
     rows = [Row(f"k{i}", "text", label) for i, label in enumerate([1, 1, 0, 1])]
     train = [Row("t", "text", label) for label in (0, 0, 1)]
-    said = baselines.majority(train, rows, 2)
+    said = majority.majority(train, rows, 2)
     assert said.predicted.tolist() == [0, 0, 0, 0]
     assert said.correct.tolist() == [False, False, True, False]
 
@@ -83,9 +89,9 @@ def test_retrieval_finds_a_task_by_its_own_description(name):
     known = task_names()
     for task in known:
         told = load_task(task).description
-        assert baselines.nearest_task(told, known, TextEncoder(name)) == task
+        assert Retrieval(known, TextEncoder(name)).pick(told) == task
         others = [other for other in known if other != task]
-        assert baselines.nearest_task(told, others, TextEncoder(name)) in others
+        assert Retrieval(others, TextEncoder(name)).pick(told) in others
 
 
 # ---------------------------------------------------------------- evaluate
@@ -160,7 +166,7 @@ def test_the_likelihood_is_that_of_the_right_label_among_the_labels():
 def test_the_majority_of_written_answers_is_the_most_frequent_one():
     rows = [Row(f"k{i}", "text", 0, answer=a) for i, a in enumerate(("3", "4", "3"))]
     train = [Row(f"t{i}", "text", 0, answer=a) for i, a in enumerate(("4", "3", "3"))]
-    assert baselines.majority(train, rows, 0).correct.tolist() == [True, False, True]
+    assert majority.majority(train, rows, 0).correct.tolist() == [True, False, True]
 
 
 def test_a_comparison_shows_what_each_adapter_said():
@@ -185,9 +191,9 @@ class Listener:
     def __init__(self, base):
         self.base, self.asked = base, []
 
-    def generate(self, text, base, n=1, seed=0, **_):
+    def generate(self, text, base, n=1, seed=0, projection="hull"):
         assert base == self.base.name
-        self.asked.append((text, n, seed))
+        self.asked.append((text, n, seed, projection))
         return [shaken(self.base, len(self.asked) * 100 + i) for i in range(n)]
 
 
@@ -204,11 +210,17 @@ def planned():
         ]
         members, held_out = ([m for m in zoos if (m.seed == 2) == last] for last in (0, 1))
         models = Models(*(Listener(base) for _ in range(3)))
-        where = {"seed": seed}
-        found = protocol_trials.trials(TASK, base, members, held_out, models, size, **where)
-        trials = {(t.method, t.condition): t for t in found}
+        encoder = models.generator.encoder
+        about = {"seed": seed, "wordings": "development"}
+        asked = conditions.questions(TASK, Pickers.of(only, encoder), encoder, size, **about)
+        planned = protocol_trials.trials(
+            TASK, base, members, held_out, models, size, asked, seed=seed
+        )
+        trials = {(t.method, t.condition): t for t in planned}
         heard = {name: model.asked for name, model in vars(models).items()}
-        return SimpleNamespace(trials=trials, heard=heard, members=members, held_out=held_out)
+        return SimpleNamespace(
+            trials=trials, heard=heard, members=members, held_out=held_out, asked=asked
+        )
 
     return plan
 
@@ -223,7 +235,7 @@ def same(trial, tensors):
 def test_every_method_of_the_table_is_tried(planned):
     seen = planned()
     methods = {method for method, _ in seen.trials} | {"majority"}
-    elsewhere = {"linear_probe", "multitask", "router", "generated_span", "generated_free"}
+    elsewhere = {"linear_probe", "multitask"}
     assert methods == set(schema.METHODS) - elsewhere
     told = {condition for method, condition in seen.trials if method == "generated"}
     assert told == {"matched", "paraphrase", "mismatched", "random", "empty"}
@@ -245,10 +257,10 @@ def test_held_out_seeds_count_as_trained_and_feed_no_method(planned):
     for name, tensor in soup.items():
         torch.testing.assert_close(tensor, (own[0][name] + own[1][name]) / 2)
     [mixed] = seen.trials["soup_all", "none"].adapters
-    wanted = baselines.soup_all(seen.members)
+    wanted = averages.soup_all(seen.members)
     assert all(torch.equal(mixed[n], t) for n, t in wanted.items())
-    clouds = {"gaussian": baselines.gaussian(own, SIZE.noise_samples, 0)}
-    clouds |= {name: baselines.noised(own, x, 0) for name, x in baselines.NOISE.items()}
+    clouds = {"gaussian": averages.gaussian(own, SIZE.noise_samples, 0)}
+    clouds |= {name: averages.noised(own, x, 0) for name, x in averages.NOISE.items()}
     for name, wanted in clouds.items():
         made = seen.trials[name, "none"].adapters
         assert len(made) == SIZE.noise_samples
@@ -258,16 +270,16 @@ def test_held_out_seeds_count_as_trained_and_feed_no_method(planned):
 
 def test_what_does_not_depend_on_the_generator_is_measured_with_its_first_seed_only(planned):
     later = planned(seed=1)
-    assert {method for method, _ in later.trials} == {"generated"}
+    assert {method for method, _ in later.trials} == GENERATED
     assert later.heard["regression"] == later.heard["unconditional"] == []
-    generated = [key for key in planned().trials if key[0] == "generated"]
+    generated = [key for key in planned().trials if key[0] in GENERATED]
     assert list(later.trials) == generated
 
 
 def test_noisy_baselines_are_left_out_where_no_draws_are_wanted(planned):
     few = Size(rows=30, control_rows=20)
     methods = {method for method, _ in planned(size=few).trials}
-    assert not methods & {"gaussian", "unconditional", *baselines.NOISE} and "trained" in methods
+    assert not methods & {"gaussian", "unconditional", *averages.NOISE} and "trained" in methods
 
 
 def test_no_more_trained_adapters_are_judged_than_wanted_and_the_held_out_are_among_them(planned):
@@ -285,36 +297,71 @@ def test_controls_see_fewer_rows_and_main_rows_all(planned):
 
 def test_the_generator_hears_what_the_condition_says(planned):
     heard = planned().heard
-    texts = [text for text, _, _ in heard["generator"]]
+    texts = [text for text, _, _, projection in heard["generator"] if projection == "hull"]
     others = {load_task(name).description for name in ("review_topic", "sarcasm")}
     assert texts[0] == TASK.description
-    assert [text for text, *_ in heard["regression"]] == [TASK.description]
     assert [text for text, *_ in heard["unconditional"]] == [""]
-    wordings = TASK.paraphrases["development"]
-    assert [text for text in texts if text in wordings] == wordings
+    assert [t for t in texts if t in PARAPHRASES] == PARAPHRASES
     assert {t for t in texts if t in others} == others  # every other task, none of its own
     assert texts.count(TASK.description) == 1 and texts.count("") == 1
     nonsense = texts[-1 - SIZE.control_samples : -1]
     assert len(set(nonsense)) == SIZE.control_samples
-    assert not set(nonsense) & {TASK.description, *others, *TASK.paraphrases["development"], ""}
+    assert not set(nonsense) & {TASK.description, *others, *PARAPHRASES, ""}
     assert not set(texts) & set(TASK.paraphrases["train"])
+
+
+def test_regression_router_and_retrieval_answer_the_texts_of_the_generator(planned):
+    seen = planned()
+    texts = [text for text, _, _, projection in seen.heard["generator"] if projection == "hull"]
+    assert [text for text, *_ in seen.heard["regression"]] == texts
+    assert [text for question in seen.asked for text in question.texts] == texts
+    pickers = Pickers.of(TASKS, Listener.encoder)
+    zoo = {name: [m.tensors for m in seen.members if m.task == name] for name in TASKS}
+    for question in seen.asked:
+        for method in ("router", "retrieval"):
+            picks = [getattr(pickers, method).pick(text) for text in question.texts]
+            assert list(getattr(question, method)) == picks
+            adapters = seen.trials[method, question.condition].adapters
+            each = len(adapters) // len(picks)
+            for i, adapter in enumerate(adapters):
+                assert any(adapter is stored for stored in zoo[picks[i // each]]), "a stored one"
+        soups = seen.trials["soup_task", question.condition].adapters
+        for name, soup in zip(question.router, soups, strict=True):
+            wanted = averages.soup(zoo[name])
+            assert all(torch.equal(soup[n], tensor) for n, tensor in wanted.items())
+
+
+def test_an_average_of_the_task_itself_is_scored_once(planned):
+    seen = planned()
+    assert seen.asked[0].router == ("movie",)
+    [plain], [matched] = (seen.trials["soup_task", c].adapters for c in ("none", "matched"))
+    assert plain is matched
+
+
+def test_other_projections_start_from_the_noise_of_the_default(planned):
+    asked = planned().heard["generator"]
+    default = [call[:3] for call in asked if call[3] == "hull"]
+    for projection in ("span", "none"):
+        calls = [call[:3] for call in asked if call[3] == projection]
+        assert calls == default[: len(calls)] and len(calls) == 1 + len(PARAPHRASES)
 
 
 def test_only_so_many_other_tasks_are_told_of_as_are_wanted(planned):
     two = Size(rows=30, control_rows=20, other_tasks=2)
     names = [name for name in task_names() if load_task(name).scoring == "label"]
     known = {load_task(name).description for name in names} - {TASK.description}
-    texts = [text for text, *_ in planned(only=tuple(names), size=two).heard["generator"]]
+    calls = planned(only=tuple(names), size=two).heard["generator"]
+    texts = [text for text, *_, projection in calls if projection == "hull"]
     assert len([t for t in texts if t in known]) == 2
 
 
 def test_no_two_questions_share_their_noise(planned):
     asked = planned().heard["generator"]
-    seeds = [seed for _, _, seed in asked]
+    seeds = [seed for _, _, seed, projection in asked if projection == "hull"]
     assert len(set(seeds)) == len(seeds)
     assert planned().heard["generator"] == asked
     again = planned(seed=1).heard["generator"]
-    assert not {seed for _, _, seed in again} & set(seeds)
+    assert not {seed for _, _, seed, _ in again} & set(seeds)
 
 
 def test_a_zoo_of_one_task_has_no_mismatched_row(planned):
@@ -328,7 +375,7 @@ def test_every_cell_of_every_scale_has_a_size(scale):
     for cells in scales.base_plans(scale, "hub" if scale == "paper" else "packages"):
         base = tiny[registry.spec(cells.base).family]
         for task in map(load_task, cells.tasks):
-            size = protocol_trials.size_of(scale, base, task)
+            size = conditions.size_of(scale, base, task)
             assert size.control_rows <= size.rows
             if scale in ("lab", "paper"):
                 assert size.noise_samples and size.samples == 10
@@ -338,11 +385,11 @@ def test_every_cell_of_every_scale_has_a_size(scale):
 def test_random_words_are_whole_words_drawn_by_the_seed():
     for name in ("tiny", "minilm-l6"):
         encoder = TextEncoder(name)
-        words = protocol_trials.random_words(encoder, 0).split()
-        assert len(words) == protocol_trials.RANDOM_WORDS
+        words = conditions.random_words(encoder, 0).split()
+        assert len(words) == conditions.RANDOM_WORDS
         assert all(word.isalpha() and word in encoder.tokenizer.get_vocab() for word in words)
-        assert protocol_trials.random_words(encoder, 0).split() == words
-        assert protocol_trials.random_words(encoder, 1).split() != words
+        assert conditions.random_words(encoder, 0).split() == words
+        assert conditions.random_words(encoder, 1).split() != words
 
 
 # ---------------------------------------------------------------- a cell
@@ -356,15 +403,15 @@ def test_the_rows_of_a_cell_keep_the_contract(cell):
     schema.check_metrics(metrics)
     schema.check_items(items, metrics)
     assert set(metrics.method) == {
-        "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "regression",
-        "generated", "gaussian", "noise_small", "noise_large",
+        "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "router", "regression",
+        "gaussian", "noise_small", "noise_large", *GENERATED,
     }  # fmt: skip
     assert set(metrics.source) == {"made"} and set(metrics.family) == {"language"}
 
 
 def test_all_methods_answer_the_same_held_out_rows(cell, smoke):
     _, items = cell
-    size = protocol_trials.SIZES["smoke"]["encoder"]
+    size = conditions.SIZES["smoke"]["encoder"]
     held = [row.key for row in task_rows(TASK, "made").test[: size.rows]]
     for _, part in items.groupby(["method", "condition", "sample"]):
         assert sorted(part.item) == sorted(held)
@@ -373,7 +420,7 @@ def test_all_methods_answer_the_same_held_out_rows(cell, smoke):
 
 def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
     _, items = cell
-    base, size = smoke.base("tiny-encoder"), protocol_trials.SIZES["smoke"]["encoder"]
+    base, size = smoke.base("tiny-encoder"), conditions.SIZES["smoke"]["encoder"]
     rows = task_rows(TASK, "made").test[: size.rows]
     for seed in range(3):  # the last was held out
         adapter = store.read(smoke.root, "tiny-encoder", "movie", seed).tensors
@@ -390,35 +437,39 @@ def test_a_cell_says_what_a_plain_evaluation_says(cell, smoke):
 
 
 def test_retrieval_on_a_known_task_is_the_trained_adapters_that_a_generator_has_seen(cell):
-    answers = cell[1].set_index(["method", "sample", "item"]).score
-    found, trained = answers["retrieval"], answers["trained"]
+    answers = cell[1].set_index(["method", "condition", "sample", "item"]).score
+    found, trained = answers["retrieval", "matched"], answers["trained", "none"]
     assert sorted(found.index.unique("sample")) == [0, 1]
     assert sorted(trained.index.unique("sample")) == [0, 1, 2]
     pd.testing.assert_series_equal(found, trained[found.index])
 
 
 def test_two_runs_of_a_cell_are_equal(cell, smoke):
-    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
-    metrics, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
+    where = WHERE | {"cache": ModelCache(smoke.root, "made")}
+    metrics, items, tables = protocol.run_cell("movie", "tiny-encoder", 0, **where)
     pd.testing.assert_frame_equal(items, cell[1])
     timeless = [name for name in schema.COLUMNS if name not in ("wall_s", "commit")]
     pd.testing.assert_frame_equal(
         metrics[timeless], cell[0][timeless], check_exact=False, rtol=1e-5, check_dtype=False
     )
-    held = storage.read_json(smoke.root / "novelty" / "language--tiny-encoder--movie--seed-0.json")
-    kinds = small_tables.NOVELTY.columns
-    numbers = [name for name in novelty if kinds[name] is not str]
-    wanted = {k: novelty[k] for k in numbers}
-    assert {k: held[k] for k in numbers} == pytest.approx(wanted, rel=1e-4, nan_ok=True)
+    for name, rows in tables.items():
+        file = smoke.root / name / "language--tiny-encoder--movie--seed-0.json"
+        changing = {"commit", "seconds"}
+        for row, stored in zip(rows, storage.read_json(file), strict=True):
+            wanted = {key: value for key, value in row.items() if key not in changing}
+            numbers = {key: value for key, value in wanted.items() if isinstance(value, float)}
+            assert {k: stored[k] for k in numbers} == pytest.approx(numbers, rel=1e-4, nan_ok=True)
+            words = wanted.keys() - numbers
+            assert {k: stored[k] for k in words} == {k: wanted[k] for k in words}
 
 
 def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise(cell, smoke):
-    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
+    where = WHERE | {"cache": ModelCache(smoke.root, "made")}
     metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
     schema.check_metrics(metrics)
-    first = cell[1][cell[1].method == "generated"]
-    assert set(items.method) == {"generated"} and len(items) == len(first)
-    key = ["condition", "sample", "item"]
+    first = cell[1][cell[1].method.isin(GENERATED)]
+    assert set(items.method) == GENERATED and len(items) == len(first)
+    key = ["method", "condition", "sample", "item"]
     one, other = (frame.set_index(key).sort_index() for frame in (first, items))
     assert one.index.equals(other.index) and one.label.equals(other.label)
     assert not one.score.equals(other.score)
@@ -427,11 +478,17 @@ def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise
 def test_a_cell_says_how_far_generated_adapters_are_from_those_that_were_read(
     cell, smoke, tmp_path
 ):
-    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
-    *_, row = protocol.run_cell("movie", "tiny-encoder", 0, **where)
-    small_tables.NOVELTY.append(tmp_path, [row])  # which checks it
-    assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
-    assert row["ratio"] == pytest.approx(row["generated"] / row["held_out"], rel=0.5)
+    where = WHERE | {"cache": ModelCache(smoke.root, "made")}
+    rows = protocol.run_cell("movie", "tiny-encoder", 0, **where).tables["novelty"]
+    small_tables.NOVELTY.append(tmp_path, rows)  # which checks it
+    assert {row["method"] for row in rows} == GENERATED
+    for row in rows:
+        assert (row["n_generated"], row["n_train"], row["n_held_out"]) == (3, 2, 1)
+        assert row["ratio"] == pytest.approx(row["generated"] / row["held_out"], rel=0.5)
+        assert row["spread"] == pytest.approx(row["samples"] / row["seeds"], rel=0.5)
+    bounds = {row["method"]: row["bound"] for row in rows}
+    assert bounds["generated"] == 3, "the convex hull of four adapters"
+    assert bounds["generated_span"] == 4
 
 
 def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
@@ -442,9 +499,9 @@ def test_novelty_is_unknown_where_no_adapter_was_held_out(smoke, monkeypatch):
             [] if held_out else whole(scale, source, which)
         ),
     )  # fmt: skip
-    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
-    _, items, novelty = protocol.run_cell("movie", "tiny-encoder", 0, **where)
-    assert novelty is None
+    where = WHERE | {"cache": ModelCache(smoke.root, "made")}
+    _, items, tables = protocol.run_cell("movie", "tiny-encoder", 0, **where)
+    assert tables["novelty"] == []
     assert set(items[items.method == "trained"]["sample"]) == {0, 1}
 
 
@@ -480,12 +537,13 @@ def test_a_cell_of_written_answers_keeps_the_contract(smoke, monkeypatch):
         noise_samples=1,
         zoo_adapters=1,
     )
-    monkeypatch.setitem(protocol_trials.SIZES["smoke"], "answer", few)
-    where = {"scale": "smoke", "cache": ModelCache(smoke.root, "made")}
-    metrics, items, novelty = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
+    monkeypatch.setitem(conditions.SIZES["smoke"], "answer", few)
+    where = WHERE | {"cache": ModelCache(smoke.root, "made")}
+    metrics, items, tables = protocol.run_cell("arithmetic", "tiny-causal", 0, **where)
     schema.check_metrics(metrics)
     schema.check_items(items, metrics)
-    assert set(metrics.metric) == {"accuracy"} and novelty["n_held_out"] == 1
+    assert set(metrics.metric) == {"accuracy"}
+    assert [row["n_held_out"] for row in tables["novelty"]] == [1, 1, 1]
     assert {"majority", "trained", "gaussian", "generated"} <= set(metrics.method)
     assert set(items.label) == {1}
     counts = items.groupby(["method", "condition", "sample"]).size()
@@ -506,7 +564,7 @@ def test_all_cells_of_a_base_are_measured_once_and_again_only_for_another_genera
     run, seen = Run("smoke", out=tmp_path), []
     shutil.rmtree(run.root / "cells", ignore_errors=True)
     few = Size(rows=10, control_rows=10, samples=1, control_samples=1)
-    monkeypatch.setitem(protocol_trials.SIZES["smoke"], "encoder", few)
+    monkeypatch.setitem(conditions.SIZES["smoke"], "encoder", few)
     measure = protocol.run_cell
 
     def counted(task, *rest, **more):

@@ -157,8 +157,8 @@ def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
     metrics, items = cell
     schema.check_items(items, schema.check_metrics(metrics))
     assert set(metrics.method) == {
-        "majority", "base", "trained", "soup_all", "multitask", "retrieval", "regression",
-        "generated",
+        "majority", "base", "trained", "soup_all", "multitask", "retrieval", "router", "regression",
+        "generated", "generated_free",
     }  # fmt: skip
     value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]
     assert value["majority", "none"] == pytest.approx(0.5)

@@ -179,7 +179,7 @@ def questions(
         wordings: the paraphrases, one of `wordings.WORDINGS`.
     """
     n, few, rows = size.control_samples, max(1, size.control_samples // 2), size.control_rows
-    paraphrases = held_out_paraphrases(task, wordings)
+    paraphrases = task.paraphrases[wordings]
     asked = [
         Question.of("matched", [task.description], [task.name], size.samples, size.rows, pickers),
         Question.of("paraphrase", paraphrases, [task.name], few, size.rows, pickers),
@@ -193,13 +193,6 @@ def questions(
     asked.append(Question.of("random", nonsense, ["random"], 1, rows, pickers))
     asked.append(Question.of("empty", [""], ["empty"], n, rows, pickers))
     return asked
-
-
-def held_out_paraphrases(task: Task, wordings: str) -> list[str]:
-    """The paraphrases `wordings` of a task, which no generator is trained on."""
-    if "development" not in task.paraphrases:  # a task file of the first release
-        return task.paraphrases["test"]
-    return task.paraphrases[wordings]
 
 
 def text_rows(cell: dict, asked: Sequence[Question]) -> list[dict]:

@@ -23,7 +23,6 @@ from oral_lib.experiments.conditions import (
     Pickers,
     Question,
     Size,
-    held_out_paraphrases,
     text_rows,
 )
 from oral_lib.experiments.generators import Preset
@@ -335,9 +334,9 @@ def run_cell(
 def _questions(
     task: Task, names: Sequence[str], size: Size, seed: int, pickers: Pickers, wordings: str
 ) -> list[Question]:
-    """The texts of a cell by condition: those of `conditions.questions` but random words."""
+    """The texts of a cell by condition: as `conditions.questions`, without random words."""
     other, n = names[seeds.integer(seed, task.name) % len(names)], size.control_samples
-    paraphrases = held_out_paraphrases(task, wordings)
+    paraphrases = task.paraphrases[wordings]
     few, wrong = max(1, n // 2), load_task(other).description
     return [
         Question.of("matched", [task.description], [task.name], size.samples, size.rows, pickers),
