@@ -679,6 +679,8 @@ def test_what_experiments_publish_together_is_written_by_one_of_them_at_a_time(
 ):
     run = replace(smoke, out=tmp_path)
     monkeypatch.setattr(Run, "cells", lambda self: [])
+    monkeypatch.setattr("oral_lib.experiments.side_tables.stored.describe_adapters", lambda *a: 0)
+    monkeypatch.setattr("oral_lib.experiments.model_cache.ModelCache.generator", lambda *a: 0)
     held = []
 
     def collect(cells, folder):
