@@ -14,7 +14,7 @@ from oral_lib.report import (
     comparisons,
     findings,
     formats,
-    readme,
+    pages,
     tables,
 )
 from oral_lib.report.contrasts import contrasts
@@ -79,7 +79,7 @@ def contents(folder) -> dict[str, bytes]:
 
 def test_two_runs_give_the_same_bytes(folder, tmp_path):
     copy = tmp_path / "results"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "README.md"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "*.md"))
     build.write_report(copy, "lab")
     assert contents(copy) == contents(folder)
     kinds = {name.rsplit(".", 1)[1] for name in contents(copy)}
@@ -106,7 +106,7 @@ def test_main_table_holds_every_baseline(folder):
     means = generated[generated.condition == "matched"].groupby("sample").correct.mean()
     assert row.generated == f"{100 * means.mean():.1f} ± {100 * means.std():.1f}"
     assert row.n == "100 / 60"
-    text = (folder / "README.md").read_text()
+    text = (folder / "lab" / "language-packages.md").read_text()
     for name in (*BASELINES, row.generated):
         assert f"| {name} |" in text
 
@@ -228,41 +228,88 @@ def test_terminal_table_fits_and_marks_missing_signal(folder):
     assert "†" not in tables.short_table(metrics)
 
 
-def test_readme_says_what_where_and_how_to_make_it_again(folder):
-    text = (folder / "README.md").read_text()
+def page_of(folder, name="language-packages") -> str:
+    return (folder / "lab" / f"{name}.md").read_text()
+
+
+def test_a_page_says_what_where_and_how_to_make_it_again(folder):
+    text = page_of(folder)
     for words in (
-        "## lab",
-        "language, source `packages`",
-        "100 and 60 held-out items",
-        "generated samples of each: 5.",
+        "# language, source `packages`, scale lab",
+        "n = 100 or 60 held-out items a cell, 3 trained adapters, 5 samples of each generator, "
+        "generator seed 0.",
         "Commit: abc.",
         "Machine: abacus, 2 cores, 8.0 GiB, no GPU; Python 3.11, torch 2.13.",
         "Seeds: generator 7; zoo 0 and 1.",
         "./reproduce.sh --scale lab --source packages",
         "a_b on minilm-l6** (no signal)",
-        "| sampling |",
         "| minilm-l6 | movie | generated | 0.87 |",
         "targets, cell by cell",
+        "the development wordings",
     ):
         assert words in text
-    for link in re.findall(r"\]\((.+?)\)", text):
-        assert (folder / link).is_file(), link
+    assert "| sampling |" in page_of(folder, "training")
+    assert "![The effect of each part]" in page_of(folder, "ablations")
 
 
-def test_readme_says_which_cells_another_commit_measured():
+def test_a_commit_is_named_where_it_is_unfolded_and_nowhere_else(folder):
+    for path in folder.rglob("*.md"):
+        shown = re.sub(r"<details>.*?</details>", "", path.read_text(), flags=re.DOTALL)
+        assert not re.search(r"\b(abc|[0-9a-f]{40})\b", shown), path.name
+
+
+def test_every_page_is_linked_and_every_link_leads_to_a_file(folder):
+    reached, todo = set(), [folder / "README.md"]
+    while todo:
+        path = todo.pop()
+        reached.add(path)
+        for link in re.findall(r"\]\((.+?)\)", path.read_text()):
+            target = (path.parent / link).resolve()
+            assert target.exists(), f"{path.name}: {link}"
+            if target.suffix == ".md" and target not in reached:
+                todo.append(target)
+    assert {*folder.glob("*.md"), *folder.glob("lab/*.md")} <= reached
+    text = "".join(path.read_text() for path in reached)
+    names = [path.name for path in folder.rglob("*.png")]
+    assert [name for name in names if f"figures/{name})" not in text] == []
+
+
+def test_the_contents_page_has_a_row_for_each_experiment_and_source(folder):
+    text = (folder / "README.md").read_text()
+    assert "## lab" in text and len(text.splitlines()) < 60
+    row = "| language | packages | 2 | 1 |"
+    assert row in text and "| [language-packages](lab/language-packages.md) |" in text
+
+
+def test_writing_one_scale_changes_no_file_of_another(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(theme, "save_figure", lambda *_: [])  # takes its time and is tested above
+    copy = tmp_path / "results"
+    shutil.copytree(folder, copy)
+    few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
+    one = results.write_cell(tmp_path / "one", *made(profile=few, n=20))
+    results.collect([one], copy / "desk")
+    (copy / "lab" / "items-language-packages.parquet").write_bytes(b"damaged")  # not read
+    before = contents(copy / "lab")
+    text = build.write_report(copy, "desk").read_text()
+    assert contents(copy / "lab") == before
+    assert text.index("## desk") < text.index("## lab")
+    assert "(desk/language-packages.md)" in text and "(lab/language-packages.md)" in text
+
+
+def test_a_page_says_which_cells_another_commit_measured():
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     cells = [cell(seed=seed, task=task) for task in ("movie", "b") for seed in (0, 1)]
     rows = [made(place, profile=few, n=20)[0] for place in cells]
     rows[0].commit = rows[1].commit = rows[2].commit = "new"
     rows[3].commit = "old"
-    assert readme._commits(pd.concat(rows[:3])) == ["- Commit: new."]
-    first, second = readme._commits(pd.concat(rows))
+    assert pages._commits(pd.concat(rows[:3])) == ["- Commit: new."]
+    first, second = pages._commits(pd.concat(rows))
     assert "new, to which the manifest belongs" in first
     assert second == "  - old: b on minilm-l6 (seed 1)."
-    assert readme._commits(pd.concat(rows[:1] + rows[3:]))[1] == "  - old: b on minilm-l6."
+    assert pages._commits(pd.concat(rows[:1] + rows[3:]))[1] == "  - old: b on minilm-l6."
 
 
-def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
+def test_the_contents_page_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(theme, "save_figure", lambda *_: [])  # takes its time and is tested above
     few = {("base", "none"): (0.5, 1), ("generated", "matched"): (0.8, 2)}
     one = results.write_cell(tmp_path / "one", *made(profile=few, n=20))
@@ -277,7 +324,7 @@ def test_readme_leaves_smoke_out_unless_it_is_alone(tmp_path, monkeypatch):
 
 def test_report_refuses_broken_rows_and_writes_nothing(folder, tmp_path):
     copy = tmp_path / "results"
-    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "README.md"))
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tables", "figures", "*.md"))
     path = copy / "lab" / "metrics.csv"
     text = path.read_text()
     for old, new, column in (("generated,", "conjured,", "method"), (",0.5,", ",50.0,", "value")):

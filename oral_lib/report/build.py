@@ -1,4 +1,4 @@
-"""The report of a scale: tables, figures and README, from the files of results/<scale>/.
+"""The report of a scale: tables, figures and pages, from the files of results/<scale>/.
 
 Reads metrics.csv, items-*.parquet and, if present, benchmarks.csv, ablations.csv, novelty.csv,
 curves-*.csv and manifest.json. Rows that break the result schema are refused. Equal input files
@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from oral_lib.evaluation import results, small_tables
-from oral_lib.report import findings, readme
+from oral_lib.report import findings, pages, study_pages
 from oral_lib.report.ablation_summary import ablation_means
 from oral_lib.report.comparisons import per_sample, pooled, without_signal
 from oral_lib.report.contrasts import contrasts
@@ -130,24 +130,24 @@ class SourceResults:
 
 
 def write_report(results_root: str | Path, scale: str) -> Path:
-    """The path of README.md, written with tables/ and figures/ of `scale`.
+    """The path of the contents page README.md, written with all pages of `scale`.
 
-    The README has a chapter per scale. `smoke` is left out unless it is the only scale, because its
-    numbers mean nothing. Raises OralError if rows break the result schema; nothing is written then.
+    Tables, figures and pages of other scales stay; the contents page lists them. `smoke` is left
+    out there unless it is the only scale, because its numbers mean nothing. Raises OralError if
+    rows break the result schema; nothing is written then.
     """
-    root = Path(results_root)
-    sources = _read(root / scale)
-    _write_sources(root / scale, sources)
-    _write_studies(root / scale)
+    root, folder = Path(results_root), Path(results_root) / scale
+    sources = _read(folder)
+    _write_sources(folder, sources)
+    _write_studies(folder)
+    for source in sources:
+        write_text(folder / f"{source.name}.md", pages.page(folder, source))
+    for name, text in study_pages.study_pages(folder).items():
+        write_text(folder / f"{name}.md", text)
     scales = sorted(path.parent.name for path in list_paths(root, "*/metrics.csv"))
-    listed, path = [name for name in scales if name != "smoke"] or scales, root / "README.md"
-    if scale in listed or not path.exists():  # else the README would not change
-        chapters = [
-            readme.chapter(root / name, sources if name == scale else _read(root / name))
-            for name in listed
-        ]
-        write_text(path, readme.page(chapters))
-    return path
+    named = [name for name in scales if name != "smoke"] or scales
+    write_text(root / "README.md", pages.contents(root, named))
+    return root / "README.md"
 
 
 def _read(folder: Path) -> list[SourceResults]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 ABSENT, NO_SIGNAL, IMPOSSIBLE = "–", "†", "×"
-BRACKETS = re.compile(r" (\[[^]]+\])")  # the base model in a cell of the grid: small print
+BRACKETS = re.compile(r" (\[[^]]+\])(?!\()")  # the base model in a cell of the grid; no link
 TEXT_COLUMNS = ("experiment", "base model", "base", "task")
 
 

@@ -1,4 +1,4 @@
-"""Publishing: the finished cells of an experiment become tables, curves, figures and a README."""
+"""Publishing: the finished cells of an experiment become tables, curves, figures and pages."""
 
 import sys
 from collections.abc import Sequence
