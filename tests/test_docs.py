@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -144,3 +145,14 @@ def test_the_limits_have_the_distances_that_were_measured():
     for (experiment, source), ratios in cells.groupby(["experiment", "source"]):
         numbers = f"{len(ratios)} | {ratios.median():.2f} | {ratios.max():.2f}"
         assert f"| {experiment}, `{source}` | {numbers} | {(ratios < 0.1).sum()} |" in limits
+
+
+def test_the_image_of_the_method_is_text_and_needs_no_other_file():
+    file = DOCS / "images" / "how-it-works.svg"
+    image = file.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(image)
+    texts = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert len(texts) > 20 and {"One sentence", "Projection on the hull", "LoRA"} <= {*texts}
+    assert "href" not in image and "@import" not in image
+    colours = re.findall(r"#[0-9a-f]{6}", image)
+    assert "prefers-color-scheme: dark" in image and len(set(colours)) > 5
