@@ -132,6 +132,17 @@ def test_every_file_that_a_page_links_exists(name):
             assert anchor in slugs, link
 
 
+def test_every_folder_and_module_of_the_library_is_in_the_layout():
+    layout = (DOCS / "layout.md").read_text(encoding="utf-8")
+    table = layout.partition("## oral_lib")[2].partition("## results")[0]
+    cells = re.findall(r"^\| ([^|]*) \|", table, re.M)
+    named = [name for cell in cells for name in re.findall(r"`([\w./]+)`", cell)]
+    library = list_paths(ROOT / "oral_lib", "*")
+    folders = {f"{path.name}/" for path in library if (path / "__init__.py").exists()}
+    modules = {path.name for path in library if path.suffix == ".py" and path.name[0] != "_"}
+    assert sorted(named) == sorted(folders | modules)
+
+
 def test_every_page_is_in_the_contents():
     contents = (DOCS / "README.md").read_text(encoding="utf-8")
     assert {name for name in NAMES if f"]({name})" not in contents} == {"README.md"}
