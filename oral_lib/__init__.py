@@ -3,6 +3,7 @@
     import oral_lib
     [lora] = oral_lib.prompt("Decide whether a review is positive.", base="smollm2-135m")
     lora.save("my-lora")
+    print(oral_lib.ask("smollm2-135m", "my-lora", "A moving story, superbly acted."))
 
 Names below are loaded when first used, so that `import oral_lib` never imports torch.
 """
@@ -25,9 +26,11 @@ _PUBLIC = {
     "Run": ("workflow.run", "Run"),
     "Task": ("tasks.task", "Task"),
     "UsageError": ("errors", "UsageError"),
+    "ask": ("prompting.answers", "ask"),
     "compare": ("evaluation.evaluate", "compare"),
     "load_base": ("models.loading", "load"),
     "load_task": ("tasks.task", "load_task"),
+    "pretrained": ("prompting.released", "pretrained"),
     "prompt": ("prompting.prompt", "prompt"),
     "task_names": ("tasks.task", "task_names"),
     "task_rows": ("tasks.rows", "task_rows"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from oral_lib.errors import PreflightError, UsageError, closest
 
 ROOT = Path(__file__).resolve().parent.parent
+GENERATORS = ROOT / "results" / "generators"  # the released generators, in a clone
 
 
 def full(path: str | Path) -> Path:
@@ -71,6 +72,11 @@ def experiment_folder(
 def results_folder(scale: str, out: str | Path = ROOT) -> Path:
     """Folder of the published tables and figures of a scale."""
     return Path(out) / "results" / scale
+
+
+def release_folder(scale: str, out: str | Path = ROOT) -> Path:
+    """Folder of the released generator of a scale."""
+    return Path(out) / "results" / "generators" / scale
 
 
 def cell_folder(run: Path, experiment: str, base: str, task: str, seed: int) -> Path:

@@ -108,6 +108,7 @@ SEVERAL_MODULES = {  # name -> why several modules define it
     "load": "lora.load reads an adapter; of base models one a family, which loading.load selects",
     "main": "the entry point of a command",
     "preset": "one an experiment, which its record names",
+    "pretrained": "oral_lib.pretrained reads a generator, hugging_face.pretrained a base model",
     "read": "results.read and store.read; called by their modules",
     "run_cell": "one an experiment, which its record names",
     "train": "method.train trains a generator, training.train the zoo",

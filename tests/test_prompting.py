@@ -114,14 +114,35 @@ def test_a_manifest_that_names_no_adapter_is_refused(prompted, smoke, tmp_path, 
         prompted(generator=tmp_path / "odd")
 
 
-def test_a_generator_without_a_zoo_beside_it_serves_too(prompted, smoke, tmp_path):
+def test_a_generator_without_a_zoo_beside_it_knows_the_nearest_adapter_all_the_same(
+    prompted, smoke, tmp_path
+):
     model = smoke.generator()
     model.manifest.pop("scale")  # as when it was trained outside a run
     model.save_pretrained(tmp_path / "alone")
+    [expected] = prompted()
     [lora] = prompted(generator=tmp_path / "alone")
-    assert lora.card.nearest == "" and lora.card.distance is None
+    assert lora.card.nearest == expected.card.nearest
+    assert lora.card.distance == pytest.approx(expected.card.distance, rel=1e-3)
     assert lora.card.generator.endswith("(custom)")
-    assert "not measured" in (lora.save(tmp_path / "lora") / "README.md").read_text()
+
+
+def test_a_generator_that_names_no_zoo_serves_too(prompted, smoke, tmp_path):
+    model = smoke.generator()
+    model.manifest.pop("zoo")
+    model.save_pretrained(tmp_path / "alone")
+    [lora] = prompted(generator=tmp_path / "alone")
+    assert lora.card.nearest == "" and lora.card.distance is None and lora.task is None
+    folder = lora.save(tmp_path / "lora")
+    assert "not measured" in (folder / "README.md").read_text()
+    assert not (folder / "oral.json").exists()
+
+
+def test_a_saved_adapter_carries_the_form_of_the_nearest_task(prompted, tmp_path):
+    [lora] = prompted()
+    assert lora.card.nearest.startswith(f"{lora.task.name}, seed ")
+    form = storage.read_json(lora.save(tmp_path / "lora") / "oral.json")
+    assert form["name"] == lora.task.name and form["labels"] == lora.task.labels
 
 
 def test_the_default_generator_is_that_of_a_run_with_the_base_model(prompted, smoke, refused):

@@ -21,6 +21,7 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors_by_module
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+FORM = "oral.json"  # how a text is put to the adapter and what it answers
 _AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 
 
@@ -59,6 +60,7 @@ def save(
     card: Card,
     *,
     name: str | None = None,
+    form: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """The path of the PEFT folder written. It is written completely or not at all.
@@ -71,6 +73,7 @@ def save(
         config: its PEFT configuration, as a LoraConfig or as its fields.
         card: the content of the model card.
         name: a folder inside `folder`; a plain name without slashes.
+        form: the content of oral.json, the form in which the adapter answers; None: no such file.
         overwrite: replace a folder that contains an adapter and nothing else.
 
     Raises:
@@ -102,6 +105,8 @@ def save(
         storage.write_tensors(temporary / WEIGHTS, tensors)
         storage.write_json(temporary / CONFIG, settings)
         storage.write_text(temporary / CARD, _card(card, settings, folder.name))
+        if form is not None:
+            storage.write_json(temporary / FORM, form)
     return folder
 
 
@@ -205,7 +210,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{str(folder)!r} is in use and does not contain an adapter: name another folder."
         )
-    if others := sorted(files - {WEIGHTS, CONFIG, CARD}):
+    if others := sorted(files - {WEIGHTS, CONFIG, CARD, FORM}):
         raise UsageError(
             f"{str(folder)!r} also contains {others[0]!r}, which replacing it would delete: "
             "name another folder."

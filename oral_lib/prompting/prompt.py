@@ -8,9 +8,14 @@ from torch import Tensor
 
 from oral_lib import paths
 from oral_lib.documents.sentence import check_sentence
+from oral_lib.errors import UsageError
 from oral_lib.generator import Generator
 from oral_lib.lora import distances, peft_folder
+from oral_lib.method import tokenization
+from oral_lib.prompting import forms, released
+from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import run_folders, store
+from oral_lib.zoo.run_folders import StoredGenerator
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class PromptedLora:
         tensors: by their names in PEFT's saved state dict, float32.
         config: the PEFT configuration.
         card: the text, generator and seed it comes from, and the nearest adapter of the zoo.
+        task: the task of that nearest adapter, in whose form this adapter answers (`ask`); None if
+            it is unknown.
 
     >>> card = peft_folder.Card("Is it good news?", "my/base", "generator-1", seed=0)
     >>> lora = PromptedLora({"q.lora_A.weight": torch.ones(2, 4)}, {"peft_type": "LORA"}, card)
@@ -31,11 +38,14 @@ class PromptedLora:
     tensors: dict[str, Tensor]
     config: dict
     card: peft_folder.Card
+    task: Task | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """The path of the PEFT folder, written with a model card. UsageError if it exists already,
-        unless `overwrite`."""
-        return peft_folder.save(folder, self.tensors, self.config, self.card, overwrite=overwrite)
+        """The path of the PEFT folder, written with a model card and, if the task is known, with
+        oral.json, the form of its answers. UsageError if it exists already, unless `overwrite`."""
+        form = forms.form_of(self.task) if self.task else None
+        place = dict(form=form, overwrite=overwrite)
+        return peft_folder.save(folder, self.tensors, self.config, self.card, **place)
 
 
 def prompt(
@@ -62,7 +72,7 @@ def prompt(
         guidance: see `SamplingConfig`; None: as stored with the generator.
         temperature: the same.
         generator: folder of a generator. Default: one that ./reproduce.sh trained, of several that
-            of the largest scale.
+            of the largest scale. Where no run has the base model: a released one (`pretrained`).
         scale: only a generator of this scale.
         source: only a generator of this source; also where its text encoder is read from.
             Default: the source of the generator.
@@ -86,20 +96,34 @@ def prompt(
         place = run_folders.describe(generator, **({"source": source} if source else {}))
     else:
         place = run_folders.find_generator(base, out, scale, source)
-    folder = place.folder
-    model = Generator.from_pretrained(folder, device, source=place.source)
-    adapters = model.generate(task, base, n, seed, guidance=guidance, temperature=temperature)
+    return prompt_from(place, task, base, n, seed, guidance, temperature, device)
+
+
+def prompt_from(
+    place: StoredGenerator,
+    text: str,
+    base: str,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    device: str = "cpu",
+) -> list[PromptedLora]:
+    """`prompt`, with the generator of `place`."""
+    if place.release or (place.folder / released.SUMS).is_file():
+        released.check_files(place.folder)
+    model = Generator.from_pretrained(place.folder, device, source=place.source)
+    adapters = model.generate(text, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
-    members = store.trained_on(folder, model.manifest, base)
-    options = asdict(
-        model.chosen_sampling(None, {"guidance": guidance, "temperature": temperature})
-    )
+    members = store.trained_on(place.folder, model.manifest, base)
+    members = members or _stored_members(place.folder, model, base)
+    options = model.chosen_sampling(None, {"guidance": guidance, "temperature": temperature})
     loader = f"oral_lib.load_base({json.dumps(base)}).model"
     loras = []
     for number, tensors in enumerate(adapters, 1):
         name, far = distances.nearest(tensors, members, config) if members else ("", None)
         card = peft_folder.Card(
-            text=task,
+            text=text,
             base=config.get("base_model_name_or_path") or base,
             # the base model of one's own adapters is not in the registry
             loader="" if "adapters" in model.manifest else loader,
@@ -107,9 +131,32 @@ def prompt(
             seed=seed,
             sample=number,
             samples=n,
-            sampling=", ".join(f"{name}={value}" for name, value in options.items()),
+            sampling=", ".join(f"{name}={value}" for name, value in asdict(options).items()),
             nearest=name,
             distance=far.total if far else None,
         )
-        loras.append(PromptedLora(tensors, config, card))
+        loras.append(PromptedLora(tensors, config, card, _task_of(name)))
     return loras
+
+
+def _stored_members(
+    folder: Path, model: Generator, base: str
+) -> list[tuple[str, dict[str, Tensor]]]:
+    """(name, tensors) of the zoo's adapters of `base`, decoded from what the generator stores."""
+    entry, listed = model.bases[base], store.listed_members(folder, model.manifest, base)
+    projection = entry.projection
+    if projection is None or len(projection.coordinates) != len(listed):
+        return []
+    directions = projection.directions  # [s, l, r]
+    codes = (projection.coordinates @ directions.flatten(1)).unflatten(1, directions.shape[1:])
+    values = entry.statistics.denormalise(codes).cpu()  # [n, l, k]
+    names = [store.member_name(task, seed) for task, seed, _ in listed]
+    return list(zip(names, tokenization.decode(entry.layout, values), strict=True))
+
+
+def _task_of(member: str) -> Task | None:
+    """The task of an adapter of the zoo by the adapter's name; None for an unknown task."""
+    try:
+        return load_task(member.rpartition(", seed ")[0])
+    except UsageError:
+        return None

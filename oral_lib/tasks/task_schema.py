@@ -104,6 +104,15 @@ TASK = _record(
     max_new_tokens=_COUNT,
     stop_strings={"type": "array", "items": {"type": "string", "minLength": 1}},
 )
+FORM_KEYS = (  # of a task: how a text is put to a model, and what it answers
+    *("name", "version", "family", "scoring", "labels", "template", "max_tokens"),
+    *("answer_pattern", "max_new_tokens", "stop_strings"),
+)
+_FORM = _record(
+    ("name", "version", "family", "scoring", "labels", "max_tokens"),
+    **{key: TASK["properties"][key] for key in FORM_KEYS}
+    | {key: _COUNT | {"maximum": 1 << 15} for key in ("max_tokens", "max_new_tokens")},
+)
 _ANSWER_LETTERS, _ANSWER_WAYS = 1000, 1e10  # of a generated text: `lora.patterns.cost`
 _NEEDS = {  # keys and columns by scoring; of keys in one group, one is enough
     "label": (("template", "marker_words"), [("text",), ("label", "rating", "sets")]),
@@ -137,8 +146,37 @@ def check_task(document: Document, name: str) -> None:
     for kind in task["split"]:
         if kind not in ("seed", *task["sources"]):
             raise document.error("there is no such source in `sources`.", "split", kind)
-    if "template" in task and set(_fields(document, "template")) != {"text"}:
+    _check_texts(document)
+
+
+def check_form(document: Document) -> None:
+    """Raises UsageError, with file and line, unless the document has the `FORM_KEYS` of a task."""
+    document.check(_FORM)
+    form = document.content
+    for key in _NEEDS[form["scoring"]][0]:
+        if key in FORM_KEYS and key not in form:
+            raise document.error(f"scoring {form['scoring']!r} requires `{key}`.")
+    _check_labels(document, form["labels"], form["scoring"])
+    _check_texts(document)
+
+
+def _check_texts(document: Document) -> None:
+    """Raises UsageError unless template and answer's pattern are of use, and cheap."""
+    if "template" in document.content and set(_fields(document, "template")) != {"text"}:
         raise document.error("must contain {text}, and no other field.", "template")
+    if "answer_pattern" in document.content:
+        _check_pattern(document, document.content["answer_pattern"])
+
+
+def _check_labels(document: Document, labels: list[str], scoring: str) -> None:
+    """Raises UsageError unless the scoring has as many labels as it needs, each without blanks."""
+    if scoring in ("answer", "match", "style") and labels:
+        raise document.error(f"scoring {scoring!r} has no labels: write [].", "labels")
+    if scoring not in ("answer", "match", "style") and len(labels) < 2:
+        raise document.error(f"scoring {scoring!r} requires at least two labels.", "labels")
+    for i, label in enumerate(labels):
+        if label != label.strip():
+            raise document.error(f"must not begin or end with a blank, got {label!r}.", "labels", i)
 
 
 def _check_scoring(document: Document, task: dict, scoring: str) -> None:
@@ -148,20 +186,12 @@ def _check_scoring(document: Document, task: dict, scoring: str) -> None:
         if key not in task:
             raise document.error(f"scoring {scoring!r} requires `{key}`.")
     labels, markers = task["labels"], task.get("marker_words", [])
-    if scoring in ("answer", "match", "style") and labels:
-        raise document.error(f"scoring {scoring!r} has no labels: write [].", "labels")
-    if scoring not in ("answer", "match", "style") and len(labels) < 2:
-        raise document.error(f"scoring {scoring!r} requires at least two labels.", "labels")
+    _check_labels(document, labels, scoring)
     if "marker_words" in keys and len(markers) < 2:
         raise document.error("must have at least two lists of words.", "marker_words")
     if scoring in ("label", "option") and len(markers) != len(labels):
         counts = f"{len(labels)} labels and {len(markers)} lists"
         raise document.error(f"must have one list for each label, got {counts}.", "marker_words")
-    for i, label in enumerate(labels):
-        if label != label.strip():
-            raise document.error(f"must not begin or end with a blank, got {label!r}.", "labels", i)
-    if "answer_pattern" in task:
-        _check_pattern(document, task["answer_pattern"])
     for i, example in enumerate(task.get("examples", [])):
         if scoring == "answer" and "target" not in example:
             raise document.error("'target' is missing.", "examples", i)

@@ -12,7 +12,8 @@ from pathlib import Path
 from oral_lib import __version__, paths, scales, storage
 from oral_lib.errors import OralError, memory_fault
 from oral_lib.runner import worker
-from oral_lib.workflow import commands, options
+from oral_lib.workflow import options
+from oral_lib.workflow.commands import adapters, runs
 from oral_lib.workflow.parsing import SEEDS, Parser, path, whole
 
 CODES = """\
@@ -76,7 +77,7 @@ def _add_uses(added: _Commands) -> None:
     """The commands for users."""
     about = "generate a LoRA adapter from one sentence"
     example = 'generate --text "Is the review positive?" --base smollm2-135m --save my-lora'
-    sub = added.add("use", "generate", commands.do_generate, about, example)
+    sub = added.add("use", "generate", adapters.do_generate, about, example)
     sub.add_argument("--text", metavar="TEXT", help=TEXT_HELP)
     sub.add_argument("--task", metavar="TEXT", help="the older name of --text")
     sub.add_argument("--base", required=True, help="the base model of the adapter: see `bases`")
@@ -88,19 +89,31 @@ def _add_uses(added: _Commands) -> None:
     sub.add_argument("--n", type=whole(1, 1000), default=1, help="number of adapters")
     sub.add_argument("--seed", type=whole(*SEEDS), default=0, help="same seed, same adapters")
 
+    about = "answer inputs with a base model, without and with an adapter"
+    example = 'ask --base smollm2-135m --lora my-lora --text "A moving story, superbly acted."'
+    sub = added.add("use", "ask", adapters.do_ask, about, example, "--source")
+    sub.add_argument("--base", required=True, help="the base model of the adapter")
+    sub.add_argument("--lora", type=path, metavar="FOLDER", help="a saved adapter (PEFT)")
+    help_text = "what to answer; - reads it from standard input; several times for several inputs"
+    sub.add_argument("--text", action="append", metavar="TEXT", help=help_text)
+    help_text = "an image to answer about, for tasks of images; several times as --text"
+    sub.add_argument("--image", action="append", type=path, metavar="FILE", help=help_text)
+    help_text = "the task whose form the answer has (default: the one stored with the adapter)"
+    sub.add_argument("--task", metavar="NAME", help=help_text)
+
     about = "list the base models that adapters can be generated for"
-    sub = added.add("use", "bases", commands.do_bases, about, "bases")
+    sub = added.add("use", "bases", adapters.do_bases, about, "bases")
     sub.add_argument("--generator", type=path, metavar="FOLDER", help="list this generator only")
     options.add(sub, "--scale", "--source", default=None, help="runs of this only")
     options.add(sub, "--out", default=None)
 
     about = "list the tasks, or show single ones"
-    sub = added.add("use", "tasks", commands.do_tasks, about, "tasks movie", "--source")
+    sub = added.add("use", "tasks", adapters.do_tasks, about, "tasks movie", "--source")
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all, in a list")
 
     about = "train a generator on your own adapters, or one of a run"
     example = "train --manifest adapters.jsonl --save my-generator"
-    sub = added.add("use", "train", commands.do_train, about, example, "--source")
+    sub = added.add("use", "train", runs.do_train, about, example, "--source")
     options.add(sub, "--scale", "--out", "--experiment", default=None)
     kinds = (*scales.generators("lab"), "multitask")
     sub.add_argument("kind", nargs="?", choices=kinds, metavar="KIND", help=", ".join(kinds))
@@ -117,13 +130,13 @@ def _add_uses(added: _Commands) -> None:
     group.add_argument("--seed", type=whole(*SEEDS), help="default: 0")
 
     about = "publish finished cells, or write the report of published results again"
-    sub = added.add("use", "report", commands.do_report, about, "report", "--experiment")
+    sub = added.add("use", "report", runs.do_report, about, "report", "--experiment")
     options.add(sub, "--scale", default=None, help="default: the largest with finished cells")
     options.add(sub, "--source", default=None, help="default: the first with finished cells")
     options.add(sub, "--out")
 
     about, example = "run one notebook with checked parameters", "notebook 10_language out.ipynb"
-    sub = added.add("use", "notebook", commands.do_notebook, about, f"{example} -p task sarcasm")
+    sub = added.add("use", "notebook", runs.do_notebook, about, f"{example} -p task sarcasm")
     sub.add_argument("name", help="a notebook of the project, or a path")
     sub.add_argument("output", type=path, help="the executed notebook")
     sub.add_argument(
@@ -139,13 +152,13 @@ def _add_uses(added: _Commands) -> None:
     about = "run the cells of a sweep file that have not run yet"
     example, shared = "sweep notebooks/sweeps/language.yaml --dry-run", ("--out", "--jobs")
     sub = added.add(
-        "use", "sweep", commands.do_sweep, about, example, *shared, "--dry-run", "--offline"
+        "use", "sweep", runs.do_sweep, about, example, *shared, "--dry-run", "--offline"
     )
     sub.add_argument("file", type=path, help="such as notebooks/sweeps/language.yaml")
     options.add(sub, "--scale", "--source", default=None, help="default: that of the file")
 
     about = "check what is installed on this machine"
-    added.add("use", "doctor", commands.do_doctor, about, "doctor --scale desk", *RUN)
+    added.add("use", "doctor", runs.do_doctor, about, "doctor --scale desk", *RUN)
 
 
 def _add_steps(added: _Commands) -> None:
@@ -153,7 +166,7 @@ def _add_steps(added: _Commands) -> None:
     about = "download and convert the models and data of a source"
     sub = added.add(
         "plan",
-        *("assets", commands.do_assets, about, "assets --source packages"),
+        *("assets", runs.do_assets, about, "assets --source packages"),
         *(*RUN, "--offline"),
     )
     options.add(sub, "--experiment", default=None)
@@ -161,16 +174,16 @@ def _add_steps(added: _Commands) -> None:
     sub.add_argument("--tests", action="store_true", help="also what the tests need")
 
     steps = (
-        ("align", commands.do_align, "combine two models into a two-tower model", "towers"),
-        ("evolve", commands.do_evolve, "train a later version of a base model", "smollm2-135m-t4"),
+        ("align", runs.do_align, "combine two models into a two-tower model", "towers"),
+        ("evolve", runs.do_evolve, "train a later version of a base model", "smollm2-135m-t4"),
         (
             "tune",
-            commands.do_tune,
+            runs.do_tune,
             "choose learning rates and steps on validation rows",
             "minilm-l6",
         ),
-        ("zoo", commands.do_zoo, "train the adapters of one base model", "minilm-l6"),
-        ("cells", commands.do_cells, "measure the cells of one base model", "minilm-l6"),
+        ("zoo", runs.do_zoo, "train the adapters of one base model", "minilm-l6"),
+        ("cells", runs.do_cells, "measure the cells of one base model", "minilm-l6"),
     )
     for name, call, about, base in steps:
         example = f"{name} --base {base} --scale lab"
@@ -187,13 +200,13 @@ def _add_work(added: _Commands) -> None:
     """The commands for work on the project."""
     about = "time the hot paths next to a plain implementation, and report again"
     shared = (*RUN, "--experiment")
-    added.add("work", "bench", commands.do_bench, about, "bench --scale desk", *shared)
+    added.add("work", "bench", runs.do_bench, about, "bench --scale desk", *shared)
     about = "time a training step of a base model by kernel"
     example = "profile --base smollm2-135m --scale lab"
-    sub = added.add("work", "profile", commands.do_profile, about, example, *RUN)
+    sub = added.add("work", "profile", runs.do_profile, about, example, *RUN)
     sub.add_argument("--base", required=True, help="such as smollm2-135m")
     about = "write notebooks/*.ipynb from notebooks/*.py"
-    sub = added.add("work", "twins", commands.do_twins, about, "twins --check")
+    sub = added.add("work", "twins", runs.do_twins, about, "twins --check")
     sub.add_argument("--check", action="store_true", help="change nothing, fail if they differ")
     sub.add_argument("--folder", type=path, default=paths.ROOT / "notebooks")
 

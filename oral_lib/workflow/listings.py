@@ -6,6 +6,7 @@ Nothing here imports torch or pandas.
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oral_lib import scales
 from oral_lib.assets import sources
@@ -14,6 +15,9 @@ from oral_lib.models import registry
 from oral_lib.tasks import task as task_files
 from oral_lib.tasks.task import Task
 from oral_lib.zoo.run_folders import StoredGenerator
+
+if TYPE_CHECKING:
+    from oral_lib.prompting.answers import Answer
 
 WIDTH = 100
 LABELS = 4  # shown in the list
@@ -85,7 +89,7 @@ def task_lines(source: str) -> Iterator[str]:
         except OralError as error:
             broken.append(f"broken: {name}: {error}")
             continue
-        cells = (name, task.family, task.scoring, _labels(task), ", ".join(task.sources))
+        cells = (name, task.family, task.scoring, label_list(task), ", ".join(task.sources))
         rows.append((*cells, _rows_here(task, source)))
     yield from columns(rows)
     yield from broken
@@ -116,7 +120,8 @@ def _wordings(task: Task) -> str:
     )
 
 
-def _labels(task: Task) -> str:
+def label_list(task: Task) -> str:
+    """The labels of a task in a line, at most `LABELS` of them; "-" for a task without labels."""
     if not task.labels:
         return "-"
     if len(task.labels) > LABELS:
@@ -139,6 +144,38 @@ def _rows_here(task: Task, source: str) -> str:
         return "on the hub"
     files = [folder / entry["set"] / f"{entry[part]}.parquet" for part in ("train", "test")]
     return "yes" if all(file.is_file() for file in files) else "no"
+
+
+# ---------------------------------------------------------------- answers
+def answer_lines(
+    rows: Sequence[Sequence["Answer"]], names: Sequence[str], images: Sequence[Path] | None = None
+) -> Iterator[str]:
+    """The lines of a table of answers.
+
+    Args:
+        rows: the answers to each input.
+        names: what gave them, a column each.
+        images: the image of each input, if there are any.
+    """
+    table = [("input", *names)]
+    for number, answers in enumerate(rows):
+        parts = [answers[0].text, *([str(images[number % len(images)])] if images else [])]
+        words = " | ".join(part for part in parts if part)
+        table.append((_cell(words), *(_cell(_best(answer)) for answer in answers)))
+    yield from columns(table)
+
+
+def _best(answer: "Answer") -> str:
+    """The answer, with its probability if there are labels."""
+    if not answer.probabilities:
+        return str(answer)
+    return f"{answer.answer} ({max(answer.probabilities.values()):.0%})"
+
+
+def _cell(text: str, most: int = 60) -> str:
+    """`text` in one line of at most `most` letters."""
+    line = " ".join(_printable(" ".join(text.split())).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 # ---------------------------------------------------------------- tables

@@ -144,3 +144,8 @@ def _nearest(folder: Path) -> Path:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
+
+
+def print_note(text: str) -> None:
+    """Prints a remark, on the stream of errors."""
+    print(f"note: {text}", file=sys.stderr, flush=True)

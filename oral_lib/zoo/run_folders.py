@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oral_lib import paths, scales, storage
+from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.models import registry
 
 LARGEST_FIRST = tuple(reversed(scales.SCALES))
 LOCAL = "local:DIR"  # a local source whose folder the run knows
 SOURCE_ORDER = ("packages", LOCAL, "hub")
+RESTORE = "Get its folder from the repository again: git checkout -- results/generators."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,13 @@ class StoredGenerator:
     source: str = "packages"  # where its text encoder and base models are read from
     experiment: str = ""
     fault: str = ""  # why it cannot be used
+    release: str = ""  # the name of a released generator
 
     @property
     def run(self) -> str:
         """Scale and source in words; the folder for a generator outside a run."""
+        if self.release:
+            return f"{self.release} (released)"
         kind = self.source.partition(":")[0]
         return f"{self.scale} ({kind})" if self.scale else str(self.folder)
 
@@ -86,6 +91,49 @@ def stored_generators(
     return listed
 
 
+def released_generators(
+    scale: str | None = None, source: str | None = None
+) -> list[StoredGenerator]:
+    """The released generators, sorted by name.
+
+    Args:
+        scale: only of this scale.
+        source: only of this source.
+    """
+    folders = [path.parent for path in storage.list_paths(paths.GENERATORS, "*/manifest.json")]
+    listed = [describe(folder, release=folder.name) for folder in folders]
+    return [
+        generator
+        for generator in listed
+        if scale in (None, generator.scale) and source in (None, generator.source)
+    ]
+
+
+def released_generator(name: str) -> StoredGenerator:
+    """The released generator called `name`.
+
+    Raises:
+        PreflightError: no generator is next to the library, or its files cannot be read.
+        UsageError: there are others, but none of this name.
+    """
+    listed = {generator.release: generator for generator in released_generators()}
+    if not listed:
+        raise PreflightError(
+            f"no released generator in {paths.GENERATORS}: they are files of the repository, which "
+            "an installed package leaves out. Clone the repository and use the library there, or "
+            "name the folder of a copy: oral_lib.Generator.from_pretrained(FOLDER), --generator "
+            "FOLDER."
+        )
+    if name not in listed:
+        raise UsageError(
+            f"no released generator {short(name)}.{closest(name, listed)} There are "
+            f"{', '.join(listed)}."
+        )
+    if listed[name].fault:
+        raise PreflightError(f"the released generator {name} is {listed[name].fault} {RESTORE}")
+    return listed[name]
+
+
 def run_places(
     scale: str | None = None, source: str | None = None
 ) -> Iterator[tuple[str, str, str]]:
@@ -108,17 +156,21 @@ def find_generator(
     scale: str | None = None,
     source: str | None = None,
 ) -> StoredGenerator:
-    """The generator that makes adapters for `base`: of several the first of `stored_generators`.
+    """The generator that makes adapters for `base`: of several the first of `stored_generators`,
+    and where no run has one, a released one.
 
     Raises:
-        PreflightError: no run below `out` has a generator.
+        PreflightError: no run below `out` has a generator, and none is released.
         UsageError: none of them makes adapters for `base`.
         OralError: one that could be chosen is damaged.
     """
     listed, experiment = stored_generators(out, scale, source), ""
+    listed += released_generators(scale, source)
     with suppress(UsageError):  # a base model of one's own adapters is in no registry
         experiment = registry.spec(base).experiment
     for generator in listed:
+        if generator.fault and generator.release:
+            raise OralError(f"the generator in {generator.folder} is {generator.fault} {RESTORE}")
         if generator.fault and experiment in ("", generator.experiment):
             raise OralError(
                 f"the generator in {generator.folder} is {generator.fault} Train it again, or "
@@ -134,7 +186,8 @@ def find_generator(
         )
     bases = sorted({name for generator in listed for name in generator.bases})
     raise UsageError(
-        f"no generator{where} in {Path(out) / 'runs'} makes adapters for base model {base!r}."
+        f"no generator{where}, in {Path(out) / 'runs'} or released, makes adapters for base model "
+        f"{base!r}."
         f"{closest(base, bases)} {_known(listed)}"
     )
 

@@ -295,8 +295,21 @@ def trained_on(
 
     OralError if the manifest does not list them.
     """
+    members = []
+    for task, seed, sha256 in listed_members(place, manifest, base):
+        file = folder(place.parent, base, task, seed) / "adapter_model.safetensors"
+        if file.is_file() and storage.sha256(file) == sha256:
+            members.append((member_name(task, seed), storage.read_tensors(file)))
+    return members
+
+
+def listed_members(
+    place: Path, manifest: Mapping[str, Any], base: str
+) -> list[tuple[str, int, str]]:
+    """(task, seed, hash) of the adapters of `base` that the manifest of the generator in `place`
+    lists, in the order of training. OralError if it does not list them."""
     try:
-        listed = [
+        return [
             (storage.safe_name(entry["task"]), int(entry["seed"]), entry["sha256"])
             for entry in manifest.get("zoo", ())
             if entry["base"] == storage.safe_name(base)
@@ -306,9 +319,12 @@ def trained_on(
             f"manifest.json in {place} does not list what the generator was trained on "
             f"({type(error).__name__}: {error}): train or download it again."
         ) from error
-    members = []
-    for task, seed, sha256 in listed:
-        file = folder(place.parent, base, task, seed) / "adapter_model.safetensors"
-        if file.is_file() and storage.sha256(file) == sha256:
-            members.append((f"{task}, seed {seed}", storage.read_tensors(file)))
-    return members
+
+
+def member_name(task: str, seed: int) -> str:
+    """The name of an adapter of the zoo in model cards.
+
+    >>> member_name("movie", 2)
+    'movie, seed 2'
+    """
+    return f"{task}, seed {seed}"

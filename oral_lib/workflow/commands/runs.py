@@ -1,4 +1,4 @@
-"""What the subcommands of `python -m oral_lib` do, each a function of the parsed arguments.
+"""The subcommands about runs: reports, notebooks, steps of the plan, work on the project.
 
 Imports with the standard library only; a subcommand imports what it needs when it runs.
 """
@@ -13,116 +13,13 @@ from oral_lib.errors import PreflightError, UsageError
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import doctor, environment
 from oral_lib.workflow import notebooks, plan
-from oral_lib.workflow.parsing import new_folder, refuse_unused, require_writable, short
-
-
-def print_note(text: str) -> None:
-    """Prints a remark, on the stream of errors."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- generating
-def do_generate(args: Namespace) -> None:
-    """Generates adapters from a sentence and prints their folders."""
-    text = _text(args)
-    save, out = _adapter_folder(args)
-    if args.generator:
-        refuse_unused(args, "with --generator, which is not of a run", "scale")
-    new_folder(save, "--save")
-    place = _generator(args, out)
-    from oral_lib.prompting import prompt
-
-    adapters = prompt.prompt(
-        text,
-        base=args.base,
-        n=args.n,
-        seed=args.seed,
-        generator=place.folder,
-        source=place.source,
-    )
-    for number, adapter in enumerate(adapters, 1):
-        print(adapter.save(save if args.n == 1 else save / f"sample-{number}"))
-
-
-def _text(args: Namespace) -> str:
-    """The checked text of --text, of its older name --task, or of standard input."""
-    from oral_lib.documents import sentence
-
-    if args.text is not None and args.task is not None:
-        raise UsageError("--task is the older name of --text: use one of them.")
-    if args.text is None and args.task is None:
-        raise UsageError('--text is missing: describe the task, as in --text "Is it spam?".')
-    if args.task is not None:
-        print_note("--task is called --text now; in other commands --task is the name of a task")
-    text = args.task if args.text is None else args.text
-    if text == "-":
-        try:
-            text = sys.stdin.buffer.read(1 << 24).decode().strip()
-        except UnicodeDecodeError as error:
-            raise UsageError(f"standard input is not UTF-8: {error.reason}.") from error
-    return sentence.check_sentence(text)
-
-
-def _adapter_folder(args: Namespace) -> tuple[Path, Path]:
-    """(the new folder of the adapter, the folder of runs/).
-
-    The older spelling `--out my-lora` is accepted where the folder cannot be that of runs/.
-    """
-    if args.save:
-        if args.generator:
-            refuse_unused(args, "with --generator and --save", "out")
-        return args.save, args.out or paths.ROOT
-    if not args.out:
-        raise UsageError("--save is missing: name a new folder for the adapter.")
-    if any((args.out / name).exists() for name in ("runs", "results")):
-        raise UsageError(
-            f"--save is missing: name a new folder for the adapter. --out {args.out} is the "
-            "folder of runs/ and results/."
-        )
-    print_note(f"--out {args.out} is read as --save: --out is the folder of runs/ and results/ now")
-    return args.out, paths.ROOT
-
-
-def _generator(args: Namespace, out: Path):
-    """The generator to use; a note says which."""
-    from oral_lib.zoo import run_folders
-
-    if args.generator:
-        source = {"source": args.source} if args.source else {}
-        return run_folders.describe(args.generator, **source)
-    place = run_folders.find_generator(args.base, out, args.scale, args.source)
-    runs = run_folders.stored_generators(out, args.scale, args.source)
-    others = [one.run for one in runs if args.base in one.bases and one != place]
-    more = f"; --scale and --source choose another: {', '.join(others)}" if others else ""
-    print_note(f"the generator is that of the run {place.run} in {place.folder.parent}{more}")
-    return place
-
-
-def do_bases(args: Namespace) -> None:
-    """Lists the base models of the generators here."""
-    from oral_lib.workflow import listings
-    from oral_lib.zoo import run_folders
-
-    out = args.out or paths.ROOT
-    where = out / "runs"
-    if args.generator:
-        refuse_unused(args, "with --generator", "scale", "source", "out")
-        where, listed = args.generator, [run_folders.describe(args.generator)]
-        if not (args.generator / "config.json").is_file():
-            raise PreflightError(f"no generator in {args.generator}: name its folder.")
-    else:
-        listed = run_folders.stored_generators(out, args.scale, args.source)
-    print("\n".join(listings.base_lines(listed, where)))
-
-
-def do_tasks(args: Namespace) -> None:
-    """Lists the tasks, or shows single ones."""
-    from oral_lib.tasks.task import load_task
-    from oral_lib.workflow import listings
-
-    blocks = [listings.task_detail(load_task(name), args.source) for name in args.names]
-    blocks = blocks or [listings.task_lines(args.source)]
-    print("\n\n".join("\n".join(lines) for lines in blocks))
+from oral_lib.workflow.parsing import (
+    new_folder,
+    print_note,
+    refuse_unused,
+    require_writable,
+    short,
+)
 
 
 # ---------------------------------------------------------------- reporting
