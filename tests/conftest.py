@@ -8,8 +8,15 @@ from importlib import import_module
 import pytest
 
 import oral_lib  # makes transformers and peft importable with a torchvision that does not fit
+from oral_lib import paths
 
 STEPS = 60
+
+
+@pytest.fixture(autouse=True)
+def nothing_released(monkeypatch, tmp_path_factory):
+    """What a test sees does not depend on the generators that the repository has."""
+    monkeypatch.setattr(paths, "GENERATORS", tmp_path_factory.getbasetemp() / "no-generators")
 
 
 @pytest.fixture(scope="session")

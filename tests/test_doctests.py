@@ -11,6 +11,8 @@ import torch
 import oral_lib
 import oral_lib.lora
 import oral_lib.method
+from oral_lib import paths
+from oral_lib.prompting.release import write_release
 
 torch.set_num_threads(1)
 
@@ -52,6 +54,9 @@ def test_the_examples_of_a_module_run(name):
 @pytest.mark.parametrize("name", sorted(f"oral_lib.{n}" for n in oral_lib._PUBLIC))
 def test_the_example_of_a_public_name_runs(name, smoke, monkeypatch):
     monkeypatch.chdir(smoke.out)  # the run that the examples of the generator name
+    if name == "oral_lib.pretrained":
+        write_release("smoke", "made", smoke.out)
+        monkeypatch.setattr(paths, "GENERATORS", smoke.out / "results" / "generators")
     content = public()[name]
     test = doctest.DocTestParser().get_doctest(
         inspect.getdoc(content) or "", {"oral_lib": oral_lib, "torch": torch}, name, None, 0

@@ -9,12 +9,11 @@ from oral_lib import storage
 from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError
 from oral_lib.generator import Generator
-from oral_lib.lora.peft_folder import inside
+from oral_lib.lora.peft_folder import CARD, inside
 from oral_lib.zoo import run_folders
 from oral_lib.zoo.run_folders import RESTORE
 
 SUMS = "SHA256SUMS"  # of all files but the card, as sha256sum writes it
-CARD = "README.md"
 
 
 def pretrained(

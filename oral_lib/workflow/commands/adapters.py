@@ -9,7 +9,7 @@ from pathlib import Path
 
 from oral_lib import paths
 from oral_lib.errors import PreflightError, UsageError
-from oral_lib.workflow.parsing import new_folder, print_note, refuse_unused
+from oral_lib.workflow.parsing import new_folder, print_note, refuse_unused, require_writable
 
 
 def do_generate(args: Namespace) -> None:
@@ -119,6 +119,16 @@ def _generator(args: Namespace, out: Path):
     more = f"; --scale and --source choose another: {', '.join(others)}" if others else ""
     print_note(f"the generator is that of the run {place.run} in {place.folder.parent}{more}")
     return place
+
+
+def do_release(args: Namespace) -> None:
+    """Writes the release of a run's generator and prints its folder."""
+    source = "made" if args.scale == "smoke" else args.source
+    folder = paths.release_folder(args.scale, args.out)
+    require_writable(folder)
+    from oral_lib.prompting import release
+
+    print(release.write_release(args.scale, source, args.out))
 
 
 def do_bases(args: Namespace) -> None:
