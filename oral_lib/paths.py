@@ -6,7 +6,7 @@ from pathlib import Path
 from oral_lib.errors import PreflightError, UsageError, closest
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATORS = ROOT / "results" / "generators"  # the released generators, in a clone
+RELEASED = ROOT / "results" / "generators"  # the released generators, in a clone
 
 
 def full(path: str | Path) -> Path:

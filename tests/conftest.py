@@ -16,7 +16,7 @@ STEPS = 60
 @pytest.fixture(autouse=True)
 def nothing_released(monkeypatch, tmp_path_factory):
     """What a test sees does not depend on the generators that the repository has."""
-    monkeypatch.setattr(paths, "GENERATORS", tmp_path_factory.getbasetemp() / "no-generators")
+    monkeypatch.setattr(paths, "RELEASED", tmp_path_factory.getbasetemp() / "no-generators")
 
 
 @pytest.fixture(scope="session")

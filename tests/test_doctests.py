@@ -56,7 +56,7 @@ def test_the_example_of_a_public_name_runs(name, smoke, monkeypatch):
     monkeypatch.chdir(smoke.out)  # the run that the examples of the generator name
     if name == "oral_lib.pretrained":
         write_release("smoke", "made", smoke.out)
-        monkeypatch.setattr(paths, "GENERATORS", smoke.out / "results" / "generators")
+        monkeypatch.setattr(paths, "RELEASED", smoke.out / "results" / "generators")
     content = public()[name]
     test = doctest.DocTestParser().get_doctest(
         inspect.getdoc(content) or "", {"oral_lib": oral_lib, "torch": torch}, name, None, 0

@@ -17,7 +17,7 @@ from oral_lib.prompting import card, release
 from oral_lib.workflow import cli
 
 torch.set_num_threads(1)
-RELEASED = paths.GENERATORS / "desk"
+RELEASED = paths.RELEASED / "desk"
 SENTENCE = "Judge if the critic liked the movie."
 
 
@@ -34,7 +34,7 @@ def released(written, tmp_path, monkeypatch):
     """A copy of the release, in the place of the released generators."""
     folder = tmp_path / "generators" / "smoke"
     shutil.copytree(written, folder)
-    monkeypatch.setattr(paths, "GENERATORS", folder.parent)
+    monkeypatch.setattr(paths, "RELEASED", folder.parent)
     return folder
 
 
@@ -172,7 +172,7 @@ def test_an_unknown_name_and_a_missing_folder_are_refused(released, monkeypatch,
         oral_lib.pretrained("smok")
     with refused(UsageError, "'../smoke'"):
         oral_lib.pretrained("../smoke")
-    monkeypatch.setattr(paths, "GENERATORS", tmp_path / "none")
+    monkeypatch.setattr(paths, "RELEASED", tmp_path / "none")
     with refused(PreflightError, str(tmp_path / "none"), "Clone the repository"):
         oral_lib.pretrained("smoke")
 
@@ -255,6 +255,6 @@ def test_a_card_that_was_reworded_is_no_damage(released):
 # ---------------------------------------------------------------- the release of the repository
 @pytest.mark.skipif(not (RELEASED / "manifest.json").is_file(), reason="nothing is released")
 def test_the_released_generator_is_whole_and_small(monkeypatch):
-    monkeypatch.setattr(paths, "GENERATORS", RELEASED.parent)
+    monkeypatch.setattr(paths, "RELEASED", RELEASED.parent)
     assert set(oral_lib.pretrained("desk").bases) == {"minilm-l6", "smollm2-135m"}
     assert release._checked_size(RELEASED) <= release.FOLDER_BYTES

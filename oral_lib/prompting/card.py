@@ -33,7 +33,7 @@ def licence_notice(used: Sequence[Asset]) -> str:
     return "\n".join([_NOTICE, *(lines or ["- none: models and data are synthetic"]), ""])
 
 
-def card(
+def release_card(
     model: Generator,
     scale: str,
     figures: "DataFrame | None",

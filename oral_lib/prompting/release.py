@@ -53,7 +53,7 @@ def write_release(scale: str, source: str, out: str | Path = paths.ROOT) -> Path
         storage.write_text(temporary / "LICENSE", text)
         write_sums(temporary)
         size = _checked_size(temporary)
-        storage.write_text(temporary / CARD, card.card(model, scale, figures, used, size))
+        storage.write_text(temporary / CARD, card.release_card(model, scale, figures, used, size))
         _checked_size(temporary)
     return folder
 

@@ -100,7 +100,7 @@ def released_generators(
         scale: only of this scale.
         source: only of this source.
     """
-    folders = [path.parent for path in storage.list_paths(paths.GENERATORS, "*/manifest.json")]
+    folders = [path.parent for path in storage.list_paths(paths.RELEASED, "*/manifest.json")]
     listed = [describe(folder, release=folder.name) for folder in folders]
     return [
         generator
@@ -119,7 +119,7 @@ def released_generator(name: str) -> StoredGenerator:
     listed = {generator.release: generator for generator in released_generators()}
     if not listed:
         raise PreflightError(
-            f"no released generator in {paths.GENERATORS}: they are files of the repository, which "
+            f"no released generator in {paths.RELEASED}: they are files of the repository, which "
             "an installed package leaves out. Clone the repository and use the library there, or "
             "name the folder of a copy: oral_lib.Generator.from_pretrained(FOLDER), --generator "
             "FOLDER."
