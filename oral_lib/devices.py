@@ -39,6 +39,6 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def name_of(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The name of a GPU as its driver has it, or "CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

@@ -212,7 +212,7 @@ def planned():
         models = Models(*(Listener(base) for _ in range(3)))
         encoder = models.generator.encoder
         about = {"seed": seed, "wordings": "development"}
-        asked = conditions.questions(TASK, Pickers.of(only, encoder), encoder, size, **about)
+        asked = conditions.questions_of(TASK, Pickers.of(only, encoder), encoder, size, **about)
         planned = protocol_trials.trials(
             TASK, base, members, held_out, models, size, asked, seed=seed
         )

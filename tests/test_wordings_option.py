@@ -7,7 +7,7 @@ import pytest
 from oral_lib import paths, storage
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import results
-from oral_lib.experiments.conditions import Pickers, Size, questions
+from oral_lib.experiments.conditions import Pickers, Size, questions_of
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import wordings
 from oral_lib.tasks.task import load_task
@@ -22,7 +22,7 @@ def test_each_choice_reads_its_own_paraphrases_and_the_default_is_development():
     encoder, size = TextEncoder("tiny"), Size(rows=1, control_rows=1)
     pickers = Pickers.of(["movie", "sarcasm"], encoder)
     for name, texts in (("development", ("b", "c")), ("test", ("d",))):
-        asked = questions(TASK, pickers, encoder, size, seed=0, wordings=name)
+        asked = questions_of(TASK, pickers, encoder, size, seed=0, wordings=name)
         by_condition = {question.condition: question.texts for question in asked}
         assert by_condition["paraphrase"] == texts
         assert {"a", "b", "c", "d"} & {t for part in by_condition.values() for t in part} == {

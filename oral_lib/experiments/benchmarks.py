@@ -371,5 +371,5 @@ def _row(
     return {
         "benchmark": benchmark, "variant": variant, "case": case, "values": values,
         "metric": metric, "value": value, "unit": unit, "repeats": repeats,
-        "device": devices.name_of(device), "commit": code_commit(),
+        "device": devices.device_name(device), "commit": code_commit(),
     }  # fmt: skip

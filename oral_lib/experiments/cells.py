@@ -15,7 +15,7 @@ from oral_lib import scales
 from oral_lib.baselines import linear_probe, majority
 from oral_lib.evaluation import item_tables
 from oral_lib.evaluation.evaluate import Matched, Outcome, evaluate
-from oral_lib.experiments.conditions import Question, questions, size_of, text_rows
+from oral_lib.experiments.conditions import Question, questions_of, size_of, text_rows
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.side_tables import costs, novelty
 from oral_lib.experiments.trials import Models, Trial, trials
@@ -156,7 +156,7 @@ def run_cell(
         seed: of the generator and of its samples.
         scale: of the run.
         cache: the models of the run.
-        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
+        wordings: the paraphrases to measure, one of `wordings.HELD_OUT_WORDINGS`.
 
     Returns:
         Metrics and items of `schema`; rows of the tables texts, costs and novelty. Novelty has no
@@ -173,8 +173,8 @@ def run_cell(
     rows = data.test[: size.rows]
     encoder = models.generator.encoder
     pickers = cache.pickers(list(dict.fromkeys(m.task for m in members)), encoder)
-    asked = questions(spec, pickers, encoder, size, seed=seed, wordings=wordings)
-    planned = list(trials(spec, model, members, held_out, models, size, asked, seed=seed))
+    questions = questions_of(spec, pickers, encoder, size, seed=seed, wordings=wordings)
+    planned = list(trials(spec, model, members, held_out, models, size, questions, seed=seed))
     if model.reads == "images" and seed == 0:
         began = time.perf_counter()
         probe = linear_probe.linear_probe(model, spec, data)
@@ -187,7 +187,9 @@ def run_cell(
         "experiment": experiment, "source": data.source, "base": base, "task": task, "seed": seed,
     }  # fmt: skip
     metrics, items = score_trials(model, spec, rows, cell, planned, outcome)
-    tables = side_tables(cell, model, models, planned, members, held_out, asked, len(data.train))
+    tables = side_tables(
+        cell, model, models, planned, members, held_out, questions, len(data.train)
+    )
     return Measurement(metrics, items, tables)
 
 
@@ -198,7 +200,7 @@ def side_tables(
     planned: Sequence[Trial],
     members: Sequence[store.Member],
     held_out: Sequence[store.Member],
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     n_train: int,
 ) -> dict[str, list[dict]]:
     """The rows of the tables texts, costs and novelty of a cell.
@@ -210,13 +212,13 @@ def side_tables(
         planned: its trials.
         members: the zoo of the base model.
         held_out: adapters of the task that no generator was trained on.
-        asked: its texts.
+        questions: its texts.
         n_train: training rows of the task.
     """
     ratio = model.spec.alpha / model.spec.rank
     zoo = [member for member in members if member.task == cell["task"]]
     return {
-        "texts": text_rows(cell, asked),
-        "costs": costs.rows(cell, planned, zoo, asked, n_train, model.device),
-        "novelty": novelty.rows(cell, planned, members, held_out, ratio, models.generator),
+        "texts": text_rows(cell, questions),
+        "costs": costs.cost_rows(cell, planned, zoo, questions, n_train, model.device),
+        "novelty": novelty.novelty_rows(cell, planned, members, held_out, ratio, models.generator),
     }

@@ -159,7 +159,7 @@ def random_words(encoder: TextEncoder, seed: int) -> str:
     return " ".join(draw.choice(vocabulary, RANDOM_WORDS))
 
 
-def questions(
+def questions_of(
     task: Task,
     pickers: Pickers,
     encoder: TextEncoder,
@@ -176,11 +176,11 @@ def questions(
         encoder: its vocabulary has the random words.
         size: sample sizes.
         seed: of the cell.
-        wordings: the paraphrases, one of `wordings.WORDINGS`.
+        wordings: the paraphrases, one of `wordings.HELD_OUT_WORDINGS`.
     """
     n, few, rows = size.control_samples, max(1, size.control_samples // 2), size.control_rows
     paraphrases = task.paraphrases[wordings]
-    asked = [
+    questions = [
         Question.of("matched", [task.description], [task.name], size.samples, size.rows, pickers),
         Question.of("paraphrase", paraphrases, [task.name], few, size.rows, pickers),
     ]
@@ -188,17 +188,17 @@ def questions(
         start = seeds.integer(seed, task.name) % len(others)
         others = [*others[start:], *others[:start]][: size.other_tasks]
         texts = [load_task(name).description for name in others]
-        asked.append(Question.of("mismatched", texts, others, few, rows, pickers))
+        questions.append(Question.of("mismatched", texts, others, few, rows, pickers))
     nonsense = [random_words(encoder, seeds.integer(seed, i)) for i in range(n)]
-    asked.append(Question.of("random", nonsense, ["random"], 1, rows, pickers))
-    asked.append(Question.of("empty", [""], ["empty"], n, rows, pickers))
-    return asked
+    questions.append(Question.of("random", nonsense, ["random"], 1, rows, pickers))
+    questions.append(Question.of("empty", [""], ["empty"], n, rows, pickers))
+    return questions
 
 
-def text_rows(cell: dict, asked: Sequence[Question]) -> list[dict]:
+def text_rows(cell: dict, questions: Sequence[Question]) -> list[dict]:
     """A row of texts.csv for each sample of `generated`: its text's task, and the picked tasks."""
     rows = []
-    for question in asked:
+    for question in questions:
         picks = zip(question.text_of, question.router, question.retrieval, strict=True)
         picks = [pick for pick in picks for _ in range(question.n)]
         for sample, (text_of, router, retrieval) in enumerate(picks):

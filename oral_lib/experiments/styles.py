@@ -20,7 +20,7 @@ from oral_lib import seeds
 from oral_lib.evaluation import fid, schema
 from oral_lib.evaluation.evaluate import STACK_SIZES, evaluate
 from oral_lib.experiments.cells import Measurement, models_of, side_tables, zoo_of
-from oral_lib.experiments.conditions import Size, questions
+from oral_lib.experiments.conditions import Size, questions_of
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.trials import trials
 from oral_lib.lora import stacked
@@ -107,7 +107,7 @@ def run_cell(
         seed: of the generator and of its samples.
         scale: of the run.
         cache: the models of the run.
-        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
+        wordings: the paraphrases to measure, one of `wordings.HELD_OUT_WORDINGS`.
     """
     spec, settings, source = load_task(task), STYLE_SETTINGS[scale], cache.source
     data, model = task_rows(spec, source), cache.base(base, 0)
@@ -119,8 +119,8 @@ def run_cell(
     rows = data.test[:n]
     encoder, size = models.generator.encoder, settings.size
     pickers = cache.pickers(list(dict.fromkeys(m.task for m in members)), encoder)
-    asked = questions(spec, pickers, encoder, size, seed=seed, wordings=wordings)
-    planned = list(trials(spec, model, members, held_out, models, size, asked, seed=seed))
+    questions = questions_of(spec, pickers, encoder, size, seed=seed, wordings=wordings)
+    planned = list(trials(spec, model, members, held_out, models, size, questions, seed=seed))
     unique = list({id(a): a for trial in planned for a in trial.adapters}.values())
     began = time.perf_counter()
     generated = generate_images(model, unique, n, settings, f"images {base} {task} seed {seed}")
@@ -158,7 +158,9 @@ def run_cell(
             metrics.append(row | _number("frechet_floor", *floor))
     frame = schema.check_metrics(pd.DataFrame(metrics)[list(schema.COLUMNS)])
     no_items = schema.items_frame(pd.DataFrame(columns=list(schema.ITEM_COLUMNS)))
-    tables = side_tables(cell, model, models, planned, members, held_out, asked, len(data.train))
+    tables = side_tables(
+        cell, model, models, planned, members, held_out, questions, len(data.train)
+    )
     return Measurement(frame, no_items, tables)
 
 

@@ -19,7 +19,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.tasks.task import Task
 from oral_lib.zoo.store import Member
 
-PROJECTIONS = {"generated_span": "span", "generated_free": "none"}  # "generated" has the default
+PROJECTION_OF = {"generated_span": "span", "generated_free": "none"}  # "generated" has the default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def trials(
     held_out: Sequence[Member],
     models: Models,
     size: Size,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     *,
     seed: int,
 ) -> Iterator[Trial]:
@@ -111,13 +111,13 @@ def trials(
         held_out: adapters of the task that no generator was trained on.
         models: the networks that generate adapters.
         size: sample sizes.
-        asked: the texts of each condition, "matched" first.
+        questions: the texts of each condition, "matched" first.
         seed: of the cell.
     """
     by_task: dict[str, list[dict[str, Tensor]]] = {}
     for member in members:
         by_task.setdefault(member.task, []).append(member.tensors)
-    matched, rows = asked[0], size.rows
+    matched, rows = questions[0], size.rows
 
     def plain(method: str, adapters: Sequence[dict[str, Tensor]], condition="none") -> Trial:
         return Trial(method=method, condition=condition, adapters=adapters, rows=rows)
@@ -132,7 +132,7 @@ def trials(
     if seed == 0:
         zoo = by_task[task.name]
         trained = [*zoo, *(m.tensors for m in held_out if m.task == task.name)]
-        picked = {task.name, *(name for question in asked for name in question.router)}
+        picked = {task.name, *(name for question in questions for name in question.router)}
         soups = {name: averages.soup(by_task[name]) for name in sorted(picked)}
         yield plain("base", [base.lora_init()])
         yield plain("trained", trained[-size.zoo_adapters :])
@@ -149,19 +149,19 @@ def trials(
             about = {"method": "unconditional", "condition": "none", "rows": rows, "seed": seed}
             n = size.noise_samples
             yield generated_trial(models.unconditional, [""], base.name, n, **about)
-    for question in asked:
+    for question in questions:
         yield generated(question)
-    for method, projection in PROJECTIONS.items():
-        for question in asked[:2]:  # matched and paraphrase
+    for method, projection in PROJECTION_OF.items():
+        for question in questions[:2]:  # matched and paraphrase
             yield generated(question, method, projection=projection)
     if seed == 0:
-        yield from chosen_trials(asked, by_task, soups, size, seed)
-        for question in asked[1:]:
+        yield from chosen_trials(questions, by_task, soups, size, seed)
+        for question in questions[1:]:
             yield generated(question, "regression", models.regression, 1)
 
 
 def chosen_trials(
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     by_task: Mapping[str, Sequence[dict[str, Tensor]]],
     soups: Mapping[str, dict[str, Tensor]],
     size: Size,
@@ -172,7 +172,7 @@ def chosen_trials(
     For each text as many adapters are drawn as are generated from it, if the zoo has as many.
     Retrieval under "matched" is missing: `trials` measures all adapters of the picked task.
     """
-    for question in asked:
+    for question in questions:
         about = {"condition": question.condition, "rows": question.rows}
         for method, picks in (("router", question.router), ("retrieval", question.retrieval)):
             if (method, question.condition) == ("retrieval", "matched"):

@@ -278,7 +278,7 @@ def run_cell(
         seed: of the generated samples.
         scale: of the run.
         cache: the models of the run.
-        wordings: the paraphrases to measure, one of `wordings.WORDINGS`.
+        wordings: the paraphrases to measure, one of `wordings.HELD_OUT_WORDINGS`.
     """
     spec, size, source = load_task(task), _SIZES[scale], cache.source
     names = scales.base_plan(scale, base, source).tasks
@@ -288,8 +288,8 @@ def run_cell(
     encoder = generator.encoder
     data = task_rows(spec, source)
     rows = data.test[: size.rows]
-    asked = _questions(spec, names, size, seed, cache.pickers(names, encoder), wordings)
-    matched = asked[0]
+    questions = _questions(spec, names, size, seed, cache.pickers(names, encoder), wordings)
+    matched = questions[0]
     multitask = multitask_adapter(cache.root, model, encoder.encode([spec.description])[0])
     trained = store.read(cache.root, base, task, 0)
     adapters = {
@@ -312,21 +312,23 @@ def run_cell(
         return generated_trial(network, question.texts, base, n, seed=seed, **about, **options)
 
     planned.append(generated(matched, "regression", regression, 1))
-    planned += [generated(question) for question in asked]
-    planned += [generated(q, "generated_free", projection="none") for q in asked[:2]]
-    for question in asked:
+    planned += [generated(question) for question in questions]
+    planned += [generated(q, "generated_free", projection="none") for q in questions[:2]]
+    for question in questions:
         about = {"condition": question.condition, "rows": question.rows}
         for method, picks in (("router", question.router), ("retrieval", question.retrieval)):
             if (method, question.condition) == ("retrieval", "matched"):
                 continue
             chosen = [zoo.members[names.index(name)].tensors for name in picks]
             planned.append(Trial(method=method, adapters=chosen, **about))
-    planned += [generated(question, "regression", regression, 1) for question in asked[1:]]
+    planned += [generated(question, "regression", regression, 1) for question in questions[1:]]
     cell = {"experiment": "unseen", "source": data.source, "base": base, "task": task, "seed": seed}
     frequent = majority.majority(data.train, rows, len(spec.labels))
     tables = {
-        "texts": text_rows(cell, asked),
-        "costs": costs.rows(cell, planned, [trained], asked, len(data.train), model.device),
+        "texts": text_rows(cell, questions),
+        "costs": costs.cost_rows(
+            cell, planned, [trained], questions, len(data.train), model.device
+        ),
     }
     return Measurement(*score_trials(model, spec, rows, cell, planned, frequent), tables)
 
@@ -334,7 +336,7 @@ def run_cell(
 def _questions(
     task: Task, names: Sequence[str], size: Size, seed: int, pickers: Pickers, wordings: str
 ) -> list[Question]:
-    """The texts of a cell by condition: as `conditions.questions`, without random words."""
+    """The texts of a cell by condition: as `conditions.questions_of`, without random words."""
     other, n = names[seeds.integer(seed, task.name) % len(names)], size.control_samples
     paraphrases = task.paraphrases[wordings]
     few, wrong = max(1, n // 2), load_task(other).description

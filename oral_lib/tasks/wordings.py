@@ -11,15 +11,15 @@ from pathlib import Path
 from oral_lib import storage
 from oral_lib.errors import UsageError, closest
 
-WORDINGS = ("development", "test")
-DEFAULT = WORDINGS[0]
+HELD_OUT_WORDINGS = ("development", "test")
+DEFAULT = HELD_OUT_WORDINGS[0]
 
 
 def check_wordings(name: str) -> str:
-    """`name` itself if it is one of `WORDINGS`; else UsageError with the nearest name."""
-    if name not in WORDINGS:
-        near = closest(str(name), WORDINGS)
-        raise UsageError(f"wordings={name!r}: use one of {', '.join(WORDINGS)}.{near}")
+    """`name` itself if it is one of `HELD_OUT_WORDINGS`; else UsageError with the nearest name."""
+    if name not in HELD_OUT_WORDINGS:
+        near = closest(str(name), HELD_OUT_WORDINGS)
+        raise UsageError(f"wordings={name!r}: use one of {', '.join(HELD_OUT_WORDINGS)}.{near}")
     return name
 
 
@@ -31,7 +31,7 @@ def record_file(run: Path, wordings: str) -> Path:
 def record(run: Path, wordings: str) -> None:
     """Records that the run in the folder `run` measures `wordings`; nothing if it did before."""
     file = record_file(run, check_wordings(wordings))
-    for name in WORDINGS:
+    for name in HELD_OUT_WORDINGS:
         if name != wordings:
             record_file(run, name).unlink(missing_ok=True)
     if not file.exists():
@@ -40,4 +40,4 @@ def record(run: Path, wordings: str) -> None:
 
 def recorded(run: Path) -> str:
     """The wordings that the run in the folder `run` measures: development unless recorded."""
-    return next((name for name in WORDINGS if record_file(run, name).exists()), DEFAULT)
+    return next((name for name in HELD_OUT_WORDINGS if record_file(run, name).exists()), DEFAULT)

@@ -15,11 +15,11 @@ from oral_lib.provenance import code_commit
 from oral_lib.zoo.store import Member
 
 
-def rows(
+def cost_rows(
     cell: dict,
     planned: Sequence[Trial],
     zoo: Sequence[Member],
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     n_train: int,
     device: torch.device,
 ) -> list[dict]:
@@ -32,7 +32,7 @@ def rows(
         cell: experiment, source, base, task and seed.
         planned: its trials.
         zoo: adapters of the task.
-        asked: its texts.
+        questions: its texts.
         n_train: training rows of the task.
         device: of the measurement.
     """
@@ -45,12 +45,12 @@ def rows(
     labelled = min(n_train, recipe.get("steps", 0) * recipe.get("batch", 0))
     seconds = {
         "base": (0, 0.0),
-        "router": (0, median(s for question in asked for s in question.seconds)),
+        "router": (0, median(s for question in questions for s in question.seconds)),
         "generated": (0, median(generated)),
         "trained": (labelled, median(member.info.get("seconds", 0.0) for member in zoo)),
     }
     place = {name: cell[name] for name in ("experiment", "source", "base", "task")}
-    about = {"device": devices.name_of(device), "commit": code_commit()}
+    about = {"device": devices.device_name(device), "commit": code_commit()}
     return [
         place | {"method": method, "labelled_rows": labelled, "seconds": each} | about
         for method, (labelled, each) in seconds.items()

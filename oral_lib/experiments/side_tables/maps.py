@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from oral_lib import seeds
 from oral_lib.baselines import averages
-from oral_lib.experiments.trials import PROJECTIONS
+from oral_lib.experiments.trials import PROJECTION_OF
 from oral_lib.generator import Generator
 from oral_lib.lora.adapter import Adapter
 from oral_lib.method import projection
@@ -55,7 +55,7 @@ def _flat(adapter: Adapter) -> Tensor:
     return torch.cat([adapter[name].float().flatten() for name in sorted(adapter)])
 
 
-def rows(
+def map_rows(
     experiment: str,
     source: str,
     members: Sequence[Member],
@@ -103,7 +103,7 @@ def _points(
             yield "average", task, 0, averages.soup(adapters)
     for task in tasks:
         text, seed = load_task(task).description, seeds.integer(0, "map", task)
-        for method, way in {"generated": None, **PROJECTIONS}.items():
+        for method, way in {"generated": None, **PROJECTION_OF}.items():
             samples = generator.generate(text, members[0].base, SAMPLES, seed, projection=way)
             for number, adapter in enumerate(samples):
                 yield method, task, number, adapter

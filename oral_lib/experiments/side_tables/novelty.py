@@ -6,14 +6,14 @@ hull of n adapters, the directions of their span, or the numbers of the noise wi
 
 from collections.abc import Sequence
 
-from oral_lib.experiments.trials import PROJECTIONS, Trial
+from oral_lib.experiments.trials import PROJECTION_OF, Trial
 from oral_lib.generator import Generator
 from oral_lib.lora import distances
 from oral_lib.provenance import code_commit
 from oral_lib.zoo.store import Member
 
 
-def rows(
+def novelty_rows(
     cell: dict,
     planned: Sequence[Trial],
     members: Sequence[Member],
@@ -37,13 +37,13 @@ def rows(
     others = [member.tensors for member in held_out]
     table = []
     for trial in planned:
-        if trial.condition != "matched" or trial.method not in ("generated", *PROJECTIONS):
+        if trial.condition != "matched" or trial.method not in ("generated", *PROJECTION_OF):
             continue
         numbers = distances.novelty(trial.adapters, train, others, scale)._asdict()
         about = {
             "n_generated": len(trial.adapters), "n_train": len(train), "n_held_out": len(others),
             "method": trial.method, "commit": code_commit(),
-            "bound": bound(generator, cell["base"], PROJECTIONS.get(trial.method)),
+            "bound": bound(generator, cell["base"], PROJECTION_OF.get(trial.method)),
         }  # fmt: skip
         table.append(cell | numbers | about)
     return table

@@ -45,7 +45,7 @@ def describe_adapters(
         zoo, held_out = (
             [store.read(root, plan.base, *member) for member in part] for part in (zoo, held_out)
         )
-        rows = maps.rows(*about, zoo, held_out, plan.cell_tasks, generator)
+        rows = maps.map_rows(*about, zoo, held_out, plan.cell_tasks, generator)
         write_rows(root, plan.base, {"maps": rows})
         everything += zoo
     rows = costs.byte_rows(*about, everything, generator, root / "generator")
