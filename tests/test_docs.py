@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+from oral_lib.assets import packages
 from oral_lib.paths import ROOT
 from oral_lib.storage import list_paths
 from oral_lib.workflow import cli, reproduce
@@ -146,6 +147,42 @@ def test_every_folder_and_module_of_the_library_is_in_the_layout():
 def test_every_page_is_in_the_contents():
     contents = (DOCS / "README.md").read_text(encoding="utf-8")
     assert {name for name in NAMES if f"]({name})" not in contents} == {"README.md"}
+
+
+def accuracy(scale, cell, method, condition, metric="accuracy"):
+    """The mean of a measurement over seeds, in percent with one decimal."""
+    frame = pd.read_csv(ROOT / "results" / scale / "metrics.csv")
+    rows = frame[frame["method"].eq(method) & frame["condition"].eq(condition)]
+    rows = rows[rows["metric"].eq(metric)]
+    for column, value in cell.items():
+        rows = rows[rows[column].eq(value)]
+    return f"{100 * rows['value'].mean():.1f}"
+
+
+def test_the_limits_have_the_accuracies_that_were_measured():
+    limits = " ".join((DOCS / "limits.md").read_text(encoding="utf-8").split())
+    pairs = re.findall(r"\| (\S+), (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", limits)
+    assert len(pairs) == 5
+    for base, task, *values in pairs:
+        cell = {"base": base, "task": task}
+        texts = ("matched", "random", "empty")
+        assert values == [accuracy("desk", cell, "generated", text) for text in texts]
+    cell = {"experiment": "multimodal", "source": "local", "task": "easy_vqa"}
+    measured = [accuracy("lab", cell, method, "none") for method in ("soup_task", "trained")]
+    assert "average of the adapters {}, adapters {}".format(*measured) in limits
+    of_texts = {"multitask": "matched", "trained": "none", "regression": "matched"}
+    cell = {"experiment": "unseen"}
+    values = [accuracy("lab", cell, name, of_texts[name], "balanced_accuracy") for name in of_texts]
+    generated = accuracy("lab", cell, "generated", "matched", "balanced_accuracy")
+    assert "{}, trained {}, mean of 20 tasks".format(*values) in limits
+    assert f"{values[2]} and {generated}, mean of 20 tasks" in limits
+
+
+def test_the_packages_of_the_data_have_the_pinned_versions():
+    named = dict(re.findall(r"`([\w-]+)` (\d[\w.]*\w)", (DOCS / "data.md").read_text("utf-8")))
+    pinned = {name: pin.version for name, pin in packages.pins().items()}
+    shipped = {asset.package for asset in packages.ASSETS.values()}
+    assert named == {name: pinned[name] for name in shipped}
 
 
 def test_the_limits_have_the_distances_that_were_measured():
