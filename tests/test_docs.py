@@ -204,3 +204,13 @@ def test_the_image_of_the_method_is_text_and_needs_no_other_file():
     assert "href" not in image and "@import" not in image
     colours = re.findall(r"#[0-9a-f]{6}", image)
     assert "prefers-color-scheme: dark" in image and len(set(colours)) > 5
+
+
+def test_the_speeds_are_among_the_benchmarks():
+    page = (DOCS / "speed.md").read_text(encoding="utf-8")
+    table = pd.read_csv(ROOT / "results" / "lab" / "benchmarks.csv")
+    values = table.loc[table["metric"].eq("adapters an hour"), "value"].round().astype(int)
+    rows = re.findall(r"^\| .* \| H100, \w+ \| (.*) \| \d+ \|$", page, re.M)
+    named = [re.match(r"[\d,]+", cell)[0] for row in rows for cell in row.split(" | ")]
+    assert len(named) == 12
+    assert {int(number.replace(",", "")) for number in named} <= {*values}
