@@ -13,15 +13,16 @@ from oral_lib.documents.document import load_json
 from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import peft_folder
-from oral_lib.method import stored, tokenization
+from oral_lib.method import tokenization
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.normalization import TokenStatistics
+from oral_lib.method.stored import checks, compression, shards
 from oral_lib.method.tokenization import Layout
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
-_FORMAT = 2
+FORMAT = 3
 
 
 class Conditions(NamedTuple):
@@ -270,20 +271,23 @@ class Generator:
     # -- on disk ----------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes weights, config.json and, last, manifest.json, without which nothing counts."""
+        """Writes weights, config.json and, last, manifest.json, without which nothing counts.
+
+        The weights are compressed (`method.stored.compression`): `from_pretrained` returns a
+        generator that is saved to the same bytes again, and samples as the saved file does.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {n: v.detach().cpu().contiguous() for n, v in self.network.state_dict().items()}
-        storage.write_tensors(folder / "generator.safetensors", state)
+        hashes = shards.write(folder, compression.compress(self.network))
         bases = {
             name: {"layout": entry.layout.to_json(), "peft_config": entry.peft_config}
             for name, entry in self.bases.items()
         }
-        content = {"format": _FORMAT, "generator": asdict(self.config), "bases": bases}
+        content = {"format": FORMAT, "generator": asdict(self.config), "bases": bases}
         content["sampling"] = asdict(self.sampling)
         storage.write_json(folder / "config.json", content)
-        digest = storage.sha256(folder / "generator.safetensors")
-        storage.write_json(folder / "manifest.json", {**self.manifest, "sha256": digest})
+        manifest = {**self.manifest, "files": hashes, "sha256": shards.identity(hashes)}
+        storage.write_json(folder / "manifest.json", manifest)
 
     @classmethod
     def from_pretrained(
@@ -308,7 +312,7 @@ class Generator:
         if not (folder / "manifest.json").exists():
             raise PreflightError(
                 f"no generator in {folder}: run ./reproduce.sh to train one, or name a folder that "
-                "holds config.json, manifest.json and generator.safetensors."
+                "holds config.json, manifest.json and the files of weights."
             )
         try:
             network, sampling, manifest = _read(folder)
@@ -320,18 +324,18 @@ class Generator:
 def _read(folder: Path) -> tuple[ORAL, SamplingConfig, dict]:
     """(network, sampling options, manifest) of the generator in `folder`."""
     manifest = load_json(peft_folder.inside(folder, "manifest.json"))
-    manifest.check(stored.MANIFEST_SCHEMA)
     document = load_json(peft_folder.inside(folder, "config.json"))
     version = document.content.get("format") if isinstance(document.content, dict) else None
-    if version != _FORMAT:
+    if version != FORMAT:
         raise OralError(
-            f"{folder} has format {short(version)}, this code reads {_FORMAT}: train the generator "
+            f"{folder} has format {short(version)}, this code reads {FORMAT}: train the generator "
             "again, or download it in the new format."
         )
-    file = peft_folder.inside(folder, "generator.safetensors")
-    if storage.sha256(file) != manifest.content["sha256"]:
-        raise OralError(f"{file} is damaged: its hash is not the one in manifest.json.")
-    network, sampling = stored.read_network(document, storage.read_tensors(file))
+    manifest.check(checks.MANIFEST_SCHEMA)
+    hashes = manifest.content["files"]
+    if shards.identity(hashes) != manifest.content["sha256"]:
+        raise manifest.error("is damaged: it is not the hash of files.", "sha256")
+    network, sampling = checks.read_network(document, shards.read(folder, hashes))
     return network, sampling, manifest.content
 
 

@@ -18,6 +18,7 @@ from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.model import ORAL, BaseEntry
 from oral_lib.method.recurrence import RecurrenceConfig
+from oral_lib.method.stored import compression
 from oral_lib.method.tokenization import Layout
 from oral_lib.models import loading, registry
 from oral_lib.models.text_encoder import TextEncoder
@@ -59,7 +60,7 @@ def made(config=SMALL, names=TINY, sampling=FEW):
     with torch.no_grad():
         for value in model.network.parameters():
             value.add_(0.05 * torch.randn(value.shape, generator=draw))
-    model.network.eval()
+    model.network = compression.compressed(model.network)  # as after saving and reading
     return model
 
 
@@ -119,7 +120,9 @@ def test_all_zero_tokens_score_as_the_base_model_on_every_task(name, task, train
     with base.attach(adapter) as model:
         said = scoring.score(model, base, task, rows)
     with base.attach(base.lora_init()) as model:
-        assert torch.equal(scoring.score(model, base, task, rows), said)
+        expected = scoring.score(model, base, task, rows)
+    assert torch.equal(expected.argmax(-1), said.argmax(-1))
+    assert torch.allclose(expected, said, atol=2e-3)  # heads are stored in half precision
     assert said.std() > 0
 
 
@@ -591,9 +594,9 @@ def test_one_draw_of_noise_serves_all_tokens_of_an_adapter(model):
 def test_tokens_depend_on_each_other_where_their_mean_is_read_and_nowhere_else(reads, tmp_path):
     members, apart = zoo_of(loading.load("tiny-encoder")), replace(FEW, noise_sharing="token")
     model, _ = assemble(replace(SMALL, reads_token_mean=reads), members, sampling=apart)
-    network = model.network
     with torch.no_grad():
-        network.denoiser.leave.weight.normal_()  # it starts at zero
+        model.network.denoiser.leave.weight.normal_()  # it starts at zero
+    network = model.network = compression.compressed(model.network)
     known = model.bases["tiny-encoder"]
     length, size, m = known.layout.l, model.config.size, model.config.width
     x, t = torch.randn(2, length, size), torch.tensor([3, 3])

@@ -27,6 +27,7 @@ from oral_lib.method import tokenization, training
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
+from oral_lib.method.stored import compression
 from oral_lib.method.training import TrainingConfig
 from oral_lib.method.training_set import TrainingSet
 from oral_lib.models import loading
@@ -36,7 +37,7 @@ from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo.store import BaseFacts, Member
 
-_FORMAT = 2  # of the stored parts: a new number measures everything again
+_FORMAT = 3  # of the stored parts: a new number measures everything again
 
 Decoding = dict[tuple[str, str], TokenStatistics]  # by base model and task
 
@@ -216,7 +217,7 @@ def _trained(
             torch.cuda.synchronize()
         seconds = round(time.perf_counter() - began, 2)
         model = Generator(
-            network,
+            compression.compressed(network),  # as the default's is read from its file
             {"seconds": seconds},
             study.sampling,
             source=study.source,

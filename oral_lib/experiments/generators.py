@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from oral_lib import seeds, storage
-from oral_lib.generator import Generator
+from oral_lib.generator import FORMAT, Generator
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.model import ORAL
@@ -133,7 +133,7 @@ def train_from_zoo(
 ) -> Path:
     """The folder of a generator under `root`, trained unless it is there and current.
 
-    A generator of another zoo, of other wordings or of another configuration is trained again.
+    A generator of another zoo, wordings, configuration or file format is trained again.
 
     Args:
         members: (base model, task, seed) of each adapter of the zoo.
@@ -183,7 +183,7 @@ def train_from_zoo(
 
 
 def _is_current(folder: Path, configured: Preset, members: Sequence[Member]) -> bool:
-    """True if `folder` holds a generator of this configuration, zoo and wordings."""
+    """True if `folder` holds a generator of this format, configuration, zoo and wordings."""
     if not (folder / "manifest.json").exists():
         return False
     manifest = storage.read_json(folder / "manifest.json")
@@ -192,7 +192,8 @@ def _is_current(folder: Path, configured: Preset, members: Sequence[Member]) -> 
     wordings = wordings_hash(sorted({member.task for member in members}))
     ignored = {"save_every": None}  # changes no result
     return (
-        manifest["training"] | ignored == asdict(configured.training) | ignored
+        stored.get("format") == FORMAT
+        and manifest["training"] | ignored == asdict(configured.training) | ignored
         and stored.get("generator") == json.loads(json.dumps(asdict(configured.network)))
         and stored.get("sampling") == json.loads(json.dumps(asdict(configured.sampling)))
         and hashes == {member.info["sha256"] for member in members}

@@ -90,16 +90,14 @@ class BaseEntry(nn.Module):
 
     @classmethod
     def restored(
-        cls, layout: Layout, state: Mapping[str, Tensor], prefix: str, peft_config: dict
+        cls, layout: Layout, buffers: Mapping[str, Tensor], peft_config: dict
     ) -> "BaseEntry":
-        """The entry whose buffers are in `state` under `prefix`. KeyError if one is missing."""
-        statistics = TokenStatistics(
-            state[f"{prefix}.center"], state[f"{prefix}.scale"], state.get(f"{prefix}.basis")
-        )
+        """The entry that has `buffers`, by name. KeyError if one is missing."""
+        statistics = TokenStatistics(buffers["center"], buffers["scale"], buffers.get("basis"))
         projection = None
-        if f"{prefix}.coords" in state:
-            projection = ZooProjection(state[f"{prefix}.directions"], state[f"{prefix}.coords"])
-        c_model = state[f"{prefix}.structure"], state[f"{prefix}.fingerprint"]
+        if "coords" in buffers:
+            projection = ZooProjection(buffers["directions"], buffers["coords"])
+        c_model = buffers["structure"], buffers["fingerprint"]
         return cls(layout, statistics, projection, *c_model, peft_config)
 
 

@@ -18,6 +18,7 @@ from oral_lib.assets.parquet import read_table
 from oral_lib.documents.document import load_yaml
 from oral_lib.generator import Generator
 from oral_lib.lora.peft_folder import CONFIG, WEIGHTS, Card
+from oral_lib.method.stored import shards
 from oral_lib.tasks import rows
 from oral_lib.tasks.task import load_task
 from oral_lib.tasks.task_schema import check_task
@@ -63,7 +64,7 @@ def generator_files(embedding: int = 16) -> dict[str, bytes]:
     tasks = ["cheerful", "cheerful", "formal", "formal"]
     config = method.GeneratorConfig(
         k=8, components=4, recurrence=method.RecurrenceConfig(width=16, state=4, head=8, chunk=8),
-        denoiser=method.DenoiserConfig(hidden=16, depth=1), text_encoder="hashed-words",
+        denoiser=method.DenoiserConfig(hidden=64, depth=1), text_encoder="hashed-words",
     )  # fmt: skip
     texts = {task: torch.randn(2, embedding) for task in tasks}
     layout = method.Layout.of(start, config.k)
@@ -131,9 +132,11 @@ def generator(folder: Path, draw: Random) -> None:
     else:
         files["generator.safetensors"] = mutate.tensors_of(files["generator.safetensors"], draw)
         if fitting:
-            manifest = json.loads(files["manifest.json"])
             digest = hashlib.sha256(files["generator.safetensors"]).hexdigest()
-            files["manifest.json"] = json.dumps(manifest | {"sha256": digest}).encode()
+            hashes = {"generator.safetensors": digest}
+            manifest = {**json.loads(files["manifest.json"]), "files": hashes}
+            manifest["sha256"] = shards.identity(hashes)
+            files["manifest.json"] = json.dumps(manifest).encode()
     read = Generator.from_pretrained(_write(folder / "g", files, draw))
     if draw.random() < 0.2:
         read.generate("", next(iter(read.bases)))

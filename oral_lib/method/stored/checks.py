@@ -1,8 +1,8 @@
 """The files of a generator, checked before use: they may come from anyone.
 
 config.json has the configuration, the sampling options and, by base model, layout and PEFT
-configuration. generator.safetensors has the tensors of the network. Each fault is one line that
-names file and key.
+configuration. manifest.json has the hash of each file of weights. Each fault is one line that names
+file and key.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from oral_lib.documents.document import Document
-from oral_lib.documents.words import short
 from oral_lib.errors import OralError
 from oral_lib.lora import patterns
-from oral_lib.lora.adapter import LoraSettings, check_ranks, first_difference
+from oral_lib.lora.adapter import LoraSettings, check_ranks
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
-from oral_lib.method.model import ORAL, BaseEntry
+from oral_lib.method.model import ORAL
+from oral_lib.method.stored import compression, shards
 from oral_lib.method.tokenization import DTYPES, Layout
 
 _MOST = 1 << 24  # of a size: larger than any that a network here has
@@ -85,6 +85,7 @@ CONFIG_SCHEMA = {
         "bases": {"type": "object", "minProperties": 1, "additionalProperties": _BASE},
     },
 }
+_HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 _MEMBER = {
     "type": "object",
     "required": ["base", "task", "seed", "sha256"],
@@ -97,9 +98,17 @@ _MEMBER = {
 }
 MANIFEST_SCHEMA = {
     "type": "object",
-    "required": ["sha256"],
+    "required": ["sha256", "files"],
     "properties": {
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+        "sha256": _HASH,
+        "files": {
+            "description": "hash of each file of weights",
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 10_000,
+            "propertyNames": {"pattern": shards.NAME.pattern},
+            "additionalProperties": _HASH,
+        },
         "scale": {"type": "string", "maxLength": 60},
         "source": {"type": "string"},
         "zoo": {"type": "array", "items": _MEMBER},
@@ -108,39 +117,30 @@ MANIFEST_SCHEMA = {
 }
 
 
-def read_network(document: Document, state: Mapping[str, Tensor]) -> tuple[ORAL, SamplingConfig]:
-    """The network and the sampling options of config.json, with the tensors of `state`.
+def read_network(document: Document, stored: Mapping[str, Tensor]) -> tuple[ORAL, SamplingConfig]:
+    """The network and the sampling options of config.json, with the tensors that files store.
 
-    OralError, which names file and key, where config.json is invalid or does not describe `state`.
+    OralError, which names file and key, where config.json is invalid or does not describe `stored`.
     """
     document.check(CONFIG_SCHEMA)
     content = document.content
-    for name, tensor in state.items():
-        if tensor.dtype != torch.float32:
-            raise document.error(f"does not describe tensor {short(name)}, which is {tensor.dtype}")
     place: tuple[str, ...] = ("generator",)
     try:
         config = GeneratorConfig.from_json(content["generator"])
         place = ("sampling",)
         sampling = SamplingConfig.from_json(content["sampling"])
-        entries = {}
-        for number, name in enumerate(sorted(content["bases"])):
+        bases = {}
+        for name, base in content["bases"].items():
             place = ("bases", name)
-            entries[name] = _entry(content["bases"][name], state, f"entries.{number}")
+            bases[name] = _layout(base), base["peft_config"]
         place = ("generator",)
-        total = sum(tensor.numel() for tensor in state.values())
+        total = sum(t.numel() * (1 + (t.dtype == torch.uint8)) for t in stored.values())
         if (least := _fewest_weights(config)) > total:
             raise OralError(f"a network of {least:,} weights or more, but there are {total:,}.")
-        built = ORAL(config, entries)
-        shapes = {name: tensor.shape for name, tensor in built.state_dict().items()}
-        if difference := first_difference(state, shapes):
-            raise OralError(f"{difference}.")
-    except KeyError as error:
-        raise document.error(f"tensor {error} is missing in the weights.", *place) from error
+        network = compression.restore(config, bases, stored)
     except OralError as error:
         raise document.error(f"does not describe the weights: {error}", *place) from error
-    built.load_state_dict(state)
-    return built, sampling
+    return network, sampling
 
 
 def _fewest_weights(config: GeneratorConfig) -> int:
@@ -159,13 +159,11 @@ def _fewest_weights(config: GeneratorConfig) -> int:
     return part.layers * per_layer + read
 
 
-def _entry(base: Mapping[str, Any], state: Mapping[str, Tensor], prefix: str) -> BaseEntry:
-    """The entry of one base model."""
+def _layout(base: Mapping[str, Any]) -> Layout:
+    """The layout of one base model. OralError if its PEFT configuration has other ranks."""
     layout = Layout.from_json(base["layout"])
-    if layout.l * layout.k > state[f"{prefix}.center"].numel():
-        raise OralError(f"{layout.l} tokens of {layout.k} values are more than the weights have")
     if config := base["peft_config"]:
         settings = LoraSettings.of(config)
         patterns.check_all({"rank_pattern": settings.ranks or {}}, layout.names)
         check_ranks(dict(zip(layout.names, layout.shapes, strict=True)), settings)
-    return BaseEntry.restored(layout, state, prefix, config)
+    return layout
