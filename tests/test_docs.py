@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
+import oral_lib
 from oral_lib.assets import packages
 from oral_lib.paths import ROOT
 from oral_lib.storage import list_paths
@@ -75,6 +76,12 @@ def test_every_option_of_the_script_is_documented():
     assert option_rows(section("reproduce.sh")) == reproduce_options()
     named = re.findall(r"^\| `(\w+)`(?: \(default\))? \|", section("reproduce.sh"), re.M)
     assert named == list(reproduce.COMMANDS)
+
+
+def test_every_public_name_is_documented():
+    cells = re.findall(r"^\| ([^|]*) \|", section("From Python"), re.M)
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(named) == sorted({*oral_lib.__all__} - {"__version__"})
 
 
 def test_every_environment_variable_is_documented():
