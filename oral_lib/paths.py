@@ -79,6 +79,15 @@ def release_folder(scale: str, out: str | Path = ROOT) -> Path:
     return Path(out) / "results" / "generators" / scale
 
 
+def nothing_released() -> PreflightError:
+    """The error of a library that no released generator is next to."""
+    return PreflightError(
+        f"no released generator in {RELEASED}: they are files of the repository, which an "
+        "installed package leaves out. Clone the repository and use the library there, or name "
+        "the folder of a copy: oral_lib.Generator.from_pretrained(FOLDER), --generator FOLDER."
+    )
+
+
 def cell_folder(run: Path, experiment: str, base: str, task: str, seed: int) -> Path:
     """Folder of metrics.csv and items.parquet of one cell."""
     return Path(run) / "cells" / f"{experiment}--{base}--{task}--seed-{seed}"

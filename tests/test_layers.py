@@ -19,7 +19,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "oral_lib"
 FILES = list_paths(PACKAGE, "**/*.py")
 STANDARD_LIBRARY_ONLY = [
     *(f"runner.{path.stem}" for path in list_paths(PACKAGE / "runner", "*.py")),
-    *("workflow.cli", "workflow.options", "workflow.plan", "workflow.reproduce"),
+    *(
+        "workflow.cli",
+        "workflow.options",
+        "workflow.outcome",
+        "workflow.plan",
+        "workflow.reproduce",
+    ),
     *("experiments.records", "scales", "paths"),
 ]
 MODULES = 12  # of a folder

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ import oral_lib
 from oral_lib import paths
 from oral_lib.assets.packages import ASSETS
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.prompting import card, release
-from oral_lib.workflow import cli
+from oral_lib.prompting import card, quickstart, release
+from oral_lib.tasks.task import load_task, task_names
+from oral_lib.workflow import cli, plan, reproduce
 
 torch.set_num_threads(1)
 RELEASED = paths.RELEASED / "desk"
@@ -164,6 +166,51 @@ def test_a_released_generator_is_read_without_a_network(released, tmp_path, monk
     [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", out=tmp_path)
     folder = lora.save(tmp_path / "lora")
     assert oral_lib.ask("tiny-causal", folder, "a film", source=f"local:{tmp_path}")
+
+
+# ---------------------------------------------------------------- a first look
+def test_the_quickstart_generates_asks_and_prints_before_and_after(released, tmp_path, capsys):
+    released.rename(released.parent / "desk")
+    save = tmp_path / "first"
+    assert cli.main(["quickstart", "--save", str(save)]) == 0
+    said = capsys.readouterr().out
+    steps = [line for line in said.splitlines() if " of 3, " in line]
+    assert len(steps) == 3 and all(" s): " in line for line in steps)
+    content = json.loads((save / "answers.json").read_text())
+    assert content["sentence"] == quickstart.SENTENCE and len(content["answers"]) == 3
+    for entry, text in zip(content["answers"], quickstart.INPUTS, strict=True):
+        assert entry["input"] == text and text in said and entry["base"] != entry["lora"]
+    [lora] = oral_lib.prompt(
+        quickstart.SENTENCE, base="tiny-causal", generator=released.parent / "desk"
+    )
+    again = oral_lib.ask("tiny-causal", save / "lora", quickstart.INPUTS[0])
+    assert again == oral_lib.ask("tiny-causal", lora, quickstart.INPUTS[0])
+    assert again.probabilities == pytest.approx(content["answers"][0]["lora"])
+    assert f"--lora {save / 'lora'}" in said and "generate --base tiny-causal" in said
+    assert cli.main(["quickstart", "--save", str(save)]) == 0  # a second time, too
+
+
+def test_the_quickstart_asks_no_held_out_wording():
+    wordings = [
+        w for name in task_names() for ws in load_task(name).paraphrases.values() for w in ws
+    ]
+    assert quickstart.SENTENCE not in wordings
+
+
+def test_offline_names_the_models_that_are_missing(released, monkeypatch, tmp_path, capsys):
+    released.rename(released.parent / "desk")
+    monkeypatch.setattr(quickstart, "missing_assets", lambda place, source: ["smollm2-135m"])
+    line = ["--only", "quickstart", "--scale", "desk", "--offline", "--out", str(tmp_path / "o")]
+    assert reproduce.main(line) == 3
+    assert "smollm2-135m" in capsys.readouterr().err
+
+
+def test_the_quickstart_is_a_node_that_runs(released, tmp_path, capfd, monkeypatch):
+    released.rename(released.parent / "desk")
+    nodes = plan.nodes("desk", "packages", tmp_path / "out")
+    [node] = [node for node in nodes if node.name == "quickstart"]
+    assert cli.main(node.command[2:]) == 0
+    assert all(Path(path).is_file() for path in node.outputs)
 
 
 # ---------------------------------------------------------------- refusals

@@ -13,7 +13,7 @@ from oral_lib import __version__, paths, scales, storage
 from oral_lib.errors import OralError, memory_fault
 from oral_lib.runner import worker
 from oral_lib.workflow import options
-from oral_lib.workflow.commands import adapters, runs
+from oral_lib.workflow.commands import adapters, quickstart, runs
 from oral_lib.workflow.parsing import SEEDS, Parser, path, whole
 
 CODES = """\
@@ -50,7 +50,7 @@ class _Commands:
         self, group: str, name: str, call: Callable, about: str, example: str, *shared: str
     ) -> Parser:
         """Adds a subcommand with the options `shared`; `example` is its command line."""
-        self.lines[group].append(f"  {name:9} {about}")
+        self.lines[group].append(f"  {name:10} {about}")
         sections = [
             f"{title}:\n" + "\n".join(self.lines[key]) for key, title in COMMAND_GROUPS.items()
         ]
@@ -75,6 +75,13 @@ def parser() -> Parser:
 
 def _add_uses(added: _Commands) -> None:
     """The commands for users."""
+    about = "a first look: the released generator, one sentence, three answers"
+    example = "quickstart --save first-look"
+    sub = added.add("use", "quickstart", quickstart.do_quickstart, about, example, "--offline")
+    options.add(sub, "--source", default=None, help="where models are read from")
+    about = "the folder of the adapter and answers.json"
+    sub.add_argument("--save", type=path, required=True, metavar="FOLDER", help=about)
+
     about = "generate a LoRA adapter from one sentence"
     example = 'generate --text "Is the review positive?" --base smollm2-135m --save my-lora'
     sub = added.add("use", "generate", adapters.do_generate, about, example)

@@ -8,14 +8,15 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from oral_lib import scales
+from oral_lib import paths, scales
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.paths import ROOT, cell_folder, experiment_folder, results_folder, run_folder
 from oral_lib.runner.nodes import Node
 
 PROJECT = ("-m", "oral_lib")  # the first arguments of every command
 Planner = Callable[[str, str, Path], list[Node]]  # (scale, source, out) -> nodes in order
-NOTEBOOKS = {"quickstart": "00_quickstart", "method": "01_method"}  # file stems by node name
+NOTEBOOKS = {"tutorial": "00_quickstart", "method": "01_method"}  # file stems by node name
+QUICKSTART = "quickstart"
 
 
 def notebook_node(
@@ -122,7 +123,27 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
         published=(str(published / "metrics.csv"), str(published.parent / "README.md")),
         minutes=0.3,
     )
-    return [*planned, main.nodes[-1]]
+    return [*_first_look(scale, source, out), *planned, main.nodes[-1]]
+
+
+def _first_look(scale: str, source: str, out: Path) -> list[Node]:
+    """The node that generates and asks with the released generator; none where there is none, and
+    none at the smoke scale, which downloads nothing."""
+    manifest = paths.RELEASED / "desk" / "manifest.json"
+    if scale == "smoke" or not manifest.is_file():
+        return []
+    folder = run_folder(scale, source, out) / QUICKSTART
+    options = ("--source", source, "--save", str(folder))
+    return [
+        Node(
+            QUICKSTART,
+            (str(folder / "answers.json"),),
+            (*PROJECT, QUICKSTART, *options),
+            inputs=(str(manifest),),
+            memory_mb=2500,
+            minutes=0.5,
+        )
+    ]
 
 
 def _add_zoo(part: _ExperimentNodes, assets: tuple[str, ...]) -> tuple[str, ...]:
@@ -254,8 +275,8 @@ def _add_notebooks(
             "ablations", "70_ablations", inputs=zoo, parameters=parameters, minutes=90.0, gpu=gpu
         )
     part.notebook(
-        "quickstart",
-        NOTEBOOKS["quickstart"],
+        "tutorial",
+        NOTEBOOKS["tutorial"],
         inputs=manifests,
         memory_mb=part.largest,
         minutes=0.5,

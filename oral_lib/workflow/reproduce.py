@@ -11,7 +11,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from oral_lib import paths, scales, storage
@@ -19,7 +18,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
-from oral_lib.workflow import options, plan
+from oral_lib.workflow import options, outcome, plan
 from oral_lib.workflow.parsing import Parser
 from oral_lib.workflow.plan import Planner
 
@@ -153,7 +152,7 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     if args.scale_is_default and args.command != "test" and not os.environ.get(environment.READY):
         _print_scale()
     planned = planner(args.scale, args.source, args.out)
-    _check_experiments(args)
+    _check_only(args, planned)
     chosen = graph.select(planned, args.only)
     wanted = graph.with_needs(planned, chosen)
     forced = {node.name for node in (wanted if args.from_scratch else chosen if args.force else ())}
@@ -175,11 +174,11 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     if reasons:
         failed = _run(args, wanted, forced)
         if failed:
-            return _print_failures(args, wanted, failed)
+            return outcome.print_failures(args, wanted, failed)
     else:
         print(f"nothing to do: all {len(wanted)} nodes are done")
-        _print_other_commits(args)
-    _print_results(args, wanted)
+        outcome.print_other_commits(args)
+    outcome.print_results(args, wanted)
     return 0
 
 
@@ -190,14 +189,22 @@ def _print_scale() -> None:
     print(f"oral: scale {scale} ({reason}).{remedy}", file=sys.stderr, flush=True)
 
 
-def _check_experiments(args: argparse.Namespace) -> None:
-    """Raises UsageError if --only selects an experiment that the scale leaves out."""
+def _check_only(args: argparse.Namespace, nodes: Sequence[Node]) -> None:
+    """Raises UsageError if --only selects an experiment that the scale leaves out, and
+    PreflightError if it selects the quickstart and no generator is released."""
     planned = scales.experiments(args.scale, args.source)
     for pattern in args.only or ():
         name = re.match(r"\w*", pattern)[0]
         if name in scales.EXPERIMENT_NAMES and name not in planned:
             missing = scales.not_planned(args.scale, args.source, name)
             raise UsageError(f"--only {pattern!r}: {missing}")
+    if plan.QUICKSTART in (args.only or ()) and plan.QUICKSTART not in {n.name for n in nodes}:
+        if args.scale == "smoke":
+            raise UsageError(
+                "--only quickstart: the scale smoke downloads nothing, and the quickstart reads a "
+                "real model. Leave out --scale smoke."
+            )
+        raise paths.nothing_released()
 
 
 def _list(nodes: Sequence[Node]) -> int:
@@ -301,9 +308,16 @@ def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
 
     for node in wanted:
         experiment, _, step = node.name.rpartition("/")
-        if step != "assets":
+        if node.name == plan.QUICKSTART:
+            from oral_lib.prompting import quickstart
+            from oral_lib.zoo import run_folders
+
+            place = run_folders.released_generator(quickstart.GENERATOR)
+            missing = quickstart.missing_assets(place, source) if offline else []
+        elif step == "assets":
+            missing = sources.missing(source, experiment or "language")
+        else:
             continue
-        missing = sources.missing(source, experiment or "language")
         if missing and offline:
             raise PreflightError(
                 f"--offline, but these are not in {cache_dir()}: {', '.join(missing)}. "
@@ -311,66 +325,6 @@ def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
             )
         for path in node.outputs if missing else ():
             Path(path).unlink(missing_ok=True)
-
-
-def _print_failures(args: argparse.Namespace, wanted: Sequence[Node], failed: dict) -> int:
-    """Prints the failed nodes with the last lines of their logs; returns the exit code 1."""
-    folder = paths.run_folder(args.scale, args.source, args.out)
-    for name, reason in failed.items():
-        log = folder / "logs" / f"{name}.log"
-        print(f"FAILED {name}: it {reason}. Its log: {log}")
-        with suppress(OSError):
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            print("\n".join(f"    {line}" for line in lines[-5:]))
-    waiting = [name for name in graph.due(wanted) if name not in failed]
-    if waiting:
-        print(f"not run, because they need a failed node: {', '.join(waiting)}")
-    print("next: remove the cause, then run the same command again; finished nodes are kept")
-    return 1
-
-
-def _print_other_commits(args: argparse.Namespace) -> None:
-    """Prints a line if the published results name another commit than the present code.
-
-    Nodes are due by the age of their files, which a changed default does not touch.
-    """
-    from oral_lib import provenance
-
-    path = paths.results_folder(args.scale, args.out) / "manifest.json"
-    commit = provenance.code_commit().removesuffix("-dirty")
-    entries = storage.read_json(path) if path.exists() and commit != "unknown" else {}
-    slug = paths.slug(args.source)
-    of_source = [entry for name, entry in entries.items() if name.split("-")[0] == slug]
-    commits = {entry["commit"].removesuffix("-dirty") for entry in of_source}
-    if others := sorted(other[:7] for other in commits - {commit}):
-        print(
-            f"their results name commit {', '.join(others)}, the code here is {commit[:7]}: "
-            "--from-scratch runs everything with the present code"
-        )
-
-
-def _print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
-    """Prints the short table, the path of the report, and the next command."""
-    metrics = paths.results_folder(args.scale, args.out) / "metrics.csv"
-    if any(str(metrics) in node.published for node in wanted):
-        from oral_lib.evaluation import results
-        from oral_lib.report import tables
-
-        print(tables.short_table(*results.read(metrics.parent)))
-        print(f"report: {metrics.parent.parent / 'README.md'}")
-    where = ["--out", str(args.out)] if args.out != paths.ROOT else []
-    if args.scale == "smoke":
-        script = "./reproduce.sh" if Path.cwd() == paths.ROOT else str(paths.ROOT / "reproduce.sh")
-        print("next:", shlex.join([script, *where]), "  # the same with real models and data")
-        return
-    command = [*environment.project_command(), "generate", "--text"]
-    command += ["Decide whether a product review is positive or negative."]
-    plans = scales.base_plans(args.scale, args.source)
-    base = [plan.base for plan in plans if not plan.parent][-1]
-    command += ["--base", base, "--save", "my-lora"]
-    if len(list((args.out / "runs").glob("*/*/generator"))) > 1:  # of several runs this one
-        command += ["--scale", args.scale, "--source", args.source]
-    print("next:", shlex.join([*command, *where]))
 
 
 def _enter(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from oral_lib import paths, scales, storage
@@ -38,6 +38,10 @@ class StoredGenerator:
             return f"{self.release} (released)"
         kind = self.source.partition(":")[0]
         return f"{self.scale} ({kind})" if self.scale else str(self.folder)
+
+    def with_source(self, source: str) -> "StoredGenerator":
+        """The same generator, with models that are read from `source`."""
+        return replace(self, source=source)
 
 
 def describe(folder: str | Path, **place: str) -> StoredGenerator:
@@ -118,12 +122,7 @@ def released_generator(name: str) -> StoredGenerator:
     """
     listed = {generator.release: generator for generator in released_generators()}
     if not listed:
-        raise PreflightError(
-            f"no released generator in {paths.RELEASED}: they are files of the repository, which "
-            "an installed package leaves out. Clone the repository and use the library there, or "
-            "name the folder of a copy: oral_lib.Generator.from_pretrained(FOLDER), --generator "
-            "FOLDER."
-        )
+        raise paths.nothing_released()
     if name not in listed:
         raise UsageError(
             f"no released generator {short(name)}.{closest(name, listed)} There are "

@@ -271,7 +271,7 @@ def phase(running: Iterable[str], done: Iterable[str]) -> str:
 
 PHASES = {
     "report": ("report",),
-    "notebooks": ("quickstart", "method"),
+    "notebooks": ("tutorial", "method"),
     "zoo": ("zoo", "align", "assets", "evolve", "tune"),
     "training": ("generator", "regression", "multitask", "unconditional"),
 }
