@@ -178,13 +178,13 @@ def test_the_quickstart_generates_asks_and_prints_before_and_after(released, tmp
     assert len(steps) == 3 and all(" s): " in line for line in steps)
     content = json.loads((save / "answers.json").read_text())
     assert content["sentence"] == quickstart.SENTENCE and len(content["answers"]) == 3
-    for entry, text in zip(content["answers"], quickstart.INPUTS, strict=True):
+    for entry, text in zip(content["answers"], quickstart.OPINIONS, strict=True):
         assert entry["input"] == text and text in said and entry["base"] != entry["lora"]
     [lora] = oral_lib.prompt(
         quickstart.SENTENCE, base="tiny-causal", generator=released.parent / "desk"
     )
-    again = oral_lib.ask("tiny-causal", save / "lora", quickstart.INPUTS[0])
-    assert again == oral_lib.ask("tiny-causal", lora, quickstart.INPUTS[0])
+    again = oral_lib.ask("tiny-causal", save / "lora", quickstart.OPINIONS[0])
+    assert again == oral_lib.ask("tiny-causal", lora, quickstart.OPINIONS[0])
     assert again.probabilities == pytest.approx(content["answers"][0]["lora"])
     assert f"--lora {save / 'lora'}" in said and "generate --base tiny-causal" in said
     assert cli.main(["quickstart", "--save", str(save)]) == 0  # a second time, too

@@ -14,9 +14,9 @@ from oral_lib.prompting.answers import Answer
 from oral_lib.prompting.prompt import prompt_from
 from oral_lib.zoo.run_folders import StoredGenerator
 
-GENERATOR = "desk"  # the released generator that is used, whatever the scale
+RELEASE = "desk"  # the released generator that is used, whatever the scale
 SENTENCE = "Is this opinion about a film positive or negative?"
-INPUTS = (
+OPINIONS = (
     "A moving story, superbly acted.",
     "Two hours of my life that I will not get back.",
     "I would gladly watch it again tomorrow.",
@@ -93,7 +93,7 @@ def first_look(
         f"the released generator {place.release} wrote a LoRA of {size:.1f} MB for {base}, no "
         "training",
     )
-    texts = list(INPUTS)
+    texts = list(OPINIONS)
     task, pairs = answers.before_and_after(base, folder, texts, task=lora.task, source=source)
     done("3 of 3, ask", f"{len(texts)} inputs, without and with the LoRA")
     content = [

@@ -312,7 +312,7 @@ def _check_assets(wanted: Sequence[Node], source: str, offline: bool) -> None:
             from oral_lib.prompting import quickstart
             from oral_lib.zoo import run_folders
 
-            place = run_folders.released_generator(quickstart.GENERATOR)
+            place = run_folders.released_generator(quickstart.RELEASE)
             missing = quickstart.missing_assets(place, source) if offline else []
         elif step == "assets":
             missing = sources.missing(source, experiment or "language")

@@ -15,7 +15,7 @@ def do_quickstart(args: Namespace) -> None:
     from oral_lib.workflow import listings
     from oral_lib.zoo import run_folders
 
-    place = run_folders.released_generator(quickstart.GENERATOR)
+    place = run_folders.released_generator(quickstart.RELEASE)
     look = quickstart.first_look(
         place, args.save, source=args.source or place.source, offline=args.offline
     )
