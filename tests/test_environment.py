@@ -100,7 +100,7 @@ def imported(file: Path) -> set[str]:
 @pytest.mark.parametrize("folder", ["oral_lib", "tests"])
 def test_every_package_that_is_imported_is_declared(folder):
     called = {"yaml": "pyyaml", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
-    called |= {"PIL": "pillow"}
+    called |= {"PIL": "pillow", "markdown_it": "markdown-it-py"}
     extras = [text for name in ("kernels", "diffusion") for text in
               PROJECT["optional-dependencies"][name]]  # fmt: skip
     known = {canonicalize_name(Requirement(text).name) for text in DECLARED + extras}

@@ -144,6 +144,11 @@ def write_report(results_root: str | Path, scale: str) -> Path:
         write_text(folder / f"{source.name}.md", pages.page(folder, source))
     for name, text in study_pages.study_pages(folder).items():
         write_text(folder / f"{name}.md", text)
+    return write_contents(root)
+
+
+def write_contents(root: Path) -> Path:
+    """The path of the contents page in `root`, written again from the pages and notebooks there."""
     scales = sorted(path.parent.name for path in list_paths(root, "*/metrics.csv"))
     named = [name for name in scales if name != "smoke"] or scales
     write_text(root / "README.md", pages.contents(root, named))

@@ -214,6 +214,12 @@ def _add_work(added: _Commands) -> None:
     example = "profile --base smollm2-135m --scale lab"
     sub = added.add("work", "profile", runs.do_profile, about, example, *RUN)
     sub.add_argument("--base", required=True, help="such as smollm2-135m")
+    about = "run notebooks and write them as pages with their images"
+    example = "notebooks 00_quickstart 01_method"
+    sub = added.add("work", "notebooks", runs.do_notebooks, about, example, "--source", "--out")
+    options.add(sub, "--scale", default="smoke", help="default: smoke")
+    about = "default: those of the introduction and one of each experiment"
+    sub.add_argument("names", nargs="*", metavar="NAME", help=about)
     about = "write notebooks/*.ipynb from notebooks/*.py"
     sub = added.add("work", "twins", runs.do_twins, about, "twins --check")
     sub.add_argument("--check", action="store_true", help="change nothing, fail if they differ")

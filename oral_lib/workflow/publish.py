@@ -1,6 +1,7 @@
-"""Publishing: the finished cells of an experiment become tables, curves, figures and pages."""
+"""Publishing: finished cells become tables, curves, figures and pages; notebooks become pages."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,8 +14,9 @@ from oral_lib.errors import PreflightError
 from oral_lib.evaluation import results as tables
 from oral_lib.evaluation import small_tables
 from oral_lib.experiments.records import EXPERIMENTS
-from oral_lib.report import build
+from oral_lib.report import build, notebook_html
 from oral_lib.report.figures import cells, theme
+from oral_lib.workflow import notebooks
 from oral_lib.zoo import store
 
 MEASURED = (  # with the cells; a run has JSON files of their rows, in a folder of the table's name
@@ -168,3 +170,43 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
     if examples:
         figure = cells.example_images(*examples)
         theme.save_figure(figure, results / "figures", f"answers-{experiment}-{slug}")
+
+
+# ---------------------------------------------------------------- executed notebooks
+NOTEBOOKS = (
+    *("00_quickstart", "01_method", "02_your_own_adapters", "50_control", "80_novelty"),
+    *(record.notebook for record in EXPERIMENTS.values()),
+)
+
+
+def publish_notebook(name: str, scale: str, source: str, out: Path) -> Path:
+    """The new page of a notebook, results/notebooks/<name>.html, after running it.
+
+    The page of a scale other than smoke is called <name>-<scale>.html. Paths of this machine are
+    not part of a page. The executed notebook is in runs/notebooks.
+
+    Args:
+        name: of a notebook of the project.
+        scale: the value of its parameter `scale`.
+        source: of its parameter `source`.
+        out: the folder of runs/ and results/.
+
+    Raises:
+        UsageError: no such notebook, or it cannot run at this scale.
+        OralError: a cell raised.
+    """
+    file = notebooks.find(name)
+    title = file.stem + ("" if scale == "smoke" else f"-{scale}")
+    executed = out / "runs" / "notebooks" / f"{title}.ipynb"
+    values = {"scale": scale, "source": source} | ({"out": str(out)} if out != paths.ROOT else {})
+    allowed = notebooks.parameters(file)
+    values = {name: value for name, value in values.items() if name in allowed}
+    notebooks.run_notebook(file, executed, values)
+    places = {str(paths.ROOT): ".", str(out.absolute()): ".", str(Path.home()): "~"}
+    places[tempfile.gettempdir()] = "TEMPORARY"
+    about = f"notebooks/{file.stem}.py, executed at the scale {scale}"
+    places = dict(sorted(places.items(), reverse=True))  # a folder after those that it contains
+    text = notebook_html.page(storage.read_json(executed), title, places, about)
+    path = out / "results" / "notebooks" / f"{title}.html"
+    storage.write_text(path, text)
+    return path

@@ -92,6 +92,16 @@ def do_notebook(args: Namespace) -> None:
     print(args.output)
 
 
+def do_notebooks(args: Namespace) -> None:
+    """Runs notebooks and writes them as pages."""
+    from oral_lib.report import build
+    from oral_lib.workflow import publish
+
+    for name in args.names or publish.NOTEBOOKS:
+        print(publish.publish_notebook(name, args.scale, _source(args), args.out), flush=True)
+    print(build.write_contents(args.out / "results"))
+
+
 def do_sweep(args: Namespace) -> int:
     """Runs the cells of a sweep."""
     from oral_lib.workflow import sweeps
