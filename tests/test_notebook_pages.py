@@ -31,7 +31,7 @@ def shown(**data: str) -> dict:
 
 
 def page(*cells: dict, **replaced: str) -> str:
-    return notebook_html.page({"cells": list(cells)}, "a", replaced, "about < this")
+    return notebook_html.notebook_page({"cells": list(cells)}, "a", replaced, "about < this")
 
 
 def test_a_page_has_texts_code_prints_tables_and_images():

@@ -41,7 +41,7 @@ _SHORT = re.compile(r"\\(ge|le|text)(?![a-zA-Z])")
 _STYLER = re.compile(r"\bT_[0-9a-f]{5}(?=_|\b)")  # the id of a styled table, drawn at random
 
 
-def page(notebook: Mapping, title: str, replaced: Mapping[str, str], about: str) -> str:
+def notebook_page(notebook: Mapping, title: str, replaced: Mapping[str, str], about: str) -> str:
     """The HTML of an executed notebook.
 
     Args:

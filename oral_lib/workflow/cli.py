@@ -218,7 +218,7 @@ def _add_work(added: _Commands) -> None:
     example = "notebooks 00_quickstart 01_method"
     sub = added.add("work", "notebooks", runs.do_notebooks, about, example, "--source", "--out")
     options.add(sub, "--scale", default="smoke", help="default: smoke")
-    about = "default: those of the introduction and one of each experiment"
+    about = "default: the introduction, and a notebook of each experiment"
     sub.add_argument("names", nargs="*", metavar="NAME", help=about)
     about = "write notebooks/*.ipynb from notebooks/*.py"
     sub = added.add("work", "twins", runs.do_twins, about, "twins --check")

@@ -173,7 +173,7 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
 
 
 # ---------------------------------------------------------------- executed notebooks
-NOTEBOOKS = (
+EXECUTED = (  # notebooks that are published by default
     *("00_quickstart", "01_method", "02_your_own_adapters", "50_control", "80_novelty"),
     *(record.notebook for record in EXPERIMENTS.values()),
 )
@@ -206,7 +206,7 @@ def publish_notebook(name: str, scale: str, source: str, out: Path) -> Path:
     places[tempfile.gettempdir()] = "TEMPORARY"
     about = f"notebooks/{file.stem}.py, executed at the scale {scale}"
     places = dict(sorted(places.items(), reverse=True))  # a folder after those that it contains
-    text = notebook_html.page(storage.read_json(executed), title, places, about)
+    text = notebook_html.notebook_page(storage.read_json(executed), title, places, about)
     path = out / "results" / "notebooks" / f"{title}.html"
     storage.write_text(path, text)
     return path

@@ -97,7 +97,7 @@ def do_notebooks(args: Namespace) -> None:
     from oral_lib.report import build
     from oral_lib.workflow import publish
 
-    for name in args.names or publish.NOTEBOOKS:
+    for name in args.names or publish.EXECUTED:
         print(publish.publish_notebook(name, args.scale, _source(args), args.out), flush=True)
     print(build.write_contents(args.out / "results"))
 
