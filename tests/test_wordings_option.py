@@ -11,6 +11,7 @@ from oral_lib.experiments.conditions import Pickers, Size, questions_of
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks import wordings
 from oral_lib.tasks.task import load_task
+from oral_lib.workflow import cli, plan, reproduce
 from oral_lib.workflow.run import Run
 
 TASK = replace(
@@ -37,10 +38,9 @@ def test_a_run_folder_records_one_choice(tmp_path):
         wordings.record(tmp_path, name)
         assert wordings.recorded(tmp_path) == name
     assert len(list(tmp_path.iterdir())) == 1
-    file = wordings.record_file(tmp_path, "test")
-    before = file.stat().st_mtime_ns
-    wordings.record(tmp_path, "test")
-    assert file.stat().st_mtime_ns == before, "an unchanged choice makes no cell due"
+    with pytest.raises(UsageError, match="use one of development, test"):
+        wordings.record(tmp_path, "both")
+    assert wordings.recorded(tmp_path) == "test"
 
 
 def test_a_run_measures_what_its_folder_records_unless_it_is_given_another_choice(tmp_path):
@@ -67,3 +67,45 @@ def test_a_cell_of_other_wordings_or_of_the_first_release_is_outdated(tmp_path):
     assert not results.is_current(folder, {"generator": "a"}, "test")
     storage.write_json(folder / "cell.json", {"networks": {"generator": "a"}})
     assert not results.is_current(folder, {"generator": "a"}, "development")
+
+
+# ---------------------------------------------------------------- the plan
+def test_the_test_paraphrases_make_every_cell_due_and_nothing_that_is_trained(tmp_path, capsys):
+    run = paths.run_folder("smoke", "made", tmp_path)
+    planned = plan.nodes("smoke", "made", tmp_path)
+    for node in planned:
+        for file in node.outputs:
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+        for file in node.published:
+            path = tmp_path / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("")
+    words = ["--scale", "smoke", "--out", str(tmp_path), "--dry-run"]
+
+    def due(*more):
+        assert reproduce.main([*words, *more]) == 0
+        printed = capsys.readouterr().out.splitlines()
+        return {line.partition(":")[0] for line in printed if not line.startswith(" ")}
+
+    cells = {node.name for node in planned if plan.measures_cells(node)}
+    assert cells and all("zoo" not in name and "generator" not in name for name in cells)
+    assert not due() & {node.name for node in planned}
+    again = due("--wordings", "test") & {node.name for node in planned}
+    assert cells <= again and not any(name.rpartition("/")[0].endswith("zoo") for name in again)
+    assert not again & {"generator", "regression"}
+    wordings.record(run, "test")
+    assert not due("--wordings", "test") & cells
+    assert cells <= due(), "without the option a run measures the development paraphrases"
+
+
+def test_the_command_of_cells_records_the_choice_of_the_whole_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "measure", lambda self, base, tasks: self.measured_wordings)
+    words = ["cells", "--base", "tiny-encoder", "--scale", "smoke", "--out", str(tmp_path)]
+    assert cli.main([*words, "--wordings", "test"]) == 0
+    assert Run("smoke", out=tmp_path, experiment="vision").measured_wordings == "test"
+    assert cli.main(words) == 0
+    assert Run("smoke", out=tmp_path).measured_wordings == "test"
+    assert cli.main([*words, "--wordings", "development"]) == 0
+    assert Run("smoke", out=tmp_path).measured_wordings == "development"

@@ -1,9 +1,8 @@
 """Which held-out paraphrases a run measures: "development", or "test" for a release only.
 
 Everything is chosen on the development paraphrases, so the test paraphrases are measured once, by
-`./reproduce.sh --wordings test`. A run folder records its choice in the name of a file: cells that
-were measured before that file was written are measured again. Imports with the standard library
-only.
+`./reproduce.sh --wordings test`. The run folder records the choice, which all its cells follow.
+Imports with the standard library only.
 """
 
 from pathlib import Path
@@ -23,21 +22,13 @@ def check_wordings(name: str) -> str:
     return name
 
 
-def record_file(run: Path, wordings: str) -> Path:
-    """The file in the run folder `run` that exists if the run measures `wordings`."""
-    return run / f"wordings-{wordings}.json"
-
-
-def record(run: Path, wordings: str) -> None:
-    """Records that the run in the folder `run` measures `wordings`; nothing if it did before."""
-    file = record_file(run, check_wordings(wordings))
-    for name in HELD_OUT_WORDINGS:
-        if name != wordings:
-            record_file(run, name).unlink(missing_ok=True)
-    if not file.exists():
-        storage.write_json(file, {"wordings": wordings})
+def record(run: Path, name: str) -> None:
+    """Records that the run in the folder `run` measures the wordings `name`."""
+    if check_wordings(name) != recorded(run):
+        storage.write_json(run / "wordings.json", {"wordings": name})
 
 
 def recorded(run: Path) -> str:
     """The wordings that the run in the folder `run` measures: development unless recorded."""
-    return next((name for name in HELD_OUT_WORDINGS if record_file(run, name).exists()), DEFAULT)
+    file = run / "wordings.json"
+    return check_wordings(storage.read_json(file)["wordings"]) if file.exists() else DEFAULT

@@ -198,6 +198,9 @@ def _add_steps(added: _Commands) -> None:
         sub.add_argument("--base", required=True, help=f"such as {base}")
         if name in ("tune", "zoo", "cells"):
             options.add(sub, "--task")
+        if name == "cells":
+            about = "recorded for the whole run (default: as recorded, else development)"
+            options.add(sub, "--wordings", help=about)
         if name == "zoo":
             about = "default: all seeds of the scale"
             sub.add_argument("--seeds", type=whole(*SEEDS), nargs="+", help=about)

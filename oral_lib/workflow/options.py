@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from oral_lib import machine, paths, scales
 from oral_lib.errors import UsageError
+from oral_lib.tasks.wordings import HELD_OUT_WORDINGS
 from oral_lib.workflow.parsing import path, whole
 
 
@@ -84,6 +85,10 @@ def add(parser: argparse.ArgumentParser, *names: str, **changes) -> None:
         },
         "--experiment": {"choices": scales.EXPERIMENT_NAMES, "default": "language"},
         "--task": {"nargs": "+", "help": "default: all that the scale plans for the base model"},
+        "--wordings": {
+            "choices": HELD_OUT_WORDINGS,
+            "help": "held-out paraphrases to measure (default: development; test: for a release)",
+        },
         "--jobs": {
             "type": whole(1, 10_000),
             "default": 1,

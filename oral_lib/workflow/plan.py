@@ -146,6 +146,11 @@ def _first_look(scale: str, source: str, out: Path) -> list[Node]:
     ]
 
 
+def measures_cells(node: Node) -> bool:
+    """Whether a node writes the files of cells."""
+    return any("cells" in Path(path).parts for path in node.outputs)
+
+
 def _add_zoo(part: _ExperimentNodes, assets: tuple[str, ...]) -> tuple[str, ...]:
     """Adds alignment, tuning and training of the adapters; returns the files written last."""
     root, gpu = part.root, part.gpu

@@ -18,6 +18,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
+from oral_lib.tasks import wordings
 from oral_lib.workflow import options, outcome, plan
 from oral_lib.workflow.parsing import Parser
 from oral_lib.workflow.plan import Planner
@@ -51,6 +52,7 @@ USED_BY = {  # the commands that use an option
     "--only": ("run", "doctor"),
     "--from-scratch": ("run",),
     "--force": ("run",),
+    "--wordings": ("run",),
     "--jobs": ("run",),
     "--dry-run": ("run", "test"),
     "--list": ("run",),
@@ -72,6 +74,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--only", nargs="+", metavar="PATTERN", help="these nodes and all they need ('zoo/*')")
     add("--from-scratch", action="store_true", help="remove the run folder of this scale first")
     add("--force", action="store_true", help="run the selected nodes even if they are done")
+    options.add(parser, "--wordings", default=wordings.DEFAULT)
     options.add(parser, "--jobs", "--dry-run")
     add("--list", action="store_true", help="print all nodes, or the nodes of --only")
     options.add(parser, "--out", "--offline")
@@ -156,6 +159,9 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
     chosen = graph.select(planned, args.only)
     wanted = graph.with_needs(planned, chosen)
     forced = {node.name for node in (wanted if args.from_scratch else chosen if args.force else ())}
+    run = paths.run_folder(args.scale, args.source, args.out)
+    if args.wordings != wordings.recorded(run):
+        forced |= {node.name for node in wanted if plan.measures_cells(node)}
     if args.list:
         return _list(wanted if args.only else planned)
     if args.command == "doctor":
@@ -258,6 +264,7 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
             unpublished = any(not Path(path).exists() for path in node.published)
             for path in node.outputs if unpublished or node.name in forced else ():
                 Path(path).unlink(missing_ok=True)
+        wordings.record(folder, args.wordings)
         due = graph.due(wanted)
         began = time.monotonic()
         print(f"{len(due)} of {len(wanted)} nodes to run; logs in {folder / 'logs'}", flush=True)

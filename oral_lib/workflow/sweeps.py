@@ -31,6 +31,7 @@ from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import environment
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
+from oral_lib.tasks import wordings
 from oral_lib.workflow import notebooks, plan, reproduce
 
 _VALUE = {"type": ["string", "integer", "number", "boolean"]}
@@ -346,6 +347,8 @@ def run_sweep(
     words = ["--scale", sweep.scale, "--jobs", str(jobs), "--out", str(out)]
     words += ["--source", sweep.source] if sweep.scale != "smoke" else []
     words += ["--dry-run"] * dry_run + ["--offline"] * offline
+    kind = sweep.source if sweep.scale != "smoke" else "made"
+    words += ["--wordings", wordings.recorded(paths.run_folder(sweep.scale, kind, out))]
 
     def planner(scale: str, source: str, out: Path) -> list[Node]:
         cells, wanted = sweep_nodes(sweep, scale, source, out)

@@ -225,7 +225,12 @@ def do_align(args: Namespace) -> None:
 
 def do_cells(args: Namespace) -> None:
     """Measures the cells of a base model."""
-    print(_run(args).measure(args.base, _tasks(args)))
+    run = _run(args)
+    if args.wordings:
+        from oral_lib.tasks import wordings
+
+        wordings.record(paths.run_folder(run.scale, run.source, run.out), args.wordings)
+    print(run.measure(args.base, _tasks(args)))
 
 
 def do_zoo(args: Namespace) -> None:
