@@ -307,7 +307,8 @@ def test_the_report_takes_cells_that_a_sweep_added_but_none_of_another_generator
         folders[seed].mkdir(parents=True)
         for name in ("metrics.csv", "items.parquet"):
             (folders[seed] / name).touch()
-        storage.write_json(folders[seed] / "cell.json", {"networks": hashes})
+        about = {"networks": hashes, "wordings": "development"}
+        storage.write_json(folders[seed] / "cell.json", about)
     folders[3].mkdir()
     planned = [cell for cell in run.cells() if cell not in folders.values()]
     assert run.cells() == [*planned, folders[1]]
