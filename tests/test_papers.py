@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import yaml
 
 import oral_lib
@@ -19,17 +20,36 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_the_table_that_the_report_wrote():
-    grids = [f"lab/tables/grid-{name}-local.md" for name in ("language", "vision", "multimodal")]
-    grids += [f"lab/tables/grid-{name}-packages.md" for name in ("vision", "multimodal")]
-    for name in ("desk/tables/main-language-packages.md", "lab/tables/overview.md", *grids):
-        table = (ROOT / "results" / name).read_text(encoding="utf-8")
-        assert table.strip() in README
+FINDINGS = ROOT / "FINDINGS.md"
+# to be removed when the README is written again: a strict xfail fails as soon as its test passes
+waits = pytest.mark.xfail(reason="the README of the first release is long", strict=True)
 
 
-def test_every_file_that_the_readme_links_is_there():
-    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", README)
-    missing = [link for link in links if ":" not in link and not (ROOT / link).exists()]
+@waits
+def test_the_readme_is_read_in_five_minutes():
+    assert len(README.splitlines()) <= 250
+
+
+@waits
+def test_the_readme_names_no_commit_and_links_decisions_once():
+    text = re.sub(r"\]\([^)]*\)", "]", README)
+    assert re.findall(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b", text) == []
+    assert len(re.findall(r"DEVIATIONS\.md|docs/decisions|\bD-[A-Z]{3}-\d+", README)) <= 1
+
+
+def test_the_findings_are_short():
+    assert not FINDINGS.exists() or len(FINDINGS.read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", ["README.md", "FINDINGS.md", "results/README.md"])
+def test_every_file_that_a_page_links_is_there(page):
+    path = ROOT / page
+    if not path.exists():
+        pytest.skip(f"{page} has not been written")
+    text = path.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)|\bsrc=\"([^\"]+)\"", text)
+    links = [link for pair in links for link in pair if link and ":" not in link]
+    missing = [link for link in links if not (path.parent / link).exists()]
     assert links and missing == []
 
 
