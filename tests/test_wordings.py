@@ -19,6 +19,11 @@ RUN = 5  # this many words in a row are not repeated
 SHARED = 0.4  # largest part of their words that two wordings of a task have in common
 
 
+@pytest.fixture(scope="module")
+def encoder():
+    return TextEncoder("minilm-l6")
+
+
 def words(text):
     return re.findall(r"\w+", text.casefold())
 
@@ -66,8 +71,8 @@ def test_no_wording_occurs_twice():
 
 
 @pytest.mark.parametrize("name", task_names())
-def test_development_wordings_are_no_echo_of_the_training_wordings(name):
-    task, encoder = load_task(name), TextEncoder("minilm-l6")
+def test_development_wordings_are_no_echo_of_the_training_wordings(name, encoder):
+    task = load_task(name)
     trained = encoder.encode(task.training_texts)
     kept = encoder.encode(task.paraphrases["development"])
     assert (kept @ trained.T).max() < 0.81
