@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from fnmatch import fnmatch
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -149,6 +150,22 @@ def test_every_folder_and_module_of_the_library_is_in_the_layout():
     folders = {f"{path.name}/" for path in library if (path / "__init__.py").exists()}
     modules = {path.name for path in library if path.suffix == ".py" and path.name[0] != "_"}
     assert sorted(named) == sorted(folders | modules)
+
+
+def test_every_notebook_is_in_the_list():
+    named = re.findall(r"^\| `(\d\d_\w+)` \|", (DOCS / "sweeps.md").read_text("utf-8"), re.M)
+    assert named == sorted(path.stem for path in list_paths(ROOT / "notebooks", "*.py"))
+
+
+def test_every_file_of_the_results_is_in_the_layout():
+    layout = (DOCS / "layout.md").read_text(encoding="utf-8").partition("## results")[2]
+    cells = re.findall(r"^\| ([^|]*) \|", layout, re.M)
+    names = [name.rstrip("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    patterns = [re.sub("<.*?>", "*", name) for name in names]
+    for scale in ("desk", "lab"):
+        for path in list_paths(ROOT / "results" / scale, "*"):
+            earlier = path.name == "items.parquet"  # of results that were published before
+            assert earlier or any(fnmatch(path.name, name) for name in patterns), path.name
 
 
 def test_every_page_is_in_the_contents():
