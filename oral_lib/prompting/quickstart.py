@@ -18,8 +18,8 @@ RELEASE = "desk"  # the released generator that is used, whatever the scale
 SENTENCE = "Is this opinion about a film positive or negative?"
 OPINIONS = (
     "A moving story, superbly acted.",
+    "It promises a lot and delivers nothing.",
     "Two hours of my life that I will not get back.",
-    "I would gladly watch it again tomorrow.",
 )
 
 
