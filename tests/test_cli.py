@@ -32,6 +32,8 @@ def calls(monkeypatch):
             return lambda *args: made.append((name, self.where, args))
 
     class Lora:
+        task = None
+
         def save(self, folder):
             made.append(("save", folder))
             return folder

@@ -131,8 +131,12 @@ def test_pretrained_is_the_generator_of_the_run(released, smoke):
     assert all(torch.equal(t, adapters[0][name]) for name, t in expected[0].items())
 
 
-def test_prompt_uses_a_released_generator_where_no_run_has_the_base_model(released, tmp_path):
+def test_prompt_uses_a_released_generator_where_no_run_has_the_base_model(
+    released, tmp_path, capsys
+):
     [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", out=tmp_path / "empty")
+    [note] = capsys.readouterr().err.splitlines()
+    assert "the released generator smoke" in note and str(released) in note
     [again] = oral_lib.prompt(SENTENCE, base="tiny-causal", generator=released)
     assert lora.task.name in ("movie", "sarcasm") and lora.card == again.card
     assert oral_lib.ask("tiny-causal", lora, "a superb film").probabilities
@@ -149,12 +153,13 @@ def test_generate_and_bases_say_where_a_released_generator_is(released, tmp_path
     words = ["generate", "--text", SENTENCE, "--base", "tiny-causal", *out]
     assert cli.main([*words, "--save", str(tmp_path / "lora")]) == 0
     said = capsys.readouterr()
-    [note] = said.err.splitlines()
-    assert "no run has base model tiny-causal" in note and str(released) in note
+    where, form = said.err.splitlines()
+    assert "no run has base model tiny-causal" in where and str(released) in where
+    assert "the nearest task of the zoo is movie: answers have its form (neg" in form
     assert cli.main(["bases", *out]) == 0
     listed = capsys.readouterr().out
     [row] = [line for line in listed.splitlines() if line.startswith("  tiny-causal")]
-    assert row.endswith("smoke (released)")
+    assert row.endswith("smoke (released)") and f"is in {released}" in listed
     assert cli.main([*words, "--scale", "desk", "--save", str(tmp_path / "other")]) == 3
 
 

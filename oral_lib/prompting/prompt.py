@@ -1,6 +1,7 @@
 """From a sentence to adapters that PEFT loads."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def prompt(
         guidance: see `SamplingConfig`; None: as stored with the generator.
         temperature: the same.
         generator: folder of a generator. Default: one that ./reproduce.sh trained, of several that
-            of the largest scale. Where no run has the base model: a released one (`pretrained`).
+            of the largest scale. Where no run has the base model: a released one (`pretrained`),
+            which a line on stderr names.
         scale: only a generator of this scale.
         source: only a generator of this source; also where its text encoder is read from.
             Default: the source of the generator.
@@ -96,6 +98,8 @@ def prompt(
         place = run_folders.describe(generator, **({"source": source} if source else {}))
     else:
         place = run_folders.find_generator(base, out, scale, source)
+        if place.release:
+            print(f"note: {place.note(base)}", file=sys.stderr)
     return prompt_from(place, task, base, n, seed, guidance, temperature, device)
 
 

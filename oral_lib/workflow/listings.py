@@ -45,6 +45,8 @@ def base_lines(generators: Sequence[StoredGenerator], where: str | Path) -> Iter
     else:
         yield f"there is no generator in {where}: run ./reproduce.sh to train one"
     for generator in generators:
+        if generator.release:
+            yield f"the released generator {generator.release} is in {generator.folder}"
         if generator.fault:
             yield f"not usable: {generator.folder}: {generator.fault}"
     yield "further base models, by the scale whose run trains a generator for them:"

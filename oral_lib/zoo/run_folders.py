@@ -39,6 +39,13 @@ class StoredGenerator:
         kind = self.source.partition(":")[0]
         return f"{self.scale} ({kind})" if self.scale else str(self.folder)
 
+    def note(self, base: str) -> str:
+        """A line that says why a released generator is used for `base`, and which."""
+        return (
+            f"no run has base model {base}: the released generator {self.release} in {self.folder} "
+            "is used"
+        )
+
     def with_source(self, source: str) -> "StoredGenerator":
         """The same generator, with models that are read from `source`."""
         return replace(self, source=source)

@@ -32,6 +32,13 @@ def do_generate(args: Namespace) -> None:
     )
     for number, adapter in enumerate(adapters, 1):
         print(adapter.save(save if args.n == 1 else save / f"sample-{number}"))
+    for task in {adapter.task.name: adapter.task for adapter in adapters if adapter.task}.values():
+        from oral_lib.workflow import listings
+
+        print_note(
+            f"the nearest task of the zoo is {task.name}: answers have its form "
+            f"({listings.label_list(task)})"
+        )
 
 
 def do_ask(args: Namespace) -> None:
@@ -110,10 +117,7 @@ def _generator(args: Namespace, out: Path):
     place = run_folders.find_generator(args.base, out, args.scale, args.source)
     runs = run_folders.stored_generators(out, args.scale, args.source)
     if place.release:
-        print_note(
-            f"no run has base model {args.base}: the released generator {place.release} in "
-            f"{place.folder} is used"
-        )
+        print_note(place.note(args.base))
         return place
     others = [one.run for one in runs if args.base in one.bases and one != place]
     more = f"; --scale and --source choose another: {', '.join(others)}" if others else ""
