@@ -21,7 +21,7 @@ import torch
 from oral_lib import method
 from oral_lib.experiments.studies import toy
 from oral_lib.report.figures import method as figures
-from oral_lib.report.figures import studies
+from oral_lib.report.studies import drawings
 
 
 def shapes(**tensors):
@@ -32,7 +32,7 @@ adapters, tasks = toy.zoo(n_seeds=6)
 columns = list(toy.SHAPE_TEXTS)
 zoo = {f"seed {s}": [toy.weight_change(adapters[6 * i + s]) for i in range(5)] for s in range(2)}
 print(len(adapters), "adapters:", *(f"{n} {list(t.shape)}" for n, t in adapters[0].items()))
-studies.drawings_figure(zoo, columns)
+drawings.drawings_figure(zoo, columns)
 
 # %% [markdown]
 # ## 1. Tokens
@@ -190,7 +190,7 @@ print(*(f"{name} {list(tensor.shape)}" for name, tensor in first.items()), sep="
 
 
 # %%
-def drawings(texts, projection):
+def draw(texts, projection):
     sampling = method.SamplingConfig(projection=projection)
     c = model.conditions("toy", texts, given)
     k0 = model.sample("toy", c, noise, sampling)
@@ -199,9 +199,9 @@ def drawings(texts, projection):
 
 
 rows = {"trained": zoo["seed 0"]}
-rows |= {f"generated,\n{name}": drawings(texts, name) for name in ("none", "span", "hull")}
-rows["wrong text,\nhull"] = drawings(texts.roll(-1, 0), "hull")
-studies.drawings_figure(rows, columns)
+rows |= {f"generated,\n{name}": draw(texts, name) for name in ("none", "span", "hull")}
+rows["wrong text,\nhull"] = draw(texts.roll(-1, 0), "hull")
+drawings.drawings_figure(rows, columns)
 
 # %%
 right = [toy.nearest_shape(drawing) for drawing in rows["generated,\nhull"]]

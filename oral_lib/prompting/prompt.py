@@ -119,8 +119,7 @@ def prompt_from(
     model = Generator.from_pretrained(place.folder, device, source=place.source)
     adapters = model.generate(text, base, n, seed, guidance=guidance, temperature=temperature)
     config = model.bases[base].peft_config
-    members = store.trained_on(place.folder, model.manifest, base)
-    members = members or _stored_members(place.folder, model, base)
+    members = stored_zoo(place.folder, model, base)
     options = model.chosen_sampling(None, {"guidance": guidance, "temperature": temperature})
     loader = f"oral_lib.load_base({json.dumps(base)}).model"
     loras = []
@@ -143,10 +142,14 @@ def prompt_from(
     return loras
 
 
-def _stored_members(
-    folder: Path, model: Generator, base: str
-) -> list[tuple[str, dict[str, Tensor]]]:
-    """(name, tensors) of the zoo's adapters of `base`, decoded from what the generator stores."""
+def stored_zoo(folder: Path, model: Generator, base: str) -> list[tuple[str, dict[str, Tensor]]]:
+    """(name, tensors) of the adapters of `base` that a generator was trained on.
+
+    They are read from the zoo next to `folder`, or else decoded from what the generator stores. The
+    list is empty if it stores no adapters.
+    """
+    if members := store.trained_on(folder, model.manifest, base):
+        return members
     entry, listed = model.bases[base], store.listed_members(folder, model.manifest, base)
     projection = entry.projection
     if projection is None or len(projection.coordinates) != len(listed):

@@ -166,6 +166,12 @@ def _check_base(name: str) -> None:
     registry.spec(name)
 
 
+def _check_sentence(text: str) -> None:
+    from oral_lib.documents.sentence import check_sentence
+
+    check_sentence(text)
+
+
 def _check_groups(names: str) -> None:
     from oral_lib.experiments import ablation_variants
 
@@ -181,6 +187,7 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _check_task,
     "base": _check_base,
     "groups": _check_groups,
+    "sentence": _check_sentence,
     "seed": _check_seed,
     "scale": scales.base_plans,
     "source": paths.slug,

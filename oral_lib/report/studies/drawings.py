@@ -1,7 +1,4 @@
-"""The figures of the studies that notebooks show: the toy, control by text, and what a sample is.
-
-Every function returns a matplotlib Figure.
-"""
+"""The weight changes of the toy, as drawings."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +24,7 @@ def drawings_figure(rows: Mapping[str, Sequence], columns: Sequence[str]) -> Fig
                 axis.imshow(np.asarray(drawing), cmap="gray_r", vmin=-0.2, vmax=1.2)
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, color=PADDING)
-            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9.5)
         for axis, title in zip(axes[0], columns, strict=True):
-            axis.set_title(title, fontsize=11, weight="normal", loc="center")
+            axis.set_title(title, fontsize=9.5, weight="normal", loc="center")
     return figure
