@@ -30,8 +30,9 @@ print(base.describe(), *first.training_texts, sep="\n")
 # sentence.
 
 # %%
-from oral_lib.report import comparisons, tables
+from oral_lib.report import comparisons
 from oral_lib.report.figures import cells, overview
+from oral_lib.report.tables import methods
 from oral_lib.zoo import store
 
 rows = oral_lib.task_rows(first, run.source).test[:8]
@@ -51,7 +52,7 @@ cells.example_images(base.display_images(rows), answers.drop(columns="text"))
 import pandas as pd
 
 items = pd.concat(run.cell(name, plan.base, seed)[1] for name in plan.unseen_tasks)
-tables.unseen_table(items)
+methods.unseen_table(items)
 
 # %%
 overview.unseen(comparisons.per_sample(items, "balanced_accuracy"))

@@ -22,8 +22,8 @@ import oral_lib
 from oral_lib import scales
 from oral_lib.experiments import styles
 from oral_lib.models import latent_diffusion
-from oral_lib.report import tables
 from oral_lib.report.figures import method
+from oral_lib.report.tables import methods
 from oral_lib.tasks import images
 
 latent_diffusion.need_diffusers()
@@ -74,7 +74,7 @@ method.style_figure({"real": real} | dict(zip(adapters, rendered, strict=True)))
 metrics, _ = run.cell(task, base, seed)
 print(f"{metrics.n_items.max()} images per adapter, {settings.steps} DDIM steps, guidance "
       f"{settings.guidance:g}; ± standard error over new images")  # fmt: skip
-tables.style_table(metrics)
+methods.style_table(metrics)
 
 # %% [markdown]
 # There are no findings in words here: the paired comparisons of the other notebooks require items

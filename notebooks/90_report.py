@@ -23,16 +23,18 @@ print(readme)
 # Trained against generated; the base model in brackets.
 
 # %%
-from oral_lib.report import comparisons, contrasts, tables
+from oral_lib.report import comparisons
 from oral_lib.report.figures import overview
+from oral_lib.report.tables import grid, methods
 
 origin = run.source.partition(":")[0]
 metrics, items = (frame[frame.source == origin] for frame in run.published())
-compared = contrasts.contrasts(items)
-no_signal = comparisons.without_signal(compared)
-grid = tables.grid_table(metrics, origin, items, no_signal=no_signal)
-print(tables.grid_legend(grid))
-grid
+held_out = max(plan.held_out for plan in run.planned)
+judged = comparisons.judged(items, held_out)
+no_signal = comparisons.without_signal(judged)
+table = grid.grid_table(metrics, origin, items, no_signal=no_signal)
+print(grid.grid_legend(table))
+table
 
 # %%
 overview.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_signal)
@@ -41,13 +43,13 @@ overview.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_si
 # ## Does the text matter?
 
 # %%
-overview.controls(compared)
+overview.controls(judged)
 
 # %% [markdown]
 # ## Every method
 
 # %%
-tables.main_table(metrics, origin, items, no_signal=no_signal)
+methods.main_table(metrics, origin, items, held_out=held_out, no_signal=no_signal)
 
 # %% [markdown]
 # ## Findings

@@ -11,11 +11,10 @@ from made_results import PROFILE, ablation, cell, made, made_items, stacking
 from oral_lib import paths
 from oral_lib.evaluation import item_tables
 from oral_lib.report import comparisons
-from oral_lib.report.comparisons import without_signal
-from oral_lib.report.contrasts import contrasts, trained_gains
+from oral_lib.report.comparisons import judged, trained_gains, without_signal
 from oral_lib.report.figures import ablations, cells, method, overview, theme, training
 from oral_lib.report.figures.theme import BLUE, VERMILION
-from oral_lib.report.tables import MODELS
+from oral_lib.report.tables.grid import MODELS
 from oral_lib.scales import PAPER_TASKS
 
 FEW = {
@@ -132,7 +131,7 @@ def test_parity_in_auc_leaves_out_the_tasks_that_have_none():
 
 
 def test_gaps_draw_the_paired_interval_and_mark_intervals_below_zero(two_cells):
-    compared = contrasts(two_cells[1])
+    compared = judged(two_cells[1], 1)
     gap = (compared.what == "generated") & (compared.against == "trained")
     bad = compared.task == "movie"
     compared.loc[gap & bad, ["difference", "ci_low", "ci_high"]] = -0.02, -0.03, -0.01
@@ -144,13 +143,14 @@ def test_gaps_draw_the_paired_interval_and_mark_intervals_below_zero(two_cells):
 
 
 def test_controls_draw_what_is_kept_and_nothing_without_signal(two_cells):
-    compared = contrasts(two_cells[1])
+    compared = judged(two_cells[1], 1)
     figure = overview.controls(compared)
     axis = next(a for a in figure.axes if a.get_title(loc="left") == "minilm-l6")
     assert [text.get_text() for text in axis.texts] == ["no signal"]
     drawn = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1]
-    lost = compared[(compared.task == "movie") & compared.what.str.startswith("lost")].difference
-    assert len(lost) == 4 and drawn == pytest.approx(100 * (1 - lost.to_numpy()))
+    texts = compared.what.str.startswith("generated/") & (compared.against == "generated")
+    shares = compared[(compared.task == "movie") & texts].share
+    assert len(shares) == 4 and drawn == pytest.approx(100 * (1 + shares.to_numpy()))
 
 
 def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
@@ -158,8 +158,8 @@ def test_a_probe_that_equals_the_adapters_does_not_take_their_signal():
     useless = {key: (0.5, samples) for key, (_, samples) in PROFILE.items()}
     probe = {("linear_probe", "none"): PROFILE["trained", "none"]}
     items = pd.concat([made_items(places[0], PROFILE | probe), made_items(places[1], useless)])
-    compared = contrasts(items)
-    [row] = compared[compared.against.eq("linear_probe") & compared.what.eq("trained")].itertuples()
+    compared = judged(items, 1)
+    [row] = compared[compared.what.eq("linear_probe") & compared.against.eq("trained")].itertuples()
     assert row.ci_low <= 0 <= row.ci_high
     no_signal = {("language", "packages", "minilm-l6", "movie")}
     assert without_signal(compared) == without_signal(trained_gains(items)) == no_signal

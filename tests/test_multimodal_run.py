@@ -9,7 +9,7 @@ import oral_lib
 from oral_lib import scales, storage
 from oral_lib.assets import sources
 from oral_lib.evaluation import item_tables, schema
-from oral_lib.report import tables
+from oral_lib.report.tables import methods
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 
@@ -107,7 +107,7 @@ def test_each_kind_of_question_has_an_accuracy_of_its_own():
     value = metrics.set_index("metric").value
     assert value["accuracy_colour"] == 0.75 and value["accuracy_shape"] == 0.5
     assert value["accuracy"] == pytest.approx(4 / 6, abs=1e-5)
-    table = tables.parts_table(metrics, "made")
+    table = methods.parts_table(metrics, "made")
     assert table.base.tolist() == ["75.0", "50.0"] and table.n.tolist() == [4, 2]
 
 

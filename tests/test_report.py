@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from made_results import PROFILE, ablation, cell, made, made_items, stacking
+from made_results import PROFILE, ablation, cell, made, stacking
 
 from oral_lib.errors import OralError
 from oral_lib.evaluation import item_tables, results, small_tables
@@ -12,15 +12,12 @@ from oral_lib.report import (
     ablation_summary,
     build,
     comparisons,
-    findings,
     formats,
     pages,
-    tables,
 )
-from oral_lib.report.contrasts import contrasts
 from oral_lib.report.figures import theme
-from oral_lib.report.findings import overview
-from oral_lib.report.tables import MODELS, grid_legend, grid_table, ordered
+from oral_lib.report.tables import methods, studies
+from oral_lib.report.tables.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
 
@@ -98,7 +95,7 @@ def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
 
 def test_main_table_holds_every_baseline(folder):
     metrics, items = results.read(folder / "lab")
-    table = tables.main_table(metrics, "packages", items)
+    table = methods.main_table(metrics, "packages", items)
     assert [name for name in table if name in BASELINES] == BASELINES
     assert len(table) == 2 and (table[BASELINES] != formats.ABSENT).all(axis=None)
     row = table[table.task == "movie"].iloc[0]
@@ -113,7 +110,7 @@ def test_main_table_holds_every_baseline(folder):
 
 def test_a_method_that_was_not_run_keeps_its_column():
     metrics, _ = made(profile={("base", "none"): (0.5, 1)}, n=20)
-    table = tables.main_table(metrics, "packages")
+    table = methods.main_table(metrics, "packages")
     assert table.loc[0, "generated"] == formats.ABSENT and set(BASELINES) <= set(table)
     assert not {"Gaussian", "small noise", "unconditional"} & set(table)
 
@@ -136,7 +133,7 @@ def test_the_grid_shows_every_cell_and_says_why_one_is_missing(monkeypatch):
     metrics.append(item_tables.summarise(written, family="language", base_version="t0", commit="a"))
     items = item_tables.join([rows for _, rows in cells] + [written])
     monkeypatch.setattr(
-        "oral_lib.report.tables.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
+        "oral_lib.report.tables.grid.impossible", lambda b, t: t == "gsm8k" and b.startswith("mini")
     )
     no_signal = {("language", "local", "minilm-l6", "extra")}
     grid = grid_table(pd.concat(metrics), "local", items, no_signal=no_signal).set_index("task")
@@ -178,18 +175,6 @@ def test_the_paper_order_and_an_encoder_that_cannot_write():
     assert ordered(rows.assign(base="tiny"), "base") == ["tiny"]
 
 
-def test_targets_are_those_of_the_contrasts():
-    compared = contrasts(made_items(cell(), n=200, n_control=200))
-    row = tables.targets_table(compared).iloc[0]
-    contrast = compared.set_index(["what", "against"])
-    assert row["generated − trained"].startswith(
-        f"{100 * contrast.loc[('generated', 'trained'), 'difference']:+.1f}".replace("-", "−")
-    )
-    lost = {n.split()[-1]: r.difference for (n, _), r in contrast.iterrows() if "lost" in n}
-    assert row["kept, held-out paraphrase"].startswith(f"{100 * (1 - lost['paraphrase']):.0f}% (")
-    assert row["lost, wrong-task prompt"].startswith(f"{100 * lost['mismatched']:.0f}% (")
-
-
 def test_answers_and_three_labels_leave_auc_tables_out():
     answers = {"item": ["a", "b"], "correct": [True, False]}
     written = item_tables.answer_items(cell(), "base", "none", **answers)
@@ -203,16 +188,16 @@ def test_answers_and_three_labels_leave_auc_tables_out():
 
 def test_novelty_is_averaged_over_seeds_and_keeps_the_smallest_ratio():
     rows = pd.DataFrame([novelty(ratio_low=0.5), novelty(seed=1, ratio=0.89, ratio_low=0.7)])
-    [line] = tables.novelty_table(rows, "packages").to_dict("records")
+    [line] = studies.novelty_table(rows, "packages").to_dict("records")
     assert line["ratio"] == "0.88" and line["smallest ratio"] == "0.5"
-    assert tables.novelty_table(rows, "hub").empty
+    assert studies.novelty_table(rows, "hub").empty
 
 
 def test_seeds_are_averaged_and_sources_never_share_a_table():
     few = {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)}
     places = [cell(), cell(seed=1), cell(source="hub")]
     parts = [made(place, profile=few, n=60)[0] for place in places]
-    table = tables.main_table(pd.concat(parts), "packages")
+    table = methods.main_table(pd.concat(parts), "packages")
     trained = [
         part[(part.method == "trained") & (part.metric == "accuracy")].value for part in parts
     ]
@@ -222,10 +207,10 @@ def test_seeds_are_averaged_and_sources_never_share_a_table():
 
 def test_terminal_table_fits_and_marks_missing_signal(folder):
     metrics, items = results.read(folder / "lab")
-    text = tables.short_table(metrics, items)
+    text = methods.short_table(metrics, items)
     assert max(len(line) for line in text.splitlines()) <= 100
     assert "a_b †" in text and "movie †" not in text and "no signal" in text
-    assert "†" not in tables.short_table(metrics)
+    assert "†" not in methods.short_table(metrics)
 
 
 def page_of(folder, name="language-packages") -> str:
@@ -343,144 +328,6 @@ def test_latex_is_escaped():
     assert formats.markdown(pd.DataFrame({"a": ["x|y"]})).splitlines()[-1] == r"| x\|y |"
 
 
-# ---------------------------------------------------------------- the words follow the numbers
-def words(**accuracies) -> tuple[str, str]:
-    """Summary and paragraph of one cell; names are methods or conditions of the generator."""
-    profile = dict(PROFILE)
-    for name, accuracy in accuracies.items():
-        key = next(key for key in profile if name in key)
-        profile[key] = (accuracy, profile[key][1])
-    items = made_items(cell(), profile, n=500, n_control=500, shake=0.2)
-    compared = contrasts(items)
-    summary, paragraphs = findings.verdict(compared)
-    return " ".join(summary), paragraphs[0]
-
-
-def test_words_when_all_targets_are_reached():
-    summary, cell_words = words()
-    assert "in 1 of 1 cells with signal" in summary and "missed" not in summary
-    assert summary.count("**reached**") == 3
-    assert "Generated is **within half a point of trained**" in cell_words
-    assert "A held-out paraphrase keeps" in cell_words
-    assert "A wrong-task prompt loses" in cell_words and "**reached**" in cell_words
-    assert "The generator equals soup" in cell_words
-    assert "does not show that diffusion is needed" in cell_words
-    assert "Matching trained therefore does not show that diffusion is needed" in summary
-
-
-def test_words_when_the_generator_is_behind():
-    summary, cell_words = words(matched=0.86, generated=0.78)
-    missed = r"in 0 of 1 cells with signal\. .* Target \*\*missed\*\* by:\n  - movie on minilm-l6"
-    assert re.search(missed + r" \(−\d+\.\d, −\d+\.\d to −\d+\.\d\)", summary)
-    assert "By the mean: 0; by the interval only: 0; by neither: 1." in summary
-    assert "Generated is **below trained**: −" in cell_words
-    assert "The generator is below soup" in cell_words
-
-
-def test_words_when_the_generator_is_ahead_of_everything_simple():
-    summary, cell_words = words(soup_task=0.7, retrieval=0.7, regression=0.7, trained=0.8)
-    assert "Generated is **above trained**: +" in cell_words
-    assert "The generator beats soup" in cell_words
-    assert "diffusion is needed" not in cell_words
-    assert "beats soup, retrieval and regression in every cell" in summary
-
-
-def test_words_when_the_text_does_not_matter():
-    summary, cell_words = words(mismatched=0.80)
-    counted = "Wrong-task prompts lose at least 80% of the gain in 0 of 1 cells with signal."
-    assert f"{counted} Target **missed** by:\n  - movie on minilm-l6 (loses " in summary
-    assert "target of 80% **missed**" in cell_words
-
-
-def test_words_when_a_held_out_paraphrase_costs_too_much():
-    summary, cell_words = words(paraphrase=0.76)
-    counted = "Held-out paraphrases keep at least 95% of the gain in 0 of 1 cells with signal."
-    assert f"{counted} Target **missed** by:\n  - movie on minilm-l6 (keeps " in summary
-    assert "target of 95% **missed**" in cell_words
-
-
-def test_words_name_the_simple_methods_that_do_as_well():
-    summary, _ = words(soup_task=0.7, retrieval=0.7)
-    assert ": soup in 0, retrieval in 0 and regression in 1." in summary
-
-
-@pytest.mark.parametrize(
-    ("estimate", "words"),
-    [
-        ((-0.004, -0.005, -0.003), "within half a point of trained"),
-        ((-0.02, -0.05, 0.01), "not significantly below trained"),
-        ((-0.006, -0.011, -0.001), "below trained"),
-        ((0.02, 0.01, 0.03), "above trained"),
-    ],
-)
-def test_parity_is_half_a_point_or_an_interval_that_contains_zero(estimate, words):
-    compared = contrasts(made_items(cell(), n=60))
-    gap = (compared.what == "generated") & (compared.against == "trained")
-    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = estimate
-    summary, [paragraph] = findings.verdict(compared)
-    assert f"Generated is **{words}**" in paragraph
-    assert ("1 of 1" if words != "below trained" else "0 of 1") in summary[0]
-
-
-def test_words_when_there_is_no_signal():
-    summary, cell_words = words(trained=0.5, generated=0.5)
-    assert "Cells without signal are excluded from these counts" in summary
-    assert "\n  - minilm-l6: movie" in summary
-    assert "Target" not in summary and "(no signal)" in cell_words
-    assert "diffusion" not in cell_words
-
-
-def test_words_when_the_items_cannot_settle_it():
-    compared = contrasts(made_items(cell(), n=60))
-    gap = (compared.what == "generated") & (compared.against == "trained")
-    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.01, -0.09, 0.05
-    summary, [paragraph] = findings.verdict(compared)
-    assert "extends below −0.5 points: these items are too few to decide" in paragraph
-    assert "By the mean: 0; by the interval only: 1; by neither: 0." in summary[0]
-
-
-def test_words_when_generated_is_significantly_below_but_near():
-    compared = contrasts(made_items(cell(), n=60))
-    gap = (compared.what == "generated") & (compared.against == "trained")
-    compared.loc[gap, ["difference", "ci_low", "ci_high"]] = -0.003, -0.004, -0.002
-    summary, [paragraph] = findings.verdict(compared)
-    assert "Generated is **within half a point of trained**" in paragraph
-    assert "By the mean: 1; by the interval only: 0; by neither: 0." in summary[0]
-
-
-def test_the_overview_counts_the_cells_with_signal_that_reach_a_target():
-    useless = {key: (0.5, samples) for key, (_, samples) in PROFILE.items()}
-    behind = PROFILE | {("generated", "matched"): (0.7, 5), ("generated", "paraphrase"): (0.55, 2)}
-    cells = [(cell("movie"), PROFILE), (cell("sarcasm"), behind), (cell("rte"), useless)]
-    cells.append((cell("digits", experiment="vision"), PROFILE))
-    items = pd.concat([made_items(place, profile, 500, 500, 0.2) for place, profile in cells])
-    table = overview(contrasts(items)).set_index("experiment").drop(columns="source")
-    assert list(table.loc["language"]) == [3, 2, "1 of 2", "1 of 2", "2 of 2", "0 of 2"]
-    assert list(table.loc["vision"]) == [1, 1, "1 of 1", "1 of 1", "1 of 1", "0 of 1"]
-
-
-def test_words_when_something_was_not_run():
-    items = made_items(cell(), {("base", "none"): (0.5, 1), ("trained", "none"): (0.8, 2)})
-    summary, paragraphs = findings.verdict(contrasts(items))
-    assert "Not evaluated" in " ".join(summary) and "were not both measured" in paragraphs[0]
-    assert "Target" not in " ".join(summary)
-
-
-def test_gain_lost_is_measured_from_the_better_of_base_and_majority():
-    """Trained 1, wrong-task prompt 0.75, majority 0.5, base 0.25: half the gain is lost."""
-    outcomes = []
-    for method, condition, wrong in (
-        ("base", "none", 75), ("majority", "none", 50), ("trained", "none", 0),
-        ("generated", "matched", 0), ("generated", "mismatched", 25),
-    ):  # fmt: skip
-        logits = np.where((np.arange(100) < wrong)[:, None], [1.0, 0.0], [0.0, 1.0])
-        rows = {"item": [str(i) for i in range(100)], "labels": np.ones(100, int)}
-        outcomes.append(item_tables.label_items(cell(), method, condition, logits=logits, **rows))
-    row = contrasts(pd.concat(outcomes)).set_index("what").loc["lost with mismatched"]
-    assert row.against == "majority" and row.difference == pytest.approx(0.5)
-    assert 0.3 < row.ci_low < 0.5 < row.ci_high < 0.7
-
-
 # ---------------------------------------------------------------- studies
 def test_a_table_of_a_style_has_the_real_images_first_and_then_the_methods():
     about = {"experiment": "style", "source": "made", "base": "b", "task": "t", "n_items": 9}
@@ -494,17 +341,17 @@ def test_a_table_of_a_style_has_the_real_images_first_and_then_the_methods():
         about | {"method": method, "metric": metric, "value": value, "stderr": stderr}
         for (method, metric), (value, stderr) in numbers.items()
     ]
-    table = tables.style_table(pd.DataFrame(rows))
+    table = methods.style_table(pd.DataFrame(rows))
     assert list(table.columns) == ["method", "fid", "denoising error", "adapters"]
     assert table.to_numpy().tolist() == [
         ["training images", "9.0 ± 0.3", "–", ""],
         ["base", "101.3 ± 2.0", "0.456 ± 0.015", 2],
         ["trained", "24.4 ± 0.5", "0.326 ± 0.011", 2],
     ]
-    lines = tables.short_table(pd.DataFrame(rows)).splitlines()  # no method has an accuracy
+    lines = methods.short_table(pd.DataFrame(rows)).splitlines()  # no method has an accuracy
     assert lines[0] == "Style t on b, source made" and len(lines) == 2 + 1 + len(table)
     without = pd.DataFrame(rows)[lambda frame: frame.metric != "frechet_floor"]
-    assert list(tables.style_table(without).method) == ["base", "trained"]
+    assert list(methods.style_table(without).method) == ["base", "trained"]
 
 
 def test_an_ablation_is_the_mean_over_tasks_with_independent_errors():

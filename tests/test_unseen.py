@@ -14,8 +14,9 @@ from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import unseen
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
-from oral_lib.report import comparisons, tables
+from oral_lib.report import comparisons
 from oral_lib.report.figures import overview
+from oral_lib.report.tables import methods
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -167,7 +168,7 @@ def test_a_cell_keeps_the_contract_and_has_every_rival(cell):
 
 def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     metrics, items = cell
-    table = tables.unseen_table(items).set_index("task")
+    table = methods.unseen_table(items).set_index("task")
     name = binary.held_out("cifar10")[0]
     row = table.loc[load_task(name).description]
     value = metrics.set_index(["metric", "method", "condition"]).value["balanced_accuracy"]

@@ -153,7 +153,7 @@ def _widths(random: np.random.Generator, freedom: int, n_boot: int) -> np.ndarra
 
 
 # ---------------------------------------------------------------- comparisons of draws
-def compared(what: np.ndarray, against: np.ndarray, difference: float) -> bootstrap.Difference:
+def estimate(what: np.ndarray, against: np.ndarray, difference: float) -> bootstrap.Difference:
     """The difference of two sides, its 95% interval and a two-sided p-value.
 
     p is twice the share of draws beyond zero, with the observed difference counted as a draw.
@@ -194,7 +194,8 @@ def auc_values(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     for row, value in zip(rows, values, strict=True):
         value[labels] = _share_below(row[~labels], row[labels])
         value[~labels] = 1 - _share_below(row[labels], row[~labels])
-    return balanced_values(labels, values)
+    result = balanced_values(labels, values)  # a mean of both classes; influences add up
+    return 2 * result - result.mean(axis=1, keepdims=True)
 
 
 def _share_below(others: np.ndarray, scores: np.ndarray) -> np.ndarray:

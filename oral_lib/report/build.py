@@ -6,7 +6,7 @@ give equal bytes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,20 +16,14 @@ from matplotlib.figure import Figure
 from oral_lib.evaluation import results, small_tables
 from oral_lib.report import findings, pages, study_pages
 from oral_lib.report.ablation_summary import ablation_means
-from oral_lib.report.comparisons import per_sample, pooled, without_signal
-from oral_lib.report.contrasts import contrasts
+from oral_lib.report.comparisons import judged, per_sample, pooled, without_signal
 from oral_lib.report.figures import ablations, overview, theme, training
 from oral_lib.report.formats import latex, markdown
-from oral_lib.report.tables import (
-    grid_table,
-    interval_table,
-    main_table,
-    novelty_table,
-    parts_table,
-    targets_table,
-    unseen_table,
-)
-from oral_lib.storage import list_paths, write_text
+from oral_lib.report.tables.grid import grid_table
+from oral_lib.report.tables.judgements import conditions_table, projections_table, targets_table
+from oral_lib.report.tables.methods import interval_table, main_table, parts_table, unseen_table
+from oral_lib.report.tables.studies import bytes_table, novelty_table
+from oral_lib.storage import list_paths, read_json, write_text
 
 METRICS = {"accuracy": "main", "auc": "auc", "calibrated_accuracy": "calibrated"}  # table by metric
 
@@ -42,6 +36,7 @@ class SourceResults:
     source: str
     metrics: pd.DataFrame
     items: pd.DataFrame
+    held_out: int = 0  # the last so many trained adapters of a cell are the held-out ones
 
     @property
     def name(self) -> str:
@@ -54,17 +49,17 @@ class SourceResults:
         return self.source if self.experiment == "language" else f"{self.source}-{self.experiment}"
 
     @property
-    def counted(self) -> bool:
-        """Whether the overview counts its cells: those evaluated by plain accuracy."""
-        return self.has("accuracy") and not self.has("balanced_accuracy")
+    def metric(self) -> str:
+        """The metric that its cells are judged by."""
+        return "balanced_accuracy" if self.has("balanced_accuracy") else "accuracy"
 
     @cached_property
-    def compared(self) -> pd.DataFrame:
-        return contrasts(self.items)
+    def judged(self) -> pd.DataFrame:
+        return judged(self.items, self.held_out, self.metric)
 
     @cached_property
     def no_signal(self) -> set[tuple[str, ...]]:
-        return without_signal(self.compared)
+        return without_signal(self.judged)
 
     def has(self, metric: str) -> bool:
         return bool((self.metrics.metric == metric).any())
@@ -86,7 +81,7 @@ class SourceResults:
 
     @cached_property
     def targets(self) -> pd.DataFrame:
-        return targets_table(self.compared)
+        return targets_table(self.judged)
 
     @cached_property
     def intervals(self) -> pd.DataFrame:
@@ -97,7 +92,8 @@ class SourceResults:
         return unseen_table(self.items)
 
     def methods(self, metric: str) -> pd.DataFrame:
-        return main_table(self.metrics, self.source, self.items, metric, no_signal=self.no_signal)
+        about = {"held_out": self.held_out, "no_signal": self.no_signal}
+        return main_table(self.metrics, self.source, self.items, metric, **about)
 
     def tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """(kind, table) of every table."""
@@ -110,9 +106,14 @@ class SourceResults:
             yield "unseen", self.unseen
         if len(self.parts):
             yield "parts", self.parts
-        yield "targets", self.targets
         yield "intervals", self.intervals
-        yield "contrasts", self.compared.drop(columns=["experiment", "source"])
+        judgements = {
+            "targets": self.targets,
+            "conditions": conditions_table(self.judged),
+            "projections": projections_table(self.judged),
+            "judged": self.judged.drop(columns=["experiment", "source"]),
+        }
+        yield from ((kind, table) for kind, table in judgements.items() if len(table))
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """(kind, figure) of every figure."""
@@ -121,12 +122,12 @@ class SourceResults:
         if self.has("auc"):
             label = "AUC in percent"
             yield "auc", overview.parity(self.rows("auc"), self.no_signal, label)
-        if self.counted:
-            yield "gaps", overview.gaps(self.compared)
+        if self.has("accuracy") and not self.has("balanced_accuracy"):
+            yield "gaps", overview.gaps(self.judged)
         if self.has("balanced_accuracy"):
             yield "unseen", overview.unseen(per_sample(self.items, "balanced_accuracy"))
-        if self.compared.what.str.startswith("lost").any():
-            yield "controls", overview.controls(self.compared)
+        if self.judged.what.str.startswith("generated/").any():
+            yield "controls", overview.controls(self.judged)
 
 
 def write_report(results_root: str | Path, scale: str) -> Path:
@@ -158,15 +159,23 @@ def write_contents(root: Path) -> Path:
 def _read(folder: Path) -> list[SourceResults]:
     """The results of a scale, by experiment and source."""
     keys = results.read_metrics(folder / "metrics.csv")[results.SOURCE].drop_duplicates()
-    return [
+    path = folder / "manifest.json"
+    manifest = read_json(path) if path.exists() else {}
+    sources = [
         SourceResults(*key, *results.read(folder, *key))
         for key in sorted(keys.itertuples(index=False, name=None))
     ]
+    return [replace(s, held_out=_held_out(manifest.get(s.entry, {}))) for s in sources]
+
+
+def _held_out(entry: dict) -> int:
+    """The number of held-out adapters of a task; older entries list their seeds only."""
+    return entry.get("held_out", len(entry.get("seeds", {}).get("held out of training", [])))
 
 
 def _write_sources(folder: Path, sources: Sequence[SourceResults]) -> None:
     """Write the overview, and tables and figures of every experiment and source."""
-    if counted := [source.compared for source in sources if source.counted]:
+    if counted := [source.judged for source in sources if source.has("accuracy")]:
         _write_table(folder, "overview", findings.overview(pd.concat(counted)))
     for source in sources:
         for kind, table in source.tables():
@@ -183,6 +192,8 @@ def _write_studies(folder: Path) -> None:
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
             rows = novelty[novelty.experiment == experiment]
             _write_table(folder, f"novelty-{experiment}-{source}", novelty_table(rows, source))
+    for (experiment, source), rows in small_tables.BYTES.read(folder).groupby(results.SOURCE):
+        _write_table(folder, f"bytes-{experiment}-{source}", bytes_table(rows))
     if (folder / "benchmarks.csv").exists():
         benchmarks = small_tables.BENCHMARKS.read(folder)
         if (benchmarks.benchmark == training.TRAINING).any():

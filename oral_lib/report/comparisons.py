@@ -4,7 +4,7 @@ The input are `items`: one outcome per method, condition, seed, sample and item.
 here. Intervals are over new items, adapters, generator seeds and samples (`evaluation.two_level`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ STATES = [EQUAL, UNDECIDED, BELOW]
 MARGIN = 0.01  # "equal" excludes a loss of one point
 MARGIN_OF_GAIN = 0.1  # and a loss of a tenth of the gain
 SIGNIFICANT = 0.05  # largest p-value of a signal, after Holm's correction
-LEAST_GAIN = 0.05  # shares of a gain are given if the lower end of its interval is above this
+LEAST_GAIN = 0.1  # shares of a gain are given if the lower end of its interval is above this
 GENERATORS = ["generated", "generated_span", "generated_free"]
 WITH_TEXTS = [*GENERATORS, "router", "retrieval", "regression", "soup_task"]
 ALTERNATIVES = [  # methods that generated is compared with
@@ -73,22 +73,12 @@ def judged(items: pd.DataFrame, held_out: int, metric: str = "accuracy") -> pd.D
     Raises:
         OralError: for another metric.
     """
-    rows = []
-    for place, cell in items.groupby(PLACE, sort=False, observed=True):
-        outcomes = CellOutcomes(cell, held_out, metric)
-        key = dict(zip(PLACE, place, strict=True))
-        rows += [key | row for row in _rows(outcomes)]
-    table = pd.DataFrame(rows, columns=[*JUDGED_COLUMNS, "within"])
-    of_baseline = table.against.isin(BASELINES)
-    family = [*PLACE[:2], "what", table.against.where(~of_baseline, "baseline")]
-    table["p_holm"] = table.groupby(family, sort=False).p.transform(two_level.holm)
-    gains = table[(table.what == TRAINED) & of_baseline]
-    gains = gains[(gains.p_holm < SIGNIFICANT) & (gains.difference > 0)]
-    signal = set(gains[PLACE].itertuples(index=False, name=None))
-    table["signal"] = [place in signal for place in table[PLACE].itertuples(index=False, name=None)]
-    states = np.select([table.within == 1, table.ci_high < 0], [EQUAL, BELOW], UNDECIDED)
-    table["state"] = np.where(table.signal & table.within.notna(), states, "")
-    return table[JUDGED_COLUMNS]
+    return _table(items, _pairs, held_out, metric)
+
+
+def trained_gains(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
+    """The rows of `judged` that compare trained with the baseline."""
+    return _table(items, _gain, 0, metric)
 
 
 def without_signal(table: pd.DataFrame) -> set[tuple[str, ...]]:
@@ -96,8 +86,7 @@ def without_signal(table: pd.DataFrame) -> set[tuple[str, ...]]:
 
     Places where trained or the baseline was not measured are not among them.
     """
-    rows = table[(table.what == TRAINED) & table.against.isin(BASELINES)]
-    rows = rows[~rows.signal] if "signal" in rows else rows[rows.ci_low <= 0]
+    rows = table[(table.what == TRAINED) & table.against.isin(BASELINES) & ~table.signal]
     return set(rows[PLACE].itertuples(index=False, name=None))
 
 
@@ -134,10 +123,37 @@ def _pairs(baseline: str) -> Iterator[_Pair]:
             yield _Pair(f"{name}/{control}", usual, (usual, baseline), has_state=True)
 
 
-def _rows(outcomes: CellOutcomes) -> Iterator[dict]:
-    """The rows of one cell, in the order of `_pairs`, without the columns about several cells."""
+def _gain(baseline: str) -> Iterator[_Pair]:
+    """The comparison that decides about the signal."""
+    yield _Pair(TRAINED, baseline, (TRAINED, baseline))
+
+
+def _table(
+    items: pd.DataFrame, pairs: Callable[[str], Iterator[_Pair]], held_out: int, metric: str
+) -> pd.DataFrame:
+    """The rows of `judged` for the comparisons `pairs` of a baseline."""
+    rows = []
+    for place, cell in items.groupby(PLACE, sort=False, observed=True):
+        outcomes = CellOutcomes(cell, held_out, metric)
+        key = dict(zip(PLACE, place, strict=True))
+        rows += [key | row for row in _rows(outcomes, pairs(outcomes.baseline))]
+    table = pd.DataFrame(rows, columns=[*JUDGED_COLUMNS, "within"])
+    of_baseline = table.against.isin(BASELINES)
+    family = [*PLACE[:2], "what", table.against.where(~of_baseline, "baseline")]
+    table["p_holm"] = table.groupby(family, sort=False).p.transform(two_level.holm)
+    gains = table[(table.what == TRAINED) & of_baseline]
+    gains = gains[(gains.p_holm < SIGNIFICANT) & (gains.difference > 0)]
+    signal = set(gains[PLACE].itertuples(index=False, name=None))
+    table["signal"] = [place in signal for place in table[PLACE].itertuples(index=False, name=None)]
+    states = np.select([table.within == 1, table.ci_high < 0], [EQUAL, BELOW], UNDECIDED)
+    table["state"] = np.where(table.signal & table.within.notna(), states, "")
+    return table[JUDGED_COLUMNS]
+
+
+def _rows(outcomes: CellOutcomes, planned: Iterator[_Pair]) -> Iterator[dict]:
+    """The rows of one cell, in the order of `planned`, without the columns about several cells."""
     pairs, groups = [], {}
-    for pair in _pairs(outcomes.baseline):
+    for pair in planned:
         if {pair.what, pair.against} <= outcomes.names:
             names = [name for name in {*pair[:2], *pair.gain} if name in outcomes.names]
             shared = outcomes.shared(names)
@@ -159,7 +175,7 @@ def _estimates(
     draws, mean = two_level.resampled(sides), {name: side.mean for name, side in sides.items()}
     for what, against, gain, has_state in pairs:
         difference, changes = mean[what] - mean[against], draws[what] - draws[against]
-        estimate = two_level.compared(draws[what], draws[against], difference)
+        estimate = two_level.estimate(draws[what], draws[against], difference)
         row = {"what": what, "against": against} | estimate._asdict()
         row |= {"n_items": int(shared.sum())}
         row |= {"n_what": len(sides[what].values), "n_against": len(sides[against].values)}
@@ -204,6 +220,21 @@ def per_sample(items: pd.DataFrame, metric: str = "accuracy") -> pd.DataFrame:
         names = ", ".join(PER_SAMPLE)
         raise OralError(f"Metric {metric!r} has no value per sample. Use accuracy, {names}.")
     return values.rename("value").reset_index()
+
+
+def with_trained_parts(samples: pd.DataFrame, held_out: int) -> pd.DataFrame:
+    """`samples` of `per_sample`, and trained again by its parts: zoo seeds and held-out seeds.
+
+    The last `held_out` trained samples of a cell are the held-out adapters. Without any, or in
+    cells without others, nothing is added.
+    """
+    trained = samples[samples.method == TRAINED]
+    groups = trained.groupby(PLACE, sort=False, observed=True)["sample"]
+    size, place = groups.transform("size"), groups.rank(method="first")
+    parts = trained[(size > held_out) & (held_out > 0)].astype({"method": str})
+    last = (place > size - held_out)[parts.index]
+    parts["method"] = np.where(last, TRAINED_HELD_OUT, TRAINED_ZOO)
+    return pd.concat([samples.astype({"method": str}), parts], ignore_index=True)
 
 
 def _scored(rows: pd.DataFrame, metric: str) -> float:

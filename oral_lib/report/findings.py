@@ -1,292 +1,266 @@
-"""The paired comparisons in words, whether they favour the generator or not.
+"""The judgements in words, whether they favour the generator or not.
 
-Targets, for every base model and task with signal:
-
-- generated is at most half a point below trained, or the paired 95% interval contains 0;
-- a held-out paraphrase keeps at least 95% of the gain over the baseline;
-- a wrong-task prompt loses at least 80% of the gain.
-
-The baseline is the better of base model and majority class.
+The input are rows of `comparisons.judged`. Undecided cells are counted as such, never as reached.
+Every count of the generator stands next to the counts of simpler methods by the same rule.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
-from oral_lib.evaluation.schema import PLACE
-from oral_lib.report.comparisons import ALTERNATIVES, CONTROLS
+from oral_lib.evaluation.schema import EITHER, PLACE
+from oral_lib.report.comparisons import (
+    ALTERNATIVES,
+    BELOW,
+    CONTROLS,
+    EQUAL,
+    STATES,
+    UNDECIDED,
+    WITH_TEXTS,
+)
 from oral_lib.report.formats import (
     ABSENT,
+    METHOD_WORDS,
+    difference,
     listed,
     points_interval,
     share_interval,
     signed_points,
 )
-from oral_lib.report.outcomes import BASELINES
+from oral_lib.report.outcomes import BASELINES, TRAINED, TRAINED_HELD_OUT, TRAINED_ZOO
+from oral_lib.report.tables.judgements import COUNTED
 
-CLOSE = 0.005  # largest shortfall against trained, as a share
-KEPT = 0.95  # smallest share of the gain that a held-out paraphrase keeps
-LOST = 0.80  # smallest share of the gain that a wrong-task prompt loses
-SIMPLE = ["soup_task", "retrieval", "regression"]  # methods without diffusion
-NAMES = {
-    "soup_task": "soup",
-    "soup_all": "all-task soup",
-    "retrieval": "retrieval",
-    "regression": "regression",
-    "gaussian": "Gaussian",
-    "noise_small": "small noise",
-    "noise_large": "large noise",
-    "unconditional": "unconditional",
-    "multitask": "multi-task LoRA",
-    "linear_probe": "linear probe",
-    "base": "base model",
-    "majority": "majority class",
-    "paraphrase": "A held-out paraphrase",
-    "mismatched": "A wrong-task prompt",
-    "random": "A prompt of random words",
-    "empty": "An empty prompt",
+SIMPLE = ["router", "retrieval", "regression", "soup_task"]  # methods without diffusion
+UNSEEN = "unseen"  # the experiment whose tasks are not in the zoo
+TEXT_WORDS = {
+    "paraphrase": "a held-out paraphrase",
+    "mismatched": "a wrong-task prompt",
+    "random": "random words",
+    "empty": "an empty prompt",
 }
+RULES = """\
+A cell is a task on a base model. Intervals are 95%, over new items, adapters, generator seeds and \
+samples. A cell has a signal if trained is above the better of base model and majority class, \
+after Holm's correction over the cells of the table. Only cells with signal are counted.
+
+- **equal**: the whole interval of the difference to trained lies above −1 point, and above \
+−10% of the gain of training;
+- **below**: the whole interval lies under 0;
+- **undecided**: all else. It does not count as reached.
+"""
 
 
-def verdict(compared: pd.DataFrame) -> tuple[list[str], list[str]]:
+def overview(judged: pd.DataFrame) -> pd.DataFrame:
+    """One row per experiment and source: cells equal to trained / undecided / below, by method.
+
+    The last row adds up the experiments whose tasks are in the zoo, if there are several. A method
+    that was not measured has a dash; one that was measured in some cells only, their number.
+    """
+    lines = [
+        {"experiment": experiment, "source": source} | _counts(rows)
+        for (experiment, source), rows in judged.groupby(PLACE[:2], sort=False, observed=True)
+    ]
+    seen = judged[judged.experiment != UNSEEN]
+    if seen[PLACE[:2]].drop_duplicates().shape[0] > 1:
+        lines.append({"experiment": "all seen tasks", "source": ""} | _counts(seen))
+    return pd.DataFrame(lines)
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, str | int]:
+    """The numbers of cells, with signal, and in each state by method."""
+    cells, signal = (r.drop_duplicates(PLACE) for r in (rows, rows[rows.signal]))
+    line = {"cells": len(cells), "with signal": len(signal)}
+    for method in COUNTED:
+        states = rows[(rows.what == method) & (rows.against == TRAINED) & rows.signal].state
+        text = " / ".join(str((states == state).sum()) for state in STATES)
+        text += f" (of {len(states)})" * (len(states) < len(signal))
+        line[METHOD_WORDS[method]] = text if len(states) else ABSENT
+    return line
+
+
+def verdict(judged: pd.DataFrame) -> tuple[list[str], list[str]]:
     """(sentences of summary, one paragraph per base model and task).
 
-    `compared` are rows of `contrasts`. A sentence of the summary that names cells ends in a nested
-    Markdown list of them.
+    `judged` are the rows of one experiment and source. A sentence of the summary that names cells
+    ends in a nested Markdown list of them.
     """
-    cells = _cells(compared)
-    summary = _summary([cell for cell in cells if cell.signal])
-    if excluded := [cell for cell in cells if cell.signal is False]:
-        summary.append(
-            "Cells without signal are excluded from these counts: the interval of trained minus "
-            "baseline is not above 0, so matching trained proves nothing."
-            + _nested(_by_base(excluded))
-        )
-    if incomplete := [cell for cell in cells if cell.signal is None]:
-        summary.append(
-            "Not evaluated, because base, trained or generated is missing:"
-            + _nested(_by_base(incomplete))
-        )
-    return summary, [" ".join(cell.sentences()) for cell in cells]
-
-
-def overview(compared: pd.DataFrame) -> pd.DataFrame:
-    """One row per experiment and source: how many cells with signal reach each target."""
-    table = []
-    for (experiment, source), rows in compared.groupby(PLACE[:2], sort=False):
-        cells = _cells(rows)
-        counted = [cell for cell in cells if cell.signal]
-        targets = {
-            "match trained": [cell.close for cell in counted],
-            "held-out paraphrase keeps 95%": [
-                cell.enough_kept for cell in counted if "paraphrase" in cell.controls
-            ],
-            "wrong-task prompt loses 80%": [
-                cell.enough_lost for cell in counted if "mismatched" in cell.controls
-            ],
-            "beat soup, retrieval and regression": [
-                not cell.as_good for cell in counted if cell.alternatives
-            ],
-        }
-        counts = {
-            target: f"{sum(reached)} of {len(reached)}" if reached else ABSENT
-            for target, reached in targets.items()
-        }
-        line = {"experiment": experiment, "source": source, "cells": len(cells)}
-        table.append(line | {"with signal": len(counted)} | counts)
-    return pd.DataFrame(table)
+    cells = _cells(judged)
+    return list(_summary(cells)), [" ".join(cell.sentences()) for cell in cells]
 
 
 # ---------------------------------------------------------------- one cell
 class _Cell:
-    """The paired comparisons of one base model and task.
-
-    `signal` is None where base, trained or generated is missing.
-    """
+    """The comparisons of one base model and task; `signal` is None if trained was not measured."""
 
     def __init__(self, base: str, task: str, rows: pd.DataFrame):
         self.base, self.task, self.name = base, task, f"{task} on {base}"
-        contrast = {
-            (row.what, row.against): row for row in rows.dropna(subset="difference").itertuples()
-        }
-        gains = (contrast.get(("trained", baseline)) for baseline in BASELINES)
-        self.gain = next((row for row in gains if row is not None), None)
-        self.gap = contrast.get(("generated", "trained"))
-        complete = self.gain is not None and self.gap is not None
-        self.signal = bool(self.gain.ci_low > 0) if complete else None
-        self.near = complete and self.gap.difference >= -CLOSE
-        self.contains_zero = complete and self.gap.ci_low <= 0 <= self.gap.ci_high
-        self.lost = {what.split()[-1]: row for (what, _), row in contrast.items() if "lost" in what}
-        self.controls = {what.split()[-1] for what in rows.what if what.startswith("lost")}
-        self.alternatives = {
-            name: row for name in ALTERNATIVES if (row := contrast.get(("generated", name)))
-        }
+        self._rows = {(row.what, row.against): row for row in rows.itertuples()}
+        self.gain = next(filter(None, (self.row(TRAINED, name) for name in BASELINES)), None)
+        self.signal = None if self.gain is None else bool(self.gain.signal)
 
-    @property
-    def close(self) -> bool:
-        return self.near or self.contains_zero
+    def row(self, what: str, against: str):
+        """A row of `judged`, or None."""
+        return self._rows.get((what, against))
 
-    @property
-    def enough_kept(self) -> bool:
-        row = self.lost.get("paraphrase")
-        return row is not None and 1 - row.difference >= KEPT
-
-    @property
-    def enough_lost(self) -> bool:
-        row = self.lost.get("mismatched")
-        return row is not None and row.difference >= LOST
-
-    @property
-    def as_good(self) -> list[str]:
-        """The simple methods that generated does not beat: the interval is not above 0."""
-        return [
-            name
-            for name in SIMPLE
-            if name in self.alternatives and self.alternatives[name].ci_low <= 0
-        ]
+    def text_row(self, method: str, text: str):
+        """The row of a method with another text against its own text, or None."""
+        return self.row(f"{method}/{text}", f"{method}/matched" if method in EITHER else method)
 
     def sentences(self) -> Iterator[str]:
+        """The comparisons of this cell in words."""
         yield f"**{self.name}**{' (no signal)' if self.signal is False else ''}."
         if self.gain is not None:
-            yield f"Trained minus baseline ({NAMES[self.gain.against]}): {_points(self.gain)}."
-        yield from self._gap()
+            against = METHOD_WORDS[self.gain.against]
+            yield f"Trained minus baseline ({against}): {_points(self.gain)}."
+        gap = self.row("generated", TRAINED)
+        if gap is None:
+            yield "Generated and trained were not both measured."
+            return
+        state = f": **{gap.state}**" if gap.state else ""
+        yield f"Generated minus trained: {_points(gap)}, {gap.n_items} items{state}."
         if self.signal is False:
             yield "Without signal, neither a match nor a loss can be interpreted."
             return
-        yield from self._controls()
+        if row := self.row("generated", TRAINED_HELD_OUT):
+            yield f"Generated minus held-out seeds of trained: {difference(row)}."
+        if others := self._others():
+            yield f"By the same rule: {listed(others)}."
+        yield from self._texts()
         yield from self._alternatives()
 
-    def _gap(self) -> Iterator[str]:
-        if self.gap is None:
-            yield "Generated and trained were not both measured."
-            return
-        if self.gap.ci_low > 0:
-            side = "above trained"
-        elif self.near:
-            side = "within half a point of trained"
-        else:
-            side = "not significantly below trained" if self.contains_zero else "below trained"
-        yield f"Generated is **{side}**: {_points(self.gap)}, {self.gap.n_items} items."
-        if self.close and self.gap.ci_low < -CLOSE:
-            yield "The interval extends below −0.5 points: these items are too few to decide."
+    def _others(self) -> list[str]:
+        rows = {name: self.row(name, TRAINED) for name in COUNTED[1:]}
+        return [f"{METHOD_WORDS[name]} {row.state}" for name, row in rows.items() if row]
 
-    def _controls(self) -> Iterator[str]:
-        if self.controls and not self.lost:
-            yield "The interval of the gain is not above 0, so no share of it is defined."
-        for name in CONTROLS:
-            row = self.lost.get(name)
-            if row is None:
-                continue
-            kept = name == "paraphrase"
-            target, reached = (KEPT, self.enough_kept) if kept else (LOST, self.enough_lost)
-            limit = 1 - KEPT if kept else LOST
-            end = "."
-            if name in ("paraphrase", "mismatched"):
-                end = f", target of {target:.0%} **{'reached' if reached else 'missed'}**"
-                within = row.ci_low <= limit <= row.ci_high
-                end += f" (the interval contains {target:.0%})." if within else "."
-            verb = "keeps" if kept else "loses"
-            yield f"{NAMES[name]} {verb} {share_interval(row, kept=kept)} of the gain{end}"
+    def _texts(self) -> Iterator[str]:
+        for method in ("generated", "router"):
+            for text in CONTROLS:
+                row = self.text_row(method, text)
+                if row is None:
+                    continue
+                kept = text == "paraphrase"
+                share = f"; it {'keeps' if kept else 'loses'} {share_interval(row, kept=kept)} of "
+                share = f"{share}its gain" if np.isfinite(row.share) else ""
+                changed = f"{signed_points(row.difference)} points ({points_interval(row)})"
+                with_text = f"{METHOD_WORDS[method].capitalize()} with {TEXT_WORDS[text]}"
+                yield f"{with_text}: {changed}{share}."
 
     def _alternatives(self) -> Iterator[str]:
-        sides = {"equals": [], "beats": [], "is below": []}
-        for name, row in self.alternatives.items():
-            side = "beats" if row.ci_low > 0 else "is below" if row.ci_high < 0 else "equals"
-            sides[side].append(f"{NAMES[name]} ({signed_points(row.difference)})")
+        sides: dict[str, list[str]] = {"is above": [], "is below": [], "is undecided against": []}
+        for name in ALTERNATIVES:
+            row = self.row("generated", name)
+            if row is not None:
+                words = f"{METHOD_WORDS[name]} ({signed_points(row.difference)})"
+                sides[f"is {_side(row)}"].append(words)
         for side, names in sides.items():
             if names:
                 yield f"The generator {side} {listed(names)}."
-        if self.as_good:
-            yield "This cell does not show that diffusion is needed."
 
 
-def _cells(compared: pd.DataFrame) -> list[_Cell]:
-    return [_Cell(*place[2:], rows) for place, rows in compared.groupby(PLACE, sort=False)]
+def _side(row) -> str:
+    """On which side of 0 the interval of a difference lies."""
+    return "above" if row.ci_low > 0 else "below" if row.ci_high < 0 else "undecided against"
+
+
+def _cells(judged: pd.DataFrame) -> list[_Cell]:
+    groups = judged.groupby(PLACE, sort=False, observed=True)
+    return [_Cell(*place[2:], rows) for place, rows in groups]
 
 
 # ---------------------------------------------------------------- all cells
-def _summary(cells: list[_Cell]) -> list[str]:
-    """Sentences about the cells with signal."""
-    if not cells:
-        return ["No cell has a signal: nothing follows about the generator."]
-    near = sum(cell.near for cell in cells)
-    close = sum(cell.close for cell in cells)
-    counts = (
-        f" By the mean: {near}; by the interval only: {close - near}; by neither: "
-        f"{len(cells) - close}."
-    )
-    sentences = [
-        _target(
-            "Generated is at most half a point below trained, or the paired 95% interval "
-            "contains 0,",
-            cells,
-            lambda cell: cell.close,
-            lambda cell: f"{signed_points(cell.gap.difference)}, {points_interval(cell.gap)}",
-            counts,
-        )
-    ]
-    for name, what, reached in (
-        (
-            "paraphrase",
-            "Held-out paraphrases keep at least 95% of the gain",
-            lambda cell: cell.enough_kept,
-        ),
-        (
-            "mismatched",
-            "Wrong-task prompts lose at least 80% of the gain",
-            lambda cell: cell.enough_lost,
-        ),
-    ):
-        measured = [cell for cell in cells if name in cell.controls]
-        if measured:
-            row = _target(what, measured, reached, lambda cell, name=name: _missed(cell, name))
-            sentences.append(row)
-        else:
-            sentences.append(f"{NAMES[name]} was not measured.")
-    sentences += _simple(cells)
-    return sentences
-
-
-def _target(
-    what: str,
-    cells: list[_Cell],
-    reached: Callable[[_Cell], bool],
-    figures: Callable[[_Cell], str],
-    counts: str = "",
-) -> str:
-    """How many cells reach a target, and a list of those that miss it, with their figures."""
-    missed = [f"{cell.name} ({figures(cell)})" for cell in cells if not reached(cell)]
-    result = "missed" if missed else "reached"
-    text = f"{what} in {len(cells) - len(missed)} of {len(cells)} cells with signal."
-    text += f"{counts} Target **{result}**"
-    return f"{text} by:{_nested(missed)}" if missed else f"{text}."
-
-
-def _missed(cell: _Cell, name: str) -> str:
-    row = cell.lost.get(name)
-    if row is None:
-        return "the interval of its gain is not above 0"
-    kept = name == "paraphrase"
-    return f"{'keeps' if kept else 'loses'} {share_interval(row, kept=kept)}"
-
-
-def _simple(cells: list[_Cell]) -> Iterator[str]:
-    """Whether the soup, retrieval or regression equals the generator, each and together."""
-    equal, total = sum(bool(cell.as_good) for cell in cells), len(cells)
-    if equal:
-        counts = []
-        for name in SIMPLE:
-            measured = [cell for cell in cells if name in cell.alternatives]
-            if measured:
-                count = sum(name in cell.as_good for cell in measured)
-                of = f" of {len(measured)}" * (len(measured) < total)
-                counts.append(f"{NAMES[name]} in {count}{of}")
+def _summary(cells: Sequence[_Cell]) -> Iterator[str]:
+    """Sentences about the cells of one experiment and source."""
+    measured = [cell for cell in cells if cell.signal is not None]
+    signal = [cell for cell in measured if cell.signal]
+    if not signal:
+        yield "No cell has a signal: nothing follows about the generator."
+    else:
+        yield from _against_trained(signal)
+        yield from _against_simple(signal)
+        yield from _under_texts(signal)
+    if weak := [cell for cell in measured if not cell.signal]:
         yield (
-            f"In {equal} of {total} cells a method without diffusion is as good as the generator: "
-            f"{listed(counts)}. Matching trained therefore does not show that diffusion is needed."
+            "Cells without signal are excluded from these counts: after Holm's correction, trained "
+            f"is not above the baseline, so a match proves nothing.{_nested(_by_base(weak))}"
         )
-    elif all(cell.alternatives for cell in cells):
-        yield "The generator beats soup, retrieval and regression in every cell."
+    if missing := [cell for cell in cells if cell.row("generated", TRAINED) is None]:
+        yield f"Not evaluated, because trained or generated is missing:{_nested(_by_base(missing))}"
+
+
+def _states(cells: Sequence[_Cell], what: str, against: str) -> dict[str, list[_Cell]]:
+    """The cells in each state; empty if no cell has this comparison."""
+    states: dict[str, list[_Cell]] = {state: [] for state in STATES}
+    for cell in cells:
+        if row := cell.row(what, against):
+            states[row.state].append(cell)
+    return states if any(states.values()) else {}
+
+
+def _counted(states: Mapping[str, Sequence[_Cell]]) -> str:
+    counts = [f"{state} in {len(states[state])}" for state in STATES]
+    return f"{listed(counts)} of {sum(map(len, states.values()))}"
+
+
+def _against_trained(cells: Sequence[_Cell]) -> Iterator[str]:
+    """Generated, and every other method by the same rule, against trained."""
+    states = _states(cells, "generated", TRAINED)
+    if not states:
+        return
+    lines = [
+        f"{cell.name}: {difference(cell.row('generated', TRAINED))}"
+        for cell in (*states[BELOW], *states[UNDECIDED])
+    ]
+    yield f"Against trained, generated is {_counted(states)} cells with signal.{_nested(lines)}"
+    others = {name: _states(cells, name, TRAINED) for name in COUNTED[1:]}
+    lines = [f"{METHOD_WORDS[name]}: {_counted(s)}" for name, s in others.items() if s]
+    if lines:
+        yield f"Other methods by the same rule:{_nested(lines)}"
+    parts = {"zoo": TRAINED_ZOO, "held-out": TRAINED_HELD_OUT}
+    for words, part in parts.items():
+        if of_part := _states(cells, "generated", part):
+            yield f"Against the {words} seeds of trained only, generated is {_counted(of_part)}."
+
+
+def _against_simple(cells: Sequence[_Cell]) -> Iterator[str]:
+    """Generated against each simple method, and where both are equal to trained."""
+    lines = []
+    for name in SIMPLE:
+        for ending, words in (("", ""), ("/paraphrase", ", both with a held-out paraphrase")):
+            rows = [row for cell in cells if (row := cell.row(f"generated{ending}", name + ending))]
+            sides = [_side(row).removesuffix(" against") for row in rows]
+            counts = [f"{side} in {sides.count(side)}" for side in ("above", UNDECIDED, BELOW)]
+            if rows:
+                lines.append(f"{METHOD_WORDS[name]}{words}: {listed(counts)} of {len(rows)}")
+    if lines:
+        yield f"Generated against methods without diffusion:{_nested(lines)}"
+    equal = _states(cells, "generated", TRAINED).get(EQUAL, [])
+    also = {id(cell) for name in SIMPLE for cell in _states(equal, name, TRAINED).get(EQUAL, [])}
+    if equal:
+        yield (
+            f"In {len(also)} of the {len(equal)} cells where generated equals trained, a method "
+            "without diffusion does, too."
+        )
+
+
+def _under_texts(cells: Sequence[_Cell]) -> Iterator[str]:
+    """What a paraphrase keeps and what other texts lose, by method."""
+    for text in CONTROLS:
+        lines = []
+        for method in WITH_TEXTS:
+            rows = [row for cell in cells if (row := cell.text_row(method, text))]
+            if not rows:
+                continue
+            counts = [f"{state} in {sum(r.state == state for r in rows)}" for state in STATES]
+            line = f"{METHOD_WORDS[method]}: {listed(counts)} of {len(rows)}"
+            shares = [-row.share for row in rows if np.isfinite(row.share)]
+            if shares:
+                sign, verb = (1, "lost") if text != "paraphrase" else (-1, "kept")
+                value = 100 * ((sign < 0) + sign * float(np.median(shares)))
+                line += f"; median share of the gain {verb} {value:z.0f}% ({len(shares)} cells)"
+            lines.append(line)
+        if lines:
+            yield f"With {TEXT_WORDS[text]}, against the own text:{_nested(lines)}"
 
 
 def _by_base(cells: Sequence[_Cell]) -> list[str]:

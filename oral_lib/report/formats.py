@@ -7,6 +7,27 @@ import numpy as np
 import pandas as pd
 
 ABSENT, NO_SIGNAL, IMPOSSIBLE = "–", "†", "×"
+METHOD_WORDS = {
+    "majority": "majority class",
+    "base": "base model",
+    "trained": "trained",
+    "trained_zoo": "trained, zoo seeds",
+    "trained_held_out": "trained, held-out seeds",
+    "soup_task": "soup",
+    "soup_all": "all-task soup",
+    "multitask": "multi-task LoRA",
+    "retrieval": "retrieval",
+    "router": "router",
+    "regression": "regression",
+    "generated": "generated",
+    "generated_span": "generated, span",
+    "generated_free": "generated, no projection",
+    "gaussian": "Gaussian",
+    "noise_small": "small noise",
+    "noise_large": "large noise",
+    "unconditional": "unconditional",
+    "linear_probe": "linear probe",
+}
 BRACKETS = re.compile(r" (\[[^]]+\])(?!\()")  # the base model in a cell of the grid; no link
 TEXT_COLUMNS = ("experiment", "base model", "base", "task")
 
@@ -68,8 +89,9 @@ def listed(words: Sequence) -> str:
 
 
 def signed_points(share: float) -> str:
-    """A difference of two shares in percentage points, with its sign: `+1.2` or `−0.3`."""
-    return f"{100 * share:+.1f}".replace("-", "−")
+    """A difference of two shares in percentage points, with its sign: `+1.2`, `−0.3` or `0.0`."""
+    text = f"{100 * share:+.1f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
 
 
 def points_interval(row) -> str:
@@ -77,9 +99,19 @@ def points_interval(row) -> str:
     return f"{signed_points(row.ci_low)} to {signed_points(row.ci_high)}"
 
 
+def difference(row) -> str:
+    """A row of `judged` in points, with interval and state: `−0.4 (−1.2 to +0.3) undecided`.
+
+    A missing row is a dash.
+    """
+    if row is None:
+        return ABSENT
+    return f"{signed_points(row.difference)} ({points_interval(row)}) {row.state}".rstrip()
+
+
 def share_interval(row, *, kept: bool = False) -> str:
     """The share of the gain that is lost (or kept), and its interval: `96% (91 to 101)`."""
-    value, low, high = row.difference, row.ci_low, row.ci_high
-    if kept:
-        value, low, high = 1 - value, 1 - high, 1 - low
-    return f"{100 * value:.0f}% ({100 * low:.0f} to {100 * high:.0f})".replace("-", "−")
+    value, *ends = (100 * (kept + (1 if kept else -1) * x) for x in
+                    (row.share, row.share_low, row.share_high))  # fmt: skip
+    low, high = sorted(ends)
+    return f"{value:z.0f}% ({low:z.0f} to {high:z.0f})".replace("-", "−")

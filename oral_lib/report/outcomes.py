@@ -56,7 +56,7 @@ class CellOutcomes:
         self._metric = metric
         key = row_keys(items, ["method", "condition", "seed", "sample"])
         _, first, row = np.unique(key, return_index=True, return_inverse=True)
-        used, column = np.unique(items["item"].cat.codes, return_inverse=True)
+        used, column = np.unique(items["item"].astype("category").cat.codes, return_inverse=True)
         shape = len(first), len(used)
         self._labels = np.zeros(len(used), int)
         self._labels[column] = items.label

@@ -11,10 +11,10 @@ import pandas as pd
 
 from oral_lib.evaluation import results
 from oral_lib.evaluation.schema import read_csv
-from oral_lib.report.findings import verdict
+from oral_lib.report.findings import RULES, verdict
 from oral_lib.report.formats import ABSENT, listed, markdown
 from oral_lib.report.study_pages import STUDIES
-from oral_lib.report.tables import grid_legend
+from oral_lib.report.tables.grid import grid_legend
 from oral_lib.storage import list_paths, read_json
 
 if TYPE_CHECKING:
@@ -27,20 +27,6 @@ _CONTENTS = f"""\
 {_HEAD}
 A cell is a task on a base model. Each experiment and source has a page with tables, figures,
 findings and the command that reproduces it.
-"""
-_GLANCE = """\
-The last four columns count the cells with signal that reach a target:
-
-- match trained: generated is at most half a point below trained, or the paired 95% interval \
-contains 0;
-- held-out paraphrase keeps 95%: with a paraphrase that was not used in training, the generator \
-keeps at least 95% of its gain over the baseline;
-- wrong-task prompt loses 80%: with the prompt of another task, it loses at least 80% of the gain;
-- beat soup, retrieval and regression: the paired 95% interval against each of the three lies \
-above 0.
-
-The baseline is the better of base model and majority class. A cell is a task on a base model. It \
-has a signal if the 95% interval of trained minus baseline lies above 0.
 """
 _SMOKE = "Tiny models with made data: this tests the code; the numbers mean nothing.\n"
 _READING = """\
@@ -60,10 +46,10 @@ tensor.
 """
 _FEWER = ' Where n is "a / b", some columns (usually the control texts) have b items only.'
 _METHOD = """\
-Differences are paired over items, with 10,000 bootstrap draws over items. "Equals" means that the \
-95% interval contains 0. The intervals are about new items, for these samples and seeds. \
-Calibrated accuracy and AUC do not depend on the decision threshold. Both are undefined for \
-generated answers and for more than two labels.
+Differences are paired over items. Intervals are 95%, over new items, adapters, generator seeds and \
+samples. Shares of a gain are given where its interval lies above 10 points. Calibrated accuracy and \
+AUC do not depend on the decision threshold. Both are undefined for generated answers and for more \
+than two labels.
 """
 _UNSEEN = """\
 Balanced accuracy in percent on tasks that no generator was trained on; chance is 50. Best is the \
@@ -77,7 +63,9 @@ _NOTES = {  # on small tables
     " The accuracy of a matching task is recall@1 over the queries of both directions.",
     "novelty": "Distances are Frobenius norms over dW = B A, to the nearest adapter of the training"
     " set. The ratio is the distance of a generated LoRA over that of a held-out seed: 0 is a copy,"
-    " 1 is as new as another training run.",
+    " 1 is as new as another training run. The spread is the median distance between samples over"
+    " that between the zoo adapters of the task. Free numbers are the participation ratio of the"
+    " variance of the samples, next to the most that the projection allows.",
 }
 EXAMPLES = (
     "The first held-out images of each task, with the answer of one adapter of each method (for "
@@ -95,15 +83,26 @@ TABLES = {  # title by kind, in the order of the page; other tables are listed a
     "main": "Every method, accuracy in percent",
     "auc": "Every method, AUC in percent",
     "calibrated": "Every method, calibrated accuracy in percent",
-    "targets": "The targets, cell by cell",
-    "contrasts": "Every paired difference",
+    "targets": "Against trained, cell by cell, in points",
+    "conditions": "With other texts, cell by cell, in points",
+    "projections": "Projections of the samples, cell by cell, in points",
+    "judged": "Every comparison",
     "intervals": "Every metric with its interval",
     "parts": "Recall in both directions, and accuracy per kind of question, in percent",
     "novelty": "Distance of the samples from the zoo",
+    "bytes": "What is stored",
     "grid": "Tasks by base models",
     "unseen": "Tasks that no generator was trained on",
 }
-SHOWN = ("main", "targets", "parts", "novelty")  # tables in the page; the others are linked
+SHOWN = (
+    "main",
+    "targets",
+    "conditions",
+    "projections",
+    "parts",
+    "novelty",
+    "bytes",
+)  # tables in the page; the others are linked
 
 
 # ---------------------------------------------------------------- the contents
@@ -114,7 +113,7 @@ def contents(root: Path, scales: Sequence[str]) -> str:
         blocks += [f"## {scale}\n", *([_SMOKE] if scale == "smoke" else [])]
         blocks += [markdown(_overview(root / scale)), *_scale_files(root / scale)]
     if any((root / scale / "tables" / "overview.csv").exists() for scale in scales):
-        blocks += ["## Columns\n", _GLANCE]
+        blocks += ["## Columns: equal / undecided / below\n", RULES]
     if notebooks := list_paths(root / "notebooks", "*.html"):
         blocks += ["## Executed notebooks\n", "With their images; download a file to open it.\n"]
         blocks += ["".join(f"- [{p.stem}](notebooks/{p.name})\n" for p in notebooks)]
@@ -128,12 +127,15 @@ def _overview(folder: Path) -> pd.DataFrame:
     cells = {key: rows.groupby(["base", "task"]).ngroups for key, rows in counts.items()}
     table = pd.DataFrame([(*key, n) for key, n in cells.items()])
     table.columns = [*results.SOURCE, "cells"]
+    names = table.experiment + "-" + table.source
+    table["page"] = [f"[{name}]({folder.name}/{name}.md)" for name in names]
     path = folder / "tables" / "overview.csv"
     if path.exists():
         counted = read_csv(path, dict.fromkeys(pd.read_csv(path, nrows=0), str))
+        total = counted[counted.source.isna()].assign(source="", page="")
         table = table.merge(counted.drop(columns="cells"), "left", results.SOURCE).fillna(ABSENT)
-    names = table.experiment + "-" + table.source
-    return table.assign(page=[f"[{name}]({folder.name}/{name}.md)" for name in names])
+        table = pd.concat([table, total])
+    return table[[*(name for name in table if name != "page"), "page"]]
 
 
 def _scale_files(folder: Path) -> list[str]:
@@ -160,7 +162,7 @@ def page(folder: Path, source: "SourceResults") -> str:
     if source.has("balanced_accuracy"):
         blocks += [markdown(source.unseen), _UNSEEN]
     if source.has("accuracy"):
-        summary, cells = verdict(source.compared)
+        summary, cells = verdict(source.judged)
         blocks += [markdown(source.grid), f"{grid_legend(source.grid)}\n", "## Findings\n"]
         blocks += ["\n".join(f"- {sentence}" for sentence in summary), ""]
         blocks += _folded("Every cell in words", *(f"{paragraph}\n" for paragraph in cells))

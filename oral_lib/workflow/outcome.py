@@ -60,9 +60,9 @@ def print_results(args: argparse.Namespace, wanted: Sequence[Node]) -> None:
     metrics = paths.results_folder(args.scale, args.out) / "metrics.csv"
     if any(str(metrics) in node.published for node in wanted):
         from oral_lib.evaluation import results
-        from oral_lib.report import tables
+        from oral_lib.report.tables import methods
 
-        print(tables.short_table(*results.read(metrics.parent)))
+        print(methods.short_table(*results.read(metrics.parent)))
         print(f"report: {metrics.parent.parent / 'README.md'}")
     where = ["--out", str(args.out)] if args.out != paths.ROOT else []
     if args.scale == "smoke":

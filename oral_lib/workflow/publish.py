@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -116,6 +117,7 @@ def _write_manifest(
             "generator": [job.seed for job in jobs if job.kind == "generator"],
         },
         wordings=wordings,
+        held_out=max(Counter((base, task) for base, task, _ in unread).values(), default=0),
         zoo=generator["zoo"],
         assets=sources.identities(source, experiment),
         training=generator["training"],

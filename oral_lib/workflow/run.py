@@ -21,7 +21,7 @@ from oral_lib.experiments.side_tables import stored
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
-from oral_lib.report.contrasts import contrasts
+from oral_lib.report.comparisons import judged
 from oral_lib.report.findings import verdict
 from oral_lib.runner import nodes
 from oral_lib.tasks.rows import task_rows
@@ -344,10 +344,11 @@ class Run:
     def _cell_folder(self, base: str, task: str, seed: int) -> Path:
         return paths.cell_folder(self.root, self.experiment, base, task, seed)
 
-    @staticmethod
-    def findings(items: pd.DataFrame, by_cell: bool = True) -> str:
-        """The paired comparisons of `items` in words: a summary, and `by_cell` each cell."""
-        summary, cells = verdict(contrasts(items))
+    def findings(self, items: pd.DataFrame, by_cell: bool = True) -> str:
+        """The judgements of `items` in words: a summary, and `by_cell` each cell."""
+        held_out = max(plan.held_out for plan in self.planned)
+        metric = "balanced_accuracy" if self.experiment == "unseen" else "accuracy"
+        summary, cells = verdict(judged(items, held_out, metric))
         return "\n\n".join([*summary, *(cells if by_cell else ())])
 
     # ------------------------------------------------------------ publishing

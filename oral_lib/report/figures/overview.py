@@ -26,7 +26,7 @@ from oral_lib.report.figures.theme import (
     subplots,
 )
 from oral_lib.report.formats import signed_points
-from oral_lib.report.tables import impossible, ordered
+from oral_lib.report.tables.grid import impossible, ordered
 from oral_lib.tasks.binary import NOUNS
 from oral_lib.tasks.task import Task, load_task
 
@@ -97,7 +97,7 @@ def _draw_parity(axis: Axes, methods: Mapping, y: int, alpha: float) -> None:
 def gaps(compared: pd.DataFrame) -> Figure:
     """Generated minus trained in points, with the paired 95% interval.
 
-    `compared` are rows of `contrasts` of one experiment and source. The band is the target, half a
+    `compared` are rows of `judged` of one experiment and source. The band is the target, half a
     point either way. A value outside the panel is drawn at its edge as an arrow head.
     """
     edge = 4.0
@@ -218,20 +218,20 @@ _CONTROLS = {  # control text: label, marker, colour
 def controls(compared: pd.DataFrame) -> Figure:
     """The share of the generator's gain that is kept with each control text.
 
-    `compared` are rows of `contrasts` of one experiment and source. The bands are the targets: a
+    `compared` are rows of `judged` of one experiment and source. The bands are the targets: a
     held-out paraphrase keeps 95% or more, a wrong-task prompt 20% or less. A value outside the
     panel is drawn at its edge as an arrow head.
     """
     left, right = -75.0, 150.0
-    rows = compared[compared.what.str.startswith("lost with ")]
-    losses = {(r.base, r.task, r.what.split()[-1]): r for r in rows.itertuples()}
+    rows = compared[compared.what.str.startswith("generated/") & (compared.against == "generated")]
+    losses = {(r.base, r.task, r.what.split("/")[-1]): r for r in rows.itertuples()}
     no_signal = {place[2:] for place in without_signal(compared)}
 
     def draw(axis: Axes, base: str, task: str, y: int) -> bool:
         cell = {
             text: losses[base, task, text] for text in _CONTROLS if (base, task, text) in losses
         }
-        defined = {text: row for text, row in cell.items() if np.isfinite(row.difference)}
+        defined = {text: row for text, row in cell.items() if np.isfinite(row.share)}
         if (base, task) in no_signal:
             note(axis, 0.5, y, "no signal")
             return True
@@ -241,7 +241,7 @@ def controls(compared: pd.DataFrame) -> Figure:
         for i, (text, row) in enumerate(defined.items()):
             _, mark, colour = _CONTROLS[text]
             height = y + 0.2 * (i - (len(defined) - 1) / 2)
-            value, *ends = (100 * (1 - x) for x in (row.difference, row.ci_high, row.ci_low))
+            value, *ends = (100 * (1 + x) for x in (row.share, row.share_low, row.share_high))
             axis.plot(np.clip(ends, left, right), [height] * 2, color=colour, lw=1.3, alpha=0.7)
             if left <= value <= right:
                 axis.plot(value, height, mark, ms=6, color=colour)

@@ -1,0 +1,1 @@
+"""The tables of a report; nothing is scored here."""
