@@ -229,7 +229,7 @@ def test_a_page_says_what_where_and_how_to_make_it_again(folder):
         "./reproduce.sh --scale lab --source packages",
         "a_b on minilm-l6** (no signal)",
         "| minilm-l6 | movie | generated | 0.87 |",
-        "targets, cell by cell",
+        "Against trained, cell by cell",
         "the development wordings",
     ):
         assert words in text

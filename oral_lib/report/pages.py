@@ -46,10 +46,10 @@ tensor.
 """
 _FEWER = ' Where n is "a / b", some columns (usually the control texts) have b items only.'
 _METHOD = """\
-Differences are paired over items. Intervals are 95%, over new items, adapters, generator seeds and \
-samples. Shares of a gain are given where its interval lies above 10 points. Calibrated accuracy and \
-AUC do not depend on the decision threshold. Both are undefined for generated answers and for more \
-than two labels.
+Differences are paired over items. Intervals are 95%, over new items, adapters, generator seeds \
+and samples. Shares of a gain are given where its interval lies above 10 points. Calibrated \
+accuracy and AUC do not depend on the decision threshold. Both are undefined for generated answers \
+and for more than two labels.
 """
 _UNSEEN = """\
 Balanced accuracy in percent on tasks that no generator was trained on; chance is 50. Best is the \
@@ -94,15 +94,9 @@ TABLES = {  # title by kind, in the order of the page; other tables are listed a
     "grid": "Tasks by base models",
     "unseen": "Tasks that no generator was trained on",
 }
-SHOWN = (
-    "main",
-    "targets",
-    "conditions",
-    "projections",
-    "parts",
-    "novelty",
-    "bytes",
-)  # tables in the page; the others are linked
+SHOWN = (  # tables in the page; the others are linked
+    "main", "targets", "conditions", "projections", "parts", "novelty", "bytes",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- the contents
