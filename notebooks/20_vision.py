@@ -24,7 +24,7 @@ run.ready()
 spec = oral_lib.load_task(task)
 model = run.base(base)
 print(f"{spec.description}\nanswers: {', '.join(spec.labels)}\nsource {run.source}")
-print(model.describe())
+print(f"{model.describe()}\nheld-out paraphrases: {run.measured_wordings}")
 
 # %% [markdown]
 # ## The zoo
@@ -54,8 +54,9 @@ cells.example_images(model.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same images
-# *Trained* is the target. *Linear probe* is a head fitted to the frozen features; its
-# regularisation is selected on validation rows. What lies above it is the gain of LoRA.
+# *Trained* is the target, *router* a stored adapter that a classifier of texts picks. *Linear probe*
+# is a head fitted to the frozen features; its regularisation is selected on validation rows. What
+# lies above it is the gain of LoRA.
 
 # %%
 metrics, items = run.cell(task, base, seed)
@@ -68,13 +69,17 @@ cells.methods(comparisons.pooled(accuracy), comparisons.per_sample(items))
 # %% [markdown]
 # ## Does the sentence matter?
 # The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words
-# and an empty prompt. Equal bars would mean that the condition has no effect.
+# and an empty prompt. Equal bars would mean that the condition has no effect. Router, retrieval,
+# regression and adapter average answer the same texts: the table above has their rows. The
+# paraphrases are `development` wordings unless the run was started with `--wordings test`.
 
 # %%
 cells.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Findings
+# *Equal*: the whole interval of the difference lies above -1 point and above -10% of the gain.
+# *Below*: the whole interval lies under 0. *Undecided*: all else, which is never counted as reached.
 
 # %%
 print(run.findings(items))

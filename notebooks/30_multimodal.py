@@ -24,6 +24,7 @@ run.ready()
 spec = oral_lib.load_task(task)
 model = run.base(base)
 print(f"{spec.description}\nsource {run.source}\n{model.describe()}")
+print(f"held-out paraphrases: {run.measured_wordings}")
 
 # %% [markdown]
 # ## The base model: two released networks, aligned
@@ -72,8 +73,8 @@ cells.example_images(model.display_images(rows), answers)
 
 # %% [markdown]
 # ## Every method on the same rows
-# *Trained* is the target, *base* is the alignment without LoRA. For matching, accuracy is recall@1
-# in both directions.
+# *Trained* is the target, *base* is the alignment without LoRA, *router* a stored adapter that a
+# classifier of texts picks. For matching, accuracy is recall@1 in both directions.
 
 # %%
 metrics, items = run.cell(task, base, seed)
@@ -94,13 +95,17 @@ parts.pivot_table("value", "method", "metric", sort=False).round(3)
 # %% [markdown]
 # ## Does the sentence matter?
 # The same generator with the task's text, held-out paraphrases, wrong-task prompts, random words
-# and an empty prompt. Equal bars would mean that the condition has no effect.
+# and an empty prompt. Equal bars would mean that the condition has no effect. Router, retrieval,
+# regression and adapter average answer the same texts: the table above has their rows. The
+# paraphrases are `development` wordings unless the run was started with `--wordings test`.
 
 # %%
 cells.conditions(comparisons.pooled(accuracy), comparisons.per_sample(items))
 
 # %% [markdown]
 # ## Findings
+# *Equal*: the whole interval of the difference lies above -1 point and above -10% of the gain.
+# *Below*: the whole interval lies under 0. *Undecided*: all else, which is never counted as reached.
 
 # %%
 print(run.findings(items))
