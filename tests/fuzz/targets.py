@@ -17,8 +17,9 @@ from oral_lib import lora, method, storage
 from oral_lib.assets.parquet import read_table
 from oral_lib.documents.document import load_yaml
 from oral_lib.generator import Generator
-from oral_lib.lora.peft_folder import CONFIG, WEIGHTS, Card
+from oral_lib.lora.peft_folder import CONFIG, FORM, WEIGHTS, Card
 from oral_lib.method.stored import shards
+from oral_lib.prompting import forms, released
 from oral_lib.tasks import rows
 from oral_lib.tasks.task import load_task
 from oral_lib.tasks.task_schema import check_task
@@ -156,6 +157,28 @@ def task(folder: Path, draw: Random) -> None:
         made.prompt("some text")
 
 
+def form(folder: Path, draw: Random) -> None:
+    """oral.json of an adapter's folder, and what a text becomes in its template."""
+    content = forms.form_of(load_task(draw.choice(("movie", "gsm8k", "quartz", "digits"))))
+    data = mutate.json_of(content, draw)
+    if draw.random() < 0.3:
+        data = mutate.bytes_of(data, draw)
+    read = forms.read_form(_write(folder / "a", {FORM: data}, draw))
+    if read and read.template:
+        read.prompt("some text")
+    if read and read.answer_pattern:
+        read.extracted("The answer is 4. #### 4\n")
+
+
+def sums(folder: Path, draw: Random) -> None:
+    """SHA256SUMS of a release."""
+    files = {"config.json": b"{}", "manifest.json": b"{}", "generator.safetensors": b"x"}
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items()]
+    text = "".join(lines).encode()
+    files[released.SUMS] = mutate.bytes_of(text, draw) if draw.random() < 0.9 else text
+    released.check_files(_write(folder / "r", files, draw))
+
+
 def sweep(folder: Path, draw: Random) -> None:
     """A sweep's YAML file."""
     path = PROJECT / "notebooks" / "sweeps" / draw.choice(("ablations.yaml", "vision.yaml"))
@@ -265,7 +288,7 @@ def parquet(folder: Path, draw: Random) -> None:
 
 TARGETS: dict[str, Callable[[Path, Random], None]] = {
     target.__name__: target
-    for target in (adapter, safetensors, generator, task, sweep, manifest, parquet)
+    for target in (adapter, safetensors, generator, task, form, sums, sweep, manifest, parquet)
 }
-SHARES = {"adapter": 24, "safetensors": 35, "generator": 6, "task": 5, "sweep": 4, "manifest": 12}
-SHARES["parquet"] = 14  # percent of all inputs
+SHARES = {"adapter": 24, "safetensors": 33, "generator": 6, "task": 5, "sweep": 4, "manifest": 10}
+SHARES |= {"parquet": 14, "form": 2, "sums": 2}  # percent of all inputs
