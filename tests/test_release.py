@@ -15,6 +15,7 @@ from oral_lib import paths
 from oral_lib.assets.packages import ASSETS
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.prompting import card, quickstart, release
+from oral_lib.runner import doctor
 from oral_lib.tasks.task import load_task, task_names
 from oral_lib.workflow import cli, plan, reproduce
 
@@ -208,6 +209,16 @@ def test_offline_names_the_models_that_are_missing(released, monkeypatch, tmp_pa
     line = ["--only", "quickstart", "--scale", "desk", "--offline", "--out", str(tmp_path / "o")]
     assert reproduce.main(line) == 3
     assert "smollm2-135m" in capsys.readouterr().err
+
+
+def test_the_doctor_of_the_first_look_names_its_models_only(released, monkeypatch):
+    released.rename(released.parent / "desk")
+    monkeypatch.setattr(quickstart, "missing_assets", lambda place, source: ["smollm2-135m"])
+    nodes = [node for node in plan.nodes("desk", "packages") if node.name == "quickstart"]
+    assert [check.what for check in doctor.assets("packages", nodes)] == [
+        "assets",
+        "asset smollm2-135m",
+    ]
 
 
 def test_the_quickstart_is_a_node_that_runs(released, tmp_path, capfd, monkeypatch):

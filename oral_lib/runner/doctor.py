@@ -124,6 +124,12 @@ def assets(source: str, plan: Sequence[Node] = ()) -> Iterator[Check]:
     missing = sorted(
         {name for one in read or ["language"] for name in sources.missing(source, one)}
     )
+    if [node.name for node in plan] == ["quickstart"]:
+        from oral_lib.prompting import quickstart
+        from oral_lib.zoo import run_folders
+
+        released = run_folders.released_generator(quickstart.RELEASE)
+        missing = quickstart.missing_assets(released, source)
     seen = f"{cache_dir()}, " + ("all there" if not missing else f"{len(missing)} missing")
     yield Check("assets", "warn" if missing else "ok", seen)
     for name in missing:
