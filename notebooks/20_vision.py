@@ -43,14 +43,14 @@ run.show_zoo(base)
 
 # %%
 from oral_lib.report import comparisons
-from oral_lib.report.figures import cells
+from oral_lib.report.figures import cells, gallery
 
 rows = oral_lib.task_rows(spec, run.source).test[:8]
 trained = next(m.tensors for m in run.members(base) if m.task == task)
 [generated] = run.generator().generate(spec.description, base, 1, seed)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(model, spec, rows, adapters)
-cells.example_images(model.display_images(rows), answers.drop(columns="text"))
+gallery.example_images(model.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## Every method on the same images

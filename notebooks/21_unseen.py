@@ -31,7 +31,7 @@ print(base.describe(), *first.training_texts, sep="\n")
 
 # %%
 from oral_lib.report import comparisons
-from oral_lib.report.figures import cells, overview
+from oral_lib.report.figures import gallery, overview
 from oral_lib.report.tables import methods
 from oral_lib.zoo import store
 
@@ -40,7 +40,7 @@ trained = store.read(run.root, plan.base, first.name, 0).tensors
 [generated] = run.generator().generate(first.description, plan.base, 1, seed)
 adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(base, first, rows, adapters)
-cells.example_images(base.display_images(rows), answers.drop(columns="text"))
+gallery.example_images(base.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks
@@ -55,7 +55,7 @@ items = pd.concat(run.cell(name, plan.base, seed)[1] for name in plan.unseen_tas
 methods.unseen_table(items)
 
 # %%
-overview.unseen(comparisons.per_sample(items, "balanced_accuracy"))
+overview.gaps(comparisons.judged(items, 0, "balanced_accuracy"), "Balanced accuracy")
 
 # %% [markdown]
 # ## Findings

@@ -61,7 +61,7 @@ run.show_zoo(base)
 
 # %%
 from oral_lib.report import comparisons
-from oral_lib.report.figures import cells
+from oral_lib.report.figures import cells, gallery
 
 test = oral_lib.task_rows(spec, run.source).test[:60]
 rows = list({row.image: row for row in test}.values())[:8]
@@ -69,7 +69,7 @@ trained = next(m.tensors for m in run.members(base) if m.task == task)
 [generated] = run.generator().generate(spec.description, base, 1, seed)
 adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
 answers, _ = oral_lib.compare(model, spec, rows, adapters)
-cells.example_images(model.display_images(rows), answers)
+gallery.example_images(model.display_images(rows), answers)
 
 # %% [markdown]
 # ## Every method on the same rows

@@ -37,8 +37,8 @@ out = ""  # the folder of runs/ and results/; empty: the repository
 
 # %%
 import oral_lib
-from oral_lib.report import ablation_summary
 from oral_lib.report.figures import ablations
+from oral_lib.report.studies import ablation_summary
 
 run = oral_lib.Run(scale, source, out)
 frame = run.ablate(
@@ -62,7 +62,7 @@ print(f"{len(frame)} rows in {run.results / 'ablations.csv'}")
 ablation_summary.ablation_metrics(frame).round(3)
 
 # %%
-ablations.ablation_figure(ablation_summary.ablation_means(frame))
+ablations.ablation_figure(frame)
 
 # %% [markdown]
 # ## Two questions of principle

@@ -37,7 +37,7 @@ print(grid.grid_legend(table))
 table
 
 # %%
-overview.parity(comparisons.pooled(metrics[metrics.metric == "accuracy"]), no_signal)
+overview.gaps(judged)
 
 # %% [markdown]
 # ## Does the text matter?

@@ -15,7 +15,7 @@ from oral_lib.experiments import ablation_study, ablation_variants, ablations, g
 from oral_lib.experiments.ablation_variants import Gauge, Pooling
 from oral_lib.lora import adapter
 from oral_lib.method import recurrence, tokenization, training
-from oral_lib.report import ablation_summary
+from oral_lib.report.studies import ablation_summary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
 

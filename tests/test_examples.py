@@ -9,7 +9,7 @@ from PIL import Image
 
 import oral_lib
 from oral_lib.errors import PreflightError
-from oral_lib.report.figures import cells, theme
+from oral_lib.report.figures import gallery
 from oral_lib.tasks import images
 
 METHODS = {"base": "none", "trained": "none", "generated": "matched"}
@@ -41,9 +41,9 @@ def scored():
 
 def test_the_first_images_that_every_method_was_scored_on_are_drawn(scored):
     items, rows = scored
-    pixels, answers = cells.examples(items, "made", number=3)
+    pixels, answers = gallery.examples(items, "made", number=3)
     assert (
-        pixels.shape == (9, cells.EXAMPLE_PIXELS, cells.EXAMPLE_PIXELS, 3)
+        pixels.shape == (9, gallery.EXAMPLE_PIXELS, gallery.EXAMPLE_PIXELS, 3)
         and pixels.dtype == np.uint8
     )
     assert len(np.unique(pixels.reshape(9, -1), axis=0)) == 9
@@ -56,31 +56,32 @@ def test_an_image_that_one_method_was_not_scored_on_is_left_out(scored):
     items, rows = scored
     first = rows["solar_cells"][0].key
     part = items[~((items.method == "trained") & (items.item == first))]
-    _, answers = cells.examples(part[part.task == "solar_cells"], "made", number=3)
+    _, answers = gallery.examples(part[part.task == "solar_cells"], "made", number=3)
     labels = oral_lib.load_task("solar_cells").labels
     assert list(answers.truth) == [labels[row.label] for row in rows["solar_cells"][1:]]
-    assert cells.examples(items[items.method != "base"], "made") is None
+    assert gallery.examples(items[items.method != "base"], "made") is None
 
 
 def test_questions_lie_above_their_answers_and_matching_gives_the_place(scored):
     items, rows = scored
-    _, answers = cells.examples(items, "made", number=3)
+    _, answers = gallery.examples(items, "made", number=3)
     first = rows["easy_vqa"][0]
-    assert answers.title[3] == f"{first.text}\n{answers.truth[3]}"
-    assert list(answers.title[6:]) == [row.text for row in rows["flickr8k"][:3]]
-    assert set(answers.base[6:]) == {"place 2"} and set(answers.generated[6:]) == {"place 1"}
-    assert set(answers.truth[6:]) == {"place 1"}
+    assert answers.text[3] == first.text
+    assert list(answers.text[6:]) == [row.text for row in rows["flickr8k"][:3]]
+    assert set(answers.base[6:]) == {"place 2 of 4"}  # of the four images that were scored
+    assert set(answers.generated[6:]) == set(answers.truth[6:]) == {"place 1 of 4"}
 
 
-def test_wrong_answers_have_another_colour(scored):
+def test_right_and_wrong_answers_are_marked_and_explained(scored):
     items, _ = scored
-    figure = cells.example_images(*cells.examples(items, "made", number=3))
-    notes = [
-        t for axis in figure.axes for t in axis.texts if t.get_text().startswith("base: place")
-    ]
-    assert len(notes) == 3 and {t.get_color() for t in notes} == {theme.VERMILION}
-    right = [t for axis in figure.axes for t in axis.texts if t.get_text() == "generated: place 1"]
-    assert {t.get_color() for t in right} == {theme.INK}
+    figure = gallery.example_images(*gallery.examples(items, "made", number=3), remark="n = 3.")
+    words = [text.get_text() for axis in figure.axes for text in axis.texts]
+    assert words.count("✗ base: place 2 of 4") == words.count("✓ generated: place 1 of 4") == 3
+    about = figure._supxlabel.get_text().replace("\n", " ")
+    for part in ("✓: right, ✗: wrong", "head", "untrained", "rank of the text's own", "n = 3."):
+        assert part in about
+    titles = [axis.get_title() for axis in figure.axes]
+    assert sum("right answer: " in title for title in titles) == 6
 
 
 def test_a_wide_image_is_not_squashed():

@@ -9,13 +9,13 @@ from made_results import PROFILE, ablation, cell, made, stacking
 from oral_lib.errors import OralError
 from oral_lib.evaluation import item_tables, results, small_tables
 from oral_lib.report import (
-    ablation_summary,
     build,
     comparisons,
     formats,
     pages,
 )
 from oral_lib.report.figures import theme
+from oral_lib.report.studies import ablation_summary
 from oral_lib.report.tables import methods, studies
 from oral_lib.report.tables.grid import MODELS, grid_legend, grid_table, ordered
 from oral_lib.scales import PAPER_TASKS
@@ -85,7 +85,7 @@ def test_two_runs_give_the_same_bytes(folder, tmp_path):
 
 def test_figures_carry_no_date_and_fonts_that_can_be_edited(folder):
     files = contents(folder / "lab" / "figures")
-    kinds = {"parity", "auc", "gaps", "controls", "loss", "ablations", "benchmarks"}
+    kinds = {"signals", "auc", "gaps", "controls", "loss", "ablations", "benchmarks"}
     assert {name.split(".")[0].split("-")[0] for name in files} == kinds
     for name, data in files.items():
         assert not re.search(rb"CreationDate|<dc:date>|tIME", data), name

@@ -11,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from oral_lib.evaluation import results, small_tables
-from oral_lib.report import findings, pages, study_pages
-from oral_lib.report.ablation_summary import ablation_means
-from oral_lib.report.comparisons import judged, per_sample, pooled, without_signal
-from oral_lib.report.figures import ablations, overview, theme, training
+from oral_lib.report import drawing, findings, pages, study_pages
+from oral_lib.report.comparisons import judged, pooled, without_signal
+from oral_lib.report.figures import theme
 from oral_lib.report.formats import latex, markdown
+from oral_lib.report.studies.ablation_summary import ablation_means
 from oral_lib.report.tables.grid import grid_table
 from oral_lib.report.tables.judgements import conditions_table, projections_table, targets_table
 from oral_lib.report.tables.methods import interval_table, main_table, parts_table, unseen_table
@@ -115,20 +114,6 @@ class SourceResults:
         }
         yield from ((kind, table) for kind, table in judgements.items() if len(table))
 
-    def figures(self) -> Iterator[tuple[str, Figure]]:
-        """(kind, figure) of every figure."""
-        if self.has("accuracy"):
-            yield "parity", overview.parity(self.rows("accuracy"), self.no_signal)
-        if self.has("auc"):
-            label = "AUC in percent"
-            yield "auc", overview.parity(self.rows("auc"), self.no_signal, label)
-        if self.has("accuracy") and not self.has("balanced_accuracy"):
-            yield "gaps", overview.gaps(self.judged)
-        if self.has("balanced_accuracy"):
-            yield "unseen", overview.unseen(per_sample(self.items, "balanced_accuracy"))
-        if self.judged.what.str.startswith("generated/").any():
-            yield "controls", overview.controls(self.judged)
-
 
 def write_report(results_root: str | Path, scale: str) -> Path:
     """The path of the contents page README.md, written with all pages of `scale`.
@@ -180,13 +165,14 @@ def _write_sources(folder: Path, sources: Sequence[SourceResults]) -> None:
     for source in sources:
         for kind, table in source.tables():
             _write_table(folder, f"{kind}-{source.name}", table)
-        for kind, figure in source.figures():
-            theme.save_figure(figure, folder / "figures", f"{kind}-{source.name}")
+        for name, figure in drawing.source_figures(folder, source):
+            theme.save_figure(figure, folder / "figures", name)
+    for name, figure in drawing.scale_figures(folder, sources):
+        theme.save_figure(figure, folder / "figures", name)
 
 
 def _write_studies(folder: Path) -> None:
-    """Write the tables and figures of novelty, benchmarks, ablations and loss curves."""
-    figures = folder / "figures"
+    """Write the tables of novelty, bytes and ablations."""
     if (folder / "novelty.csv").exists():
         novelty = small_tables.NOVELTY.read(folder)
         for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
@@ -194,20 +180,10 @@ def _write_studies(folder: Path) -> None:
             _write_table(folder, f"novelty-{experiment}-{source}", novelty_table(rows, source))
     for (experiment, source), rows in small_tables.BYTES.read(folder).groupby(results.SOURCE):
         _write_table(folder, f"bytes-{experiment}-{source}", bytes_table(rows))
-    if (folder / "benchmarks.csv").exists():
-        benchmarks = small_tables.BENCHMARKS.read(folder)
-        if (benchmarks.benchmark == training.TRAINING).any():
-            theme.save_figure(training.training_speed(benchmarks), figures, "benchmarks")
     if (folder / "ablations.csv").exists():
-        missing = {name: [""] for name in ("ci_low", "ci_high")}  # a time has no interval
-        table = pd.read_csv(folder / "ablations.csv", keep_default_na=False, na_values=missing)
+        table = drawing.ablation_rows(folder)
         for source, rows in table[table.metric == "accuracy"].groupby("source"):
-            means = ablation_means(rows)
-            _write_table(folder, f"ablations-{source}", means)
-            theme.save_figure(ablations.ablation_figure(means), figures, f"ablations-{source}")
-    for path in list_paths(folder, "curves*.csv"):
-        name = path.stem.replace("curves", "loss")
-        theme.save_figure(training.loss_curves(pd.read_csv(path)), figures, name)
+            _write_table(folder, f"ablations-{source}", ablation_means(rows))
 
 
 def _write_table(folder: Path, name: str, table: pd.DataFrame) -> None:

@@ -67,17 +67,16 @@ _NOTES = {  # on small tables
     " that between the zoo adapters of the task. Free numbers are the participation ratio of the"
     " variance of the samples, next to the most that the projection allows.",
 }
-EXAMPLES = (
-    "The first held-out images of each task, with the answer of one adapter of each method (for "
-    "matching: the place of this image in the ranking of the text); wrong answers are orange"
-)
+SIGNALS = "Every cell with a signal: generated minus trained, and minus the best simple method"
 FIGURES = {  # caption by kind, in the order of the page
-    "parity": "Trained and generated in every cell, with intervals",
-    "auc": "Trained and generated in every cell, in AUC",
-    "gaps": "Difference between generated and trained",
-    "controls": "Share of the gain that is kept with other texts",
-    "unseen": "Tasks that no generator was trained on",
-    "answers": EXAMPLES,
+    "gaps": "Generated minus trained in every cell, with two-level intervals",
+    "auc": "Generated minus trained in every cell, in AUC",
+    "unseen": "Tasks that no generator was trained on, in balanced accuracy",
+    "controls": "Generated under other texts",
+    "texts": "Whose sentence against whose test rows",
+    "map": "The zoo, its averages and the samples in the plane of its two leading axes",
+    "costs": "Accuracy against labelled rows and seconds",
+    "answers": "The first held-out images of each task, with the answers of three adapters",
 }
 TABLES = {  # title by kind, in the order of the page; other tables are listed after them
     "main": "Every method, accuracy in percent",
@@ -105,7 +104,10 @@ def contents(root: Path, scales: Sequence[str]) -> str:
     blocks = [_CONTENTS]
     for scale in scales:
         blocks += [f"## {scale}\n", *([_SMOKE] if scale == "smoke" else [])]
-        blocks += [markdown(_overview(root / scale)), *_scale_files(root / scale)]
+        blocks += [markdown(_overview(root / scale))]
+        if (root / scale / "figures" / "signals.png").exists():
+            blocks.append(f"![{SIGNALS}]({scale}/figures/signals.png)\n")
+        blocks += _scale_files(root / scale)
     if any((root / scale / "tables" / "overview.csv").exists() for scale in scales):
         blocks += ["## Columns: equal / undecided / below\n", RULES]
     if notebooks := list_paths(root / "notebooks", "*.html"):

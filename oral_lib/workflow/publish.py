@@ -16,7 +16,7 @@ from oral_lib.evaluation import results as tables
 from oral_lib.evaluation import small_tables
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.report import build, notebook_html
-from oral_lib.report.figures import cells, theme
+from oral_lib.report.figures import gallery, theme
 from oral_lib.workflow import notebooks
 from oral_lib.zoo import store
 
@@ -165,12 +165,15 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
     base = scales.base_plans(scale, source, experiment)[0].base
     items = items[(items.base == base) & (items.seed == 0)]
     try:
-        examples = cells.examples(items, source)
+        examples = gallery.examples(items, source)
     except PreflightError as error:
         print(f"no figure of images with answers: {error}", file=sys.stderr)
         return
     if examples:
-        figure = cells.example_images(*examples)
+        remark = f"First test rows of {base}; adapter and sample 0, generator seed 0."
+        figure = gallery.example_images(
+            *examples, remark=f"{remark} n = {len(examples[1])} images."
+        )
         theme.save_figure(figure, results / "figures", f"answers-{experiment}-{slug}")
 
 

@@ -1,7 +1,5 @@
 """The figure of the ablations: one panel per group of variants."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,106 +7,129 @@ from matplotlib.figure import Figure
 
 from oral_lib.evaluation.schema import REFERENCE
 from oral_lib.report.figures.theme import (
-    BLUE,
-    DASHED,
     FAINT,
-    GREY,
     INK,
-    VERMILION,
+    LOOKS,
+    extent,
+    footnote,
+    key,
+    legend,
+    mark_of,
     new_figure,
     note,
+    signed_tick,
     styled,
 )
+from oral_lib.report.studies.ablation_summary import ablation_differences
+
+_LOOKS = {name: LOOKS[name] for name in ("trained", "base")} | {"soup": LOOKS["soup_task"]}
+_DEFAULT = LOOKS["generated"]._replace(label="default")
+_VARIANT = LOOKS["generated"]._replace(label="variant", mark=".")
+_WORDS = {  # published names in the field's words
+    "a draw an adapter": "noise per adapter",
+    "a draw a token": "noise per token",
+    "the mean is read": "mean as input",
+    "not turned": "not rotated",
+    "shares of the zoo": "hull",
+    "any shares": "span",
+    "each token by itself": "none",
+    "x_t as it is": "x_t unscaled",
+}
+_EDGES = (1, 1.5, 2, 3, 4, 6, 10)  # half the width of the panels, in points
 
 
-def ablation_figure(
-    means: pd.DataFrame, trained: float | None = None, label: str = "accuracy in percent"
-) -> Figure:
-    """The effect of each part of the generator: one panel per group, one line per variant.
+def ablation_figure(rows: pd.DataFrame) -> Figure:
+    """The effect of each part of the generator: variants minus the default, in points.
+
+    Every variant is compared with the default on its own tasks and generator seeds (see
+    `ablation_differences`). The first group has the adapters that the generator is measured by.
 
     Args:
-        means: rows of `ablation_means`, in the order in which they are drawn. The variants of the
-            group "reference" (trained, soup, base) are vertical lines through all panels. A base
-            model far below the others is written in words instead.
-        trained: a further reference line, as a share.
-        label: of the horizontal axis.
+        rows: of ablations.csv, of one source.
     """
-    references = means[means.group == REFERENCE].groupby("variant", sort=False).value.mean()
-    lines = dict(references) | ({} if trained is None else {"trained": trained})
-    means = means[means.group != REFERENCE]
-    ends = [*means.ci_low, *means.ci_high, *(v for name, v in lines.items() if name != "base")]
-    margin = 0.04 * (max(ends) - min(ends)) or 0.01
-    limits = (100 * (min(ends) - margin), 100 * (max(ends) + margin))
-    legend = "filled: the default at that commit; bar: 95% interval over items"
-    if 100 * lines.get("base", 1) < limits[0]:
-        legend += f"; base model: {100 * lines.pop('base'):.1f}"
-    columns = _columns(list(means.groupby("group", sort=False)))
-    height = max(sum(len(rows) + 1.4 for _, rows in column) for column in columns)
+    rows = rows[rows.metric == "accuracy"]
+    table = ablation_differences(rows)
+    groups = [(name, part) for name, part in table.groupby("group", sort=False)]
+    groups.sort(key=lambda group: group[0] != REFERENCE)
+    ends = [100 * abs(x) for x in (*table.difference, *table.low, *table.high)]
+    most = float(np.quantile(ends, 0.85)) if ends else 1.0
+    edge = next((step for step in _EDGES if step >= most), _EDGES[-1])
+    columns = _columns(groups)
+    height = max(sum(len(part) + 1.5 for _, part in column) for column in columns)
     with styled():
-        figure = new_figure(figsize=(6.2 * len(columns), 0.9 + 0.31 * height))
+        figure = new_figure(1.3 + 0.21 * height)
         outer = figure.add_gridspec(1, len(columns))
         for side, column in enumerate(columns):
-            ratios = [len(rows) + 0.4 for _, rows in column]
-            spare = height - sum(len(rows) + 1.4 for _, rows in column)
+            ratios = [len(part) + 0.4 for _, part in column]
+            spare = height - sum(len(part) + 1.5 for _, part in column)
             ratios += [spare] * (spare > 0)
             inner = outer[side].subgridspec(len(ratios), 1, height_ratios=ratios)
-            for i, (group, rows) in enumerate(column):
+            for i, (group, part) in enumerate(column):
                 axis = figure.add_subplot(inner[i])
-                axis.set_title(f"{group}\n" if i == 0 and lines else group, fontsize=12)
-                _references(axis, lines, limits, labelled=i == 0)
-                _variants(axis, rows, limits)
-                if i + 1 == len(column):
-                    axis.set_xlabel(label)
-                else:
+                axis.set_title(group, pad=3)
+                _variants(axis, part, edge)
+                if i + 1 < len(column):
                     axis.tick_params(labelbottom=False)
-        figure.supxlabel(legend, fontsize=10.5)
+        handles = [key(_DEFAULT), key(_VARIANT, size=9)]
+        handles += [key(_LOOKS[name], name) for name in _LOOKS if name in set(table.variant)]
+        legend(figure, handles)
+        footnote(
+            figure,
+            "Validation accuracy minus that of the default on the same tasks and generator seeds,",
+            "in points. Line: conservative 95% interval. Right: accuracy in percent, and seeds.",
+            "Groups of more seeds have another accuracy of the default."
+            if table[table.default].n_seeds.nunique() > 1
+            else "",
+            f"Marks at ±{edge:g} lie further out." if max(ends, default=0) > edge else "",
+            _counts(rows),
+        )
     return figure
+
+
+def _counts(rows: pd.DataFrame) -> str:
+    """The numbers of base models, tasks, rows and samples, as a sentence."""
+    words = [f"{rows[name].nunique()} {noun}" for name, noun in _UNITS.items() if name in rows]
+    if "n_items" in rows:
+        words.append(f"{extent(rows.n_items)} rows a task")
+    if "n_samples" in rows:
+        words.append(f"{extent(rows[rows.default].n_samples)} samples")
+    return f"n: {', '.join(words)}." if words else ""
+
+
+_UNITS = {"base": "base model(s)", "task": "tasks"}
 
 
 def _columns(groups: list[tuple[str, pd.DataFrame]]) -> list[list[tuple[str, pd.DataFrame]]]:
     """The groups in one column, or from three groups on in two of about the same height."""
-    total = sum(len(rows) for _, rows in groups)
-    half = total / 2 if len(groups) > 2 else total
-    columns, count = [[]], 0
-    for group in groups:
-        if columns[0] and len(columns) == 1 and count + len(group[1]) / 2 > half:
-            columns.append([])
-        columns[-1].append(group)
-        count += len(group[1])
-    return columns
+    sizes = [len(part) + 1.5 for _, part in groups]
+    if len(groups) < 3:
+        return [groups]
+    cut = min(range(1, len(groups)), key=lambda i: max(sum(sizes[:i]), sum(sizes[i:])))
+    return [groups[:cut], groups[cut:]]
 
 
-def _references(
-    axis: Axes, lines: Mapping[str, float], limits: tuple[float, float], labelled: bool
-) -> None:
-    """Vertical lines at the references, with names above the panel that do not overlap."""
-    close, previous = 0.08 * (limits[1] - limits[0]), -np.inf
-    positions = sorted(100 * value for value in lines.values())
-    for name, value in sorted(lines.items(), key=lambda line: line[1]):
-        colour, x = BLUE if name == "trained" else GREY, 100 * value
-        axis.axvline(x, color=colour, lw=1.4, ls=DASHED, zorder=0)
-        touches = any(0 < other - x < close for other in positions)
-        side = "left" if x - previous < close else "right" if touches else "center"
-        if labelled:
-            axis.annotate(
-                name, (x, 1), (2 * (side == "left"), 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", color=colour, ha=side, fontsize=9.5,
-            )  # fmt: skip
-        previous = x
-
-
-def _variants(axis: Axes, rows: pd.DataFrame, limits: tuple[float, float]) -> None:
-    """The variants of a group with their intervals; the default is filled and coloured."""
-    for height, row in enumerate(rows.itertuples()):
-        colour = VERMILION if row.default else INK
-        axis.axhline(height, color=FAINT, lw=1, zorder=-1)
-        axis.plot([100 * row.ci_low, 100 * row.ci_high], [height] * 2, color=colour, lw=2)
-        face = colour if row.default else "white"
-        axis.plot(100 * row.value, height, "o", ms=7, color=colour, mfc=face, mew=1.6)
-        note(axis, 1.02, height, f"{100 * row.value:.1f}", ha="left", colour=colour)
-    axis.set_yticks(range(len(rows)), [str(name) for name in rows.variant], fontsize=10.5)
-    for label, row in zip(axis.get_yticklabels(), rows.itertuples(), strict=True):
-        label.set_color(VERMILION if row.default else INK)
-    axis.set(ylim=(len(rows) - 0.5, -0.7), xlim=limits)
+def _variants(axis: Axes, rows: pd.DataFrame, edge: float) -> None:
+    """The variants of a group: differences, intervals, and at the right accuracy and seeds."""
+    axis.axvline(0, color=INK, lw=0.8, zorder=0)
+    for y, row in enumerate(rows.itertuples()):
+        look = _DEFAULT if row.default else _LOOKS.get(row.variant, _VARIANT)
+        axis.axhline(y, color=FAINT, lw=1, zorder=-1)
+        if not row.default:
+            ends = np.clip([100 * row.low, 100 * row.high], -edge, edge)
+            axis.plot(ends, [y, y], color=look.colour, lw=1.4)
+        x = np.clip(100 * row.difference, -0.95 * edge, 0.95 * edge)
+        axis.plot(x, y, **mark_of(look, size=9 if look is _VARIANT else 6))
+        note(axis, 1.03, y, f"{100 * row.value:.1f}  ({row.n_seeds})", ha="left", colour=INK)
+    axis.set_yticks(range(len(rows)), [_words(row) for row in rows.itertuples()], fontsize=9)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-edge, edge))
+    axis.xaxis.set_major_formatter(signed_tick)
     axis.tick_params(length=0)
     axis.spines["left"].set_visible(False)
+
+
+def _words(row) -> str:
+    """The name of a variant; the default is marked."""
+    name = str(row.variant)
+    for published, words in _WORDS.items():
+        name = name.replace(published, words)
+    return f"{name} (default)" if row.default else name

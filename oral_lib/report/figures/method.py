@@ -12,12 +12,15 @@ from matplotlib.figure import Figure
 
 from oral_lib.report.figures.theme import (
     BLUE,
+    BROWN,
     DASHED,
     FAINT,
-    GREY,
+    FIGURE_WIDTH,
     INK,
+    LOOKS,
+    ORANGE,
     PADDING,
-    VERMILION,
+    PALE,
     new_figure,
     styled,
     subplots,
@@ -43,7 +46,7 @@ def tokens_figure(
     values = _array(values)
     values = values if mask is None else np.where(_array(mask).astype(bool), values, np.nan)
     with styled():
-        figure, axis = subplots(figsize=(9, 5.2))
+        figure, axis = subplots(height=5.2)
         axis.set_facecolor(PADDING)
         _heat(figure, axis, values, column)
         axis.set(xlabel=f"{column} of the token", ylabel="token")
@@ -58,20 +61,20 @@ def schedule_figure(abar) -> Figure:
     abar = _array(abar)
     steps = np.arange(len(abar))
     with styled():
-        figure, axis = subplots(figsize=(8, 4))
+        figure, axis = subplots(height=4)
         middle = int(np.argmin(np.abs(abar - 0.5)))
         beside = (middle + len(steps)) // 2  # right of the crossing there is room for both names
         for curve, text, colour, lift in (
             (np.sqrt(abar), r"token  $\sqrt{\bar\alpha_t}$", BLUE, 9),
-            (np.sqrt(1 - abar), r"noise  $\sqrt{1-\bar\alpha_t}$", VERMILION, -11),
+            (np.sqrt(1 - abar), r"noise  $\sqrt{1-\bar\alpha_t}$", BROWN, -11),
         ):
             axis.plot(steps, curve, color=colour, lw=2.6)
             axis.annotate(
                 text, (beside, curve[beside]), (4, lift), textcoords="offset points", color=colour,
                 va="bottom" if lift > 0 else "top", fontsize=13,
             )  # fmt: skip
-        axis.axvline(middle, color=GREY, lw=1.2, ls=DASHED)
-        axis.text(middle, 0.02, f"  equal weights at t = {middle}", color=GREY, fontsize=11)
+        axis.axvline(middle, color=PALE, lw=1.2, ls=DASHED)
+        axis.text(middle, 0.02, f"  equal weights at t = {middle}", color=PALE, fontsize=10)
         axis.set(xlabel="diffusion step t", ylabel="weight", xlim=(0, steps[-1]), ylim=(0, 1.05))
         axis.set_yticks([0, 0.5, 1])
     return figure
@@ -88,7 +91,7 @@ def prototypes_figure(
     norms = np.linalg.norm(prototypes, axis=1, keepdims=True)  # [l, 1]
     unit = prototypes / np.maximum(norms, 1e-12)  # [l, m]
     with styled():
-        figure, (left, right) = subplots(1, 2, figsize=(11.5, 5), width_ratios=(1.1, 1))
+        figure, (left, right) = subplots(1, 2, height=4.2, width_ratios=(1.1, 1))
         _heat(figure, left, prototypes, None)
         left.set(xlabel=f"width (m = {prototypes.shape[1]})", ylabel="token", title="prototypes")
         _heat(figure, right, unit @ unit.T, "cosine", limit=1.0)
@@ -116,30 +119,27 @@ def denoising_figure(
     target = truth[:n_values]
     limit = 1.05 * max(np.abs(states[:, :n_values]).max(), np.abs(target).max())
     with styled():
-        figure = new_figure(figsize=(12, 5))
+        figure = new_figure(4.4)
         grid = figure.add_gridspec(2, len(chosen), height_ratios=(1.5, 1))
         for i, state in enumerate(chosen):
             axis = figure.add_subplot(grid[0, i])
             x = np.arange(target.size)
             axis.fill_between(x, target, color=FAINT, step="mid", lw=0)
-            axis.plot(x, target, color=GREY, lw=1.2, drawstyle="steps-mid")
-            axis.plot(x, states[state, :n_values], color=VERMILION, lw=1.5, drawstyle="steps-mid")
+            axis.plot(x, target, color=PALE, lw=1.2, drawstyle="steps-mid")
+            axis.plot(x, states[state, :n_values], color=ORANGE, lw=1.5, drawstyle="steps-mid")
             axis.set(ylim=(-limit, limit), xticks=[], yticks=[])
-            axis.set_title(f"t = {steps[state]}", fontsize=12, weight="normal")
+            axis.set_title(f"t = {steps[state]}", fontsize=10, weight="normal")
             axis.spines[:].set_visible(False)
         below = figure.add_subplot(grid[1, :])
-        below.plot(error, color=VERMILION, lw=2.4)
-        below.plot(chosen, error[chosen], "o", color=VERMILION, ms=7)
+        below.plot(error, color=ORANGE, lw=2.4)
+        below.plot(chosen, error[chosen], "o", color=ORANGE, ms=7)
         below.set_xticks(chosen, [f"t = {steps[state]}" for state in chosen])
         below.set(ylim=(0, 1.1 * error.max()), ylabel="relative\ndistance")
         figure.suptitle(
             "one token: the state at step t, and the clean token (grey)",
-            fontsize=12, x=0.01, ha="left",
+            fontsize=10.5, x=0.01, ha="left",
         )  # fmt: skip
     return figure
-
-
-METHOD_COLOURS = {"base": GREY, "trained": BLUE, "generated": VERMILION}
 
 
 def style_figure(rows: Mapping[str, Sequence]) -> Figure:
@@ -149,18 +149,19 @@ def style_figure(rows: Mapping[str, Sequence]) -> Figure:
     `rows` are uint8 images [n, 3, h, w] by name, with the same n.
     """
     rows = {name: np.moveaxis(np.asarray(row), 1, -1) for name, row in rows.items()}  # [n, h, w, 3]
-    side, gap, left, above = 1.25, 0.07, 1.35, 0.36  # inches
+    gap, left, above = 0.07, 1.2, 0.36  # inches
+    side = min(1.25, (FIGURE_WIDTH - left) / len(next(iter(rows.values()))))
     width = left + side * len(next(iter(rows.values())))
     height = side * len(rows) + 2 * above
     with styled():
-        figure = new_figure(figsize=(width, height), layout=None)
+        figure = new_figure(height, width=width, layout=None)
         for i, (name, row) in enumerate(rows.items()):
             top = height - side * i - (above if i == 0 else 2 * above) + gap
             text = {0: "held-out images", 1: "generated: a column shares its noise"}.get(i, "")
             figure.text(left / width, (top + 0.08) / height, text, fontsize=10.5, color="#6b6b6b")
             figure.text(
                 (left - 0.16) / width, (top - side / 2) / height, name, ha="right", va="center",
-                fontsize=13, weight="bold", color=METHOD_COLOURS.get(name, INK),
+                fontsize=11, weight="bold", color=_colour(name),
             )  # fmt: skip
             for column, image in enumerate(row):
                 corner = ((left + side * column) / width, (top - side + gap) / height)
@@ -169,6 +170,11 @@ def style_figure(rows: Mapping[str, Sequence]) -> Figure:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set(visible=True, color=PADDING, linewidth=0.8)
     return figure
+
+
+def _colour(name: str) -> str:
+    """The colour of a row's name; real images and the base model are written in black."""
+    return LOOKS[name].colour if name in ("trained", "generated") else INK
 
 
 def _heat(

@@ -1,45 +1,102 @@
-"""The look of all figures: one style, colours for colour-blind readers, byte-stable files."""
+"""The look of all figures: one meaning a colour, marks for states, byte-stable files.
+
+A colour stands for a method, in every figure. Colours differ for readers with deuteranopia,
+protanopia and tritanopia; each method also has its own mark. The state of a comparison is drawn by
+the shape and filling of a mark, never by a colour.
+"""
 
 import io
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
 
 from oral_lib.storage import replacing
 
-# seaborn's "colorblind" palette (after Wong 2011); importing seaborn takes seconds
-BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
-BROWN, GREY, SKY = "#ca9161", "#949494", "#56b4e9"
-INK, FAINT, PADDING = "#2b2b2b", "#e9e9e9", "#c9c9c9"
-CURVES = [VERMILION, BLUE, GREEN, PURPLE, ORANGE, BROWN, SKY, INK, GREY]
-LINES = ["-", (0, (5, 1.5)), ":"]  # line styles, for more names than colours
+FIGURE_WIDTH = 9.0  # inches: 9 points are 11 pixels when a figure is shown 900 pixels wide
+SMALL_TEXT, TINY_TEXT = 9.5, 8.5  # sizes of text, in points
+ORANGE, BLUE, GREEN, SKY = "#d9640a", "#0b3b85", "#078c51", "#7cc4ef"
+MAGENTA, YELLOW, GREY, BROWN = "#c532c5", "#f0b90b", "#a6a6a6", "#4a2f0d"
+INK, PALE, FAINT, PADDING, BAND = "#1a1a1a", "#6b6b6b", "#e9e9e9", "#c9c9c9", "#f5f5f5"
 DASHED = (0, (4, 2))  # reference lines
+
+
+class Look(NamedTuple):
+    """How a method or a text is drawn: its name in words, colour and mark."""
+
+    label: str
+    colour: str
+    mark: str
+
+
+LOOKS = {
+    "generated": Look("generated", ORANGE, "o"),
+    "generated_span": Look("generated, projection span", ORANGE, "P"),
+    "generated_free": Look("generated, no projection", ORANGE, "X"),
+    "trained": Look("trained", BLUE, "s"),
+    "router": Look("router", GREEN, "*"),
+    "retrieval": Look("retrieval", SKY, ">"),
+    "soup_task": Look("adapter average (soup)", MAGENTA, "D"),
+    "soup_all": Look("all-task average (soup)", MAGENTA, "d"),
+    "regression": Look("regression", YELLOW, "^"),
+    "multitask": Look("multi-task LoRA", INK, "p"),
+    "linear_probe": Look("linear probe", INK, "h"),
+    "unconditional": Look("unconditional", INK, "<"),
+    "gaussian": Look("Gaussian", BROWN, "+"),
+    "noise_small": Look("small noise", BROWN, "1"),
+    "noise_large": Look("large noise", BROWN, "2"),
+    "base": Look("base model", GREY, "x"),
+    "majority": Look("majority class", GREY, "|"),
+}
+TEXT_LOOKS = {  # the text that the generator is conditioned on
+    "matched": Look("task's own prompt", ORANGE, "o"),
+    "paraphrase": Look("held-out paraphrase", ORANGE, "D"),
+    "mismatched": Look("wrong-task prompt", ORANGE, "X"),
+    "random": Look("random words", ORANGE, "^"),
+    "empty": Look("empty prompt", ORANGE, "s"),
+}
+STATE_MARKS = {"equal": "o", "undecided": "o", "below": "v", "": "."}  # mark; undecided is hollow
 STYLE = {
     "axes.edgecolor": "#9a9a9a",
     "axes.labelcolor": INK,
+    "axes.labelsize": SMALL_TEXT,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 13,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
-    "figure.dpi": 110,
+    "figure.dpi": 100,
     "font.family": "DejaVu Sans",  # part of matplotlib: the same glyphs on every machine
-    "font.size": 12,
+    "font.size": 10,
+    "legend.fontsize": SMALL_TEXT,
+    "legend.frameon": False,
+    "lines.markersize": 6,
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "svg.hashsalt": "oral",
     "text.color": INK,
     "xtick.color": INK,
+    "xtick.labelsize": SMALL_TEXT,
     "ytick.color": INK,
+    "ytick.labelsize": SMALL_TEXT,
 }
+_DPI = 144
+_PALETTE = 256  # colours of a PNG, at most: the most frequent ones
+_PHOTO = 20_000  # a figure of more colours has photographs
 NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
+# ---------------------------------------------------------------- figures and files
 @contextmanager
 def styled() -> Iterator[None]:
     """A context in which matplotlib draws in the style of the report.
@@ -57,24 +114,21 @@ class StyledFigure(Figure):
 
     def _repr_png_(self) -> bytes:
         """The image that a notebook shows."""
-        data = io.BytesIO()
-        with styled():
-            self.savefig(data, format="png", dpi=self.dpi, bbox_inches="tight")
-        return data.getvalue()
+        return _png(self, self.dpi)
 
 
-def new_figure(*, figsize: tuple[float, float], layout: str | None = "constrained") -> Figure:
+def new_figure(height: float, *, width: float = FIGURE_WIDTH, layout: str | None = "constrained"):
     """An empty figure of a size in inches; call it within `styled`."""
-    figure = StyledFigure(figsize=figsize, layout=layout)
+    figure = StyledFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)  # measures texts, in the same way everywhere
     return figure
 
 
 def subplots(
-    n_rows: int = 1, n_columns: int = 1, *, figsize: tuple[float, float], **options
+    n_rows: int = 1, n_columns: int = 1, *, height: float, width: float = FIGURE_WIDTH, **options
 ) -> tuple[Figure, Any]:
     """A new figure and its axes, as of `matplotlib.figure.Figure.subplots` with `options`."""
-    figure = new_figure(figsize=figsize)
+    figure = new_figure(height, width=width)
     return figure, figure.subplots(n_rows, n_columns, **options)
 
 
@@ -84,14 +138,137 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     for kind, metadata in NO_DATE.items():
         path = Path(folder) / f"{name}.{kind}"
         with styled(), replacing(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=160, metadata=metadata, facecolor="white")
+            if kind == "png":
+                Path(temporary).write_bytes(_png(figure, _DPI))
+            else:
+                figure.savefig(temporary, format=kind, metadata=metadata, facecolor="white")
         paths.append(path)
     return paths
 
 
-def note(axis, x: float, y: float, words: str, *, ha="center", size=9.0, colour="#8a8a8a", **look):
+def _png(figure: Figure, dpi: float) -> bytes:
+    """The figure as PNG with a palette: a third of the size of full colour."""
+    full, small = io.BytesIO(), io.BytesIO()
+    with styled():
+        figure.savefig(full, format="png", dpi=dpi, metadata=NO_DATE["png"], facecolor="white")
+    image = Image.open(full).convert("RGB")
+    colours = image.getcolors(_PHOTO)
+    if colours is None:
+        image = image.quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE)
+    else:
+        image = _with_palette(np.asarray(image), colours)
+    image.save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def _with_palette(pixels: np.ndarray, colours: list[tuple[int, tuple[int, int, int]]]):
+    """The image of `pixels` [h, w, 3] in its most frequent `colours`, the nearest for each."""
+    palette = np.array([colour for _, colour in sorted(colours, reverse=True)[:_PALETTE]])  # [p, 3]
+    codes = pixels.astype(np.int32) @ [65536, 256, 1]  # [h, w]
+    unique, index = np.unique(codes, return_inverse=True)
+    every = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], axis=1)  # [u, 3]
+    distance = ((every[:, None] - palette) ** 2).sum(-1)  # [u, p]
+    nearest = distance.argmin(1).astype(np.uint8)[index.reshape(codes.shape)]  # [h, w]
+    image = Image.fromarray(nearest, "P")
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    return image
+
+
+# ---------------------------------------------------------------- marks and words
+def mark_of(look: Look, *, state: str | None = None, size: float = 6.5, alpha: float = 1.0) -> dict:
+    """The arguments of `plot` for one mark of a method or text, or of a comparison's `state`."""
+    shape = look.mark if state is None else STATE_MARKS[state]
+    face = "white" if state == "undecided" else look.colour
+    line = shape in "x|+12"  # has no inside
+    edge = look.colour if line or state == "undecided" else INK
+    look_of_edge = {"mec": edge, "mew": 1.8 if line or state == "undecided" else 0.5}
+    size += 2.5 if shape == "*" else 0
+    return {"marker": shape, "ls": "", "ms": size, "mfc": face, "alpha": alpha} | look_of_edge
+
+
+def key(look: Look, label: str | None = None, **options) -> Line2D:
+    """The entry of a legend for `mark_of(look, **options)`."""
+    return Line2D([], [], label=label or look.label, **mark_of(look, **options))
+
+
+def state_keys(rows: Iterable, against: str, look: Look = LOOKS["generated"]) -> list[Line2D]:
+    """Entries of a legend for the states of `rows` of `comparisons.judged` that occur."""
+    words = {
+        "equal": f"{look.label}: equal to {against}",
+        "undecided": f"{look.label}: undecided",
+        "below": f"{look.label}: below {against}",
+        "": f"{look.label}: no signal",
+    }
+    states = {row.state for row in rows}
+    return [key(look, text, state=state) for state, text in words.items() if state in states]
+
+
+def legend(figure: Figure, handles: Iterable, n_columns: int | None = None) -> None:
+    """A legend above the panels, in rows as wide as the figure."""
+    handles = list(handles)
+    if n_columns is None:
+        longest = max(len(handle.get_label()) for handle in handles)
+        n_columns = max(1, int(14.5 * figure.get_figwidth() / (longest + 5)))
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(n_columns, len(handles)),
+        handletextpad=0.3, columnspacing=1.4, borderpad=0.2,
+    )  # fmt: skip
+
+
+def footnote(figure: Figure, *sentences: str) -> None:
+    """Write sentences below the panels, among them the numbers of rows, samples and seeds."""
+    text = " ".join(sentence for sentence in sentences if sentence)
+    width = int(figure.get_figwidth() * 14.2)
+    words = textwrap.fill(text, width)
+    figure.supxlabel(words, x=0.01, ha="left", fontsize=SMALL_TEXT, color=INK)
+
+
+def note(
+    axis: Axes,
+    x: float,
+    y: float,
+    words: str,
+    *,
+    ha="center",
+    size=TINY_TEXT,
+    colour=PALE,
+    ground="none",
+):
     """Write `words` at the share x of the width and the data value y, perhaps outside the axes."""
     axis.annotate(
         words, (x, y), xycoords=("axes fraction", "data"), ha=ha, va="center", fontsize=size,
-        color=colour, annotation_clip=False, **look,
+        color=colour, annotation_clip=False, bbox={"fc": ground, "ec": "none", "pad": 1},
     )  # fmt: skip
+
+
+def spaced(name: str) -> str:
+    """A task's name in words: `review_topic` becomes `review topic`."""
+    return str(name).replace("_", " ")
+
+
+def extent(values: Iterable[float]) -> str:
+    """The numbers in words: `600`, or `300 to 600`."""
+    low, high = min(values), max(values)
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+
+
+def sizes(judged: pd.DataFrame, what: Sequence[str] = ("generated",), against="trained") -> str:
+    """Rows, samples and adapters of comparisons in `comparisons.judged`, as a sentence."""
+    rows = judged[judged.what.isin(what) & (judged.against == against)]
+    if rows.empty:
+        return ""
+    counts = {"generated": extent(rows.n_what), against: extent(rows.n_against)}
+    if against == "generated":  # one method under two texts
+        counts = {
+            "samples under a control text": extent(rows.n_what),
+            "under the own": counts[against],
+        }
+        words = ", ".join(f"{count} {noun}" for noun, count in counts.items())
+    else:
+        words = f"{counts['generated']} generated samples, {counts[against]} {against} adapters"
+    return f"n a cell: {extent(rows.n_items)} rows, {words}."
+
+
+def signed_tick(value: float, _=None) -> str:
+    """The label of a tick of differences: `−2`, `0` or `+2`."""
+    return f"{value:+g}".replace("-", "−") if value else "0"

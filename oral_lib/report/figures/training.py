@@ -3,8 +3,9 @@
 Every function returns a matplotlib Figure.
 """
 
-from collections.abc import Sequence
-from itertools import cycle
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,99 +13,157 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from oral_lib.report.figures.theme import CURVES, DASHED, FAINT, LINES, styled, subplots
-
+from oral_lib.report.figures.theme import (
+    BLUE,
+    INK,
+    ORANGE,
+    PALE,
+    TINY_TEXT,
+    YELLOW,
+    extent,
+    footnote,
+    new_figure,
+    note,
+    styled,
+    subplots,
+)
+from oral_lib.tasks.task import load_task, task_names
 
 # ---------------------------------------------------------------- loss curves
-def loss_curves(curves: pd.DataFrame) -> Figure:
-    """Smoothed training losses; `curves` has the columns series, step and loss.
+_POINTS = np.linspace(0, 100, 101)  # shares of training, in percent
+_FEW = 3  # panels in a row
 
-    A series called "zoo/movie seed 0" is drawn in the panel "zoo" under the name "movie". It shares
-    one curve with its other seeds, and the band spans all of them. A name has the same colour in
-    all panels.
+
+class _Curve(NamedTuple):
+    """The runs of one group: their losses [runs, points], and how they are drawn."""
+
+    name: str
+    losses: np.ndarray
+    colour: str
+    line: object
+    steps: tuple[int, int]
+
+
+_KINDS = {  # what is trained: panel, colour, line
+    "generator": ("generator: denoising loss", ORANGE, "-"),
+    "unconditional": ("generator: denoising loss", INK, (0, (4, 2))),
+    "regression": ("regression: squared error", YELLOW, "-"),
+    "multitask": ("multi-task LoRA: task loss", INK, "-"),
+}
+_GROUPS = {  # scoring of a task: group of the zoo, line
+    "answer": ("written answers", (0, (1, 1.2))),
+    "match": ("matching", (0, (4, 2))),
+}
+
+
+def loss_curves(curves: pd.DataFrame) -> Figure:
+    """Training losses: the generators, and the median of each zoo with the band of its runs.
+
+    A panel has one kind of loss. The curve of a zoo is the median over tasks and training seeds,
+    separately for tasks with labels, with written answers and for matching; its band spans 80% of
+    the runs. The curve of a generator is the mean over seeds, its band spans them.
+
+    Args:
+        curves: [series, step, loss] with series such as "zoo of minilm-l6/movie seed 0" and
+            "generator/generator-1".
     """
-    parts = curves.series.astype(str).str.extract(r"^(?:(.*?)/)?(.*?)(?: seed \d+)?$")
-    curves = curves.assign(panel=parts[0].fillna(""), name=parts[1])
-    panels = list(curves.groupby("panel", sort=True))
-    names = dict.fromkeys(name for _, rows in panels for name in sorted(rows.name.unique()))
-    looks = dict(zip(names, ((c, s) for s in LINES for c in CURVES), strict=False))
-    most = max(rows.name.nunique() for _, rows in panels)
-    n_columns = 1 if len(panels) == 1 else 2
+    panels = _panels(curves)
+    n_columns = min(_FEW, len(panels))
     n_rows = -(-len(panels) // n_columns)
     with styled():
-        size = (7.6 * n_columns, 0.6 + n_rows * max(2.9, 0.9 + 0.22 * most))
-        figure, axes = subplots(n_rows, n_columns, figsize=size, squeeze=False)
+        figure, axes = subplots(n_rows, n_columns, height=0.9 + 2.1 * n_rows, squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
-        for axis, (panel, rows) in zip(axes.flat, panels, strict=False):
-            ends = [_curve(axis, name, group, *looks[name]) for name, group in rows.groupby("name")]
-            lengths = {length for _, _, length, _ in ends}
-            title = panel
-            if len(ends) > 3 and len(lengths) == 1:  # shared by all names: in the title only
-                title = f"{panel} ({lengths.pop()})"
-                ends = [(height, name, "", colour) for height, name, _, colour in ends]
-            axis.set(yscale="log", xlim=(0, 100), title=title, ylabel="loss")
-            low, high = axis.get_ylim()
-            between = (1, 2, 3, 5) if high < 300 * low else (1,)  # labels must not overlap
-            axis.yaxis.set_major_locator(LogLocator(subs=between))
+        for i, (title, drawn) in enumerate(panels.items()):
+            axis = axes.flat[i]
+            for curve in drawn:
+                _draw_curve(axis, curve, curve.name if len(drawn) > 1 else "")
+            axis.set(yscale="log", xlim=(0, 100))
+            axis.set_title(title, fontsize=9.5, pad=4)
+            axis.yaxis.set_major_locator(LogLocator(numticks=5))
             axis.yaxis.set_major_formatter("{x:g}")
             axis.yaxis.set_minor_locator(NullLocator())
-            _label_ends(figure, axis, ends)
-        for axis in axes.flat[max(0, len(panels) - n_columns) : len(panels)]:
-            axis.set_xlabel("share of training, percent")
+            low, high = axis.get_ylim()
+            if high < 150 * low:
+                between = (1, 2, 5) if high < 20 * low else (1, 3)
+                axis.yaxis.set_major_locator(LogLocator(subs=between))
+            if len(drawn) > 1:
+                axis.legend(fontsize=TINY_TEXT, handlelength=2.2, loc="best", borderpad=0.2)
+            if i + n_columns >= len(panels):
+                axis.set_xlabel("share of training, percent")
+        footnote(figure, *_runs(panels))
     return figure
 
 
-def _curve(
-    axis: Axes, name: str, rows: pd.DataFrame, colour: str, line
-) -> tuple[float, str, str, str]:
-    """(last height, name, "seeds, steps", colour) of the mean curve, drawn with its band."""
-    share, smooth = np.linspace(0, 100, 201), []
-    runs = [run.sort_values("step") for _, run in rows.groupby("series")]
-    for run in runs:
-        progress = 100 * run.step / max(1, run.step.max())
-        loss = run.loss.ewm(span=max(1, len(run) // 12)).mean()
-        smooth.append(np.interp(share, progress, loss))
-        if len(runs) == 1:
-            axis.plot(progress, run.loss, color=colour, lw=0.8, alpha=0.22)
-    if len(runs) > 1:
-        band = (np.min(smooth, axis=0), np.max(smooth, axis=0))
-        axis.fill_between(share, *band, color=colour, alpha=0.13, lw=0)
-    mean = np.exp(np.mean(np.log(np.maximum(smooth, 1e-12)), axis=0))
-    axis.plot(share, mean, color=colour, lw=2, ls=line)
-    seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
-    return float(mean[-1]), name, f"{seeds}{rows.step.max():,} steps", colour
+def _panels(curves: pd.DataFrame) -> dict[str, list[_Curve]]:
+    """The curves by panel title: generators first, then one panel per zoo."""
+    runs: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for series, run in curves.groupby("series", sort=True):
+        runs.setdefault(_group(str(series)), []).append(run)
+    panels: dict[str, list[_Curve]] = {}
+    order = [title for title, *_ in _KINDS.values()]
+    ranks = {title: order.index(title) if title in order else len(order) for title, _ in runs}
+    titles = sorted(runs, key=lambda k: (ranks[k[0]], k[0].partition(":")[0], k[1]))
+    for title, name in titles:
+        colour, line = BLUE, "-"
+        for kind, (panel, *look) in _KINDS.items():
+            if (panel, kind) == (title, name):
+                colour, line = look
+        for group, style in _GROUPS.values():
+            line = style if group == name else line
+        parts = [run.sort_values("step") for run in runs[title, name]]
+        losses = np.stack([_smooth(run) for run in parts])
+        steps = [int(run.step.max()) for run in parts]
+        curve = _Curve(name, losses, colour, line, (min(steps), max(steps)))
+        panels.setdefault(title, []).append(curve)
+    return panels
 
 
-def _label_ends(figure: Figure, axis: Axes, ends: Sequence[tuple[float, str, str, str]]) -> None:
-    """Write the names right of their curves, in the order of the ends and without overlap."""
-    figure.canvas.draw()  # the transforms are only valid once drawn
-    points = axis.bbox.height * 72 / figure.dpi
-    gap = min(13.5 / points, 1 / max(1, len(ends) - 1))
-    pixels = axis.transData.transform([(0, height) for height, *_ in ends])
-    heights = axis.transAxes.inverted().transform(pixels)[:, 1]
-    order = np.argsort(heights)
-    for label, i in zip(_apart(heights[order], gap), order, strict=True):
-        _, name, length, colour = ends[i]
-        lead = ([1.005, 1.03], [heights[i], label])
-        axis.plot(*lead, transform=axis.transAxes, color=colour, lw=0.8, clip_on=False)
-        text = f"{name} ({length})" if length else name
-        axis.annotate(
-            text, (1.04, label), xycoords="axes fraction", color=colour, va="center", fontsize=10,
-            annotation_clip=False,
-        )  # fmt: skip
+def _group(series: str) -> tuple[str, str]:
+    """(panel, name of the curve) of a series."""
+    panel, _, name = series.rpartition("/")
+    name = re.sub(r"( seed \d+|-\d+)$", "", name)
+    if not panel.startswith("zoo"):
+        return _KINDS[name][0] if name in _KINDS else panel, name
+    scoring = load_task(name).scoring if name in task_names() else ""
+    return f"zoo of {panel.removeprefix('zoo of ')}", _GROUPS.get(scoring, ("labels", "-"))[0]
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The ascending `heights`, moved up and then down from 1 until they are `gap` apart."""
-    labels = []
-    for height in heights:
-        labels.append(max(height, labels[-1] + gap) if labels else height)
-    top = 1.0
-    for i in reversed(range(len(labels))):
-        labels[i] = min(labels[i], top)
-        top = labels[i] - gap
-    return labels
+def _smooth(run: pd.DataFrame) -> np.ndarray:
+    """The smoothed losses of a run at `_POINTS`."""
+    progress = 100 * run.step / max(1, run.step.max())
+    loss = run.loss.ewm(span=max(1, len(run) // 12)).mean()
+    return np.maximum(np.interp(_POINTS, progress, loss), 1e-12)
+
+
+def _draw_curve(axis: Axes, curve: _Curve, label: str) -> None:
+    """The curve and, over several runs, its band."""
+    zoo = curve.colour == BLUE
+    middle = np.median(curve.losses, axis=0) if zoo else np.exp(np.log(curve.losses).mean(axis=0))
+    ends = np.quantile(curve.losses, [0.1, 0.9] if zoo else [0, 1], axis=0)
+    if len(curve.losses) > 1:
+        axis.fill_between(_POINTS, *ends, color=curve.colour, alpha=0.16, lw=0)
+    axis.plot(_POINTS, middle, color=curve.colour, ls=curve.line, lw=1.8, label=label)
+
+
+def _runs(panels: Mapping[str, list[_Curve]]) -> list[str]:
+    """What curves and bands are, and the number of runs and steps of each panel."""
+    words = []
+    if any("zoo" in title for title in panels):
+        words.append(
+            "Zoo: task loss (cross-entropy in nats), median over tasks and training seeds, band: "
+            "80% of the runs."
+        )
+    if any("generator" in title for title in panels):
+        words.append("Generator: mean over seeds, band: all seeds.")
+    counts = []
+    for title, drawn in panels.items():
+        runs = ", ".join(
+            f"{len(c.losses)} ({c.name})" if len(drawn) > 1 else f"{len(c.losses)}" for c in drawn
+        )
+        steps = extent([step for curve in drawn for step in curve.steps])
+        counts.append(f"{title.partition(':')[0]} {runs}, {steps} steps")
+    return [*words, f"Runs: {'; '.join(counts)}."]
 
 
 # ---------------------------------------------------------------- training speed
@@ -113,104 +172,65 @@ RATE, SPEEDUP, PEAK = "adapters an hour", "speed over plain", "share of limit"  
 
 
 def training_speed(benchmarks: pd.DataFrame) -> Figure:
-    """Speed of training S LoRAs at once, and the share of the device's peak: one curve per case.
+    """Bars of adapters an hour: PEFT one by one, and S adapters at once.
 
-    `benchmarks` are rows of benchmarks.csv. Of the benchmark "train LoRAs", the variants
-    "S at once" are the curves, and "plain" (PEFT, one adapter after the other) is a dashed line.
-    The left panel shows "adapters an hour", or "speed over plain" if that was not measured.
+    A panel has one base model on one device, measured with one version of the code, so its bars
+    can be compared. The share of the device's peak is written at the bars.
+
+    Args:
+        benchmarks: rows of benchmarks.csv; of the benchmark "train LoRAs" the variants "plain" and
+            "S at once" are drawn, in "adapters an hour" or, if not measured, "speed over plain".
     """
     rows = benchmarks[benchmarks.benchmark == TRAINING]
     size = rows.variant.str.extract(r"^(\d+) at once$")[0].astype(float)
-    rows = rows.assign(size=size)
+    rows = rows.assign(size=size.where(rows.variant != "plain", 0)).dropna(subset="size")
     rate = RATE if (rows.metric == RATE).any() else SPEEDUP
-    metrics = [rate, PEAK] if (rows.metric == PEAK).any() else [rate]
-    curves = list(rows.dropna(subset="size").groupby(["case", "device"], sort=False))
-    devices = list(rows.device.unique())
+    panels = list(rows.groupby(["device", "case", "commit"], sort=True))
+    most = [part["size"].nunique() for _, part in panels]
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    heights = [max(most[i * n_columns : (i + 1) * n_columns]) + 2 for i in range(n_rows)]
     with styled():
-        width = 6.6 * len(metrics)
-        figure, axes = subplots(1, len(metrics), figsize=(width, 4.3), squeeze=False)
-        for colour, ((case, device), curve) in zip(cycle(CURVES), curves):
-            label = f"{case}, {device}" if len(devices) > 1 else case
-            for axis, metric in zip(axes[0], metrics, strict=True):
-                _speed_curve(axis, metric, rows, curve, label, colour)
-            _plain_line(axes[0, 0], rate, rows, case, device, colour)
-        for axis in axes[0]:
-            _size_axis(axis, sorted(rows["size"].dropna().unique()))
-        _rate_axis(axes[0, 0], rate, rows[rows.metric == rate].value)
-        if PEAK in metrics:
-            axes[0, 1].set(title="share of the device's peak, percent", ylim=(0, None))
-        if len(curves) > 1:
-            figure.legend(
-                *axes[0, 0].get_legend_handles_labels(),
-                loc="outside upper left", ncols=len(metrics), frameon=False, fontsize=10.5,
-            )  # fmt: skip
-        if len(devices) == 1:
-            figure.supxlabel(str(devices[0]), fontsize=10.5)
+        figure = new_figure(0.7 + 0.2 * sum(heights))
+        grid = figure.add_gridspec(n_rows, n_columns, height_ratios=heights)
+        for i, ((device, case, commit), part) in enumerate(panels):
+            axis = figure.add_subplot(grid[i // n_columns, i % n_columns])
+            title = f"{case.partition(', ')[0]}, {device}, {commit[:7]}"
+            axis.set_title(title, fontsize=9.5, loc="left", pad=4)
+            _bars(axis, part, rate)
+            axis.set_ylim(heights[i // n_columns] - 2.4, -0.6)  # bars of a row are equally high
+        repeats = f"n = {extent(rows.repeats)} repeats a bar." if "repeats" in rows else ""
+        footnote(
+            figure,
+            f"{rate.capitalize()}; hollow: PEFT, one after the other; filled: S adapters at once.",
+            "In brackets: speed over PEFT, and the share of the device's peak.",
+            "Compare bars within a panel: panels differ in device or version of the code.",
+            repeats,
+        )
     return figure
 
 
-def _speed_curve(
-    axis: Axes, metric: str, rows: pd.DataFrame, curve: pd.DataFrame, label: str, colour: str
-) -> None:
-    """Draw a metric of a case over S and write the last value next to its end.
-
-    `rows` are the rows of all cases, `curve` the rows of the case.
-    """
-    line = curve[curve.metric == metric].sort_values("size")
-    if line.empty:
-        return
-    scale = 100 if metric == PEAK else 1
-    axis.plot(line["size"], scale * line.value, "o-", color=colour, lw=2, label=label)
-    last, value = line["size"].iloc[-1], scale * line.value.iloc[-1]
-    ends = rows[(rows.metric == metric) & (rows["size"] == last)].value * scale
-    close = ends[(ends / value).between(0.9, 1.1)]  # `value` is one of them
-    lift = 12 * (close.lt(value).sum() - (len(close) - 1) / 2)
-    axis.annotate(
-        f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (last, value), (7, lift),
-        textcoords="offset points", color=colour, va="center", fontsize=10.5,
-        annotation_clip=False,
-    )  # fmt: skip
-
-
-def _plain_line(
-    axis: Axes, rate: str, rows: pd.DataFrame, case: str, device: str, colour: str
-) -> None:
-    """Draw the rate of plain PEFT as a dashed line; its label avoids the labels of other cases.
-
-    `rows` are the rows of all cases. A speed-up over plain that was not measured is 1.
-    """
-    plain = rows[(rows.variant == "plain") & (rows.metric == rate)]
-    values = plain[(plain.case == case) & (plain.device == device)].value
-    if values.empty and rate != SPEEDUP:
-        return
-    height = 1.0 if values.empty else values.iloc[0]
-    ratios = plain.value / height
-    below = ratios.between(1, 1.6, inclusive="right").any()  # no room above the line
-    right = 0.99 - 0.4 * (ratios.lt(1).sum() % 2)  # neighbouring labels alternate
-    axis.axhline(height, color=colour, lw=1.4, ls=DASHED)
-    axis.annotate(
-        "PEFT" if rate == SPEEDUP else f"PEFT, one by one: {height:,.0f}",
-        (right, height), (0, -4 if below else 4), xycoords=("axes fraction", "data"),
-        color=colour, textcoords="offset points", ha="right", fontsize=9.5,
-        va="top" if below else "bottom",
-    )  # fmt: skip
-
-
-def _size_axis(axis: Axes, sizes: Sequence[float]) -> None:
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
-    axis.minorticks_off()
-    axis.set_xlabel("adapters trained at once (S)")
-    axis.grid(color=FAINT, lw=0.8)
-    axis.set_axisbelow(True)
-
-
-def _rate_axis(axis: Axes, title: str, values: pd.Series) -> None:
-    """Title and scale of the left panel: logarithmic if the values span a factor of 10."""
-    axis.set_title(title)
-    if values.max() > 10 * values.min():
-        axis.set_yscale("log")
-        axis.set_ylim(values.min() / 2, None)
-    else:
-        axis.set_ylim(0, None)
-    axis.yaxis.set_major_formatter("{x:,g}")
+def _bars(axis: Axes, rows: pd.DataFrame, rate: str) -> None:
+    """The bars of a panel, from PEFT down to the most adapters at once."""
+    values = rows[rows.metric == rate].set_index("size").value.sort_index()
+    if rate == SPEEDUP:
+        values[0.0] = 1.0
+        values = values.sort_index()
+    peaks = rows[rows.metric == PEAK].set_index("size").value
+    plain = values.get(0.0)
+    for y, (size, value) in enumerate(values.items()):
+        face = "white" if size == 0 else BLUE
+        axis.barh(y, value, height=0.62, color=face, edgecolor=BLUE, lw=1)
+        remarks = [f"×{value / plain:.3g}"] if plain and size else []
+        remarks += [f"{100 * peaks[size]:.2g}%"] if size in peaks else []
+        brackets = f"  ({', '.join(remarks)})" if remarks else ""
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        share = value / values.max() / 1.6
+        note(axis, share + 0.02, y, text + brackets, ha="left", colour=INK)
+    names = ["PEFT" if size == 0 else f"S = {size:.0f}" for size in values.index]
+    axis.set_yticks(range(len(values)), names, fontsize=TINY_TEXT)
+    axis.set_xlim(0, 1.6 * values.max())
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.spines["bottom"].set_visible(False)
+    axis.spines["left"].set_color(PALE)

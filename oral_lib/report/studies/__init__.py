@@ -1,1 +1,1 @@
-"""Tables and figures of the studies that notebooks show."""
+"""Tables and figures of studies: ablations, and what notebooks show."""

@@ -11,6 +11,9 @@ from oral_lib.evaluation.schema import REFERENCE
 _SHARES = ["accuracy", "spread", "unseen", "other", "zeros"]  # metrics shown in percent
 
 
+_ERRORS = ("below", "above")
+
+
 # ---------------------------------------------------------------- tables
 def ablation_means(rows: pd.DataFrame) -> pd.DataFrame:
     """[group, variant, default, value, ci_low, ci_high]: mean accuracy over bases, tasks and seeds.
@@ -31,6 +34,39 @@ def ablation_means(rows: pd.DataFrame) -> pd.DataFrame:
     high = means.value + np.sqrt(means.above) / means["count"]
     columns = ["group", "variant", "default", "value"]
     return means[columns].assign(ci_low=low, ci_high=high)
+
+
+def ablation_differences(rows: pd.DataFrame) -> pd.DataFrame:
+    """[group, variant, default, value, difference, low, high, n_seeds]: variants minus the default.
+
+    A variant is compared with the default on its own base models, tasks and generator seeds. So a
+    group that was measured with more seeds has a default of its own value, and differences of all
+    groups are comparable. The errors of variant and default count as independent although they
+    share items: the interval is conservative. Seeds of a task are averaged, the errors of tasks add
+    in quadrature. The variants of the group "reference" are trained, soup and base.
+    """
+    rows = rows[rows.metric == "accuracy"]
+    place = [name for name in ("base", "task", "seed") if name in rows]
+    rows = rows.assign(index=0) if not place else rows
+    place = place or ["index"]
+    defaults = rows[rows.default].drop_duplicates(place)
+    pairs = rows.merge(
+        defaults[[*place, "value", "ci_low", "ci_high"]], on=place, suffixes=("", "_0")
+    )
+    below = np.hypot(pairs.value - pairs.ci_low, pairs.ci_high_0 - pairs.value_0)
+    above = np.hypot(pairs.ci_high - pairs.value, pairs.value_0 - pairs.ci_low_0)
+    pairs = pairs.assign(difference=pairs.value - pairs.value_0, below=below, above=above)
+    table = []
+    for (group, variant), entries in pairs.groupby(["group", "variant"], sort=False):
+        units = entries.groupby([name for name in place if name != "seed"] or place, sort=False)
+        errors = {side: np.sqrt((units[side].mean() ** 2).sum()) / len(units) for side in _ERRORS}
+        row = {"group": group, "variant": variant, "default": entries.default.all()}
+        row |= {"value": units.value.mean().mean(), "difference": units.difference.mean().mean()}
+        row |= {"low": row["difference"] - errors["below"]}
+        row |= {"high": row["difference"] + errors["above"]}
+        n_seeds = entries.seed.nunique() if "seed" in entries else 1
+        table.append(row | {"n_seeds": n_seeds})
+    return pd.DataFrame(table)
 
 
 def ablation_metrics(rows: pd.DataFrame) -> pd.DataFrame:
