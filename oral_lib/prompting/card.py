@@ -94,8 +94,8 @@ Wordings are the sentences a task that training read; held-out wordings are othe
 ## Limits
 
 - An adapter answers in the form of this zoo: the labels in the table above, no others.
-- It was trained on {len(tasks)} {"task" if len(tasks) == 1 else "tasks"}. A sentence about
-  anything else gets an adapter of the nearest task, without a warning.
+- It was trained on {len(tasks)} {"task" if len(tasks) == 1 else "tasks"}.
+- A sentence about anything else gets an adapter of the nearest task. The saved adapter names it.
 - Generated adapters are combinations of the zoo's. The simple method to compare them with is a
   router, which returns a stored adapter of the task that it picks for the sentence.
 - It makes adapters for the base models above only.
