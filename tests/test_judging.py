@@ -193,6 +193,12 @@ def test_shares_are_given_only_where_the_gain_carries_them():
     assert table.share.isna().all() and table.difference.notna().all()
 
 
+def test_a_difference_of_nothing_is_zero_without_a_sign(table):
+    numbers = table[["difference", "ci_low", "ci_high", "share", "share_low", "share_high"]]
+    text = numbers.to_csv(index=False, float_format="%.6g")
+    assert "-0," not in text.replace("\n", ",") and "e-1" not in text
+
+
 def test_control_texts_are_paired_over_the_rows_that_both_sides_have():
     table = judged(made_items(cell(), PROFILE, n=300, n_control=120), 0)
     assert row(table, "generated/random", "generated").n_items == 120

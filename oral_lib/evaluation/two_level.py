@@ -94,7 +94,8 @@ def _beyond_noise(residuals: np.ndarray, freedom: int) -> tuple[float, float]:
     means = residuals.mean(axis=1)
     total = float((means**2).sum()) / freedom
     noise = float(((residuals - means[:, None]) ** 2).sum()) / freedom / max(1, n - 1) / n
-    return max(0.0, total - noise), min(total, noise)
+    beyond = total - noise
+    return (beyond, noise) if beyond > 1e-9 * total else (0.0, total)  # rounding is not variance
 
 
 def resampled(

@@ -39,6 +39,7 @@ JUDGED_COLUMNS = [
     *PLACE, "what", "against", "difference", "ci_low", "ci_high", "p", "p_holm", "share",
     "share_low", "share_high", "state", "signal", "n_items", "n_what", "n_against",
 ]  # fmt: skip
+_NUMBERS = ["difference", "ci_low", "ci_high", "share", "share_low", "share_high"]
 
 
 # ---------------------------------------------------------------- judgements
@@ -147,6 +148,7 @@ def _table(
     table["signal"] = [place in signal for place in table[PLACE].itertuples(index=False, name=None)]
     states = np.select([table.within == 1, table.ci_high < 0], [EQUAL, BELOW], UNDECIDED)
     table["state"] = np.where(table.signal & table.within.notna(), states, "")
+    table[_NUMBERS] = table[_NUMBERS].astype(float).round(12) + 0.0  # -0.0 and 1e-17 are 0
     return table[JUDGED_COLUMNS]
 
 
