@@ -4,15 +4,15 @@
 
 | tensor | stored |
 | --- | --- |
-| basis of a base model | int8 codes, limit 127; a group is one direction in one token |
-| large matrices of the denoiser (LARGE) | 4-bit codes, limit 7; a group is NEIGHBOURS values |
-| other matrices of the network | int8 codes, limit 127; the same groups |
+| basis of a base model, matrices of the network | int8 codes, limit 127 |
+| of these, large matrices of the denoiser (LARGE) | 4-bit codes, limit 7 |
 | center, directions of the zoo | float16, if that is exact to HALF_ERROR |
 | everything else | float32 |
 
-Padding is not stored, nor are directions that the zoo does not span: those with a share of energy
-below SPANNED. Scales are bfloat16. A code times its scale is then exact in float32, so values that
-were restored are compressed to the same bytes again.
+A group is NEIGHBOURS values in a row of a matrix, or in one direction of one token. Padding is not
+stored, nor are directions that the zoo does not span: those with a share of energy below SPANNED.
+Scales are bfloat16. A code times its scale is then exact in float32, so values that were restored
+are compressed to the same bytes again.
 
 Letters: l tokens, k values a token, v values of an adapter, r components a token, d directions.
 """
@@ -32,11 +32,8 @@ from oral_lib.method.tokenization import Layout
 
 Form = tuple[torch.dtype | tuple[torch.dtype, ...], tuple[int, ...]]  # dtype or dtypes, shape
 BYTE, NIBBLE = 127, 7  # largest codes of 8 and of 4 bits
-LARGE = (
-    "denoiser.blocks.",
-    "denoiser.modulation.",
-)  # most of a network, and errors there average out
-NEIGHBOURS = 64  # values of a row of a matrix that share a scale
+LARGE = ("denoiser.blocks.", "denoiser.modulation.")  # most of the weights of a network
+NEIGHBOURS = 64  # values that share a scale
 HALF_ERROR = 1e-3  # of the norm of a tensor, by which its half precision may differ
 SPANNED = 1e-6  # a direction with a smaller share of the largest energy is float32 rounding
 # a file restores to so many times its values, or to _FREE: a small file does not fill the memory
@@ -110,11 +107,10 @@ def compressed(network: ORAL) -> ORAL:
 
 
 # ---------------------------------------------------------------- codes
-def _codes(groups: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """(int8 codes [..., g], bfloat16 scales [...]) of `groups` [..., g]."""
-    scale = (groups.abs().amax(-1) / limit).bfloat16()  # [...]
-    step = scale.float().where(scale > 0, 1.0)[..., None]  # [..., 1]
-    return (groups / step).round().clamp(-limit, limit).to(torch.int8), scale
+def _codes(values: Tensor, scale: Tensor, limit: int) -> Tensor:
+    """int8 codes of `values`, for scales that broadcast."""
+    step = scale.float().where(scale > 0, 1.0)
+    return (values / step).round().clamp(-limit, limit).to(torch.int8)
 
 
 def _values(codes: Tensor, scale: Tensor, limit: int) -> Tensor:
@@ -147,8 +143,11 @@ def _compress_entry(entry: BaseEntry) -> dict[str, Tensor]:
         energy = rows.square().sum((1, 2))  # [r]
         spanned = (energy > SPANNED * energy.max()).nonzero()
         rows = rows[: int(spanned.max()) + 1 if len(spanned) else 0]  # [d, l, k]
-        codes, parts["basis.scale"] = _codes(rows, BYTE)
-        parts["basis"] = codes[:, layout.mask]  # [d, v]
+        rows, group = rows[:, layout.mask], _groups(layout)  # [d, v], [v]
+        largest = rows.new_zeros(len(rows), int(group[-1]) + 1)  # [d, groups]
+        largest.scatter_reduce_(1, group.expand_as(rows), rows.abs(), "amax")
+        parts["basis.scale"] = (largest / BYTE).bfloat16()
+        parts["basis"] = _codes(rows, parts["basis.scale"][:, group], BYTE)
         mask = _mask(_restore_basis(layout, entry.size, parts))
     if "directions" in buffers:
         parts["directions"] = _half(buffers["directions"][:, mask])  # [s, used]
@@ -167,7 +166,7 @@ def _restore_entry(
     if components:
         d = min(rows.get("basis", 0), components)
         forms |= {"basis": (torch.int8, (d, values))}
-        forms |= {"basis.scale": (torch.bfloat16, (d, layout.l))}
+        forms |= {"basis.scale": (torch.bfloat16, (d, int(_groups(layout)[-1]) + 1))}
     _check({name: part for name, part in parts.items() if name in forms}, forms)
     restored, mask = layout.l * layout.k * max(components, 1), layout.mask
     if restored > max(_FREE, _EXPANSION * sum(part.numel() for part in parts.values())):
@@ -191,10 +190,16 @@ def _restore_entry(
 
 def _restore_basis(layout: Layout, components: int, parts: Mapping[str, Tensor]) -> Tensor:
     """float32 [l, r, k]; zero rows where the zoo spans no direction."""
-    token = layout.mask.nonzero()[:, 0]  # [v]
-    rows = _values(parts["basis"], parts["basis.scale"][:, token], BYTE)  # [d, v]
+    rows = _values(parts["basis"], parts["basis.scale"][:, _groups(layout)], BYTE)  # [d, v]
     rows = _spread(rows, layout.mask)  # [d, l, k]
     return F.pad(rows, (0, 0, 0, 0, 0, components - len(rows))).movedim(0, 1).contiguous()
+
+
+def _groups(layout: Layout) -> Tensor:
+    """long [v]: the group of each value; NEIGHBOURS values of a token are one."""
+    token, place = layout.mask.nonzero().unbind(1)  # [v] each
+    blocks = token * -(-layout.k // NEIGHBOURS) + place // NEIGHBOURS
+    return blocks.unique_consecutive(return_inverse=True)[1]
 
 
 def _spread(rows: Tensor, mask: Tensor) -> Tensor:
@@ -232,8 +237,9 @@ def _compress_weight(name: str, tensor: Tensor) -> dict[str, Tensor]:
     limit = _limit(name, tensor.shape)
     if not limit:
         return {name: tensor}
-    codes, scale = _codes(tensor.unflatten(1, (-1, NEIGHBOURS)), limit)  # [rows, groups, 64]
-    codes = codes.flatten(1)  # [rows, columns]
+    groups = tensor.unflatten(1, (-1, NEIGHBOURS))  # [rows, groups, 64]
+    scale = (groups.abs().amax(-1) / limit).bfloat16()  # [rows, groups]
+    codes = _codes(groups, scale[..., None], limit).flatten(1)  # [rows, columns]
     if limit == NIBBLE:
         nibbles = (codes + 8).to(torch.uint8)  # 1 to 15
         codes = nibbles[:, ::2] | nibbles[:, 1::2] << 4  # [rows, columns / 2]

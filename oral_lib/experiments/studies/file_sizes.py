@@ -1,0 +1,166 @@
+"""The bytes of a generator's file next to those of its zoo, and what compression changes.
+
+    python -c "from oral_lib.experiments.studies import file_sizes as f; print(f.sizes('lab'))"
+
+Sizes depend on layouts and numbers of adapters only, so `sizes` trains nothing: it saves a
+generator of random adapters. `changes` compares the answers of a generator's adapters before and
+after its network is compressed.
+"""
+
+import copy
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from oral_lib import paths, scales, seeds
+from oral_lib.evaluation.evaluate import evaluate
+from oral_lib.experiments.records import EXPERIMENTS
+from oral_lib.generator import Generator
+from oral_lib.lora import distances
+from oral_lib.method.conditioning import FINGERPRINT
+from oral_lib.method.config import GeneratorConfig
+from oral_lib.method.model import ORAL
+from oral_lib.method.stored import compression
+from oral_lib.method.tokenization import Layout
+from oral_lib.method.training_set import TrainingSet
+from oral_lib.models import loading, registry, two_tower
+from oral_lib.models.base import BaseModel
+from oral_lib.scales import BasePlan
+from oral_lib.tasks.rows import Row
+from oral_lib.tasks.task import Task
+
+EMBEDDING = 384  # numbers of the default text encoder
+SOURCES = ("packages", "local:data")  # of the published results
+
+
+def sizes(scale: str, names: Sequence[str] = (), sources: Sequence[str] = SOURCES) -> pd.DataFrame:
+    """Bytes of the generator of each experiment and source, next to those of its zoo.
+
+    The columns are experiment, source, adapters, values (numbers of all adapters), zoo_fp32,
+    zoo_fp16 and generator (all files that `Generator.save_pretrained` writes).
+
+    Args:
+        scale: of the plan; its base models are read from the cache.
+        names: experiments; default: all of the scale.
+        sources: of its data; `desk` and `smoke` have only the first.
+
+    Raises:
+        PreflightError: a base model is not in the cache.
+    """
+    rows = []
+    for source in sources if scale == "lab" else sources[:1]:
+        for experiment in names or scales.experiments(scale, source):
+            plans = scales.base_plans(scale, source, experiment)
+            counts = [len(plan.tasks) * plan.zoo_seeds for plan in plans]
+            configured = EXPERIMENTS[experiment].preset(scale, scales.GENERATOR)
+            network = random_network(configured.network, plans)
+            values = sum(
+                count * sum(network.bases[plan.base].layout.sizes)
+                for count, plan in zip(counts, plans, strict=True)
+            )
+            about = {"experiment": experiment, "source": paths.slug(source)}
+            about |= {"adapters": sum(counts)}
+            about |= {"values": values, "zoo_fp32": 4 * values, "zoo_fp16": 2 * values}
+            rows.append(about | {"generator": saved_bytes(Generator(network))})
+    return pd.DataFrame(rows)
+
+
+def saved_bytes(generator: Generator) -> int:
+    """Bytes of the folder that `generator` is saved to."""
+    with tempfile.TemporaryDirectory() as folder:
+        generator.save_pretrained(folder)
+        return sum(path.stat().st_size for path in Path(folder).iterdir())
+
+
+def random_network(config: GeneratorConfig, plans: Iterable[BasePlan]) -> ORAL:
+    """An untrained network of `config`, for zoos of random adapters."""
+    entries = {}
+    for plan in plans:
+        start = _base(plan.base).lora_init()
+        layout, stream = Layout.of(start, config.k), seeds.generator(0, "sizes", plan.base)
+        zoo = [
+            {n: t + 0.1 * torch.randn(t.shape, generator=stream) for n, t in start.items()}
+            for _ in range(len(plan.tasks) * plan.zoo_seeds)
+        ]
+        texts = {task: torch.zeros(1, EMBEDDING) for task in plan.tasks}
+        tasks = [task for task in plan.tasks for _ in range(plan.zoo_seeds)]
+        data = TrainingSet.of(layout, start, zoo, tasks, texts, config)
+        entries[plan.base] = data.base(torch.zeros(EMBEDDING), torch.zeros(FINGERPRINT))
+    return ORAL(config, entries)
+
+
+def changes(
+    generator: Generator, base: BaseModel, task: Task, rows: Sequence[Row], samples: int
+) -> list[dict]:
+    """What less precision changes in the generated adapters of one cell.
+
+    A row has base, task, rows, samples, variant, accuracy (percent), points (accuracy minus that of
+    the exact network), changed (predictions that differ from its predictions) and distance
+    (||dW - dW'|| / ||dW||, the largest of the samples). The variants are "exact", "half" (every
+    tensor rounded to float16) and "compressed".
+
+    Args:
+        generator: its network is not compressed.
+        base: the base model.
+        task: the task; its description is the text.
+        rows: labelled rows.
+        samples: adapters.
+    """
+    networks = {
+        "exact": generator.network,
+        "half": _half(generator.network),
+        "compressed": compression.compressed(generator.network),
+    }
+    config, start, table = generator.bases[base.name].peft_config, base.lora_init(), []
+    for variant, network in networks.items():
+        sampler = Generator(network, sampling=generator.sampling, encoder=generator.encoder)
+        adapters = sampler.generate(task.description, base.name, samples)
+        outcomes = list(evaluate(base, task, rows, adapters))
+        accuracy = 100 * sum(o.correct.float().mean().item() for o in outcomes) / samples
+        if variant == "exact":
+            exact, expected, reference = adapters, outcomes, accuracy
+        table.append(
+            {
+                "base": base.name,
+                "task": task.name,
+                "rows": len(rows),
+                "samples": samples,
+                "variant": variant,
+                "accuracy": accuracy,
+                "points": accuracy - reference,
+                "changed": sum(
+                    int((a.predicted != b.predicted).sum())
+                    for a, b in zip(outcomes, expected, strict=True)
+                ),
+                "distance": max(
+                    distances.distance(a, b, config).total
+                    / distances.distance(b, start, config).total
+                    for a, b in zip(adapters, exact, strict=True)
+                ),
+            }
+        )
+    return table
+
+
+@torch.no_grad()
+def _half(network: ORAL) -> ORAL:
+    """A copy of `network` whose values are rounded to float16."""
+    rounded = copy.deepcopy(network)
+    for tensor in rounded.state_dict().values():
+        tensor.copy_(tensor.half())
+    return rounded
+
+
+def _base(name: str) -> BaseModel:
+    """The base model `name` or, as that has the same adapters, the model it is made of."""
+    spec = registry.spec(name)
+    if not spec.alignment:
+        return loading.load(registry.lineage(name)[0].name)
+    image = loading.load(spec.alignment.image)
+    text = loading.load(spec.alignment.text, words=spec.family)
+    with tempfile.TemporaryDirectory() as folder:
+        two_tower.write_config(Path(folder), spec, image, text)
+        return two_tower.from_released(Path(folder), spec, image, text)
