@@ -129,7 +129,7 @@ def test_files_of_a_run_hold_what_the_run_sampled_from(smoke):
 def test_less_precision_hardly_moves_a_generated_adapter(smoke):
     task = load_task("movie")
     rows = task_rows(task, "made").test[:100]
-    table = file_sizes.changes(smoke.generator(), smoke.base("tiny-encoder"), task, rows, 2)
+    table = file_sizes.change_rows(smoke.generator(), smoke.base("tiny-encoder"), task, rows, 2)
     exact, half, compressed = table
     assert exact["changed"] == exact["distance"] == exact["points"] == 0
     # the network in memory was read from a file, so compressing it changes nothing more
@@ -142,6 +142,6 @@ def test_less_precision_hardly_moves_a_generated_adapter(smoke):
     [("vision", 2), ("multimodal", 4)],  # a zoo of 32 adapters is smaller than the network
 )
 def test_at_lab_the_file_is_smaller_than_the_zoo(experiment, bytes_a_value):
-    [row] = file_sizes.sizes("lab", [experiment], ["packages"]).to_dict("records")
+    [row] = file_sizes.size_table("lab", [experiment], ["packages"]).to_dict("records")
     assert row["generator"] < bytes_a_value * row["values"]
     assert row["zoo_fp32"] == 2 * row["zoo_fp16"] == 4 * row["values"]

@@ -1,10 +1,10 @@
-"""The bytes of a generator's file next to those of its zoo, and what compression changes.
+"""The bytes of a generator's file and of its zoo, and what compression changes.
 
-    python -c "from oral_lib.experiments.studies import file_sizes as f; print(f.sizes('lab'))"
+    python -c "from oral_lib.experiments.studies import file_sizes as f; print(f.size_table('lab'))"
 
-Sizes depend on layouts and numbers of adapters only, so `sizes` trains nothing: it saves a
-generator of random adapters. `changes` compares the answers of a generator's adapters before and
-after its network is compressed.
+Sizes depend on layouts and numbers of adapters only, so `size_table` trains nothing: it saves a
+generator of random adapters. `change_table` compares the answers of a generator's adapters
+before and after its network is compressed; it trains the generator first.
 """
 
 import copy
@@ -17,6 +17,7 @@ import torch
 
 from oral_lib import paths, scales, seeds
 from oral_lib.evaluation.evaluate import evaluate
+from oral_lib.experiments import generators
 from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.generator import Generator
 from oral_lib.lora import distances
@@ -25,19 +26,23 @@ from oral_lib.method.config import GeneratorConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.stored import compression
 from oral_lib.method.tokenization import Layout
+from oral_lib.method.training import train
 from oral_lib.method.training_set import TrainingSet
 from oral_lib.models import loading, registry, two_tower
 from oral_lib.models.base import BaseModel
 from oral_lib.scales import BasePlan
-from oral_lib.tasks.rows import Row
-from oral_lib.tasks.task import Task
+from oral_lib.tasks.rows import Row, task_rows
+from oral_lib.tasks.task import Task, load_task
+from oral_lib.zoo import store
 
 EMBEDDING = 384  # numbers of the default text encoder
-SOURCES = ("packages", "local:data")  # of the published results
+DATA_SOURCES = ("packages", "local:data")  # of the published results
 
 
-def sizes(scale: str, names: Sequence[str] = (), sources: Sequence[str] = SOURCES) -> pd.DataFrame:
-    """Bytes of the generator of each experiment and source, next to those of its zoo.
+def size_table(
+    scale: str, names: Sequence[str] = (), sources: Sequence[str] = DATA_SOURCES
+) -> pd.DataFrame:
+    """Bytes of the generator and of the zoo of each experiment and source.
 
     The columns are experiment, source, adapters, values (numbers of all adapters), zoo_fp32,
     zoo_fp16 and generator (all files that `Generator.save_pretrained` writes).
@@ -92,13 +97,40 @@ def random_network(config: GeneratorConfig, plans: Iterable[BasePlan]) -> ORAL:
     return ORAL(config, entries)
 
 
-def changes(
+def change_table(root: Path, scale: str, rows: int, samples: int) -> pd.DataFrame:
+    """`change_rows` of each cell of the language experiment, on validation rows.
+
+    The generator is trained first, because a run keeps only the compressed network.
+
+    Args:
+        root: folder of a run from source "packages", with its zoo.
+        scale: of the run.
+        rows: validation rows of a task.
+        samples: adapters of a task.
+    """
+    zoo = [store.read(root, *member) for member in scales.members(scale, "packages")]
+    plans, preset = scales.base_plans(scale), generators.preset(scale)
+    facts = {plan.base: store.stored_facts(root, plan.base, "packages") for plan in plans}
+    options = {"sampling": preset.sampling, "facts": facts, "seed": preset.training.seed}
+    untrained, data = generators.assemble(preset.network, zoo, **options)
+    network, _ = train(untrained.network, data, preset.training)
+    generator = Generator(network, sampling=preset.sampling, encoder=untrained.encoder)
+    table = []
+    for plan in plans:
+        base = loading.load(plan.base)
+        for task in map(load_task, plan.tasks):
+            chosen = task_rows(task, "packages").validation[:rows]
+            table += change_rows(generator, base, task, chosen, samples)
+    return pd.DataFrame(table)
+
+
+def change_rows(
     generator: Generator, base: BaseModel, task: Task, rows: Sequence[Row], samples: int
 ) -> list[dict]:
     """What less precision changes in the generated adapters of one cell.
 
-    A row has base, task, rows, samples, variant, accuracy (percent), points (accuracy minus that of
-    the exact network), changed (predictions that differ from its predictions) and distance
+    A row has base, task, rows, samples, variant, accuracy (percent), and the differences from the
+    exact network: points of accuracy, changed (predictions that differ) and distance
     (||dW - dW'|| / ||dW||, the largest of the samples). The variants are "exact", "half" (every
     tensor rounded to float16) and "compressed".
 
