@@ -1,10 +1,13 @@
-"""Control by text and what a sample is, measured on a short run."""
+"""Control by text and what a sample is: measured on a short run, counted on invented outcomes."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from made_results import cell, made_items
 
 from oral_lib.errors import UsageError
 from oral_lib.experiments.studies import control, samples
+from oral_lib.report.studies import composition, curves
 from oral_lib.tasks.task import load_task
 
 BASE = "tiny-encoder"
@@ -82,3 +85,59 @@ def test_a_sample_of_the_hull_is_its_convex_weights_and_others_lie_outside(bench
         total = rows.groupby(["text_of", "sample"]).weight.sum()
         assert np.allclose(total, 1, atol=1e-4) and (rows.weight >= 0).all()
     assert (hull.outside < 0.01).all() and (free.outside > 0.01).all()
+
+
+def overlap(n_zoo=3, **changes):
+    """Overlaps of a made cell with `n_zoo` adapters of the zoo and one held-out adapter."""
+    profile = {("trained", "none"): (0.8, n_zoo + 1), ("generated", "matched"): (0.8, 2)}
+    items = made_items(cell(), profile, n=400)
+    for (method, sample), source in changes.get("copies", {}).items():
+        rows = (items.method == method) & (items["sample"] == sample)
+        given = (items.method == "trained") & (items["sample"] == source)
+        items.loc[rows, "correct"] = items.loc[given, "correct"].to_numpy()
+    return composition.error_overlap(items, held_out=1)
+
+
+def test_a_copy_errs_on_the_rows_of_its_adapter_and_another_seed_on_others():
+    rows = overlap(copies={("generated", 0): 1})
+    value = rows.set_index(["kind", "sample"]).overlap
+    assert value["generated", 0] == 1.0 and 0 < value["generated", 1] < 1
+    assert 0 < value["held_out", 0] < 1 and len(value) == 3
+
+
+def test_overlap_is_the_intersection_over_the_union():
+    rows = [
+        cell()
+        | {"method": method, "condition": condition, "sample": 0, "item": str(i), "correct": right}
+        for method, condition, correct in (
+            ("trained", "none", [0, 0, 0, 1]),
+            ("generated", "matched", [1, 0, 0, 0]),
+        )
+        for i, right in enumerate(correct)
+    ]  # fmt: skip
+    [row] = composition.error_overlap(pd.DataFrame(rows), held_out=0).to_dict("records")
+    assert row["kind"] == "generated" and row["overlap"] == 2 / 4
+
+
+def test_weights_are_summed_by_task_and_counted():
+    parts = [("movie", 0, 0.6), ("movie", 1, 0.2), ("sarcasm", 0, 0.2)]
+    rows = [
+        {"text_of": "movie", "sample": 0, "task": t, "seed": s, "weight": w, "outside": 0.1}
+        for t, s, w in parts
+    ]
+    [row] = composition.weights_table(pd.DataFrame(rows)).to_dict("records")
+    assert row["own task"] == pytest.approx(0.8) and row["largest adapter"] == 0.6
+    assert row["adapters, effective"] == pytest.approx(1 / (0.36 + 0.04 + 0.04))
+
+
+def test_figures_say_how_many_samples_they_have(bench):
+    references = control.references(bench)
+    figures = [
+        curves.guidance_figure(control.guidance(bench, [0, 1]), references),
+        curves.interpolation_figure(control.interpolation(bench, *bench.tasks, [0, 1]), references),
+        curves.wrong_base_figure(control.wrong_base(bench), references),
+        composition.weights_figure(samples.weights(bench)),
+        composition.overlap_figure(overlap()),
+    ]
+    for figure in figures:
+        assert "n" in figure.get_supxlabel() and figure._repr_png_()[:4] == b"\x89PNG"

@@ -134,6 +134,30 @@ def runs_at(stem: str, scale: str) -> bool:
     return not names or names[0] in scales.SCALES[scale]
 
 
+@pytest.mark.parametrize(
+    ("stem", "name", "value", "words"),
+    [
+        ("01_method", "recurrence", "mamba", "one of mamba2, lstm, transformer, none, got 'mamba'"),
+        ("50_control", "guidance", "[1, 5]", "guidance must be 0 to 4, got 5"),
+        ("50_control", "between", "movie", "must name two tasks or none, got 'movie'"),
+        ("50_control", "between", "movie sarcsm", "Did you mean 'sarcasm'?"),
+        ("50_control", "sentences", '["Is it good?", " "]', "empty"),
+        ("50_control", "base", "tiny-vit", "scale 'smoke' has no base 'tiny-vit'"),
+        ("80_novelty", "compute", "maybe", "parameter compute must be true or false"),
+    ],
+)
+def test_a_value_that_a_notebook_cannot_use_is_refused(stem, name, value, words):
+    with pytest.raises(UsageError) as caught:
+        notebooks.typed_parameters(notebooks.find(stem), {name: value})
+    assert words in str(caught.value)
+
+
+def test_an_experiment_that_a_scale_leaves_out_is_refused():
+    given = {"scale": "desk", "experiment": "vision"}
+    with pytest.raises(UsageError, match="scale 'desk' has no experiment 'vision'"):
+        notebooks.typed_parameters(notebooks.find("80_novelty"), given)
+
+
 def test_an_interrupt_gives_130_and_no_output_notebook(notebook, monkeypatch):
     def interrupted(source, output, *args, **kwargs):
         with open(output.format(), "w") as file:

@@ -4,24 +4,23 @@ papermill only warns about an unknown parameter, reads "1e-4" as a string, forma
 and leaves an output notebook that looks complete after an interrupt. Here names, types and values
 are checked before a kernel starts, and the output notebook exists only if every cell ran.
 
-The comment of a parameter says which values are allowed: `one of A, B, C`, `0 or more` or `0 to 4`,
-also for the elements of a list. Further words follow a semicolon.
+The comment of a parameter says which values are allowed (`documents.parameter`).
 """
 
 import ast
 import errno
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oral_lib import paths, scales
+from oral_lib.documents.parameter import Parameter
+from oral_lib.documents.sentence import check_sentence
 from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.experiments.records import EXPERIMENTS
@@ -32,48 +31,7 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
-_CHOICES = re.compile(r"one of ([^;]+)")
-_RANGE = re.compile(r"(-?[\d.]+) (?:or more|to (-?[\d.]+))(?:;|$)")
-
-
 # ---------------------------------------------------------------- parameters
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter of a notebook.
-
-    Args:
-        name: in the notebook.
-        default: its value there; None if that is not a literal.
-        comment: says which values are allowed, as described above.
-
-    >>> Parameter("steps", 20, "1 or more; of the sampler").check(0)
-    Traceback (most recent call last):
-    oral_lib.errors.UsageError: parameter steps must be 1 or more, got 0.
-    """
-
-    name: str
-    default: Any
-    comment: str = ""
-
-    def check(self, value: Any) -> None:
-        """Raises UsageError for a value that the comment does not allow."""
-        for element in value if isinstance(value, list) else [value]:
-            if match := _CHOICES.match(self.comment):
-                choices = [choice.strip() for choice in match[1].split(",")]
-                if str(element) not in choices:
-                    near = closest(str(element), choices)
-                    raise UsageError(
-                        f"parameter {self.name} must be one of {', '.join(choices)}, "
-                        f"got {short(element)}.{near}"
-                    )
-            elif match := _RANGE.match(self.comment):
-                low, high = float(match[1]), float(match[2] or "inf")
-                number = isinstance(element, (int, float))
-                if not number or not low <= element <= high:
-                    rule = match[0].rstrip(";")
-                    raise UsageError(f"parameter {self.name} must be {rule}, got {short(element)}.")
-
-
 def find(name: str) -> Path:
     """The notebook file called `name` (with or without .ipynb), or at the path `name`.
 
@@ -109,14 +67,12 @@ def parameters(notebook: Path) -> dict[str, Parameter]:
     except (nbformat.ValidationError, ValueError, AttributeError, TypeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{notebook} is not a valid notebook ({reason}).") from error
-    values = {}
-    for name, about in described.items():
-        try:
-            default = ast.literal_eval(about["default"])
-        except (ValueError, SyntaxError):
-            default = None
-        values[name] = Parameter(name, default, about["help"])
-    return values
+    return {n: Parameter(n, _literal(p["default"]), p["help"]) for n, p in described.items()}
+
+
+def _literal(text: str) -> Any:
+    with suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
 
 
 def _reject_constant(word: str) -> None:
@@ -163,13 +119,20 @@ def _check_task(name: str) -> None:
 def _check_base(name: str) -> None:
     from oral_lib.models import registry
 
-    registry.spec(name)
+    if name:  # empty: the first of the scale
+        registry.spec(name)
 
 
-def _check_sentence(text: str) -> None:
-    from oral_lib.documents.sentence import check_sentence
+def _check_sentences(texts: list[str]) -> None:
+    for text in texts:
+        check_sentence(text)
 
-    check_sentence(text)
+
+def _check_pair(names: str) -> None:
+    for name in names.split():
+        _check_task(name)
+    if len(names.split()) not in (0, 2):
+        raise UsageError(f"parameter between must name two tasks or none, got {short(names)}.")
 
 
 def _check_groups(names: str) -> None:
@@ -187,7 +150,9 @@ CHECKS: dict[str, Callable[[Any], object]] = {
     "task": _check_task,
     "base": _check_base,
     "groups": _check_groups,
-    "sentence": _check_sentence,
+    "sentence": check_sentence,
+    "sentences": _check_sentences,
+    "between": _check_pair,
     "seed": _check_seed,
     "scale": scales.base_plans,
     "source": paths.slug,
@@ -226,6 +191,11 @@ def check_against(
                 scales.check_cell(scale, source, resolved["base"], resolved["task"], record.name)
         for base in resolved.get("bases", "").split():
             scales.base_plan(scale, base, source, "language")
+        if experiment := resolved.get("experiment"):
+            plans = scales.base_plans(scale, source, experiment)
+            if not plans:
+                raise UsageError(scales.not_planned(scale, source, experiment))
+            scales.base_plan(scale, resolved["base"] or plans[0].base, source, experiment)
     return values
 
 

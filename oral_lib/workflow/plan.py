@@ -15,7 +15,12 @@ from oral_lib.runner.nodes import Node
 
 PROJECT = ("-m", "oral_lib")  # the first arguments of every command
 Planner = Callable[[str, str, Path], list[Node]]  # (scale, source, out) -> nodes in order
-NOTEBOOKS = {"tutorial": "00_quickstart", "method": "01_method"}  # file stems by node name
+NOTEBOOKS = {  # of no cell; file stems by node name
+    "tutorial": "00_quickstart",
+    "method": "01_method",
+    "control": "50_control",
+    "novelty": "80_novelty",
+}
 QUICKSTART = "quickstart"
 
 
@@ -103,7 +108,7 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
         manifests = _add_generators(part, zoo)
         cells = _add_cells(part, manifests)
         if part.record.main:
-            _add_notebooks(part, zoo, manifests)
+            _add_notebooks(part, zoo, manifests, cells)
             main, reported = part, [*reported, *cells]
         else:
             reported += part.add(
@@ -269,7 +274,7 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
 
 
 def _add_notebooks(
-    part: _ExperimentNodes, zoo: tuple[str, ...], manifests: tuple[str, ...]
+    part: _ExperimentNodes, zoo: tuple[str, ...], manifests: tuple[str, ...], cells: list[str]
 ) -> None:
     """Adds the notebooks that show no cell."""
     gpu = part.gpu
@@ -289,3 +294,12 @@ def _add_notebooks(
     )
     toy = notebook_node("method", NOTEBOOKS["method"], part.run, {}, minutes=0.5)
     part.nodes.append(toy)  # needs no zoo
+    for name in ("control", "novelty"):
+        part.notebook(
+            name,
+            NOTEBOOKS[name],
+            inputs=(*manifests, *cells),
+            memory_mb=part.largest,
+            minutes=1.0,
+            gpu=gpu,
+        )

@@ -1,5 +1,6 @@
 """Publishing: finished cells become tables, curves, figures and pages; notebooks become pages."""
 
+import json
 import sys
 import tempfile
 from collections import Counter
@@ -204,6 +205,7 @@ def publish_notebook(name: str, scale: str, source: str, out: Path) -> Path:
     title = file.stem + ("" if scale == "smoke" else f"-{scale}")
     executed = out / "runs" / "notebooks" / f"{title}.ipynb"
     values = {"scale": scale, "source": source} | ({"out": str(out)} if out != paths.ROOT else {})
+    values["compute"] = json.dumps(scale == "smoke")  # else: what the published results hold
     allowed = notebooks.parameters(file)
     values = {name: value for name, value in values.items() if name in allowed}
     notebooks.run_notebook(file, executed, values)
