@@ -283,6 +283,8 @@ def test_words_count_the_simple_methods_next_to_the_generator(table):
     text = "\n".join(summary)
     assert "Other methods by the same rule:\n  - router: " in text
     assert "\n  - small noise: " in text and "\n  - regression, both with a held-out" in text
+    assert "Against trained with held-out seeds only:\n  - generated: " in text
+    assert "\n  - trained, zoo seeds: equal in " in text
     assert "cells where generated equals trained, a method without diffusion does, too." in text
     assert "With a wrong-task prompt, against the own text:\n  - generated: equal in 0" in text
     assert "\n  - minilm-l6: rte" in text and "(no signal)" in paragraphs[1]

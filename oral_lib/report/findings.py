@@ -28,7 +28,7 @@ from oral_lib.report.formats import (
     share_interval,
     signed_points,
 )
-from oral_lib.report.outcomes import BASELINES, TRAINED, TRAINED_HELD_OUT, TRAINED_ZOO
+from oral_lib.report.outcomes import BASELINES, STORED, TRAINED, TRAINED_HELD_OUT, TRAINED_ZOO
 from oral_lib.report.tables.judgements import COUNTED
 
 SIMPLE = ["router", "retrieval", "regression", "soup_task"]  # methods without diffusion
@@ -216,10 +216,11 @@ def _against_trained(cells: Sequence[_Cell]) -> Iterator[str]:
     lines = [f"{METHOD_WORDS[name]}: {_counted(s)}" for name, s in others.items() if s]
     if lines:
         yield f"Other methods by the same rule:{_nested(lines)}"
-    parts = {"zoo": TRAINED_ZOO, "held-out": TRAINED_HELD_OUT}
-    for words, part in parts.items():
-        if of_part := _states(cells, "generated", part):
-            yield f"Against the {words} seeds of trained only, generated is {_counted(of_part)}."
+    for part in (TRAINED_ZOO, TRAINED_HELD_OUT):
+        states = {name: _states(cells, name, part) for name in ("generated", *STORED, TRAINED_ZOO)}
+        lines = [f"{METHOD_WORDS[name]}: {_counted(s)}" for name, s in states.items() if s]
+        if lines:
+            yield f"Against {METHOD_WORDS[part].replace(', ', ' with ')} only:{_nested(lines)}"
 
 
 def _against_simple(cells: Sequence[_Cell]) -> Iterator[str]:
