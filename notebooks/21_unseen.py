@@ -20,9 +20,9 @@ import oral_lib
 run = oral_lib.Run(scale, source, out, "unseen").ready()
 [plan] = run.planned
 first = oral_lib.load_task(plan.unseen_tasks[0])
-base = run.base(plan.base)
+model = run.base(plan.base)
 print(f"{len(plan.tasks)} training tasks, {len(plan.unseen_tasks)} held out, source {run.source}")
-print(base.describe(), *first.training_texts, sep="\n")
+print(model.describe(), *first.training_texts, sep="\n")
 
 # %% [markdown]
 # ## One unseen task on test images
@@ -38,9 +38,9 @@ from oral_lib.zoo import store
 rows = oral_lib.task_rows(first, run.source).test[:8]
 trained = store.read(run.root, plan.base, first.name, 0).tensors
 [generated] = run.generator().generate(first.description, plan.base, 1, seed)
-adapters = {"base": base.lora_init(), "trained": trained, "generated": generated}
-answers, _ = oral_lib.compare(base, first, rows, adapters)
-gallery.example_images(base.display_images(rows), answers.drop(columns="text"))
+adapters = {"base": model.lora_init(), "trained": trained, "generated": generated}
+answers, _ = oral_lib.compare(model, first, rows, adapters)
+gallery.example_images(model.display_images(rows), answers.drop(columns="text"))
 
 # %% [markdown]
 # ## All unseen tasks

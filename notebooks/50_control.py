@@ -34,7 +34,8 @@ import oral_lib
 from oral_lib import scales
 from oral_lib.evaluation import small_tables
 from oral_lib.experiments.studies import control
-from oral_lib.report.figures import texts
+from oral_lib.report import comparisons
+from oral_lib.report.figures import cells, texts
 from oral_lib.report.studies import curves
 
 SKIPPED = Markdown("*Not shown: the published results have no such rows; `compute = True` has.*")
@@ -47,7 +48,7 @@ if compute:
         run.base(base), generator, run.members(base), run.source, rows, samples, seed
     )
     references = control.references(bench)
-print(f"{base}, scale {scale}, source {run.source}, held-out wordings: development")
+print(f"{base}, scale {scale}, source {run.source}")
 
 # %% [markdown]
 # ## Whose sentence, whose rows
@@ -56,11 +57,20 @@ print(f"{base}, scale {scale}, source {run.source}, held-out wordings: developme
 
 # %%
 origin = run.source.partition(":")[0]
-items, given = (
-    frame[(frame.source == origin) & (frame.base == base)]
-    for frame in (run.published()[1], small_tables.TEXTS.read(run.results))
+metrics, items, given = (
+    frame[(frame.source == origin) & (frame.base == base) & (frame.experiment == experiment)]
+    for frame in (*run.published(), small_tables.TEXTS.read(run.results))
 )
 display(texts.text_by_task(items, given) or SKIPPED)
+
+# %% [markdown]
+# The same by kind of text: the task's own, held-out paraphrases, descriptions of other tasks, random
+# words, and no text. The paraphrases are `development` wordings, unless the run was started with
+# `--wordings test`.
+
+# %%
+pooled = comparisons.pooled(metrics[metrics.metric == "accuracy"])
+display(cells.conditions(pooled, comparisons.per_sample(items)) if len(pooled) else SKIPPED)
 
 # %% [markdown]
 # ## Guidance
