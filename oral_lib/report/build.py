@@ -5,7 +5,7 @@ curves-*.csv and manifest.json. Rows that break the result schema are refused. E
 give equal bytes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,14 +118,16 @@ class SourceResults:
 def write_report(results_root: str | Path, scale: str) -> Path:
     """The path of the contents page README.md, written with all pages of `scale`.
 
-    Tables, figures and pages of other scales stay; the contents page lists them. `smoke` is left
-    out there unless it is the only scale, because its numbers mean nothing. Raises OralError if
-    rows break the result schema; nothing is written then.
+    Tables and figures of this scale that an earlier version wrote are removed. Other scales stay;
+    the contents page lists them. `smoke` is left out there unless it is the only scale, because its
+    numbers mean nothing. Raises OralError if rows break the result schema; nothing is written then.
     """
     root, folder = Path(results_root), Path(results_root) / scale
-    sources = _read(folder)
-    _write_sources(folder, sources)
-    _write_studies(folder)
+    sources, tables, figures = _read(folder), folder / "tables", folder / "figures"
+    written = [_write_table(tables, name, table) for name, table in _tables(folder, sources)]
+    _remove_all_but(tables, [path for paths in written for path in paths])
+    written = [theme.save_figure(f, figures, name) for name, f in _figures(folder, sources)]
+    _remove_all_but(figures, [path for paths in written for path in paths])
     for source in sources:
         write_text(folder / f"{source.name}.md", pages.page(folder, source))
     for name, text in study_pages.study_pages(folder).items():
@@ -158,37 +160,46 @@ def _held_out(entry: dict) -> int:
     return entry.get("held_out", len(entry.get("seeds", {}).get("held out of training", [])))
 
 
-def _write_sources(folder: Path, sources: Sequence[SourceResults]) -> None:
-    """Write the overview, and tables and figures of every experiment and source."""
+def _tables(folder: Path, sources: Sequence[SourceResults]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(name, table) of the overview, of every experiment and source, and of the studies."""
     if counted := [source.judged for source in sources if source.has("accuracy")]:
-        _write_table(folder, "overview", findings.overview(pd.concat(counted)))
+        yield "overview", findings.overview(pd.concat(counted))
     for source in sources:
-        for kind, table in source.tables():
-            _write_table(folder, f"{kind}-{source.name}", table)
-        for name, figure in drawing.source_figures(folder, source):
-            theme.save_figure(figure, folder / "figures", name)
-    for name, figure in drawing.scale_figures(folder, sources):
-        theme.save_figure(figure, folder / "figures", name)
-
-
-def _write_studies(folder: Path) -> None:
-    """Write the tables of novelty, bytes and ablations."""
-    if (folder / "novelty.csv").exists():
-        novelty = small_tables.NOVELTY.read(folder)
-        for experiment, source in novelty[["experiment", "source"]].drop_duplicates().to_numpy():
-            rows = novelty[novelty.experiment == experiment]
-            _write_table(folder, f"novelty-{experiment}-{source}", novelty_table(rows, source))
+        yield from ((f"{kind}-{source.name}", table) for kind, table in source.tables())
+    for (experiment, source), rows in small_tables.NOVELTY.read(folder).groupby(results.SOURCE):
+        yield f"novelty-{experiment}-{source}", novelty_table(rows, source)
     for (experiment, source), rows in small_tables.BYTES.read(folder).groupby(results.SOURCE):
-        _write_table(folder, f"bytes-{experiment}-{source}", bytes_table(rows))
+        yield f"bytes-{experiment}-{source}", bytes_table(rows)
     if (folder / "ablations.csv").exists():
         table = drawing.ablation_rows(folder)
         for source, rows in table[table.metric == "accuracy"].groupby("source"):
-            _write_table(folder, f"ablations-{source}", ablation_means(rows))
+            yield f"ablations-{source}", ablation_means(rows)
 
 
-def _write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
-    """Write a table as CSV, Markdown and LaTeX; the sign of a zero depends on the processor."""
+def _figures(folder: Path, sources: Sequence[SourceResults]) -> drawing.Named:
+    """(name, figure) of every experiment and source, and of the scale."""
+    for source in sources:
+        yield from drawing.source_figures(folder, source)
+    yield from drawing.scale_figures(folder, sources)
+
+
+def _remove_all_but(folder: Path, written: Collection[Path]) -> None:
+    """Removes the files in `folder` that this report did not write, such as those of an earlier
+    version; figures of answers stay, which are drawn from images when a run is published."""
+    for path in list_paths(folder, "*.*"):
+        if path not in written and not path.name.startswith("answers-"):
+            path.unlink()
+
+
+def _write_table(folder: Path, name: str, table: pd.DataFrame) -> list[Path]:
+    """The paths of a table, written as CSV, Markdown and LaTeX.
+
+    A zero has no sign: it depends on the processor.
+    """
     table = table.map(lambda cell: 0.0 if isinstance(cell, float) and cell == 0 else cell)
     csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    for kind, text in (("csv", csv), ("md", markdown(table)), ("tex", latex(table))):
-        write_text(folder / "tables" / f"{name}.{kind}", text)
+    texts = {"csv": csv, "md": markdown(table), "tex": latex(table)}
+    paths = [folder / f"{name}.{kind}" for kind in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths

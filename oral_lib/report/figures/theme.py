@@ -81,8 +81,6 @@ STYLE = {
     "legend.fontsize": SMALL_TEXT,
     "legend.frameon": False,
     "lines.markersize": 6,
-    "pdf.fonttype": 42,
-    "ps.fonttype": 42,
     "svg.hashsalt": "oral",
     "text.color": INK,
     "xtick.color": INK,
@@ -93,7 +91,7 @@ STYLE = {
 _DPI = 144
 _PALETTE = 256  # colours of a PNG, at most: the most frequent ones
 _PHOTO = 20_000  # a figure of more colours has photographs
-NO_DATE = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
 # ---------------------------------------------------------------- figures and files
@@ -133,7 +131,7 @@ def subplots(
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """The paths of the figure, written as PNG, PDF and SVG with the same bytes each time."""
+    """The paths of the figure, written as PNG and SVG with the same bytes each time."""
     paths = []
     for kind, metadata in NO_DATE.items():
         path = Path(folder) / f"{name}.{kind}"
