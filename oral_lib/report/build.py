@@ -184,8 +184,10 @@ def _figures(folder: Path, sources: Sequence[SourceResults]) -> drawing.Named:
 
 
 def _remove_all_but(folder: Path, written: Collection[Path]) -> None:
-    """Removes the files in `folder` that this report did not write, such as those of an earlier
-    version; figures of answers stay, which are drawn from images when a run is published."""
+    """Removes the files in `folder` that this report did not write, such as an earlier version's.
+
+    Figures of answers stay: publishing a run draws them from images.
+    """
     for path in list_paths(folder, "*.*"):
         if path not in written and not path.name.startswith("answers-"):
             path.unlink()
