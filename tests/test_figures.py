@@ -83,7 +83,7 @@ def test_figures_of_the_method_draw_their_arrays(tmp_path):
     steps = method.denoising_figure(states, truth, steps=range(1000, -1, -100))
     assert steps.axes[0].get_title(loc="left") == "t = 1000"
     assert steps.axes[-1].lines[0].get_ydata()[-1] == pytest.approx(0)
-    assert len(theme.save_figure(schedule, tmp_path, "schedule")) == 3
+    assert len(theme.save_figure(schedule, tmp_path, "schedule")) == 2
 
 
 def test_images_of_a_style_lie_in_rows_named_after_their_adapters(tmp_path):
