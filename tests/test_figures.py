@@ -98,7 +98,7 @@ def test_images_of_a_style_lie_in_rows_named_after_their_adapters(tmp_path):
     assert [box.x0 for box in boxes[:3]] == pytest.approx([box.x0 for box in boxes[3:6]])
     assert boxes[0].y0 - boxes[3].y1 > boxes[3].y0 - boxes[6].y1 > 0  # a gap below the real ones
     assert set(rows) <= {text.get_text() for text in figure.texts}
-    assert len(theme.save_figure(figure, tmp_path, "style")) == 3
+    assert len(theme.save_figure(figure, tmp_path, "style")) == 2
 
 
 def test_figures_show_the_numbers_of_the_rows(two_cells):
