@@ -517,7 +517,7 @@ def test_a_figure_has_the_same_bytes_whatever_the_user_has_set(tmp_path, backend
 
     (tmp_path / "matplotlibrc-of-a-user").write_text(RC)
     usual = drawn("usual")
-    assert len(usual) == 8
+    assert len(usual) == 6
     rc = str(tmp_path / "matplotlibrc-of-a-user")
     assert drawn("of a user", MATPLOTLIBRC=rc, MPLBACKEND=backend) == usual
 
