@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from readable import DEFICIENCIES, faults, says_n, seen
 
 from oral_lib import paths
-from oral_lib.evaluation import item_tables
+from oral_lib.evaluation import item_tables, small_tables
 from oral_lib.report import build, comparisons, drawing
 from oral_lib.report.comparisons import judged, without_signal
 from oral_lib.report.figures import (
@@ -288,6 +289,13 @@ def hero_rows() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def test_the_answers_of_a_scale_are_drawn_as_its_hero(tmp_path):
+    rows = hero_rows().assign(base="b", commit="a").to_dict("records")
+    small_tables.ANSWERS.append(tmp_path, rows)
+    [(name, figure)] = drawing.scale_figures(tmp_path, [])
+    assert name == "hero" and "n = 2 inputs a sentence" in bottom(figure)
+
+
 def test_the_hero_marks_right_and_wrong_answers_of_every_method():
     figure = hero.hero_figure(hero_rows(), base="b", remark="n = 2 inputs a sentence.")
     texts_of_panel = [text.get_text() for text in figure.axes[0].texts]
@@ -457,6 +465,16 @@ def test_no_mark_of_a_method_means_a_state():
     assert len(set(shapes)) == len(shapes)
     for name, look in theme.LOOKS.items():
         assert theme.mark_of(look)["mfc"] != "white", name
+
+
+def test_a_png_of_images_keeps_a_small_patch_of_one_colour():
+    random = np.random.default_rng(0)
+    pixels = np.repeat(random.integers(0, 256, (1, 64, 64, 1)), 3, axis=3).astype(np.uint8)
+    pixels[:, 4:16, 4:16] = (0, 0, 255)
+    figure = gallery.example_images(pixels, pd.DataFrame({"truth": ["yes"], "base": ["no"]}))
+    image = Image.open(io.BytesIO(figure._repr_png_())).convert("RGB")
+    blue = [colour for _, colour in image.getcolors(10**6) if colour == (0, 0, 255)]
+    assert blue
 
 
 def test_a_png_has_a_palette_and_keeps_the_colours_of_the_methods(compared, tmp_path):

@@ -8,6 +8,7 @@
 | `MAPS` | the coordinates of an adapter, an average or a sample in the plane of the zoo |
 | `BYTES` | the size of the zoo, of the generator or of the router |
 | `COSTS` | the labelled rows and the seconds that an adapter of a task takes |
+| `ANSWERS` | what base, router and generated answer to an input under a sentence |
 """
 
 from collections.abc import Iterable, Mapping
@@ -172,5 +173,16 @@ COSTS = SmallTable(
     key=[*PLACE, "method"],
     replaced=[*PLACE, "method"],
     allowed={"method": ["base", "router", "generated", "trained"]},
+)
+ANSWERS = SmallTable(
+    name="answers",
+    columns={
+        "base": str, "sentence": str, "input": str, "truth": str, "method": str, "answer": str,
+        "probability": float,  # of the answer
+        "commit": str,
+    },
+    key=["base", "sentence", "input", "method"],
+    replaced=["base", "sentence"],
+    allowed={"method": ["base", "router", "generated"]},
 )
 # fmt: on

@@ -7,6 +7,7 @@
 | `controls` | generated under control texts |
 | `texts` | whose sentence against whose rows, a figure a base model |
 | `map` | adapters, averages and samples of a zoo in its plane, a figure a base model |
+| `hero` | the answers to the same inputs before and after, for two sentences |
 | `costs` | accuracy against labelled rows and seconds |
 | `loss`, `benchmarks`, `ablations` | training, its speed, and parts of the generator |
 """
@@ -20,7 +21,17 @@ from matplotlib.figure import Figure
 
 from oral_lib.evaluation import small_tables
 from oral_lib.report import comparisons
-from oral_lib.report.figures import ablations, costs, maps, overview, signals, texts, training
+from oral_lib.report.figures import (
+    ablations,
+    costs,
+    hero,
+    maps,
+    overview,
+    signals,
+    texts,
+    training,
+)
+from oral_lib.report.figures.theme import extent
 from oral_lib.storage import list_paths
 
 if TYPE_CHECKING:
@@ -46,6 +57,12 @@ def scale_figures(folder: Path, sources: Sequence["SourceResults"]) -> Named:
     tables = [table[table.signal.astype(bool)] for table in tables]
     if any(map(_compared, tables)):
         yield "signals", signals.signals(pd.concat(tables))
+    answers = small_tables.ANSWERS.read(folder)
+    if len(answers):
+        rows = answers[answers.base == answers.base.iloc[0]]
+        n = rows.groupby("sentence").input.nunique()
+        remark = f"Inputs: validation rows. n = {extent(n)} inputs a sentence, generator seed 0."
+        yield "hero", hero.hero_figure(rows, base=rows.base.iloc[0], remark=remark)
     benchmarks = small_tables.BENCHMARKS.read(folder)
     if (benchmarks.benchmark == training.TRAINING).any():
         yield "benchmarks", training.training_speed(benchmarks)

@@ -67,7 +67,10 @@ _NOTES = {  # on small tables
     " that between the zoo adapters of the task. Free numbers are the participation ratio of the"
     " variance of the samples, next to the most that the projection allows.",
 }
-SIGNALS = "Every cell with a signal: generated minus trained, and minus the best simple method"
+SCALE_FIGURES = {  # caption by name, on the contents page
+    "hero": "Answers to the same inputs before and after, for two sentences",
+    "signals": "Cells with a signal: generated minus trained, and minus the best simple method",
+}
 FIGURES = {  # caption by kind, in the order of the page
     "gaps": "Generated minus trained in every cell, with two-level intervals",
     "auc": "Generated minus trained in every cell, in AUC",
@@ -105,8 +108,9 @@ def contents(root: Path, scales: Sequence[str]) -> str:
     for scale in scales:
         blocks += [f"## {scale}\n", *([_SMOKE] if scale == "smoke" else [])]
         blocks += [markdown(_overview(root / scale))]
-        if (root / scale / "figures" / "signals.png").exists():
-            blocks.append(f"![{SIGNALS}]({scale}/figures/signals.png)\n")
+        for name, caption in SCALE_FIGURES.items():
+            if (root / scale / "figures" / f"{name}.png").exists():
+                blocks.append(f"![{caption}]({scale}/figures/{name}.png)\n")
         blocks += _scale_files(root / scale)
     if any((root / scale / "tables" / "overview.csv").exists() for scale in scales):
         blocks += ["## Columns: equal / undecided / below\n", RULES]

@@ -21,7 +21,6 @@ from oral_lib.report.figures.theme import (
     subplots,
 )
 
-_COLUMNS = ["sentence", "input", "truth", "method", "answer", "probability"]
 _ORDER = ["base", "generated", "router"]
 _RIGHT, _WRONG = "✓", "✗"
 _INPUT, _SENTENCE = 44, 52  # characters of a line
@@ -34,8 +33,8 @@ def hero_figure(answers: pd.DataFrame, *, base: str, remark: str = "") -> Figure
     makes or picks from the sentence. ✓ and ✗ say whether the answer is right.
 
     Args:
-        answers: one row per sentence, input and method: `_COLUMNS`. `method` is one of base,
-            generated and router; `probability` is that of the answer, between 0 and 1.
+        answers: rows of `small_tables.ANSWERS` on one base model, one per sentence, input and
+            method.
         base: the name of the base model.
         remark: sentences of the footnote: where the inputs come from, and what was counted.
     """

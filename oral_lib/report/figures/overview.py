@@ -124,9 +124,10 @@ def controls(judged: pd.DataFrame, metric: str = "Accuracy") -> Figure:
     lost = {text: cells for text, cells in lost.items() if cells}
     gains = _by_place(judged, ["generated"], BASELINES)
     ends = [100 * x for c in lost.values() for r in c.values() for x in (r.ci_low, r.ci_high)]
-    ends += [-100 * row.difference for row in gains.values()]
-    low, high = min([*ends, -1.0]), max([*ends, 1.0])
-    room = 0.04 * (high - low)
+    values = [100 * row.difference for cells in lost.values() for row in cells.values()]
+    values += [-100 * row.difference for row in gains.values()]
+    room = 0.15 * (max([*values, 1.0]) - min([*values, -1.0]))
+    low, high = min([*values, -1.0]) - room, max([*values, 1.0]) + room
 
     def draw(axis: Axes, base: str, task: str, y: int) -> bool:
         cell = {text: cells[base, task] for text, cells in lost.items() if (base, task) in cells}
@@ -145,13 +146,14 @@ def controls(judged: pd.DataFrame, metric: str = "Accuracy") -> Figure:
 
     handles = [key(TEXT_LOOKS[text], size=5.5) for text in lost]
     handles.append(key(LOOKS["base"], "better of base model and majority class"))
-    figure = _grid(judged, draw, handles, (low - room, high + room))
+    figure = _grid(judged, draw, handles, (low, high))
     rows = [row for cells in lost.values() for row in cells.values()]
     footnote(
         figure,
         f"{metric} of generated under a control text minus that under the task's own prompt, in",
         "points. Line: two-level 95% interval.",
         "Pale: no signal." if not all(row.signal for row in rows) else "",
+        "Lines that reach an edge go on." if min(ends) < low or max(ends) > high else "",
         sizes(judged, [f"generated/{text}" for text in lost], "generated"),
     )
     return figure

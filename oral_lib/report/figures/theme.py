@@ -91,6 +91,7 @@ STYLE = {
 _DPI = 144
 _PALETTE = 256  # colours of a PNG, at most: the most frequent ones
 _PHOTO = 20_000  # a figure of more colours has photographs
+_CHANGE, _CHANGED = 32, 0.002  # of 255; share of the pixels: edges of marks that overlap
 NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
@@ -145,31 +146,37 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 def _png(figure: Figure, dpi: float) -> bytes:
-    """The figure as PNG with a palette: a third of the size of full colour."""
+    """The figure as PNG, with a palette if that changes no colour much: a third of the size."""
     full, small = io.BytesIO(), io.BytesIO()
     with styled():
         figure.savefig(full, format="png", dpi=dpi, metadata=NO_DATE["png"], facecolor="white")
     image = Image.open(full).convert("RGB")
-    colours = image.getcolors(_PHOTO)
-    if colours is None:
-        image = image.quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE)
-    else:
-        image = _with_palette(np.asarray(image), colours)
+    if (colours := image.getcolors(_PHOTO)) is not None:
+        image = _with_palette(image, colours)
     image.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
-def _with_palette(pixels: np.ndarray, colours: list[tuple[int, tuple[int, int, int]]]):
-    """The image of `pixels` [h, w, 3] in its most frequent `colours`, the nearest for each."""
+def _with_palette(image: Image.Image, colours: list[tuple[int, tuple[int, ...]]]) -> Image.Image:
+    """`image` in its most frequent `colours` (count, colour), each pixel in the nearest of them.
+
+    The image itself if more than `_CHANGED` of the pixels would change by more than `_CHANGE` in
+    a channel.
+    """
     palette = np.array([colour for _, colour in sorted(colours, reverse=True)[:_PALETTE]])  # [p, 3]
-    codes = pixels.astype(np.int32) @ [65536, 256, 1]  # [h, w]
-    unique, index = np.unique(codes, return_inverse=True)
-    every = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], axis=1)  # [u, 3]
-    distance = ((every[:, None] - palette) ** 2).sum(-1)  # [u, p]
-    nearest = distance.argmin(1).astype(np.uint8)[index.reshape(codes.shape)]  # [h, w]
-    image = Image.fromarray(nearest, "P")
-    image.putpalette(palette.astype(np.uint8).tobytes())
-    return image
+    every = np.array([colour for _, colour in colours])  # [u, 3]
+    nearest = ((every[:, None] - palette) ** 2).sum(-1).argmin(1)  # [u]
+    counts = np.array([count for count, _ in colours])
+    changed = counts[np.abs(palette[nearest] - every).max(1) > _CHANGE].sum()
+    if changed > _CHANGED * counts.sum():
+        return image
+    weights = np.array([65536, 256, 1])
+    order = np.argsort(every @ weights)
+    codes = np.asarray(image).astype(np.int32) @ weights  # [h, w]
+    index = order[np.searchsorted((every @ weights)[order], codes)]  # [h, w]
+    reduced = Image.fromarray(nearest[index].astype(np.uint8), "P")
+    reduced.putpalette(palette.astype(np.uint8).tobytes())
+    return reduced
 
 
 # ---------------------------------------------------------------- marks and words

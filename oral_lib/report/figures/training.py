@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
 from oral_lib.report.figures.theme import (
     BLUE,
@@ -68,7 +68,7 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
             "generator/generator-1".
     """
     panels = _panels(curves)
-    n_columns = min(_FEW, len(panels))
+    n_columns = 2 if len(panels) == 4 else min(_FEW, len(panels))
     n_rows = -(-len(panels) // n_columns)
     with styled():
         figure, axes = subplots(n_rows, n_columns, height=0.9 + 2.1 * n_rows, squeeze=False)
@@ -80,19 +80,27 @@ def loss_curves(curves: pd.DataFrame) -> Figure:
                 _draw_curve(axis, curve, curve.name if len(drawn) > 1 else "")
             axis.set(yscale="log", xlim=(0, 100))
             axis.set_title(title, fontsize=9.5, pad=4)
-            axis.yaxis.set_major_locator(LogLocator(numticks=5))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_locator(NullLocator())
-            low, high = axis.get_ylim()
-            if high < 150 * low:
-                between = (1, 2, 5) if high < 20 * low else (1, 3)
-                axis.yaxis.set_major_locator(LogLocator(subs=between))
+            _loss_axis(axis)
             if len(drawn) > 1:
                 axis.legend(fontsize=TINY_TEXT, handlelength=2.2, loc="best", borderpad=0.2)
             if i + n_columns >= len(panels):
                 axis.set_xlabel("share of training, percent")
         footnote(figure, *_runs(panels))
     return figure
+
+
+def _loss_axis(axis: Axes) -> None:
+    """Few ticks on a logarithmic axis: powers of ten, or 1, 2, 5 or finer between them."""
+    low, high = axis.get_ylim()
+    powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    for between in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8), np.arange(1, 10, 0.5)):
+        ticks = [x for x in np.outer(10.0**powers, between).ravel() if low <= x <= high]
+        if len(ticks) >= 3:
+            break
+    ticks = ticks[:: -(-len(ticks) // 6)]
+    words = [f"{x:g}" if x > 2e-4 else f"$10^{{{np.log10(x):.0f}}}$" for x in ticks]
+    axis.set_yticks(ticks, words)
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _panels(curves: pd.DataFrame) -> dict[str, list[_Curve]]:
