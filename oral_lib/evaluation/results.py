@@ -15,6 +15,7 @@ from oral_lib.evaluation.item_tables import join
 from oral_lib.evaluation.schema import (
     CELL,
     COLUMNS,
+    GROUP,
     ITEM_COLUMNS,
     KEY,
     among,
@@ -192,6 +193,26 @@ def collect(cells: Iterable[str | Path], results_dir: str | Path) -> Path:
         _split(single)
     write_text(path, csv_text(metrics, KEY))
     return path
+
+
+def extend(results_dir: str | Path, metrics: pd.DataFrame, items: pd.DataFrame) -> None:
+    """Adds rows of further methods to published cells; all other rows stay.
+
+    Args:
+        results_dir: the folder results/<scale>.
+        metrics: replace the rows of their cell, method and condition.
+        items: replace the items of their cell, method and condition.
+    """
+    path = Path(results_dir) / "metrics.csv"
+    old = read_metrics(path)
+    everything = check_metrics(pd.concat([old[~among(old, metrics, GROUP)], metrics]))
+    for key in metrics[SOURCE].drop_duplicates().itertuples(index=False, name=None):
+        wanted = dict(zip(SOURCE, key, strict=True))
+        stored = _items_of(results_dir, wanted)
+        rows = join([stored[~among(stored, metrics, GROUP)], _with(items, wanted)])
+        check_items(rows, _with(everything, wanted))
+        _write_items(items_path(results_dir, *key), rows)
+    write_text(path, csv_text(everything, KEY))
 
 
 def _with(rows: pd.DataFrame, wanted: Mapping[str, str]) -> pd.DataFrame:

@@ -288,7 +288,7 @@ def run_cell(
     encoder = generator.encoder
     data = task_rows(spec, source)
     rows = data.test[: size.rows]
-    questions = _questions(spec, names, size, seed, cache.pickers(names, encoder), wordings)
+    questions = unseen_questions(spec, names, size, seed, cache.pickers(names, encoder), wordings)
     matched = questions[0]
     multitask = multitask_adapter(cache.root, model, encoder.encode([spec.description])[0])
     trained = store.read(cache.root, base, task, 0)
@@ -333,7 +333,7 @@ def run_cell(
     return Measurement(*score_trials(model, spec, rows, cell, planned, frequent), tables)
 
 
-def _questions(
+def unseen_questions(
     task: Task, names: Sequence[str], size: Size, seed: int, pickers: Pickers, wordings: str
 ) -> list[Question]:
     """The texts of a cell by condition: as `conditions.questions_of`, without random words."""
