@@ -210,6 +210,8 @@ def _add_work(added: _Commands) -> None:
     """The commands for work on the project."""
     about = "write the generator of a run to results/generators, with card and licence"
     added.add("work", "release", adapters.do_release, about, "release --scale desk", *RUN)
+    about = "add router, retrieval and average to published results, from stored outcomes"
+    added.add("work", "judge", runs.do_judge, about, "judge --scale lab", "--scale", "--out")
     about = "time the hot paths next to a plain implementation, and report again"
     shared = (*RUN, "--experiment")
     added.add("work", "bench", runs.do_bench, about, "bench --scale desk", *shared)

@@ -14,7 +14,6 @@ import pandas as pd
 
 from oral_lib import provenance, seeds, storage
 from oral_lib.baselines import router
-from oral_lib.errors import PreflightError
 from oral_lib.evaluation import item_tables, results, small_tables
 from oral_lib.evaluation.schema import PLACE
 from oral_lib.experiments import unseen
@@ -51,12 +50,7 @@ def add_chosen(folder: Path) -> dict[str, int]:
 
     Args:
         folder: the published results of a scale.
-
-    Raises:
-        PreflightError: nothing is published there.
     """
-    if not (folder / "metrics.csv").exists():
-        raise PreflightError(f"{folder} has no published results: run ./reproduce.sh first.")
     manifest = storage.read_json(folder / "manifest.json")
     counts: dict[str, int] = {}
     metrics = results.read_metrics(folder / "metrics.csv")
@@ -191,7 +185,7 @@ class _Cell:
 
 
 def _as_method(method: str, condition: str, samples: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Items of adapters, as those of the samples of another method."""
+    """Items of adapters as items of another method, a sample each."""
     tables = [
         items.assign(method=method, condition=condition, sample=sample)
         for sample, items in enumerate(samples)

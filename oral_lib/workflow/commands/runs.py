@@ -75,6 +75,24 @@ def _has_cells(scale: str, source: str, experiment: str, out: Path) -> bool:
     return any(folder.glob("cells/*/metrics.csv"))
 
 
+def do_judge(args: Namespace) -> None:
+    """Adds rows of stored adapters to published results and prints their number."""
+    folder = paths.results_folder(args.scale, args.out)
+    if not (folder / "metrics.csv").is_file():
+        raise PreflightError(
+            f"{folder} has no published results: run ./reproduce.sh first, or name the folder of "
+            "results/ with --out."
+        )
+    require_writable(folder)
+    from oral_lib.experiments.side_tables import published
+    from oral_lib.workflow import publish
+
+    with publish.writing(folder):
+        counts = published.add_chosen(folder)
+    for name, count in sorted(counts.items()):
+        print(f"{name}: rows of {count} cells")
+
+
 def do_bench(args: Namespace) -> None:
     """Times the hot paths."""
     print(_run(args).bench())
