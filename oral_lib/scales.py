@@ -97,9 +97,9 @@ def _lab_language(source: str) -> tuple[BasePlan, ...]:
     """Four models, Gemma where its terms are accepted, and two more where the hub has them."""
     names = LANGUAGE_TASKS[source]
     labelled = tuple(task for task in names if task not in FREE_FORM)
-    costs = {"zoo_minutes": 0.04, "cell_minutes": 0.3, "memory_mb": 3000}
+    costs = {"zoo_minutes": 0.04, "cell_minutes": 0.6, "memory_mb": 3000}
     encoder = BasePlan(base="minilm-l6", tasks=labelled, **FULL, **costs)
-    costs = {"zoo_minutes": 0.06, "cell_minutes": 0.5, "memory_mb": 6000}
+    costs = {"zoo_minutes": 0.06, "cell_minutes": 1.0, "memory_mb": 6000}
     causal = BasePlan(base="smollm2-135m", tasks=names, **FULL, **costs)
     models = [
         encoder,
@@ -120,7 +120,7 @@ def _lab_vision(source: str) -> tuple[BasePlan, ...]:
     if kind == "local":
         models = full(folder) / "models"
         names += [name for name in LOCAL_BACKBONES if (models / name / "config.json").is_file()]
-    costs = {"zoo_minutes": 0.05, "cell_minutes": 0.5, "memory_mb": 6000}
+    costs = {"zoo_minutes": 0.05, "cell_minutes": 1.0, "memory_mb": 6000}
     return tuple(BasePlan(base=name, tasks=IMAGE_TASKS[kind], **FULL, **costs) for name in names)
 
 
@@ -129,7 +129,7 @@ def _lab_multimodal(source: str) -> tuple[BasePlan, ...]:
     names = PAIR_TASKS.get(source.partition(":")[0])
     if not names:
         return ()
-    costs = {"zoo_minutes": 0.3, "cell_minutes": 0.8, "memory_mb": 8000}
+    costs = {"zoo_minutes": 0.3, "cell_minutes": 1.6, "memory_mb": 8000}
     return (BasePlan(base="towers", tasks=names, aligned=True, **FULL, **costs),)
 
 
@@ -206,7 +206,7 @@ _DESK = {
             zoo_seeds=3,
             held_out=1,
             zoo_minutes=0.5,
-            cell_minutes=0.9,
+            cell_minutes=1.3,
             memory_mb=2500,
         ),
         BasePlan(
@@ -215,7 +215,7 @@ _DESK = {
             zoo_seeds=2,
             held_out=1,
             zoo_minutes=1.5,
-            cell_minutes=2.5,
+            cell_minutes=3.5,
             memory_mb=4000,
         ),
     ),

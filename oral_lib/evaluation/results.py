@@ -203,7 +203,9 @@ def extend(results_dir: str | Path, metrics: pd.DataFrame, items: pd.DataFrame) 
         metrics: replace the rows of their cell, method and condition.
         items: replace the items of their cell, method and condition.
     """
-    path = Path(results_dir) / "metrics.csv"
+    path, single = Path(results_dir) / "metrics.csv", Path(results_dir) / ITEMS
+    if single.exists():  # as an earlier version wrote it
+        _split(single)
     old = read_metrics(path)
     everything = check_metrics(pd.concat([old[~among(old, metrics, GROUP)], metrics]))
     for key in metrics[SOURCE].drop_duplicates().itertuples(index=False, name=None):
