@@ -105,7 +105,7 @@ def resampled(
 
     So any function of several entries is a paired interval of that function. Sides with the same
     generator seeds share the draws of seeds. Samples are drawn independently for each name, unless
-    they are adapters of `trained`.
+    they are adapters of `trained`. Every metric here is a share, so a drawn mean lies from 0 to 1.
 
     Args:
         sides: by name; `trained` must be among them if a side has originals.
@@ -129,7 +129,7 @@ def resampled(
             effects = _of_samples(source, n_samples, parts[source], n_boot, seed)
             chosen = slice(None) if side.originals is None else side.originals
             draws[name] = draws[name] + effects[:, chosen].mean(axis=1)
-    return draws
+    return {name: np.clip(values, 0.0, 1.0) for name, values in draws.items()}  # shares
 
 
 @lru_cache(maxsize=16)

@@ -201,10 +201,11 @@ def _is_current(folder: Path, configured: Preset, members: Sequence[Member]) -> 
     )
 
 
-def preset(scale: str, job: GeneratorJob = GENERATOR) -> Preset:
+def preset(scale: str, job: GeneratorJob = GENERATOR, hidden: int = 1024) -> Preset:
     """The configurations of a generator at a scale.
 
     "regression" is the network of "generator" without diffusion; "unconditional" uses no text.
+    `hidden` is the width of the denoiser at lab and paper.
     """
     network, sampling, training = GeneratorConfig(), SamplingConfig(), TrainingConfig()
     if scale == "smoke":
@@ -218,7 +219,7 @@ def preset(scale: str, job: GeneratorJob = GENERATOR) -> Preset:
         sampling = SamplingConfig(steps=10)
         training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, tokens=512)
     elif scale != "desk":  # chosen on raw values: D-DIF-9
-        network = replace(network, denoiser=replace(network.denoiser, hidden=1024))
+        network = replace(network, denoiser=replace(network.denoiser, hidden=hidden))
         training = LAB
     if job.kind == "unconditional":
         network = replace(network, uses_text=False)

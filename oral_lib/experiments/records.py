@@ -4,8 +4,8 @@ Imports with the standard library only: the plan and the command line read the r
 functions of a record import what computes when they are called.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Experiment:
         main: its files are stored in the run folder itself and its nodes have no prefix.
         cells: the module of `oral_lib.experiments` with `run_cell`.
         presets: the module of `oral_lib.experiments` with `preset`.
+        preset_options: further arguments of that `preset`.
         train_zoo: trains the missing adapters of (place, base model, tasks, seeds) and returns
             the folders of all.
         zoo_curves: the training losses of single adapters are published.
@@ -68,6 +69,7 @@ class Experiment:
     main: bool = False
     cells: str = "cells"
     presets: str = "generators"
+    preset_options: Mapping[str, int] = field(default_factory=dict)
     train_zoo: Callable[[Place, str, Sequence[str], Sequence[int]], list[Path]] = _train_cells
     zoo_curves: bool = True
     shows_images: bool = False
@@ -93,7 +95,7 @@ class Experiment:
 
     def preset(self, scale: str, job: GeneratorJob) -> Any:
         """The configurations of a generator of this experiment."""
-        return self._module(self.presets).preset(scale, job)
+        return self._module(self.presets).preset(scale, job, **self.preset_options)
 
     def _module(self, name: str):
         return import_module(f"oral_lib.experiments.{name}")
@@ -113,7 +115,12 @@ EXPERIMENTS = {
             train_zoo=_train_tasks,
             zoo_curves=False,  # a thousand
         ),
-        Experiment(name="multimodal", notebook="30_multimodal", shows_images=True),
+        Experiment(
+            name="multimodal",
+            notebook="30_multimodal",
+            shows_images=True,
+            preset_options={"hidden": 256},  # its zoo has 20 MB, a wider network as many: D-DIF-9
+        ),
         Experiment(name="style", notebook="22_style", cells="styles", requires_diffusers=True),
     )
 }

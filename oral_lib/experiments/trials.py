@@ -151,10 +151,10 @@ def trials(
             yield generated_trial(models.unconditional, [""], base.name, n, **about)
     for question in questions:
         yield generated(question)
-    for method, projection in PROJECTION_OF.items():
-        for question in questions[:2]:  # matched and paraphrase
-            yield generated(question, method, projection=projection)
     if seed == 0:
+        for method, projection in PROJECTION_OF.items():
+            for question in questions[:2]:  # matched and paraphrase
+                yield generated(question, method, projection=projection)
         yield from chosen_trials(questions, by_task, soups, size, seed)
         for question in questions[1:]:
             yield generated(question, "regression", models.regression, 1)
