@@ -97,7 +97,7 @@ def _loss_axis(axis: Axes) -> None:
         ticks = [x for x in np.outer(10.0**powers, between).ravel() if low <= x <= high]
         if len(ticks) >= 3:
             break
-    ticks = ticks[:: -(-len(ticks) // 6)]
+    ticks = ticks[:: max(1, -(-len(ticks) // 6))]
     words = [f"{x:g}" if x > 2e-4 else f"$10^{{{np.log10(x):.0f}}}$" for x in ticks]
     axis.set_yticks(ticks, words)
     axis.yaxis.set_minor_locator(NullLocator())
