@@ -218,9 +218,10 @@ def preset(scale: str, job: GeneratorJob = GENERATOR, hidden: int = 1024) -> Pre
         )
         sampling = SamplingConfig(steps=10)
         training = TrainingConfig(steps=400, lr=3e-3, warmup=20, ema=0.95, tokens=512)
-    elif scale != "desk":  # chosen on raw values: D-DIF-9
+    else:  # widths: D-DIF-9
+        hidden = 256 if scale == "desk" else hidden
         network = replace(network, denoiser=replace(network.denoiser, hidden=hidden))
-        training = LAB
+        training = training if scale == "desk" else LAB
     if job.kind == "unconditional":
         network = replace(network, uses_text=False)
     if job.kind == "regression":
