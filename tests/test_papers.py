@@ -21,16 +21,12 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 FINDINGS = ROOT / "FINDINGS.md"
-# to be removed when the README is written again: a strict xfail fails as soon as its test passes
-waits = pytest.mark.xfail(reason="the README of the first release is long", strict=True)
 
 
-@waits
 def test_the_readme_is_read_in_five_minutes():
     assert len(README.splitlines()) <= 250
 
 
-@waits
 def test_the_readme_names_no_commit_and_links_decisions_once():
     text = re.sub(r"\]\([^)]*\)", "]", README)
     assert re.findall(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,40}\b", text) == []

@@ -17,7 +17,7 @@ _COLUMNS = {  # heading -> method, condition
     "base only": ("base", "none"),
     "trained": ("trained", "none"),
     "average": ("soup_task", "none"),
-    "router": ("router", "paraphrase"),
+    "router": ("router", "matched"),
     "generated": ("generated", "matched"),
     "generated, held-out wording": ("generated", "paraphrase"),
 }

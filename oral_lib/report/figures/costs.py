@@ -49,7 +49,7 @@ def accuracy_and_cost(rows: pd.DataFrame, costs: pd.DataFrame) -> Figure | None:
             aside = 0.02 * cells[column].max() if column == "labelled_rows" else 0.0
             for i, name in enumerate(drawn):
                 part, mean = cells[cells.method == name], means.loc[name]
-                shift = aside * (i - 1)  # several methods need no rows
+                shift = 0.0 if mean[column] else aside * (i - 1)  # several methods need no rows
                 small = mark_of(LOOKS[name], size=3.5, alpha=0.35)
                 axis.plot(part[column] + shift, 100 * part.value, **small)
                 axis.plot(mean[column] + shift, 100 * mean.value, **mark_of(LOOKS[name], size=9))
@@ -64,6 +64,7 @@ def accuracy_and_cost(rows: pd.DataFrame, costs: pd.DataFrame) -> Figure | None:
         footnote(
             figure,
             f"Large: mean over cells ({values}); small: single cells.",
+            "Marks at 0 rows are set apart.",
             "Rows and seconds of the zoo and of training the generator are not included.",
             f"n = {len(cells) // len(drawn)} cells, {extent(cells.n_items)} test rows each;",
             f"seconds on {' and '.join(cells.device.unique())}.",

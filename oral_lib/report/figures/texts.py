@@ -76,7 +76,7 @@ def text_by_task(items: pd.DataFrame, texts: pd.DataFrame) -> Figure | None:
         footnote(
             figure,
             f"Base model {' and '.join(texts.base.unique())}. Framed: the task's own sentences.",
-            "Grey: not measured.",
+            "Empty: not measured.",
             _agreement(means),
             f"n a cell: {extent(means.groupby(['text_of', 'task']).size())} samples of "
             f"{means.seed.nunique()} generator(s), {extent(means['size'])} rows each.",
