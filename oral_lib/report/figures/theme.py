@@ -88,7 +88,7 @@ STYLE = {
     "ytick.color": INK,
     "ytick.labelsize": SMALL_TEXT,
 }
-_DPI = 144
+_DPI = 100  # 900 pixels: the width of a page; SVG has the details
 _PALETTE = 256  # colours of a PNG, at most: the most frequent ones
 _PHOTO = 20_000  # a figure of more colours has photographs
 _CHANGE, _CHANGED = 32, 0.002  # of 255; share of the pixels: edges of marks that overlap
@@ -131,10 +131,12 @@ def subplots(
     return figure, figure.subplots(n_rows, n_columns, **options)
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """The paths of the figure, written as PNG and SVG with the same bytes each time."""
+def save_figure(
+    figure: Figure, folder: str | Path, name: str, kinds: Sequence[str] = tuple(NO_DATE)
+) -> list[Path]:
+    """The paths of the figure, written in each of `kinds` with the same bytes each time."""
     paths = []
-    for kind, metadata in NO_DATE.items():
+    for kind, metadata in ((kind, NO_DATE[kind]) for kind in kinds):
         path = Path(folder) / f"{name}.{kind}"
         with styled(), replacing(path) as temporary:
             if kind == "png":
