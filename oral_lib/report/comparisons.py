@@ -15,6 +15,7 @@ from oral_lib.evaluation import bootstrap, two_level
 from oral_lib.evaluation.schema import EITHER, PLACE
 from oral_lib.report.outcomes import (
     BASELINES,
+    ONE,
     STORED,
     TRAINED,
     TRAINED_HELD_OUT,
@@ -104,7 +105,7 @@ def _pairs(baseline: str) -> Iterator[_Pair]:
     """All comparisons, whether measured or not."""
     gain = TRAINED, baseline
     yield _Pair(TRAINED, baseline, gain)
-    for name in ("generated", *ALTERNATIVES):
+    for name in ("generated", ONE, *ALTERNATIVES):
         yield _Pair(name, TRAINED, gain, has_state=True)
     for name in WITH_TEXTS:
         yield _Pair(f"{name}/paraphrase", TRAINED, gain, has_state=True)

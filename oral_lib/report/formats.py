@@ -20,6 +20,7 @@ METHOD_WORDS = {
     "router": "router",
     "regression": "regression",
     "generated": "generated",
+    "generated_one": "one generated sample",
     "generated_span": "generated, span",
     "generated_free": "generated, no projection",
     "gaussian": "Gaussian",

@@ -2,7 +2,8 @@
 
 A method under its own text is named by the method: "generated". Under another text the condition
 follows: "generated/paraphrase". `trained` are all trained adapters of a cell: `trained_zoo`, which
-generators were trained on, and `trained_held_out`. Letters: s samples over all seeds, n items.
+generators were trained on, and `trained_held_out`. `generated_one` is the first generated sample:
+what a user gets, and no mean over samples. Letters: s samples over all seeds, n items.
 """
 
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from oral_lib.evaluation import two_level
 from oral_lib.evaluation.schema import PROMPTED, row_keys
 
 TRAINED, TRAINED_ZOO, TRAINED_HELD_OUT = "trained", "trained_zoo", "trained_held_out"
+ONE = "generated_one"
 STORED = ["router", "retrieval"]  # methods whose samples are stored adapters
 BASELINES = ["base", "majority"]
 JUDGED_METRICS = ["accuracy", "auc", "balanced_accuracy"]
@@ -72,6 +74,8 @@ class CellOutcomes:
             self._samples[name] = _Samples(np.array(rows), runs.seed.to_numpy()[rows])
         if held_out and TRAINED in self._samples:
             self._split(held_out)
+        if "generated" in self._samples:
+            self._samples[ONE] = _Samples(*(part[:1] for part in self._samples["generated"]))
         self.names = set(self._samples)
         means = {name: self._mean(name) for name in BASELINES if name in self.names}
         means = {name: mean for name, mean in means.items() if np.isfinite(mean)}

@@ -187,10 +187,11 @@ EXECUTED = (  # notebooks that are published by default
 
 
 def publish_notebook(name: str, scale: str, source: str, out: Path) -> Path:
-    """The new page of a notebook, results/notebooks/<name>.html, after running it.
+    """The new page of a notebook, results/notebooks/<name>.html.
 
-    The page of a scale other than smoke is called <name>-<scale>.html. Paths of this machine are
-    not part of a page. The executed notebook is in runs/notebooks.
+    The page of a scale other than smoke is called <name>-<scale>.html. It is that of the first
+    notebook of this name that the run of the scale executed, if there is one. Else the notebook is
+    executed now, in runs/notebooks. Paths of this machine are not part of a page.
 
     Args:
         name: of a notebook of the project.
@@ -204,17 +205,35 @@ def publish_notebook(name: str, scale: str, source: str, out: Path) -> Path:
     """
     file = notebooks.find(name)
     title = file.stem + ("" if scale == "smoke" else f"-{scale}")
+    executed = _executed(file.stem, paths.run_folder(scale, source, out))
+    executed = executed or _run(file, title, scale, source, out)
+    content = storage.read_json(executed)
+    origin = Path(content["metadata"]["papermill"]["input_path"]).parent.parent
+    places = {str(place): "." for place in (paths.ROOT, out.absolute(), origin)}
+    places |= {str(Path.home()): "~", tempfile.gettempdir(): "TEMPORARY"}
+    about = f"notebooks/{file.stem}.py, executed at the scale {scale}"
+    places = dict(sorted(places.items(), reverse=True))  # a folder after those that it contains
+    text = notebook_html.notebook_page(content, title, places, about)
+    path = out / "results" / "notebooks" / f"{title}.html"
+    storage.write_text(path, text)
+    return path
+
+
+def _executed(name: str, run: Path) -> Path | None:
+    """The first executed copy of the notebook `name` in the folder of a run."""
+    for path in storage.list_paths(run / "notebooks", "*.ipynb"):
+        about = storage.read_json(path)["metadata"].get("papermill", {})
+        if Path(about.get("input_path", "")).stem == name and not about.get("exception"):
+            return path
+    return None
+
+
+def _run(file: Path, title: str, scale: str, source: str, out: Path) -> Path:
+    """The copy of a notebook that is executed now, with its outputs."""
     executed = out / "runs" / "notebooks" / f"{title}.ipynb"
     values = {"scale": scale, "source": source} | ({"out": str(out)} if out != paths.ROOT else {})
     values["compute"] = json.dumps(scale == "smoke")  # else: what the published results hold
     allowed = notebooks.parameters(file)
     values = {name: value for name, value in values.items() if name in allowed}
     notebooks.run_notebook(file, executed, values)
-    places = {str(paths.ROOT): ".", str(out.absolute()): ".", str(Path.home()): "~"}
-    places[tempfile.gettempdir()] = "TEMPORARY"
-    about = f"notebooks/{file.stem}.py, executed at the scale {scale}"
-    places = dict(sorted(places.items(), reverse=True))  # a folder after those that it contains
-    text = notebook_html.notebook_page(storage.read_json(executed), title, places, about)
-    path = out / "results" / "notebooks" / f"{title}.html"
-    storage.write_text(path, text)
-    return path
+    return executed

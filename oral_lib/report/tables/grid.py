@@ -17,7 +17,7 @@ MODELS = {  # the language models of the lab scale, in the order of the grid's c
 }  # fmt: skip
 GRID_ENTRIES = [("trained", "none"), ("generated", "matched"), ("base", "none")]
 SIGNS = {
-    NO_SIGNAL: "the interval of trained minus baseline is not above 0",
+    NO_SIGNAL: "trained is not above the baseline after Holm's correction",
     IMPOSSIBLE: "impossible, an encoder generates no text",
     ABSENT: "not run, or no mean because a task is missing",
 }

@@ -15,7 +15,8 @@ from oral_lib.report.formats import ABSENT, METHOD_WORDS, NO_SIGNAL, difference,
 from oral_lib.report.outcomes import BASELINES, TRAINED, TRAINED_HELD_OUT, TRAINED_ZOO
 
 COUNTED = [  # methods that the same rule judges
-    "generated", "router", "retrieval", "regression", "soup_task", "gaussian", "noise_small",
+    "generated", "generated_one", "router", "retrieval", "regression", "soup_task", "gaussian",
+    "noise_small",
 ]  # fmt: skip
 TEXT_HEADINGS = {
     "paraphrase": "held-out paraphrase",
