@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 SMI_SECONDS = 10.0  # seconds for nvidia-smi, which hangs where the driver does
+NO_TOOL = "there is no nvidia-smi"
 QUERY = "--query-gpu=index,uuid,memory.total,memory.free,name"
 
 
@@ -161,7 +162,7 @@ def _nvidia_smi() -> tuple[tuple[Gpu, ...], str]:
             start_new_session=True,
         )
     except FileNotFoundError:
-        return (), "there is no nvidia-smi"
+        return (), NO_TOOL
     except OSError as error:
         return (), f"nvidia-smi does not start ({error.strerror})"
     try:

@@ -427,9 +427,9 @@ def test_the_test_command_refuses_the_options_of_a_run(option, capsys):
 @pytest.mark.parametrize(
     ("gpus", "line"),
     [
-        ([], "oral: scale desk (there is no nvidia-smi). --scale lab runs lab all the same."),
-        ([15_360], "oral: scale desk (T4 has 15 GiB, less than 38 GiB). --scale lab runs lab"),
-        ([15_360, 81_559], "oral: scale lab (T4 has 80 GiB).\n"),
+        ([], "since there is no NVIDIA GPU of 40 GB or more; --scale lab overrides\n"),
+        ([15_360], "of 40 GB or more (T4 has 15 GiB, less than 38 GiB); --scale lab overrides\n"),
+        ([15_360, 81_559], "oral: scale lab, since T4 has 80 GiB\n"),
     ],
 )
 def test_the_scale_that_was_chosen_is_said_with_the_reason(gpus, line, monkeypatch, capsys, out):
@@ -449,7 +449,7 @@ def test_hours_are_printed_as_hours(out, capsys):
     assert reproduce.main([*words, "--list"], planner=lambda *given: [long]) == 0
     assert "3 h 20 min" in capsys.readouterr().out
     assert reproduce.main([*words, "--dry-run"], planner=lambda *given: [long]) == 0
-    assert "1 of 1 nodes would run, about 3 h 20 min one by one" in capsys.readouterr().out
+    assert "1 of 1 node would run, about 3 h 20 min one by one" in capsys.readouterr().out
 
 
 def script(root: Path, *words: str, **more: str) -> subprocess.CompletedProcess:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oral_lib import paths, scales, storage
+from oral_lib import machine, paths, scales, storage
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.runner import checks, doctor, engine, environment, lock
 from oral_lib.runner import nodes as graph
@@ -152,7 +152,8 @@ def main(
 
 
 def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
-    if args.scale_is_default and args.command != "test" and not os.environ.get(environment.READY):
+    unsaid = args.command == "test" or args.only == [plan.QUICKSTART]  # the same at each scale
+    if args.scale_is_default and not unsaid and not os.environ.get(environment.READY):
         _print_scale()
     planned = planner(args.scale, args.source, args.out)
     _check_only(args, planned)
@@ -166,9 +167,9 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
         return _list(wanted if args.only else planned)
     if args.command == "doctor":
         enter(args)
-        machine = list(doctor.examine(wanted, args.source, args.out))
-        print(doctor.table(machine))
-        return 3 if any(check.state == "fail" for check in machine) else 0
+        examined = list(doctor.examine(wanted, args.source, args.out))
+        print(doctor.table(examined))
+        return 3 if any(check.state == "fail" for check in examined) else 0
     if args.command == "test":
         return _test(args, enter)
     reasons = graph.due(wanted, forced)
@@ -182,7 +183,8 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
         if failed:
             return outcome.print_failures(args, wanted, failed)
     else:
-        print(f"nothing to do: all {len(wanted)} nodes are done")
+        what = "the one node is" if len(wanted) == 1 else f"all {len(wanted)} nodes are"
+        print(f"nothing to do: {what} done")
         outcome.print_other_commits(args)
     outcome.print_results(args, wanted)
     return 0
@@ -191,8 +193,11 @@ def _dispatch(args: argparse.Namespace, planner: Planner, enter: Enter) -> int:
 def _print_scale() -> None:
     """Says on stderr which scale was chosen for this machine, and how to choose another."""
     scale, reason = scales.machine_scale()
-    remedy = "" if scale == "lab" else " --scale lab runs lab all the same."
-    print(f"oral: scale {scale} ({reason}).{remedy}", file=sys.stderr, flush=True)
+    why = reason
+    if scale != "lab":
+        detail = "" if reason == machine.NO_TOOL else f" ({reason})"
+        why = f"there is no NVIDIA GPU of 40 GB or more{detail}; --scale lab overrides"
+    print(f"oral: scale {scale}, since {why}", file=sys.stderr, flush=True)
 
 
 def _check_only(args: argparse.Namespace, nodes: Sequence[Node]) -> None:
@@ -228,8 +233,13 @@ def _dry_run(wanted: Sequence[Node], reasons: dict[str, str]) -> int:
             print(f"{node.name}: {reasons[node.name]}\n    python {shlex.join(node.command)}")
     minutes = sum(node.minutes for node in wanted if node.name in reasons)
     duration = graph.duration(60 * minutes)
-    print(f"{len(reasons)} of {len(wanted)} nodes would run, about {duration} one by one")
+    nodes = _nodes(len(wanted))
+    print(f"{len(reasons)} of {len(wanted)} {nodes} would run, about {duration} one by one")
     return 0
+
+
+def _nodes(number: int) -> str:
+    return "node" if number == 1 else "nodes"
 
 
 def _test(args: argparse.Namespace, enter: Enter) -> int:
@@ -267,7 +277,10 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
         wordings.record(folder, args.wordings)
         due = graph.due(wanted)
         began = time.monotonic()
-        print(f"{len(due)} of {len(wanted)} nodes to run; logs in {folder / 'logs'}", flush=True)
+        print(
+            f"{len(due)} of {len(wanted)} {_nodes(len(wanted))} to run; logs in {folder / 'logs'}",
+            flush=True,
+        )
         failed = engine.run_nodes(
             wanted,
             due,
@@ -277,7 +290,8 @@ def _run(args: argparse.Namespace, wanted: list[Node], forced: set[str]) -> dict
             locked=locked,
             environment=_environment(args),
         )
-        print(f"{len(due) - len(failed)} nodes done in {graph.duration(time.monotonic() - began)}")
+        done, duration = len(due) - len(failed), graph.duration(time.monotonic() - began)
+        print(f"{done} {_nodes(done)} done in {duration}")
         return failed
 
 
