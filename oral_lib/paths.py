@@ -1,6 +1,7 @@
 """Folders of runs, experiments, cells and results."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from oral_lib.errors import PreflightError, UsageError, closest
@@ -86,6 +87,15 @@ def nothing_released() -> PreflightError:
         "installed package leaves out. Clone the repository and use the library there, or name "
         "the folder of a copy: oral_lib.Generator.from_pretrained(FOLDER), --generator FOLDER."
     )
+
+
+def no_adapter(folder: str | Path) -> UsageError:
+    """The error of an adapter's folder that is not there, with the nearest folder next to it."""
+    folder, beside = Path(folder), []
+    with suppress(OSError):  # its parent may be missing or unreadable, too
+        beside = [path.name for path in folder.absolute().parent.iterdir() if path.is_dir()]
+    near = closest(folder.name, beside) or " Name the folder that `generate` wrote."
+    return UsageError(f"there is no adapter folder {str(folder)!r}.{near}")
 
 
 def cell_folder(run: Path, experiment: str, base: str, task: str, seed: int) -> Path:

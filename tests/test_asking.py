@@ -11,6 +11,7 @@ from oral_lib import storage
 from oral_lib.errors import OralError, UsageError
 from oral_lib.evaluation.evaluate import evaluate
 from oral_lib.lora import peft_folder
+from oral_lib.models import registry
 from oral_lib.prompting import answers, forms
 from oral_lib.tasks.task import Task, load_task, task_names
 from oral_lib.workflow import cli
@@ -177,8 +178,12 @@ def test_an_input_that_cannot_be_answered_is_refused(text, options, words, refus
 
 
 def test_an_adapter_of_another_base_model_is_refused(adapter, refused, tmp_path):
-    with refused(UsageError, "does not fit base model 'tiny-encoder'"):
+    with refused(UsageError, "was made for tiny-causal, not tiny-encoder: use --base tiny-causal"):
         oral_lib.ask("tiny-encoder", adapter(), "a film")
+    lora = adapter()
+    lora.config["base_model_name_or_path"] = "someone/their-model"
+    with refused(UsageError, "does not fit base model 'tiny-encoder'"):
+        oral_lib.ask("tiny-encoder", lora, "a film")
     with refused(UsageError, "2 labels", "3 classes"):
         base = oral_lib.load_base("tiny-encoder", source="made", labels=3)
         oral_lib.ask(base, adapter("tiny-encoder"), "a film")
@@ -223,9 +228,14 @@ def test_ask_prints_both_answers_next_to_each_other(adapter, tmp_path, capsys, m
         ("--base tiny-causal --lora {}", 2, "--text is missing"),
         ("--base tiny-causal --text a", 2, "--lora is missing"),
         ("--base tiny-casual --lora {} --text a", 2, "Did you mean 'tiny-causal'?"),
-        ("--base tiny-causal --lora {}-x --text a", 1, "no adapter folder"),
+        ("--base tiny-causal --lora {}-x --text a", 2, "Did you mean 'lora'?"),
+        ("--base tiny-causal --lora no/such/folder --text a", 2, "no adapter folder 'no/such/fo"),
         ("--base tiny-causal --lora {} --text a --task moive", 2, "'movie'"),
-        ("--base tiny-encoder --lora {} --text a", 2, "does not fit"),
+        (
+            "--base tiny-encoder --lora {} --text a",
+            2,
+            "lora was made for tiny-causal, not tiny-encoder: use --base tiny-causal",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(adapter, tmp_path, capsys, line, code, words):
@@ -233,6 +243,13 @@ def test_what_cannot_be_asked_is_one_line(adapter, tmp_path, capsys, line, code,
     assert cli.main(["ask", *line.format(folder).split()]) == code
     [said] = capsys.readouterr().err.splitlines()
     assert said.startswith("oral: ") and words in said
+
+
+def test_an_adapter_may_be_asked_with_a_later_version_of_its_base_model(adapter):
+    lora = adapter()
+    later = oral_lib.load_base("tiny-causal", source="made")
+    later.spec = registry.spec("tiny-causal-t2")
+    assert oral_lib.ask(later, lora, "a film").probabilities
 
 
 def test_a_form_is_a_task_without_rows(tmp_path):

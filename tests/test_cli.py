@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ def calls(monkeypatch):
 
         def save(self, folder):
             made.append(("save", folder))
+            folder.mkdir(parents=True)
+            (folder / "weights").write_bytes(bytes(10**6))
             return folder
 
     def prompt(text, **rest):
@@ -136,12 +139,18 @@ def words(run_root, tmp_path):
     return ["generate", "--text", "a b", "--base", "minilm-l6", "--out", str(run_root), *save]
 
 
-def test_generate_takes_a_sentence_a_base_and_a_new_folder(calls, words, run_root, tmp_path):
+def test_generate_takes_a_sentence_a_base_and_a_new_folder(
+    calls, words, run_root, tmp_path, capsys
+):
     folder, generator = tmp_path / "lora", run_root / "runs" / "desk" / "packages" / "generator"
     assert cli.main(words) == 0
     assert calls == [("prompt", "a b", "minilm-l6", generator, "packages"), ("save", folder)]
+    said = capsys.readouterr()
+    assert said.out == f"{folder}\n" and said.err.endswith(f"saved: {folder} (1.0 MB)\n")
+    shutil.rmtree(folder)
     assert cli.main([*words, "--n", "2"]) == 0
     assert calls[3:] == [("save", folder / "sample-1"), ("save", folder / "sample-2")]
+    assert f"saved: {folder} (2 adapters, 2.0 MB)" in capsys.readouterr().err
 
 
 def test_the_older_spellings_of_generate_are_taken_with_a_note(calls, run_root, tmp_path, capsys):
@@ -150,7 +159,7 @@ def test_the_older_spellings_of_generate_are_taken_with_a_note(calls, run_root, 
     assert cli.main([*old, *generator]) == 0
     assert calls[0][1] == "a b" and calls[1] == ("save", tmp_path / "lora")
     notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 2 and "--text" in notes[0] and "--save" in notes[1]
+    assert "--text" in notes[0] and "--save" in notes[1] and notes[2].startswith("saved: ")
     assert cli.main([*old[:-1], str(run_root), *generator]) == 2  # it has runs/
     assert "--save is missing" in capsys.readouterr().err
     assert cli.main([*old, *generator, "--text", "c"]) == 2
@@ -271,12 +280,17 @@ def test_bases_lists_what_the_generators_say_and_the_rest_apart(run_root, capsys
     assert cli.main(["bases", "--generator", str(run_root)]) == 3
 
 
-def test_tasks_lists_all_and_shows_one(capsys, tmp_path):
+def test_tasks_lists_all_and_shows_one(capsys, tmp_path, monkeypatch):
     from oral_lib.tasks.task import task_names
 
+    folder = store_generator(tmp_path, "smoke", "made", "tiny-causal")
+    (folder / "manifest.json").write_text('{"zoo": [{"task": "movie"}]}')
+    monkeypatch.setattr(paths, "RELEASED", folder.parent)
     assert cli.main(["tasks"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in rows[2 : len(task_names()) + 2]] == task_names()
+    listed = [row.split() for row in rows[2 : len(task_names()) + 2]]
+    assert [row[0] for row in listed] == task_names()
+    assert {row[0] for row in listed if row[1] == "yes"} >= {"movie"}
     for part in ("train", "validation"):
         (tmp_path / "sst2").mkdir(exist_ok=True)
         (tmp_path / "sst2" / f"{part}.parquet").touch()

@@ -13,6 +13,7 @@ from oral_lib import storage
 from oral_lib.errors import OralError, PreflightError, UsageError
 from oral_lib.lora import distances, peft_folder
 from oral_lib.models import loading
+from oral_lib.tasks.task import load_task
 from oral_lib.zoo import store
 
 torch.set_num_threads(1)
@@ -69,6 +70,27 @@ def test_the_same_seed_is_the_same_adapter(prompted):
     assert not all(torch.allclose(t, two.tensors[n], atol=1e-3) for n, t in one.tensors.items())
     [other] = prompted("Tell a gadget from a film.", seed=3)
     assert not all(torch.allclose(t, other.tensors[n]) for n, t in one.tensors.items())
+
+
+def test_an_adapter_prints_in_a_line_and_holds_no_held_out_wording(prompted, capsys):
+    sentence = "Say if whoever wrote this had fun."
+    [lora] = prompted(sentence)
+    values = sum(tensor.numel() for tensor in lora.tensors.values())
+    assert repr(lora) == (
+        f"PromptedLora(base='tiny-causal', text={sentence!r}, nearest={lora.card.nearest!r}, "
+        f"values={values:,})"
+    )
+    paraphrases = load_task(lora.task.name).paraphrases
+    content = repr((lora.card, lora.config, lora.task))
+    assert not any(text in content for part in paraphrases.values() for text in part)
+    [note] = capsys.readouterr().err.splitlines()
+    assert note == (
+        "note: this adapter does task movie (negative / positive), the nearest that the zoo has; "
+        "if that is not your task, it will not help."
+    )
+    prompted(n=3)
+    [note] = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: these adapters do task movie (negative / positive)")
 
 
 def test_the_card_says_what_made_the_adapter(prompted, smoke, tmp_path):

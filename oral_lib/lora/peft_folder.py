@@ -15,7 +15,7 @@ import yaml
 from peft import LoraConfig
 from torch import Tensor
 
-from oral_lib import storage
+from oral_lib import paths, storage
 from oral_lib.documents.document import load_json
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors_by_module
@@ -118,6 +118,7 @@ def load(folder: str | Path, *, name: str | None = None) -> tuple[dict[str, Tens
         name: a folder inside `folder`; a plain name without slashes.
 
     Raises:
+        UsageError: there is no such folder.
         OralError: not a complete, finite, consistent LoRA in safetensors. Refused are pickled
             weights, NaN, shapes of another rank, links out of the folder.
 
@@ -135,7 +136,7 @@ def load(folder: str | Path, *, name: str | None = None) -> tuple[dict[str, Tens
     if name is not None:
         folder = inside(folder, storage.safe_name(name))
     if not folder.is_dir():
-        raise OralError(f"There is no adapter folder {str(folder)!r}.")
+        raise paths.no_adapter(folder)
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise OralError(
             f"{str(folder)!r} contains only adapter_model.bin: reading a pickle can run code. "
@@ -217,7 +218,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         )
     if files and not overwrite:
         raise UsageError(
-            f"{str(folder)!r} already contains an adapter: allow overwriting or name another."
+            f"{str(folder)!r} already contains an adapter: pass overwrite=True, or name another "
+            "folder."
         )
 
 

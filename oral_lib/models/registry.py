@@ -223,6 +223,22 @@ def spec(name: str) -> BaseSpec:
     return REGISTRY[name]
 
 
+def by_hub(hub: str) -> BaseSpec | None:
+    """The first entry whose name in the files of adapters is `hub`; None for other models.
+
+    >>> by_hub("HuggingFaceTB/SmolLM2-135M").name
+    'smollm2-135m'
+    """
+    return next((entry for entry in _LISTED if entry.hub == hub), None)
+
+
+def origin(entry: BaseSpec) -> str:
+    """The name in the files of adapters of the model that the versions of `entry` began with."""
+    while entry.parent:
+        entry = REGISTRY[entry.parent]
+    return entry.hub
+
+
 def lineage(name: str) -> list[BaseSpec]:
     """The versions that lead to `name`, oldest first: the released model, ..., `name`."""
     entry = spec(name)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 
-from oral_lib import lora as lora_folders
 from oral_lib.documents.words import is_blank
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import scoring
-from oral_lib.lora import stacked
+from oral_lib.lora import peft_folder, stacked
 from oral_lib.lora.adapter import Adapter, LoraSettings, factors_by_module, first_difference
 from oral_lib.models import loading, registry
 from oral_lib.models.base import INPUTS, BaseModel
@@ -87,7 +87,8 @@ def ask(
     >>> sorted(answer.probabilities)
     ['negative', 'positive']
     """
-    tensors, settings, stored = _adapter(lora)
+    tensors, config, stored = _adapter(lora)
+    _check_base(base, lora, config)
     task = _chosen(task, stored)
     rows = _rows(task, text, image)
     base = _loaded(base, task, source, device)
@@ -95,7 +96,7 @@ def ask(
     _check_head(base, task)
     start = base.lora_init()
     if tensors is not None:
-        _check_fit(base, tensors, settings, start)
+        _check_fit(base, tensors, config, start)
     answers = _answers(base, task, kind, rows, start if tensors is None else dict(tensors))
     several = not isinstance(text, str) or (image is not None and not isinstance(image, Image))
     return answers if several else answers[0]
@@ -113,7 +114,9 @@ def before_and_after(
 ) -> tuple[Task, list[tuple[Answer, Answer]]]:
     """(task, pairs): the answers of the base model only, and under the adapter. As `ask`, with the
     base model loaded once."""
-    task = _chosen(task, _adapter(lora)[2])
+    _, config, stored = _adapter(lora)
+    _check_base(base, lora, config)
+    task = _chosen(task, stored)
     _rows(task, text, image)  # a wrong input is refused before a model is loaded
     base = _loaded(base, task, source, device)
     before, after = (ask(base, x, text, image=image, task=task) for x in (None, lora))
@@ -146,15 +149,15 @@ def _loaded(base: str | BaseModel, task: Task, source: str, device: str) -> Base
 
 def _adapter(
     lora: str | Path | PromptedLora | Adapter | None,
-) -> tuple[Adapter | None, LoraSettings | None, Task | None]:
-    """(tensors, rank and scale, task) of an adapter in any form, as far as they are known."""
+) -> tuple[Adapter | None, LoraConfig | None, Task | None]:
+    """(tensors, PEFT configuration, task) of an adapter in any form, as far as they are known."""
     if lora is None:
         return None, None, None
     if isinstance(lora, PromptedLora):
-        return lora.tensors, LoraSettings.of(lora.config), lora.task
+        return lora.tensors, peft_folder.lora_config(lora.config), lora.task
     if isinstance(lora, str | Path):
-        tensors, config = lora_folders.load(lora)
-        return tensors, LoraSettings.of(config), read_form(lora)
+        tensors, config = peft_folder.load(lora)
+        return tensors, config, read_form(lora)
     return lora, None, None
 
 
@@ -227,14 +230,34 @@ def _check_head(base: BaseModel, task: Task) -> None:
         )
 
 
+def _check_base(
+    base: str | BaseModel,
+    lora: str | Path | PromptedLora | Adapter | None,
+    config: LoraConfig | None,
+) -> None:
+    """UsageError if the configuration of an adapter names another base model of the registry.
+
+    The versions of a base model count as one.
+    """
+    entry = registry.spec(base) if isinstance(base, str) else base.spec
+    made_for = config and registry.by_hub(config.base_model_name_or_path or "")
+    if made_for and registry.origin(made_for) != registry.origin(entry):
+        name = "the adapter"
+        if isinstance(lora, str | Path):
+            name = Path(lora).absolute().name
+        raise UsageError(
+            f"{name} was made for {made_for.name}, not {entry.name}: use --base {made_for.name}."
+        )
+
+
 def _check_fit(
-    base: BaseModel, tensors: Adapter, settings: LoraSettings | None, start: Adapter
+    base: BaseModel, tensors: Adapter, config: LoraConfig | None, start: Adapter
 ) -> None:
     """UsageError unless the adapter has the layers, shapes and scale of the base model's."""
     difference = first_difference(tensors, {name: t.shape for name, t in start.items()})
-    if not difference and settings:
+    if not difference and config:
         expected = base.spec.alpha / base.spec.rank
-        for module, factors in factors_by_module(tensors, settings).items():
+        for module, factors in factors_by_module(tensors, LoraSettings.of(config)).items():
             if factors.scale != expected:
                 difference = f"module {module!r} has the scale {factors.scale}, not {expected}"
     if difference:

@@ -39,6 +39,11 @@ def read_form(folder: str | Path) -> Task | None:
         raise OralError(str(error)) from error
 
 
+def without_wordings(task: Task) -> Task:
+    """The part of `task` that oral.json has: the form of its answers, no sentence about it."""
+    return _task(form_of(task))
+
+
 def _task(form: Mapping[str, Any]) -> Task:
     unused = {"description": "", "paraphrases": {}, "metric": "", "split": {}, "sources": {}}
     return Task(**{**unused, **form})

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from oral_lib import paths
 from oral_lib.documents.sentence import check_sentence
+from oral_lib.documents.words import short
 from oral_lib.errors import UsageError
 from oral_lib.generator import Generator
 from oral_lib.lora import distances, peft_folder
 from oral_lib.method import tokenization
+from oral_lib.models import registry
 from oral_lib.prompting import forms, released
 from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import run_folders, store
 from oral_lib.zoo.run_folders import StoredGenerator
+
+_LABELS = 4  # of a task, in a note
 
 
 @dataclass(frozen=True)
@@ -27,19 +31,28 @@ class PromptedLora:
         tensors: by their names in PEFT's saved state dict, float32.
         config: the PEFT configuration.
         card: the text, generator and seed it comes from, and the nearest adapter of the zoo.
-        task: the task of that nearest adapter, in whose form this adapter answers (`ask`); None if
-            it is unknown.
+        task: the task of that nearest adapter, in whose form this adapter answers (`ask`), without
+            its wordings; None if it is unknown.
 
     >>> card = peft_folder.Card("Is it good news?", "my/base", "generator-1", seed=0)
     >>> lora = PromptedLora({"q.lora_A.weight": torch.ones(2, 4)}, {"peft_type": "LORA"}, card)
-    >>> lora.card.seed
-    0
+    >>> lora
+    PromptedLora(base='my/base', text='Is it good news?', nearest='', values=8)
     """
 
     tensors: dict[str, Tensor]
     config: dict
     card: peft_folder.Card
     task: Task | None = None
+
+    def __repr__(self) -> str:
+        entry, card = registry.by_hub(self.card.base), self.card
+        base = entry.name if entry else card.base
+        values = sum(tensor.numel() for tensor in self.tensors.values())
+        return (
+            f"PromptedLora(base={base!r}, text={short(card.text)}, nearest={card.nearest!r}, "
+            f"values={values:,})"
+        )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """The path of the PEFT folder, written with a model card and, if the task is known, with
@@ -64,6 +77,8 @@ def prompt(
     device: str = "cpu",
 ) -> list[PromptedLora]:
     """`n` adapters for the task that a sentence describes.
+
+    A line on stderr names the task of the zoo that they do.
 
     Args:
         task: the sentence.
@@ -99,8 +114,11 @@ def prompt(
     else:
         place = run_folders.find_generator(base, out, scale, source)
         if place.release:
-            print(f"note: {place.note(base)}", file=sys.stderr)
-    return prompt_from(place, task, base, n, seed, guidance, temperature, device)
+            print(f"note: {place.note}", file=sys.stderr)
+    loras = prompt_from(place, task, base, n, seed, guidance, temperature, device)
+    if tasks := {lora.task.name: lora.task for lora in loras if lora.task}:
+        print(f"note: {_does(list(tasks.values()), n)}", file=sys.stderr)
+    return loras
 
 
 def prompt_from(
@@ -164,6 +182,21 @@ def stored_zoo(folder: Path, model: Generator, base: str) -> list[tuple[str, dic
 def _task_of(member: str) -> Task | None:
     """The task of an adapter of the zoo by the adapter's name; None for an unknown task."""
     try:
-        return load_task(member.rpartition(", seed ")[0])
+        return forms.without_wordings(load_task(member.rpartition(", seed ")[0]))
     except UsageError:
         return None
+
+
+def _does(tasks: list[Task], n: int) -> str:
+    """A line that says which tasks of the zoo `n` generated adapters do."""
+    parts = []
+    for task in tasks:
+        labels = " / ".join(task.labels)
+        if len(task.labels) > _LABELS:
+            labels = f"{len(task.labels)} labels"
+        parts.append(f"{task.name} ({labels})" if labels else task.name)
+    does = "this adapter does task" if n == 1 else "these adapters do task"
+    return (
+        f"{does} {' or '.join(parts)}, the nearest that the zoo has; if that is not your task, "
+        f"{'it' if n == 1 else 'they'} will not help."
+    )

@@ -8,6 +8,7 @@ from oral_lib.documents.sentence import check_sentence
 from oral_lib.errors import PreflightError
 from oral_lib.generator import Generator
 from oral_lib.lora import peft_folder
+from oral_lib.prompting import forms
 from oral_lib.prompting.prompt import PromptedLora, stored_zoo
 from oral_lib.tasks.task import load_task
 from oral_lib.zoo import run_folders
@@ -62,4 +63,4 @@ def route(
         nearest=name,
         distance=0.0,
     )
-    return PromptedLora(tensors, config, card, load_task(picked))
+    return PromptedLora(tensors, config, card, forms.without_wordings(load_task(picked)))

@@ -14,7 +14,7 @@ from oral_lib.errors import OralError, memory_fault
 from oral_lib.runner import worker
 from oral_lib.workflow import options
 from oral_lib.workflow.commands import adapters, quickstart, runs
-from oral_lib.workflow.parsing import SEEDS, Parser, path, whole
+from oral_lib.workflow.parsing import SEEDS, Parser, path, program, whole
 
 CODES = """\
 exit codes:
@@ -34,11 +34,6 @@ SAVE_HELP = "the new folder of the adapter"
 
 
 # ---------------------------------------------------------------- the parser
-def program() -> str:
-    """How this process was started: `oral`, or `python -m oral_lib`."""
-    return "oral" if Path(sys.argv[0]).name == "oral" else "python -m oral_lib"
-
-
 class _Commands:
     """Adds subcommands to a parser, and lists them by group in its help."""
 
@@ -97,7 +92,7 @@ def _add_uses(added: _Commands) -> None:
     sub.add_argument("--seed", type=whole(*SEEDS), default=0, help="same seed, same adapters")
 
     about = "answer inputs with a base model, without and with an adapter"
-    example = 'ask --base smollm2-135m --lora my-lora --text "A moving story, superbly acted."'
+    example = 'ask --base smollm2-135m --lora my-lora --text "Leaks treacle from every pore."'
     sub = added.add("use", "ask", adapters.do_ask, about, example, "--source")
     sub.add_argument("--base", required=True, help="the base model of the adapter")
     sub.add_argument("--lora", type=path, metavar="FOLDER", help="a saved adapter (PEFT)")

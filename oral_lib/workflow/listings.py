@@ -77,24 +77,35 @@ def _printable(name: str) -> str:
 
 
 # ---------------------------------------------------------------- tasks
-def task_lines(source: str) -> Iterator[str]:
+def task_lines(source: str, generators: Sequence[StoredGenerator] = ()) -> Iterator[str]:
     """The lines of the list of tasks; a task whose file is broken is one line with the reason.
 
     Args:
         source: a source; whether its rows are on this machine is shown.
+        generators: a mark shows the tasks whose adapters one of them was trained on.
     """
     kind, _ = sources.parse_source(source)
-    rows, broken = [("task", "kind", "scoring", "labels", "sources", f"rows here ({kind})")], []
+    zoo_tasks = {task for generator in generators for task in generator.tasks}
+    head = ("task", "generated", "kind", "scoring", "labels", "sources", f"rows here ({kind})")
+    rows, broken = [head], []
     for name in task_files.task_names():
         try:
             task = task_files.load_task(name)
         except OralError as error:
             broken.append(f"broken: {name}: {error}")
             continue
-        cells = (name, task.family, task.scoring, label_list(task), ", ".join(task.sources))
+        cells = (
+            name,
+            "yes" if name in zoo_tasks else "-",
+            task.family,
+            task.scoring,
+            label_list(task),
+            ", ".join(task.sources),
+        )
         rows.append((*cells, _rows_here(task, source)))
     yield from columns(rows)
     yield from broken
+    yield "generated: a generator here makes adapters for the task"
     yield "every task also has made rows, for the scale smoke; `tasks NAME` shows one task"
     if kind == "packages":
         yield "`assets` downloads the rows of source packages"

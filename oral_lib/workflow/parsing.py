@@ -19,6 +19,11 @@ from oral_lib.errors import PreflightError, UsageError, closest
 SEEDS = (0, 2**63 - 1)
 
 
+def program() -> str:
+    """How this process was started: `oral`, or `python -m oral_lib`."""
+    return "oral" if Path(sys.argv[0]).name == "oral" else "python -m oral_lib"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and exit code 2, with the nearest option or command."""
 

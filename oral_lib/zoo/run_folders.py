@@ -25,6 +25,7 @@ class StoredGenerator:
 
     folder: Path
     bases: tuple[str, ...]  # the base models that it makes adapters for
+    tasks: tuple[str, ...] = ()  # of the adapters that it was trained on
     scale: str = ""  # empty outside a run
     source: str = "packages"  # where its text encoder and base models are read from
     experiment: str = ""
@@ -39,12 +40,10 @@ class StoredGenerator:
         kind = self.source.partition(":")[0]
         return f"{self.scale} ({kind})" if self.scale else str(self.folder)
 
-    def note(self, base: str) -> str:
-        """A line that says why a released generator is used for `base`, and which."""
-        return (
-            f"no run has base model {base}: the released generator {self.release} in {self.folder} "
-            "is used"
-        )
+    @property
+    def note(self) -> str:
+        """A line that says which released generator is used."""
+        return f"using the released generator {self.release} ({self.folder})"
 
     def with_source(self, source: str) -> "StoredGenerator":
         """The same generator, with models that are read from `source`."""
@@ -66,7 +65,10 @@ def describe(folder: str | Path, **place: str) -> StoredGenerator:
         place = {"scale": str(manifest.get("scale") or ""), "source": kind} | place
         if place["source"] == "local":  # the manifest has no folder
             place["source"] = local_source(folder)
-        return StoredGenerator(folder=folder, bases=tuple(sorted(bases)), **place)
+        tasks = {str(entry["task"]) for entry in manifest.get("zoo") or ()}
+        return StoredGenerator(
+            folder=folder, bases=tuple(sorted(bases)), tasks=tuple(sorted(tasks)), **place
+        )
     except (OralError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, OralError) else "config.json or manifest.json"
         place.pop("source", None)

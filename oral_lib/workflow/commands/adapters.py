@@ -3,13 +3,24 @@
 Imports with the standard library only; a subcommand imports what it needs when it runs.
 """
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oral_lib import paths
 from oral_lib.errors import PreflightError, UsageError
-from oral_lib.workflow.parsing import new_folder, print_note, refuse_unused, require_writable
+from oral_lib.workflow.parsing import (
+    new_folder,
+    print_note,
+    program,
+    refuse_unused,
+    require_writable,
+)
+
+if TYPE_CHECKING:
+    from oral_lib.tasks.task import Task
 
 
 def do_generate(args: Namespace) -> None:
@@ -30,15 +41,28 @@ def do_generate(args: Namespace) -> None:
         generator=place.folder,
         source=place.source,
     )
-    for number, adapter in enumerate(adapters, 1):
-        print(adapter.save(save if args.n == 1 else save / f"sample-{number}"))
-    for task in {adapter.task.name: adapter.task for adapter in adapters if adapter.task}.values():
-        from oral_lib.workflow import listings
+    names = [save] if args.n == 1 else [save / f"sample-{i}" for i in range(1, args.n + 1)]
+    size = 0
+    for adapter, name in zip(adapters, names, strict=True):
+        folder = adapter.save(name)
+        size += sum(file.stat().st_size for file in folder.iterdir())
+        if not sys.stdout.isatty():  # for scripts; people read the lines below
+            print(folder)
+    several = f"{args.n} adapters, " if args.n > 1 else ""
+    print(f"saved: {save} ({several}{size / 1e6:.1f} MB)", file=sys.stderr)
+    if ask := _ask_line(args.base, names[0], adapters[0].task, place.source):
+        print(f"next: {ask}", file=sys.stderr)
 
-        print_note(
-            f"the nearest task of the zoo is {task.name}: answers have its form "
-            f"({listings.label_list(task)})"
-        )
+
+def _ask_line(base: str, folder: Path, task: "Task | None", source: str) -> str:
+    """The command line of `ask` for an adapter; empty if it answers no single input."""
+    if task is None or task.scoring in ("option", "match", "style"):
+        return ""
+    words = [program(), "ask", "--base", base, "--lora", shlex.quote(str(folder))]
+    words += ["--source", shlex.quote(source)] if source not in ("packages", "made") else []
+    words += [] if task.scoring == "image" else ["--text", '"..."']
+    words += ["--image", "FILE"] if task.scoring in ("image", "question") else []
+    return " ".join(words)
 
 
 def do_ask(args: Namespace) -> None:
@@ -51,6 +75,8 @@ def do_ask(args: Namespace) -> None:
             "--lora is missing: name the folder of an adapter. To ask the base model only, name "
             "the form of the answer with --task, such as --task movie."
         )
+    if args.lora and not args.lora.is_dir():
+        raise paths.no_adapter(args.lora)
     from oral_lib.prompting import answers
     from oral_lib.workflow import listings
 
@@ -117,7 +143,7 @@ def _generator(args: Namespace, out: Path):
     place = run_folders.find_generator(args.base, out, args.scale, args.source)
     runs = run_folders.stored_generators(out, args.scale, args.source)
     if place.release:
-        print_note(place.note(args.base))
+        print_note(place.note)
         return place
     others = [one.run for one in runs if args.base in one.bases and one != place]
     more = f"; --scale and --source choose another: {', '.join(others)}" if others else ""
@@ -157,7 +183,10 @@ def do_tasks(args: Namespace) -> None:
     """Lists the tasks, or shows single ones."""
     from oral_lib.tasks.task import load_task
     from oral_lib.workflow import listings
+    from oral_lib.zoo import run_folders
 
     blocks = [listings.task_detail(load_task(name), args.source) for name in args.names]
-    blocks = blocks or [listings.task_lines(args.source)]
+    if not blocks:
+        generators = run_folders.stored_generators() + run_folders.released_generators()
+        blocks = [listings.task_lines(args.source, generators)]
     print("\n\n".join("\n".join(lines) for lines in blocks))
