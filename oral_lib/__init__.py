@@ -3,7 +3,7 @@
     import oral_lib
     [lora] = oral_lib.prompt("Decide whether a review is positive.", base="smollm2-135m")
     lora.save("my-lora")
-    print(oral_lib.ask("smollm2-135m", "my-lora", "A moving story, superbly acted."))
+    print(oral_lib.ask("smollm2-135m", "my-lora", "Leaks treacle from every pore."))
 
 Names below are loaded when first used, so that `import oral_lib` never imports torch.
 """

@@ -12,12 +12,15 @@ import torch
 
 import oral_lib
 from oral_lib import paths
+from oral_lib.assets import sources
 from oral_lib.assets.packages import ASSETS
 from oral_lib.errors import OralError, PreflightError, UsageError
-from oral_lib.prompting import card, quickstart, release
+from oral_lib.prompting import answers, card, quickstart, release
+from oral_lib.prompting.prompt import prompt_from
 from oral_lib.runner import doctor
 from oral_lib.tasks.task import load_task, task_names
 from oral_lib.workflow import cli, plan, reproduce
+from oral_lib.zoo import run_folders
 
 torch.set_num_threads(1)
 RELEASED = paths.RELEASED / "desk"
@@ -136,7 +139,7 @@ def test_prompt_uses_a_released_generator_where_no_run_has_the_base_model(
     released, tmp_path, capsys
 ):
     [lora] = oral_lib.prompt(SENTENCE, base="tiny-causal", out=tmp_path / "empty")
-    [note] = capsys.readouterr().err.splitlines()
+    note, _ = capsys.readouterr().err.splitlines()
     assert "the released generator smoke" in note and str(released) in note
     [again] = oral_lib.prompt(SENTENCE, base="tiny-causal", generator=released)
     assert lora.task.name in ("movie", "sarcasm") and lora.card == again.card
@@ -154,9 +157,11 @@ def test_generate_and_bases_say_where_a_released_generator_is(released, tmp_path
     words = ["generate", "--text", SENTENCE, "--base", "tiny-causal", *out]
     assert cli.main([*words, "--save", str(tmp_path / "lora")]) == 0
     said = capsys.readouterr()
-    where, form = said.err.splitlines()
-    assert "no run has base model tiny-causal" in where and str(released) in where
-    assert "the nearest task of the zoo is movie: answers have its form (neg" in form
+    where, does, saved, ask = said.err.splitlines()
+    assert where == f"note: using the released generator smoke ({released})"
+    assert "this adapter does task movie (negative / positive), the nearest" in does
+    assert said.out == f"{tmp_path / 'lora'}\n" and f"{tmp_path / 'lora'} (" in saved
+    assert f'ask --base tiny-causal --lora {tmp_path / "lora"} --text "..."' in ask
     assert cli.main(["bases", *out]) == 0
     listed = capsys.readouterr().out
     [row] = [line for line in listed.splitlines() if line.startswith("  tiny-causal")]
@@ -192,6 +197,7 @@ def test_the_quickstart_generates_asks_and_prints_before_and_after(released, tmp
     again = oral_lib.ask("tiny-causal", save / "lora", quickstart.OPINIONS[0])
     assert again == oral_lib.ask("tiny-causal", lora, quickstart.OPINIONS[0])
     assert again.probabilities == pytest.approx(content["answers"][0]["lora"])
+    assert "compared with those under the LoRA" in said and "of 3 answers changed" in said
     assert f"--lora {save / 'lora'}" in said and "generate --base tiny-causal" in said
     assert cli.main(["quickstart", "--save", str(save)]) == 0  # a second time, too
 
@@ -321,3 +327,15 @@ def test_the_released_generator_is_whole_and_small(monkeypatch):
     monkeypatch.setattr(paths, "RELEASED", RELEASED.parent)
     assert set(oral_lib.pretrained("desk").bases) == {"minilm-l6", "smollm2-135m"}
     assert release._checked_size(RELEASED) <= release.FOLDER_BYTES
+
+
+@pytest.mark.skipif(
+    not (RELEASED / "manifest.json").is_file() or not sources.is_stored("smollm2-135m"),
+    reason="nothing is released, or its base model is not on this machine",
+)
+def test_the_first_input_of_the_quickstart_is_answered_otherwise(monkeypatch):
+    monkeypatch.setattr(paths, "RELEASED", RELEASED.parent)
+    place = run_folders.released_generator("desk")
+    [lora] = prompt_from(place, quickstart.SENTENCE, "smollm2-135m")
+    _, [(before, after)] = answers.before_and_after("smollm2-135m", lora, quickstart.OPINIONS[:1])
+    assert (before.answer, after.answer) == ("positive", "negative")

@@ -16,10 +16,10 @@ from oral_lib.zoo.run_folders import StoredGenerator
 
 RELEASE = "desk"  # the released generator that is used, whatever the scale
 SENTENCE = "Is this opinion about a film positive or negative?"
-OPINIONS = (
+OPINIONS = (  # examples, no measurement: the adapter changes the answers to the first two
+    "Leaks treacle from every pore.",
+    "The actors deserve a better script.",
     "A moving story, superbly acted.",
-    "It promises a lot and delivers nothing.",
-    "Two hours of my life that I will not get back.",
 )
 
 
@@ -95,7 +95,7 @@ def first_look(
     )
     texts = list(OPINIONS)
     task, pairs = answers.before_and_after(base, folder, texts, task=lora.task, source=source)
-    done("3 of 3, ask", f"{len(texts)} inputs, without and with the LoRA")
+    done("3 of 3, ask", f"{len(texts)} inputs, answered by {base} without and with the LoRA")
     content = [
         {
             "input": before.text,

@@ -21,7 +21,10 @@ def do_quickstart(args: Namespace) -> None:
     )
     names = (answers.base_column(look.base), "with the LoRA")
     print(f'\nthe sentence: "{quickstart.SENTENCE}"')
+    print(f"the answers of the base model {look.base} compared with those under the LoRA:")
     print("\n".join(listings.answer_lines(look.pairs, names)))
+    changed = sum(before.answer != after.answer for before, after in look.pairs)
+    print(f"{changed} of {len(look.pairs)} answers changed; chosen examples, no measurement")
     command = environment.project_command()
     ask = ["ask", "--base", look.base, "--lora", str(look.folder), "--text", "Your own review."]
     sentence = "Decide whether a headline is sarcastic."
