@@ -38,8 +38,8 @@ def short_run(tmp_path_factory):
         presets = import_module(f"oral_lib.experiments.{EXPERIMENTS[experiment].presets}")
         full = presets.preset
 
-        def short(scale, job):
-            preset = full(scale, job)
+        def short(scale, job, **options):
+            preset = full(scale, job, **options)
             return replace(preset, training=replace(preset.training, steps=steps))
 
         with pytest.MonkeyPatch.context() as patch:

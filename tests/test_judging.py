@@ -281,7 +281,10 @@ def test_undecided_is_never_counted_as_reached():
 def test_words_count_the_simple_methods_next_to_the_generator(table):
     summary, paragraphs = verdict(table)
     text = "\n".join(summary)
-    assert "Other methods by the same rule:\n  - one generated sample: " in text and "\n  - router: " in text
+    assert (
+        "Other methods by the same rule:\n  - one generated sample: " in text
+        and "\n  - router: " in text
+    )
     assert "\n  - small noise: " in text and "\n  - regression, both with a held-out" in text
     assert "Against trained with held-out seeds only:\n  - generated: " in text
     assert "\n  - trained, zoo seeds: equal in " in text

@@ -208,8 +208,8 @@ def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
     full = generators.preset
 
-    def short(scale, job):
-        preset = full(scale, job)
+    def short(scale, job, **options):
+        preset = full(scale, job, **options)
         return replace(preset, training=replace(preset.training, steps=10))
 
     monkeypatch.setattr(generators, "preset", short)

@@ -35,7 +35,6 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     schema.check_items(items, schema.check_metrics(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
     absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
-    absent |= {"router", "generated_span", "generated_free"}
     assert set(metrics.method) == set(schema.METHODS) - absent
     assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}  # two classes
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value
@@ -58,12 +57,14 @@ def test_what_is_published_stands_beside_language_and_never_mixes_with_it(run):
     assert (run.root / "published.json").exists()
     metrics, items = run.published()
     assert set(metrics.task) == {"solar_cells", "easy_vqa_shape"} and len(items)
-    text = (run.results.parent / "README.md").read_text("utf-8")
-    assert "### vision, source `made`" in text and "Linear probe" in text
+    contents = (run.results.parent / "README.md").read_text("utf-8")
+    assert "(smoke/vision-made.md)" in contents
+    text = (run.results / "vision-made.md").read_text("utf-8")
+    assert "linear probe" in text.lower()
     assert (run.results / "tables" / "main-vision-made.csv").exists()
     assert (run.results / "figures" / "loss-vision-made.png").exists()
     assert (run.results / "figures" / "answers-vision-made.png").exists()
-    assert "(smoke/figures/answers-vision-made.png)" in text
+    assert "(figures/answers-vision-made.png)" in text
     assert set(storage.read_json(run.results / "manifest.json")) == {"made-vision"}
 
 

@@ -45,7 +45,6 @@ def writers(folder: Path) -> dict[str, Callable[[], object]]:
         "rows.csv": lambda: storage.write_text(folder / "rows.csv", rows.to_csv()),
         "png/figure.png": figure("png"),
         "svg/figure.svg": figure("svg"),
-        "pdf/figure.pdf": figure("pdf"),
         "cell": lambda: results.write_cell(folder / "cell", *made()),
         "lora": lambda: peft_folder.save(folder / "lora", adapter, config, card),
         "quick.ipynb": lambda: notebooks.run_notebook(
@@ -58,7 +57,6 @@ PARTS = {  # what the disk is full for, where it is not the name itself
     "t/tensors.safetensors": "/t/",  # safetensors writes to a file of another name first
     "png/figure.png": "figure.png",
     "svg/figure.svg": "figure.svg",
-    "pdf/figure.pdf": "figure.pdf",
     "cell": "items.parquet",
     "lora": "/.lora.",
     "quick.ipynb": "quick.running.ipynb",
