@@ -79,7 +79,7 @@ FIGURES = {  # caption by kind, in the order of the page
     "texts": "Whose sentence against whose test rows",
     "map": "The zoo, its averages and the samples in the plane of its two leading axes",
     "costs": "Accuracy against labelled rows and seconds",
-    "answers": "The first held-out images of each task, with the answers of three adapters",
+    "answers": "The first held-out images, with the answers of the base model and two adapters",
 }
 TABLES = {  # title by kind, in the order of the page; other tables are listed after them
     "main": "Every method, accuracy in percent",

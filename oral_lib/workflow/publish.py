@@ -175,8 +175,7 @@ def _draw_answers(scale: str, source: str, experiment: str, results: Path) -> No
         figure = gallery.example_images(
             *examples, remark=f"{remark} n = {len(examples[1])} images."
         )
-        name = f"answers-{experiment}-{slug}"
-        theme.save_figure(figure, results / "figures", name, kinds=["png"])  # photographs
+        theme.save_figure(figure, results / "figures", f"answers-{experiment}-{slug}")
 
 
 # ---------------------------------------------------------------- executed notebooks

@@ -55,7 +55,7 @@ def signals(judged: pd.DataFrame) -> Figure:
             _line(axes[0], row, y, mark_of(LOOKS["generated"], state=row["state"], size=5.5))
             if rival := rivals.get(places[y]):
                 _line(axes[1], rival, y, mark_of(LOOKS[rival["against"]], size=5.5))
-        names = [f"{task_words(task)}, {base}" for *_, base, task in places]
+        names = _names(places)
         axes[0].set_yticks(range(len(places)), names, fontsize=TINY_TEXT - 0.5)
         titles = ("generated minus trained", "generated minus best simple method")
         for axis, title in zip(axes, titles, strict=True):
@@ -75,16 +75,30 @@ def signals(judged: pd.DataFrame) -> Figure:
             figure,
             f"Accuracy in points; line: two-level 95% interval. {len(gaps)} cells with signal:",
             f"{states}.",
-            f"Right: ahead of the best simple method in {_ahead(rivals.values())} of {len(rivals)}",
-            "cells (interval above 0). Which simple method is best was chosen on the same rows.",
+            f"Right: ahead of the best simple method in {_ahead(rivals.values())}, behind in",
+            f"{_behind(rivals.values())} of {len(rivals)} cells (by the whole interval).",
+            "Which simple method is best was chosen on the same rows.",
             f"Marks at ±{_EDGE:g} lie further out." if _far([*rivals.values()], gaps) else "",
             sizes(gaps),
         )
     return figure
 
 
+def _names(places: Sequence[tuple[str, ...]]) -> list[str]:
+    """Task and base model of each place; its source, too, where two have the same."""
+    names = [f"{task_words(task)}, {base}" for *_, base, task in places]
+    return [
+        f"{name} ({source})" if names.count(name) > 1 else name
+        for name, (_, source, *_) in zip(names, places, strict=True)
+    ]
+
+
 def _ahead(rows: Iterable[dict]) -> int:
     return sum(row["ci_low"] > 0 for row in rows)
+
+
+def _behind(rows: Iterable[dict]) -> int:
+    return sum(row["ci_high"] < 0 for row in rows)
 
 
 def _far(rivals: Sequence[dict], gaps: pd.DataFrame) -> bool:

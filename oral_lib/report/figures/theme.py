@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
@@ -92,6 +93,7 @@ _DPI = 100  # 900 pixels: the width of a page; SVG has the details
 _PALETTE = 256  # colours of a PNG, at most: the most frequent ones
 _PHOTO = 20_000  # a figure of more colours has photographs
 _CHANGE, _CHANGED = 32, 0.002  # of 255; share of the pixels: edges of marks that overlap
+DENSE = ("answers-", "loss-", "texts-")  # photographs, long curves, fields of colour
 NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}}
 
 
@@ -131,12 +133,15 @@ def subplots(
     return figure, figure.subplots(n_rows, n_columns, **options)
 
 
-def save_figure(
-    figure: Figure, folder: str | Path, name: str, kinds: Sequence[str] = tuple(NO_DATE)
-) -> list[Path]:
-    """The paths of the figure, written in each of `kinds` with the same bytes each time."""
+def save_figure(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """The paths of the figure, written as PNG and SVG with the same bytes each time.
+
+    Figures with the names in `DENSE` are PNG only: an SVG of them is larger and shows no more.
+    """
     paths = []
-    for kind, metadata in ((kind, NO_DATE[kind]) for kind in kinds):
+    for kind, metadata in NO_DATE.items():
+        if kind == "svg" and name.startswith(DENSE):
+            continue
         path = Path(folder) / f"{name}.{kind}"
         with styled(), replacing(path) as temporary:
             if kind == "png":
@@ -160,12 +165,14 @@ def _png(figure: Figure, dpi: float) -> bytes:
 
 
 def _with_palette(image: Image.Image, colours: list[tuple[int, tuple[int, ...]]]) -> Image.Image:
-    """`image` in its most frequent `colours` (count, colour), each pixel in the nearest of them.
+    """`image` in the colours of methods and its most frequent others, each pixel in the nearest.
 
-    The image itself if more than `_CHANGED` of the pixels would change by more than `_CHANGE` in
-    a channel.
+    `colours` has counts and colours. The image itself is returned if more than `_CHANGED` of the
+    pixels would change by more than `_CHANGE` in a channel.
     """
-    palette = np.array([colour for _, colour in sorted(colours, reverse=True)[:_PALETTE]])  # [p, 3]
+    looks = [tuple(round(255 * x) for x in to_rgb(look.colour)) for look in LOOKS.values()]
+    frequent = [colour for _, colour in sorted(colours, reverse=True)]
+    palette = np.array(list(dict.fromkeys([*looks, *frequent]))[:_PALETTE])  # [p, 3]
     every = np.array([colour for _, colour in colours])  # [u, 3]
     nearest = ((every[:, None] - palette) ** 2).sum(-1).argmin(1)  # [u]
     counts = np.array([count for count, _ in colours])
