@@ -202,6 +202,11 @@ def test_signals_are_sorted_and_name_the_best_simple_method(compared):
     first = next(line for line in marks(right) if line.get_ydata()[0] == 0)
     assert first.get_marker() == theme.LOOKS["soup_task"].mark
     assert first.get_xdata()[0] == pytest.approx(-2)
+    simple = ["soup_task", "retrieval", "router", "regression"]
+    rows = compared[(compared.task == "movie") & (compared.what == "generated")]
+    best = rows[rows.against.isin(simple)].difference.min()  # rows of two tables share numbers
+    other = next(line for line in marks(right) if line.get_ydata()[0] == 1)
+    assert other.get_xdata()[0] == pytest.approx(100 * best)
     assert "1 below" in bottom(figure) and "2 cells with signal" in bottom(figure)
 
 

@@ -41,7 +41,7 @@ def signals(judged: pd.DataFrame) -> Figure:
     Args:
         judged: rows of `comparisons.judged` in accuracy, of any experiments and sources.
     """
-    judged = judged[judged.signal]
+    judged = judged[judged.signal].reset_index(drop=True)  # tables of several sources
     gaps = judged[(judged.what == "generated") & (judged.against == "trained")]
     gaps = gaps.sort_values("difference", kind="stable")
     simple = judged[(judged.what == "generated") & judged.against.isin(_SIMPLE)]
