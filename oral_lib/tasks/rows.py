@@ -88,7 +88,7 @@ def partition(
     others = test_rows + validation_rows
     train_rows = _distinct(_without_images_of(train, others), sizes["train"], seen)
     if source != "made":
-        contents = [(row.image, _content(row.text)) for row in everything]
+        contents = [(row.image, comparable(row.text)) for row in everything]
         if repeats := len(contents) - len(set(contents)):
             _report_repeats(everything[0].key.split("-")[0], source, repeats, len(contents))
     return Split(source, train_rows, validation_rows, test_rows)
@@ -120,24 +120,24 @@ def _shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _distinct(rows: Sequence[Row], n: int, seen: set) -> tuple[Row, ...]:
-    """The first `n` rows whose image and text (`_content`) are not in `seen`, to which they are
+    """The first `n` rows whose image and text (`comparable`) are not in `seen`, to which they are
     added."""
     distinct = []
     for row in rows:
-        content = row.image, _content(row.text)
+        content = row.image, comparable(row.text)
         if len(distinct) < n and content not in seen:
             seen.add(content)
             distinct.append(row)
     return tuple(distinct)
 
 
-def _content(text: str) -> tuple[str, ...]:
+def comparable(text: str) -> tuple[str, ...]:
     """`text` without case, blanks and punctuation, and the signs next to its numbers. Vowel signs,
     accents and emoji are kept.
 
-    >>> _content("Isn't it  GOOD?") == _content("isn't it good")
+    >>> comparable("Isn't it  GOOD?") == comparable("isn't it good")
     True
-    >>> _content("3 + 4") == _content("3 - 4")
+    >>> comparable("3 + 4") == comparable("3 - 4")
     False
     """
     text = normalize("NFC", normalize("NFC", text).casefold())

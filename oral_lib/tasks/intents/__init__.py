@@ -1,0 +1,1 @@
+"""Intents: tasks "is the message about X" over sets of short messages with an intent each."""

@@ -1,0 +1,332 @@
+"""Tasks of intents: what is held out stays out of training, and draws can be repeated."""
+
+from collections import Counter
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from oral_lib import storage
+from oral_lib.errors import UsageError
+from oral_lib.tasks.intents import family as families
+from oral_lib.tasks.intents import messages as rows
+from oral_lib.tasks.intents import splits, texts
+from oral_lib.tasks.intents.message import PARTS, Material, Message
+from oral_lib.tasks.rows import comparable
+
+N_UNIONS = 1000
+
+
+def twin_sets() -> families.IntentFamily:
+    """A family with the intents, texts and splits of CLINC150 and BANKING77, and made messages."""
+    domains = {
+        name: f"domain{i % 10}" if name.startswith("clinc150") else "banking77"
+        for i, name in enumerate(sorted(texts.stored_sentences()))
+    }
+    messages = [
+        Message(f"{name}-{part}-{i}", f"{name} {part} {i}", *name.split("."), domain, part)
+        for name, domain in domains.items()
+        for part, n in (("train", 4), ("validation", 2), ("test", 3))
+        for i in range(n)
+    ]
+    phrases, wordings = texts.stored_phrases()
+    sentences = texts.stored_sentences()
+    material = Material(messages, splits.read_splits("splits"), sentences, phrases, wordings)
+    return families.build("made", material)
+
+
+FAMILIES = {"made": families.load_family("made", "smoke"), "sets": twin_sets()}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> families.IntentFamily:
+    return FAMILIES[request.param]
+
+
+@cache
+def training(family, without="L2", development=False) -> list[families.IntentTask]:
+    options = {"without": without, "development": development}
+    return [
+        *family.tasks("train", **options),
+        *families.training_unions(
+            family, N_UNIONS if family.source != "made" else 40, 0, **options
+        ),
+    ]
+
+
+def intents_of(family, tasks) -> set[str]:
+    """The intents whose rows a model may read when it is trained on `tasks`."""
+    return {family.intents[i] for task in tasks for i in (*task.positive, *task.near, *task.far)}
+
+
+# ---------------------------------------------------------------- what is held out
+@pytest.mark.parametrize("development", [False, True])
+def test_no_row_of_an_unseen_intent_is_in_training(family, development):
+    trained = intents_of(family, training(family, development=development))
+    assert not trained & set(family.splits.unseen)
+    assert trained == {
+        family.intents[i] for i in family.seen_without("L2", development=development)
+    }
+
+
+def test_no_text_of_an_unseen_intent_is_in_training(family):
+    trained = {comparable(text) for task in training(family) for text in task.texts["train"]}
+    for task in family.tasks("L2"):
+        for kind in texts.KINDS:
+            assert not trained & {comparable(text) for text in task.texts[kind]}, task.name
+
+
+@pytest.mark.parametrize("split", ["L0", "L1"])
+def test_no_kept_text_of_a_seen_task_is_in_training(family, split):
+    trained = {comparable(text) for task in training(family) for text in task.texts["train"]}
+    for task in family.tasks(split):
+        for kind in ("development", "test"):
+            assert not trained & {comparable(text) for text in task.texts[kind]}, task.name
+
+
+def test_intents_of_development_are_out_of_training_until_results_are_measured(family):
+    held_out = set(family.splits.development)
+    assert not intents_of(family, training(family, development=True)) & held_out
+    assert held_out <= intents_of(family, training(family))
+    assert not held_out & set(family.splits.unseen)
+    assert {family.intents[i] for t in family.tasks("development") for i in t.positive} == held_out
+    assert not intents_of(family, family.tasks("development")) & set(family.splits.unseen)
+
+
+def test_a_model_judged_on_another_set_is_not_trained_on_it(family):
+    trained = intents_of(family, training(family, without="L3"))
+    sets = {name.partition(".")[0] for name in trained}
+    assert sets == set(family.splits.trained_sets)
+    judged = {family.intents[i].partition(".")[0] for t in family.tasks("L3") for i in t.positive}
+    assert not judged & sets
+
+
+def test_no_union_is_nested_with_a_union_of_training(family):
+    seen = set(family.seen)
+    trained = [set(t.positive) for t in training(family) if len(t.positive) > 1]
+    for task in family.tasks("L1"):
+        positive = set(task.positive)
+        assert positive < seen
+        for other in trained:
+            assert not (positive <= other or other <= positive), task.name
+            assert positive | other != seen or positive & other, task.name
+
+
+def test_unions_of_the_split_are_not_nested_and_seen_in_development(family):
+    tasks = family.tasks("L1")
+    assert all(not splits.nested(a, b) for a, b in combinations(family.splits.unions, 2))
+    assert {i for t in tasks for i in t.positive} <= set(
+        family.seen_without("L2", development=True)
+    )
+    assert {len(t.positive) for t in tasks} <= set(splits.SIZES)
+    assert any(union.not_about for union in family.splits.unions)
+
+
+def test_every_split_has_the_tasks_that_the_experiment_counts():
+    split = splits.read_splits("splits")
+    assert min(len(split.unions), len(split.unseen), len(split.other_set)) >= 60
+    count = Counter(name.partition(".")[0] for name in split.unseen)
+    assert count == {"clinc150": 45, "banking77": 15}
+    count = Counter(name.partition(".")[0] for name in split.development)
+    assert count == {"clinc150": 12, "banking77": 8}
+    assert not set(split.development) & set(split.other_set)
+
+
+def test_an_intent_that_two_sets_have_is_not_held_out():
+    split = splits.read_splits("splits")
+    assert not set(splits.TWINS) & {*split.unseen, *split.development}
+
+
+def test_splits_of_made_messages_are_drawn_as_the_rule_says():
+    domains = {m.name: f"{m.set}.{m.domain}" for m in rows.made_messages()}
+    proposed = splits.propose(domains, splits.RULES["splits_made"])
+    assert splits.Splits.of(proposed) == splits.read_splits("splits_made")
+
+
+# ---------------------------------------------------------------- negatives and draws
+def test_near_negatives_have_the_domain_of_a_positive_intent(family):
+    for task in (*family.tasks("train"), *family.tasks("L2")):
+        domains = {family.domains[i] for i in task.positive}
+        assert {family.domains[i] for i in task.near} <= domains
+        assert not {family.domains[i] for i in task.far} & domains
+        assert not set(task.positive) & {*task.near, *task.far}
+
+
+def test_near_negatives_of_x_but_not_y_are_y(family):
+    by_name = {f"L1/{union.name}": union for union in family.splits.unions}
+    tasks = [task for task in family.tasks("L1") if by_name[task.name].not_about]
+    assert tasks
+    for task in tasks:
+        assert {family.intents[i] for i in task.near} == set(by_name[task.name].not_about)
+        assert not set(task.near) & {*task.positive, *task.far}
+
+
+def test_messages_that_may_be_about_the_topic_are_no_negatives():
+    family = FAMILIES["sets"]
+    money = {f"clinc150.{intent}" for intent in splits.MONEY}
+    for task in family.tasks("L3"):
+        assert not intents_of(family, [task]) & money
+    for task in family.tasks("train"):
+        if family.intents[task.positive[0]] in money:
+            names = intents_of(family, [task])
+            assert not [name for name in names if name.startswith("banking77")]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_half_of_the_negatives_are_near(family, part):
+    for task in family.tasks("L2")[:5] + family.tasks("L1")[-3:]:
+        drawn, labels = families.draw(family, task, part, 3, 8, 0)
+        assert labels.tolist() == [1] * 3 + [0] * 8
+        intents = family.intent_of[drawn]
+        assert set(intents[:3]) <= set(task.positive)
+        assert set(intents[3:7]) <= set(task.near)
+        assert set(intents[7:]) <= set(task.far)
+        assert set(family.part_of[drawn]) == {PARTS.index(part)}
+
+
+def test_draws_of_one_seed_are_equal_and_grow(family):
+    task = family.tasks("L2")[0]
+    few, _ = families.draw(family, task, "train", 2, 4, 7)
+    again, _ = families.draw(family, task, "train", 2, 4, 7)
+    many, _ = families.draw(family, task, "train", 4, 8, 7)
+    other, _ = families.draw(family, task, "train", 2, 4, 8)
+    assert few.tolist() == again.tolist()
+    assert few.tolist() != other.tolist()
+    assert few.tolist() == [*many[:2], *many[4:6], *many[8:10]]
+    assert len(set(many)) == len(many)
+
+
+def test_messages_are_repeated_where_there_are_too_few():
+    family = FAMILIES["sets"]
+    task = family.tasks("L2")[0]
+    drawn, _ = families.draw(family, task, "train", 6, 0, 0)
+    assert Counter(Counter(drawn.tolist()).values()) == {1: 2, 2: 2}  # four messages
+
+
+# ---------------------------------------------------------------- texts
+def test_a_union_is_described_by_the_phrases_of_its_intents():
+    union = splits.Union("a.union", ("a.x", "a.y"), ("a.z",))
+    phrases = {"a.x": "lost keys", "a.y": "broken doors", "a.z": "open windows"}
+    written = texts.union_texts(union, phrases, texts.random.Random(0))
+    for kind in texts.KINDS:
+        assert written[kind]
+        for text in written[kind]:
+            assert all(phrase in text for phrase in phrases.values())
+            assert text.index("lost keys") < text.index("open windows") > text.index("broken doors")
+
+
+def test_forms_of_different_kinds_have_nothing_in_common():
+    for forms in (texts.FORMS, texts.FORMS_WITHOUT):
+        written = [form for kind in texts.KINDS for form in forms[kind]]
+        assert len(set(map(comparable, written))) == len(written)
+
+
+def test_sentences_are_divided_between_training_development_and_testing():
+    task = next(t for t in FAMILIES["sets"].tasks("L2") if t.name == "L2/clinc150.w2")
+    first, second, third, fourth = texts.stored_sentences()["clinc150.w2"]
+    assert task.texts["train"][:2] == (first, second)
+    assert (task.texts["development"], task.texts["test"]) == ((third,), (fourth,))
+    assert not {third, fourth} & set(task.texts["train"])
+
+
+def test_every_intent_has_four_different_sentences():
+    for name, sentences in texts.stored_sentences().items():
+        assert len(set(map(comparable, sentences))) == 4, name
+
+
+# ---------------------------------------------------------------- reading
+def write_sets(folder, banking_train):
+    import pandas
+
+    one = {"text": ["play a song"], "label": ["play_music"], "domain": ["home"]}
+    for name, part, content in (
+        ("clinc150", "test", one),
+        ("clinc150", "validation", one | {"text": ["Play, a song!"]}),
+        ("clinc150", "train", {
+            "text": ["play me something", "what is love"],
+            "label": ["play_music", "out_of_scope"],
+            "domain": ["home", "out_of_scope"],
+        }),
+        ("banking77", "test", {"text": ["Why?"], "label": ["fee?"], "domain": ["banking77"]}),
+        ("banking77", "train", {
+            "text": banking_train,
+            "label": ["fee?"] * len(banking_train),
+            "domain": ["banking77"] * len(banking_train),
+        }),
+    ):  # fmt: skip
+        (folder / name).mkdir(exist_ok=True)
+        pandas.DataFrame(content).to_parquet(folder / name / f"{part}.parquet")
+
+
+def test_messages_are_read_without_repetitions_and_without_those_that_have_no_intent(tmp_path):
+    write_sets(tmp_path, ["why", "why so?", "how much?", "a fee?", "which fee?"])
+    messages = rows.read_messages(f"local:{tmp_path}")
+    assert {m.name for m in messages} == {"clinc150.play_music", "banking77.fee"}
+    count = Counter((m.set, m.part) for m in messages)
+    assert count == {
+        ("clinc150", "test"): 1,  # the validation message repeats it
+        ("clinc150", "train"): 1,
+        ("banking77", "test"): 1,
+        ("banking77", "validation"): 1,  # a quarter of four
+        ("banking77", "train"): 3,
+    }
+    assert len({m.key for m in messages}) == len(messages)
+    assert messages == rows.read_messages(f"local:{tmp_path}")
+
+
+def test_the_hub_has_no_pinned_rows():
+    with pytest.raises(UsageError, match="local:DIR"):
+        families.load_family("hub", "lab")
+
+
+def test_made_messages_have_words_that_tiny_models_know():
+    from oral_lib.models.text import word_tokenizer
+
+    tokenizer = word_tokenizer()
+    for message in rows.made_messages():
+        assert tokenizer.unk_token_id not in tokenizer(message.text)["input_ids"], message.text
+
+
+def test_made_messages_are_enough_for_an_evaluation():
+    family = FAMILIES["made"]
+    for split in ("L0", "L1", "L2", "L3"):
+        for task in family.tasks(split):
+            drawn, labels = families.draw(family, task, "test", 30, 60, 0)
+            assert len(set(drawn)) == 90 == len(labels)
+            assert drawn.dtype == labels.dtype == np.int64
+
+
+def test_a_held_out_intent_without_messages_is_refused():
+    made = FAMILIES["made"]
+    missing = made.splits.unseen[0]
+    sentences, phrases = rows.made_texts()
+    messages = [message for message in made.messages if message.name != missing]
+    with pytest.raises(UsageError, match=missing):
+        families.build("made", Material(messages, made.splits, sentences, phrases))
+
+
+def test_an_unknown_split_is_refused(family):
+    with pytest.raises(UsageError, match="L4"):
+        family.tasks("L4")
+
+
+def test_a_message_is_encoded_by_a_base_model():
+    from oral_lib.models.loading import load
+    from oral_lib.tasks.rows import Row
+
+    message = FAMILIES["made"].messages[0]
+    for name in ("tiny-encoder", "tiny-causal"):
+        encoded = load(name, source="made").encode_rows(
+            families.MESSAGE, [Row(message.key, message.text, 1)]
+        )
+        assert encoded.lengths.tolist()[0] >= len(message.text.split())
+
+
+def test_files_of_the_package_name_intents_that_have_sentences():
+    names = set(texts.stored_sentences())
+    phrases, wordings = texts.stored_phrases()
+    assert set(phrases) <= names
+    assert set(wordings) <= names
+    split = storage.read_json(splits.resources.files("oral_lib") / "tasks/intents/splits.json")
+    assert {*split["L2"], *split["L3"], *split["development"]} <= names
