@@ -5,10 +5,10 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
+import pandas
 import pytest
 
-from oral_lib import storage
-from oral_lib.errors import UsageError
+from oral_lib.errors import PreflightError, UsageError
 from oral_lib.tasks.intents import family as families
 from oral_lib.tasks.intents import messages as rows
 from oral_lib.tasks.intents import splits, texts
@@ -18,25 +18,23 @@ from oral_lib.tasks.rows import comparable
 N_UNIONS = 1000
 
 
-def twin_sets() -> families.IntentFamily:
+def stored_family() -> families.IntentFamily:
     """A family with the intents, texts and splits of CLINC150 and BANKING77, and made messages."""
-    domains = {
-        name: f"domain{i % 10}" if name.startswith("clinc150") else "banking77"
-        for i, name in enumerate(sorted(texts.stored_sentences()))
-    }
     messages = [
-        Message(f"{name}-{part}-{i}", f"{name} {part} {i}", *name.split("."), domain, part)
-        for name, domain in domains.items()
+        Message(
+            f"{name}-{part}-{i}", f"{name} {part} {i}", *name.split("."), domain.split(".")[1], part
+        )
+        for name, domain in rows.set_domains().items()
         for part, n in (("train", 4), ("validation", 2), ("test", 3))
         for i in range(n)
     ]
-    phrases, wordings = texts.stored_phrases()
-    sentences = texts.stored_sentences()
-    material = Material(messages, splits.read_splits("splits"), sentences, phrases, wordings)
-    return families.build("made", material)
+    split = splits.read_splits("splits")
+    return families.build(
+        "made", Material(messages, split, texts.stored_texts(), texts.stored_phrases())
+    )
 
 
-FAMILIES = {"made": families.load_family("made", "smoke"), "sets": twin_sets()}
+FAMILIES = {"made": families.load_family("made", "smoke"), "stored": stored_family()}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -138,10 +136,12 @@ def test_an_intent_that_two_sets_have_is_not_held_out():
     assert not set(splits.TWINS) & {*split.unseen, *split.development}
 
 
-def test_splits_of_made_messages_are_drawn_as_the_rule_says():
-    domains = {m.name: f"{m.set}.{m.domain}" for m in rows.made_messages()}
-    proposed = splits.propose(domains, splits.RULES["splits_made"])
-    assert splits.Splits.of(proposed) == splits.read_splits("splits_made")
+@pytest.mark.parametrize("name", splits.RULES)
+def test_splits_are_drawn_as_the_rule_says(name):
+    made = {m.name: f"{m.set}.{m.domain}" for m in rows.made_messages()}
+    domains = made if name == "splits_made" else rows.set_domains()
+    proposed = splits.Splits.of(splits.propose(domains, splits.RULES[name]))
+    assert proposed == splits.read_splits(name)
 
 
 # ---------------------------------------------------------------- negatives and draws
@@ -163,7 +163,7 @@ def test_near_negatives_of_x_but_not_y_are_y(family):
 
 
 def test_messages_that_may_be_about_the_topic_are_no_negatives():
-    family = FAMILIES["sets"]
+    family = FAMILIES["stored"]
     money = {f"clinc150.{intent}" for intent in splits.MONEY}
     for task in family.tasks("L3"):
         assert not intents_of(family, [task]) & money
@@ -198,7 +198,7 @@ def test_draws_of_one_seed_are_equal_and_grow(family):
 
 
 def test_messages_are_repeated_where_there_are_too_few():
-    family = FAMILIES["sets"]
+    family = FAMILIES["stored"]
     task = family.tasks("L2")[0]
     drawn, _ = families.draw(family, task, "train", 6, 0, 0)
     assert Counter(Counter(drawn.tolist()).values()) == {1: 2, 2: 2}  # four messages
@@ -223,7 +223,7 @@ def test_forms_of_different_kinds_have_nothing_in_common():
 
 
 def test_sentences_are_divided_between_training_development_and_testing():
-    task = next(t for t in FAMILIES["sets"].tasks("L2") if t.name == "L2/clinc150.w2")
+    task = next(t for t in FAMILIES["stored"].tasks("L2") if t.name == "L2/clinc150.w2")
     first, second, third, fourth = texts.stored_sentences()["clinc150.w2"]
     assert task.texts["train"][:2] == (first, second)
     assert (task.texts["development"], task.texts["test"]) == ((third,), (fourth,))
@@ -236,36 +236,36 @@ def test_every_intent_has_four_different_sentences():
 
 
 # ---------------------------------------------------------------- reading
-def write_sets(folder, banking_train):
-    import pandas
+BANKING = ["why", "why so?", "how much?", "a fee?", "which fee?"]
+TABLES = {  # set -> part -> (texts, intents)
+    "clinc150": {
+        "test": (["play a song"], ["play_music"]),
+        "validation": (["Play, a song!", "a song"], ["play_music"] * 2),
+        "train": (["play me something", "what is love"], ["play_music", "out_of_scope"]),
+    },
+    "banking77": {
+        "test": (["Why?"], ["reverted_card_payment?"]),
+        "train": (BANKING, ["reverted_card_payment?"] * len(BANKING)),
+    },
+}
 
-    one = {"text": ["play a song"], "label": ["play_music"], "domain": ["home"]}
-    for name, part, content in (
-        ("clinc150", "test", one),
-        ("clinc150", "validation", one | {"text": ["Play, a song!"]}),
-        ("clinc150", "train", {
-            "text": ["play me something", "what is love"],
-            "label": ["play_music", "out_of_scope"],
-            "domain": ["home", "out_of_scope"],
-        }),
-        ("banking77", "test", {"text": ["Why?"], "label": ["fee?"], "domain": ["banking77"]}),
-        ("banking77", "train", {
-            "text": banking_train,
-            "label": ["fee?"] * len(banking_train),
-            "domain": ["banking77"] * len(banking_train),
-        }),
-    ):  # fmt: skip
-        (folder / name).mkdir(exist_ok=True)
-        pandas.DataFrame(content).to_parquet(folder / name / f"{part}.parquet")
+
+def write_sets(folder, column="label"):
+    for name, parts in TABLES.items():
+        (folder / name).mkdir()
+        for part, (written, intents) in parts.items():
+            frame = pandas.DataFrame({"text": written, column: intents})
+            frame.to_parquet(folder / name / f"{part}.parquet")
 
 
 def test_messages_are_read_without_repetitions_and_without_those_that_have_no_intent(tmp_path):
-    write_sets(tmp_path, ["why", "why so?", "how much?", "a fee?", "which fee?"])
+    write_sets(tmp_path)
     messages = rows.read_messages(f"local:{tmp_path}")
-    assert {m.name for m in messages} == {"clinc150.play_music", "banking77.fee"}
+    assert {m.name for m in messages} == {"clinc150.play_music", "banking77.reverted_card_payment"}
     count = Counter((m.set, m.part) for m in messages)
     assert count == {
-        ("clinc150", "test"): 1,  # the validation message repeats it
+        ("clinc150", "test"): 1,
+        ("clinc150", "validation"): 1,  # the other one repeats the test message
         ("clinc150", "train"): 1,
         ("banking77", "test"): 1,
         ("banking77", "validation"): 1,  # a quarter of four
@@ -275,9 +275,52 @@ def test_messages_are_read_without_repetitions_and_without_those_that_have_no_in
     assert messages == rows.read_messages(f"local:{tmp_path}")
 
 
-def test_the_hub_has_no_pinned_rows():
+def test_repetitions_within_one_part_of_one_intent_are_kept():
+    one = Message("1", "yes", "a", "yes", "a", "test")
+    same = Message("2", "Yes!", "a", "yes", "a", "test")
+    other_part = Message("3", "yes", "a", "yes", "a", "train")
+    other_intent = Message("4", "yes", "a", "agree", "a", "test")
+    assert rows.distinct([one, same, other_part, other_intent]) == [one, same]
+
+
+def test_messages_of_the_hub_are_those_of_a_folder(tmp_path, monkeypatch):
+    import datasets
+
+    calls = []
+
+    def load_dataset(repo, config, split, revision):
+        calls.append((repo, config, revision))
+        name = "clinc150" if repo == "clinc/clinc_oos" else "banking77"
+        written, intents = TABLES[name][split]
+        if name == "banking77":
+            return datasets.Dataset.from_dict({"text": written, "label_text": intents})
+        classes = ["oos", "play_music"]
+        labels = [classes.index(i.replace("out_of_scope", "oos")) for i in intents]
+        kinds = {"text": datasets.Value("string"), "intent": datasets.ClassLabel(names=classes)}
+        return datasets.Dataset.from_dict(
+            {"text": written, "intent": labels}, features=datasets.Features(kinds)
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    write_sets(tmp_path)
+    assert rows.read_messages("hub") == rows.read_messages(f"local:{tmp_path}")
+    assert set(calls) == {entry[:3] for entry in rows.HUB.values()}
+
+
+def test_a_table_without_its_columns_or_with_an_unknown_intent_is_refused(tmp_path, monkeypatch):
+    write_sets(tmp_path, column="intention")
+    with pytest.raises(PreflightError, match="label"):
+        rows.read_messages(f"local:{tmp_path}")
+    monkeypatch.setitem(TABLES["clinc150"], "test", (["hello"], ["alarms"]))
+    (tmp_path / "other").mkdir()
+    write_sets(tmp_path / "other")
+    with pytest.raises(PreflightError, match="alarms"):
+        rows.read_messages(f"local:{tmp_path / 'other'}")
+
+
+def test_a_source_without_the_sets_is_refused():
     with pytest.raises(UsageError, match="local:DIR"):
-        families.load_family("hub", "lab")
+        rows.read_messages("packages")
 
 
 def test_made_messages_have_words_that_tiny_models_know():
@@ -298,12 +341,20 @@ def test_made_messages_are_enough_for_an_evaluation():
 
 
 def test_a_held_out_intent_without_messages_is_refused():
-    made = FAMILIES["made"]
-    missing = made.splits.unseen[0]
-    sentences, phrases = rows.made_texts()
-    messages = [message for message in made.messages if message.name != missing]
+    family = FAMILIES["made"]
+    missing = family.splits.unseen[0]
+    written, phrases = rows.made_texts()
+    messages = [message for message in family.messages if message.name != missing]
     with pytest.raises(UsageError, match=missing):
-        families.build("made", Material(messages, made.splits, sentences, phrases))
+        families.build("made", Material(messages, family.splits, written, phrases))
+
+
+def test_an_intent_without_texts_is_refused():
+    family = FAMILIES["made"]
+    written, phrases = rows.made_texts()
+    written["made.warm"] = written["made.warm"] | {"development": ()}
+    with pytest.raises(UsageError, match=r"made\.warm.*development"):
+        families.build("made", Material(family.messages, family.splits, written, phrases))
 
 
 def test_an_unknown_split_is_refused(family):
@@ -323,10 +374,10 @@ def test_a_message_is_encoded_by_a_base_model():
         assert encoded.lengths.tolist()[0] >= len(message.text.split())
 
 
-def test_files_of_the_package_name_intents_that_have_sentences():
-    names = set(texts.stored_sentences())
-    phrases, wordings = texts.stored_phrases()
-    assert set(phrases) <= names
-    assert set(wordings) <= names
-    split = storage.read_json(splits.resources.files("oral_lib") / "tasks/intents/splits.json")
-    assert {*split["L2"], *split["L3"], *split["development"]} <= names
+def test_files_of_the_package_name_the_same_intents():
+    names = set(rows.set_domains())
+    assert set(texts.stored_sentences()) == names
+    assert set(texts.stored_phrases()) == names
+    split = splits.read_splits("splits")
+    unions = [name for union in split.unions for name in (*union.about, *union.not_about)]
+    assert {*split.unseen, *split.other_set, *split.development, *unions} <= names

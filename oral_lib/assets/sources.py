@@ -162,8 +162,17 @@ def local_rows(folder: str | Path, dataset: str, split: str) -> "DataFrame":
     return read_table(path)
 
 
-def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame":
+def hub_rows(
+    repo_id: str, config: str, split: str, revision: str, named: Collection[str] = ()
+) -> "DataFrame":
     """One split of a hub data set at a pinned revision.
+
+    Args:
+        repo_id: the data set's repository.
+        config: one of its configurations.
+        split: one of its splits.
+        revision: commit hash.
+        named: columns of class numbers to return as names of classes.
 
     Raises:
         UsageError: if the revision is not a commit hash.
@@ -180,7 +189,10 @@ def hub_rows(repo_id: str, config: str, split: str, revision: str) -> "DataFrame
         table = datasets.load_dataset(repo_id, config, split=split, revision=revision)
     except (*_hub_errors(), DatasetsError, ValueError) as error:  # ValueError: not in the cache
         raise _hub_failure(repo_id, error) from error
-    return with_origin(table.to_pandas(), f"{repo_id} ({split})")
+    frame = table.to_pandas()
+    for column in named:
+        frame[column] = table.features[column].int2str(frame[column].tolist())
+    return with_origin(frame, f"{repo_id} ({split})")
 
 
 def missing(source: str = "packages", experiment: str = "language") -> list[str]:

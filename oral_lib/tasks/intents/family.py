@@ -271,18 +271,17 @@ def load_family(source: str, scale: str) -> IntentFamily:
     """
     kind, _ = sources.parse_source(source)
     if kind == "made" or scale == "smoke":
-        sentences, phrases = rows.made_texts()
+        written, phrases = rows.made_texts()
         split = splits.read_splits("splits_made")
-        return build("made", Material(rows.made_messages(), split, sentences, phrases))
+        return build("made", Material(rows.made_messages(), split, written, phrases))
     if kind == "packages":
         from oral_lib.tasks.intents import glosses
 
         return build(source, glosses.load())
-    phrases, wordings = texts.stored_phrases()
     split = splits.read_splits("splits")
     return build(
         source,
-        Material(rows.read_messages(source), split, texts.stored_sentences(), phrases, wordings),
+        Material(rows.read_messages(source), split, texts.stored_texts(), texts.stored_phrases()),
     )
 
 
@@ -290,13 +289,14 @@ def build(source: str, material: Material) -> IntentFamily:
     """The family of `material`, with intents in the order of their names.
 
     Raises:
-        UsageError: if an intent has fewer than four sentences, or a held-out intent has no message.
+        UsageError: if an intent has no text of a kind, or a held-out intent has no message.
     """
     domain_of = {m.name: f"{m.set}.{m.domain}" for m in material.messages}
     intents = tuple(sorted(domain_of))
     index = {name: i for i, name in enumerate(intents)}
-    if short := [name for name in intents if len(material.sentences.get(name, ())) < 4]:
-        raise UsageError(f"the intent {short[0]!r} has fewer than four sentences.")
+    for name in intents:
+        if without := [k for k in texts.KINDS if not material.texts.get(name, {}).get(k)]:
+            raise UsageError(f"the intent {name!r} has no texts for {without[0]}.")
     phrases = {name: material.phrases.get(name) or texts.words_of(name) for name in intents}
     split = material.splits
     unions = [name for union in split.unions for name in (*union.about, *union.not_about)]
@@ -312,10 +312,7 @@ def build(source: str, material: Material) -> IntentFamily:
         domains=tuple(domain_of[name] for name in intents),
         splits=split,
         intent_texts=tuple(
-            texts.intent_texts(
-                name, material.sentences[name], phrases[name], material.wordings.get(name, ())
-            )
-            for name in intents
+            {kind: tuple(material.texts[name][kind]) for kind in texts.KINDS} for name in intents
         ),
         phrases=phrases,
     )

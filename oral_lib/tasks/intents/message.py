@@ -29,12 +29,10 @@ class Message:
 class Material:
     """Messages, texts and splits from which `family.build` makes a family.
 
-    `sentences` has at least four sentences an intent. The last is for testing and the one before it
-    for development. All others are for training. Intents are named as by `Message.name`.
+    Intents are named as by `Message.name`.
     """
 
     messages: Sequence[Message]
     splits: Splits
-    sentences: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Mapping[str, Sequence[str]]]  # train, development and test, by intent
     phrases: Mapping[str, str] = field(default_factory=dict)  # what "about ..." continues with
-    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)  # more for training

@@ -3,15 +3,35 @@
 import random
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
 from zlib import crc32
 
+from oral_lib import storage
 from oral_lib.assets import sources
+from oral_lib.documents.words import is_blank, short
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.tasks.intents.message import Message
 from oral_lib.tasks.rows import FILLER, comparable
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 SETS = ("clinc150", "banking77")
-NO_INTENT = "out_of_scope"  # label of messages that have none of the intents
+# set -> repository, configuration, revision, column of the intent, columns of class numbers
+HUB = {
+    "clinc150": (
+        *("clinc/clinc_oos", "plus", "155b9c710419136e17307b80d0a13e68cd46b4ec"),
+        *("intent", ("intent",)),
+    ),
+    "banking77": (
+        *("mteb/banking77", "default", "0fd18e25b25c072e09e0d92ab615fda904d66300"),
+        *("label_text", ()),
+    ),
+}
+NO_INTENT = ("out_of_scope", "oos")  # labels of messages that have none of the intents
 VALIDATION = 20  # at most this many validation messages an intent, of a set without that part
 
 # set -> domain -> marker words of each intent, which the tokenizers of the tiny models contain
@@ -44,6 +64,22 @@ MADE = {
 MADE_ROWS = {"train": 40, "validation": 10, "test": 30}  # made messages an intent
 
 
+@cache
+def set_domains() -> dict[str, str]:
+    """The domain of each intent of CLINC150 and BANKING77, as "set.domain", by name.
+
+    >>> set_domains()["clinc150.alarm"]
+    'clinc150.utility'
+    """
+    file = resources.files("oral_lib") / "tasks" / "intents" / "domains.json"
+    return {
+        f"{name}.{intent}": f"{name}.{domain}"
+        for name, domains in storage.read_json(file).items()
+        for domain, intents in domains.items()
+        for intent in intents
+    }
+
+
 def read_messages(source: str) -> tuple[Message, ...]:
     """The messages of CLINC150 and BANKING77 that have an intent, without repetitions.
 
@@ -52,33 +88,49 @@ def read_messages(source: str) -> tuple[Message, ...]:
     part: a quarter of each intent's training messages, and at most `VALIDATION`, become one.
 
     Args:
-        source: "local:DIR".
+        source: "local:DIR" or "hub".
 
     Raises:
         UsageError: for a source without these sets.
-        PreflightError: if a file is missing, damaged or without a column.
+        PreflightError: if a file or part is missing, damaged or not as expected.
     """
     kind, folder = sources.parse_source(source)
-    if kind != "local":
+    if kind not in ("local", "hub"):
         raise UsageError(
-            f"source {source!r} has no rows of CLINC150 and BANKING77: no revision of them is "
-            "pinned on the hub. Use --source local:DIR with DIR/clinc150 and DIR/banking77."
+            f"source {source!r} has no messages of CLINC150 and BANKING77: use --source local:DIR "
+            "or --source hub."
         )
     messages = []
     for name in SETS:
         for part in ("test", "validation", "train") if name == "clinc150" else ("test", "train"):
-            frame = sources.local_rows(folder, name, part)
-            if missing := {"text", "label", "domain"} - set(frame.columns):
-                file = frame.attrs.get("file", f"{name}/{part}")
-                raise PreflightError(f"{file} has no column {min(missing)!r}: check the data set.")
-            messages += [
-                Message(f"{name}-{part}-{i}", text.strip(), name, label.rstrip("?"), domain, part)
-                for i, (text, label, domain) in enumerate(
-                    frame[["text", "label", "domain"]].itertuples(index=False, name=None)
-                )
-                if label != NO_INTENT
-            ]
+            if kind == "hub":
+                repo, config, revision, column, named = HUB[name]
+                frame = sources.hub_rows(repo, config, part, revision, named)
+            else:
+                column, frame = "label", sources.local_rows(folder, name, part)
+            messages += _messages(frame, name, part, column)
     return with_validation(distinct(messages))
+
+
+def _messages(frame: "DataFrame", name: str, part: str, column: str) -> list[Message]:
+    """The messages of one part of a set that have an intent. PreflightError for a column that is
+    missing and for a cell that is not a text or not an intent of the set."""
+    file, domains = frame.attrs.get("file", f"{name}/{part}"), set_domains()
+    if missing := [c for c in ("text", column) if c not in frame.columns]:
+        raise PreflightError(f"{file} has no column {missing[0]!r}: check the data set.")
+    messages = []
+    for i, (text, label) in enumerate(zip(frame["text"], frame[column], strict=True)):
+        if label in NO_INTENT:
+            continue
+        intent = str(label).rstrip("?")
+        if not isinstance(text, str) or is_blank(text) or f"{name}.{intent}" not in domains:
+            raise PreflightError(
+                f"row {i} of {file} is invalid: the text is empty or {short(label)} is not an "
+                f"intent of {name}. Check the data set."
+            )
+        domain = domains[f"{name}.{intent}"].partition(".")[2]
+        messages.append(Message(f"{name}-{part}-{i}", text.strip(), name, intent, domain, part))
+    return messages
 
 
 def distinct(messages: Iterable[Message]) -> list[Message]:
@@ -108,10 +160,7 @@ def with_validation(messages: Iterable[Message]) -> tuple[Message, ...]:
         if message.part == "train" and left.get(message.name, 0):
             left[message.name] -= 1
             moved.add(message.key)
-    return tuple(
-        Message(m.key, m.text, m.set, m.intent, m.domain, "validation") if m.key in moved else m
-        for m in messages
-    )
+    return tuple(replace(m, part="validation") if m.key in moved else m for m in messages)
 
 
 def made_messages() -> tuple[Message, ...]:
@@ -134,18 +183,20 @@ def made_messages() -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def made_texts() -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """(four sentences, phrase) of each intent of the made messages, by name."""
-    sentences, phrases = {}, {}
+def made_texts() -> tuple[dict[str, dict[str, tuple[str, ...]]], dict[str, str]]:
+    """(texts by kind, phrase) of each intent of the made messages, by name."""
+    texts, phrases = {}, {}
     for name, domains in MADE.items():
         for markers in (text.split() for intents in domains.values() for text in intents):
             a, b, c = markers
-            key = f"{name}.{a}"
-            sentences[key] = (
-                f"Is there a word such as {a} , {b} or {c} in the message?",
-                f"Find messages with {c} , {a} or {b} .",
-                f"Does somebody say {b} or {a} ?",
-                f"Tell if the text has {a} or {c} in it.",
-            )
-            phrases[key] = f"{a} , {b} and {c}"
-    return sentences, phrases
+            texts[f"{name}.{a}"] = {
+                "train": (
+                    f"Is there a word such as {a} , {b} or {c} in the message?",
+                    f"Find messages with {c} , {a} or {b} .",
+                    f"The text is about {b} or {c} .",
+                ),
+                "development": (f"Does somebody say {b} or {a} ?",),
+                "test": (f"Tell if the text has {a} or {c} in it.",),
+            }
+            phrases[f"{name}.{a}"] = f"{a} , {b} and {c}"
+    return texts, phrases

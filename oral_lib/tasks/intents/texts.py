@@ -101,6 +101,8 @@ def union_texts(
 ) -> Mapping[str, tuple[str, ...]]:
     """The texts of a union, by kind: forms filled with the phrases of its intents in random order.
 
+    The first form is always among them.
+
     Args:
         union: the union.
         phrases: the phrase of each intent, by name.
@@ -109,7 +111,8 @@ def union_texts(
     forms = FORMS_WITHOUT if union.not_about else FORMS
     texts = {}
     for kind in KINDS:
-        chosen = rng.sample(forms[kind], UNION_TEXTS) if kind == "train" else forms[kind]
+        first, *others = forms[kind]
+        chosen = [first, *(rng.sample(others, UNION_TEXTS - 1) if kind == "train" else others)]
         texts[kind] = tuple(
             _filled(
                 form,
@@ -122,19 +125,30 @@ def union_texts(
 
 
 @cache
-def stored_sentences() -> Mapping[str, tuple[str, ...]]:
-    """Four sentences an intent of CLINC150 and BANKING77, by the intent's name."""
-    return {name: tuple(sentences) for name, sentences in _by_intent("descriptions.json").items()}
+def stored_texts() -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    """The texts of the intents of CLINC150 and BANKING77, by name and kind."""
+    phrases = stored_phrases()
+    wordings = {name: entry["train"] for name, entry in _by_intent("phrases.json").items()}
+    return {
+        name: intent_texts(name, sentences, phrases[name], wordings.get(name, ()))
+        for name, sentences in stored_sentences().items()
+    }
 
 
 @cache
-def stored_phrases() -> tuple[Mapping[str, str], Mapping[str, tuple[str, ...]]]:
-    """(phrase, further training wordings) of the intents of CLINC150 and BANKING77, by name."""
+def stored_sentences() -> Mapping[str, tuple[str, ...]]:
+    """Four sentences an intent of CLINC150 and BANKING77, by the intent's name."""
+    return {name: tuple(texts) for name, texts in _by_intent("descriptions.json").items()}
+
+
+@cache
+def stored_phrases() -> Mapping[str, str]:
+    """What "about ..." continues with for each intent of CLINC150 and BANKING77, by name."""
     entries = _by_intent("phrases.json")
-    return (
-        {name: entry["phrase"] for name, entry in entries.items()},
-        {name: tuple(entry["train"]) for name, entry in entries.items()},
-    )
+    return {
+        name: entries[name]["phrase"] if name in entries else words_of(name)
+        for name in stored_sentences()
+    }
 
 
 @cache
