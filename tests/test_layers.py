@@ -117,6 +117,7 @@ SEVERAL_MODULES = {  # name -> why several modules define it
     "pretrained": "oral_lib.pretrained reads a generator, hugging_face.pretrained a base model",
     "read": "results.read and store.read; called by their modules",
     "run_cell": "one an experiment, which its record names",
+    "yes_logits": "logit of yes minus that of no: of adapters on messages, of heads on images",
     "train": "method.train trains a generator, training.train the zoo",
 }
 
