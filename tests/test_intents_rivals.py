@@ -1,63 +1,21 @@
 """Rivals of the intents experiment: many adapters on rows of their own, trained and scored."""
 
-from dataclasses import dataclass, replace
-
 import numpy as np
 import pytest
 import torch
 
 from oral_lib.errors import OralError
+from oral_lib.evaluation import bootstrap
 from oral_lib.experiments.intents import adapters, messages, scoring
 from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import loading
-from oral_lib.tasks.task import load_task
+from oral_lib.tasks.intents.family import MESSAGE, draw, load_family, training_unions
 
 torch.set_num_threads(1)
 TINY = ("tiny-encoder", "tiny-causal")
-WORDS = ["amazon bank", "camera baker", "bird cat", "battery bike", "banner film", "apples brand"]
-
-
-@dataclass(frozen=True)
-class Message:
-    key: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Task:
-    name: str
-    positive: tuple[int, ...]
-    near: tuple[int, ...]
-    far: tuple[int, ...]
-
-
-class Family:
-    """Six intents of 50 messages each; the words of a message name its intent."""
-
-    def __init__(self):
-        random = np.random.default_rng(0)
-        filler = ["the", "a", "of", "it", "and", "was", "in", "this", "that", "with", "for"]
-        self.intents = tuple(f"made.{i}" for i in range(len(WORDS)))
-        self.intent_of = np.repeat(np.arange(len(WORDS)), 50)
-        self.part_of = np.tile(np.repeat([0, 1, 2], [36, 4, 10]), len(WORDS))
-        texts = []
-        for intent in self.intent_of:
-            words = [*random.choice(filler, random.integers(2, 9)), *WORDS[intent].split()]
-            texts.append(" ".join(random.permutation(words)))
-        self.messages = tuple(Message(f"m{i}", text) for i, text in enumerate(texts))
-
-
-FAMILY = Family()
-TASKS = [
-    Task("one", (0,), (1,), (2, 3, 4, 5)),
-    Task("two", (2, 3), (), (0, 1, 4, 5)),
-    Task("three", (4,), (5,), (0, 1, 2)),
-]
-MESSAGE = replace(
-    load_task("movie"), name="message", template="Message: {text}\nAnswer:", labels=["no", "yes"],
-    max_tokens=48,
-)  # fmt: skip
+FAMILY = load_family("made", "smoke")
+TASKS = [*FAMILY.tasks("train")[:2], training_unions(FAMILY, 1, 0)[0]]
 
 
 @pytest.fixture(scope="module", params=TINY)
@@ -122,16 +80,14 @@ def test_trained_adapters_separate_the_rows_of_their_tasks(table):
     base = table.base
     rows, labels = adapters.training_rows(FAMILY, TASKS, 100, 8, table.lengths)
     trained = adapters.train_stack(base, table, base.lora_init(), rows, labels, lr=1e-2, ratio=4.0)
-    test = np.flatnonzero(FAMILY.part_of == 2)
-    scores = scoring.yes_logits(base, table, trained, np.tile(test, (3, 1)))
-    for task, row in zip(TASKS, scores.numpy(), strict=True):
-        allowed = np.isin(FAMILY.intent_of[test], (*task.positive, *task.near, *task.far))
-        positive = np.isin(FAMILY.intent_of[test], task.positive)
-        high, low = row[positive], row[allowed & ~positive]
-        assert (high[:, None] > low).mean() > 0.85, task.name
+    for part, least in (("train", 0.8), ("test", 0.7)):
+        drawn = [draw(FAMILY, task, part, 20, 40, 0) for task in TASKS]
+        scores = scoring.yes_logits(base, table, trained, np.stack([rows for rows, _ in drawn]))
+        for task, row, (_, answers) in zip(TASKS, scores.numpy(), drawn, strict=True):
+            assert bootstrap.auc(answers, row) > least, task.name
 
 
-def test_scores_of_a_stack_are_those_of_each_adapter(table, monkeypatch):
+def test_each_adapter_of_a_stack_has_the_scores_that_it_has_by_itself(table, monkeypatch):
     base, start = table.base, table.base.lora_init()
     stack = Stack(start, 3)
     values = stack.values + 0.05 * torch.randn(stack.values.shape, generator=torch.manual_seed(0))

@@ -67,7 +67,7 @@ class StackTraining:
         """Sets the adapters to `values` [S, V], with zero moments and step 0, in place."""
         self.stack.moments.zero_()
         self.stack.step.zero_()
-        scoring.put(self.stack, values)
+        scoring.set_values(self.stack, values)
 
     def _step(self, width: int) -> None:
         size = len(self.stack)
@@ -85,7 +85,12 @@ class StackTraining:
 
 
 def training_rows(
-    family: IntentFamily, tasks: Sequence[IntentTask], steps: int, n: int, lengths: np.ndarray, seed: int = 0
+    family: IntentFamily,
+    tasks: Sequence[IntentTask],
+    steps: int,
+    n: int,
+    lengths: np.ndarray,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training rows [steps, T, n] of `tasks` and their labels: the first half of n is positive.
 

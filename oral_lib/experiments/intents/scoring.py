@@ -44,7 +44,7 @@ def yes_logits(
         part = sorted_rows[first : first + len(stack)]
         if len(part) < len(stack):
             stack = Stack(start, len(part), base.device, dtype)
-        put(stack, values[first : first + len(part)])
+        set_values(stack, values[first : first + len(part)])
         with stacked.attached(base.model, stack, scale):
             for columns in _columns(table, part, _TOKENS[base.device.type]):
                 index = torch.from_numpy(part[:, columns].copy()).to(base.device)
@@ -53,7 +53,7 @@ def yes_logits(
     return out.gather(1, torch.from_numpy(np.argsort(order, axis=1)))
 
 
-def put(stack: Stack, values: Tensor) -> None:
+def set_values(stack: Stack, values: Tensor) -> None:
     """Sets the values of `stack` to [S, V], in place."""
     with torch.no_grad():
         stack.values.copy_(values)
