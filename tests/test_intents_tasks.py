@@ -235,6 +235,30 @@ def test_every_intent_has_four_different_sentences():
         assert len(set(map(comparable, sentences))) == 4, name
 
 
+def test_invented_topics_repeat_no_intent_and_no_held_out_text():
+    family, topics = FAMILIES["stored"], texts.topics()
+    assert len(topics) > 100
+    assert len({comparable(topic.phrase) for topic in topics}) == len(topics)
+    phrases = {comparable(phrase) for phrase in family.phrases.values()}
+    names = {comparable(texts.words_of(name)) for name in family.intents}
+    kept = {
+        comparable(text) for t in family.tasks("L2") for k in texts.KINDS for text in t.texts[k]
+    }
+    kept |= {
+        comparable(text)
+        for split in ("L0", "L1", "L3", "development")
+        for task in family.tasks(split)
+        for kind in ("development", "test")
+        for text in task.texts[kind]
+    }
+    for topic in topics:
+        assert comparable(topic.phrase) not in phrases, topic.name
+        assert comparable(topic.name.replace("_", " ")) not in names, topic.name
+        assert len(topic.texts) >= 2
+        for text in (topic.phrase, *topic.texts, *topic.messages):
+            assert comparable(text) not in kept, text
+
+
 # ---------------------------------------------------------------- reading
 BANKING = ["why", "why so?", "how much?", "a fee?", "which fee?"]
 TABLES = {  # set -> part -> (texts, intents)

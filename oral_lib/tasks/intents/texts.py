@@ -69,11 +69,12 @@ UNION_TEXTS = 6  # training texts of a union
 
 @dataclass(frozen=True)
 class Topic:
-    """An invented topic without messages, for texts that a model may be trained on."""
+    """An invented topic, which is not an intent of any set; a model may be trained on it."""
 
     name: str
     phrase: str
     texts: tuple[str, ...]
+    messages: tuple[str, ...]  # invented messages about it
 
 
 def intent_texts(
@@ -153,9 +154,11 @@ def stored_phrases() -> Mapping[str, str]:
 
 @cache
 def topics() -> tuple[Topic, ...]:
-    """The invented topics of the package."""
+    """The invented topics of the package. Their author knew the names of the intents."""
     return tuple(
-        Topic(entry["name"], entry["phrase"], tuple(entry["texts"]))
+        Topic(
+            entry["name"], entry["phrase"], tuple(entry["texts"]), tuple(entry.get("messages", ()))
+        )
         for entry in _stored("topics.json", [])
     )
 
