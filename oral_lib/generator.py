@@ -22,7 +22,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Conditions(NamedTuple):

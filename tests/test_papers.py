@@ -14,7 +14,7 @@ from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.diffusion import DiffusionConfig
 from oral_lib.method.recurrence import RecurrenceConfig
-from oral_lib.method.training import TrainingConfig
+from oral_lib.method.training.tokens import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

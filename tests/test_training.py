@@ -11,9 +11,10 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import generators
 from oral_lib.experiments.generators import Preset, assemble
 from oral_lib.generator import Generator
-from oral_lib.method import training
 from oral_lib.method.config import SamplingConfig
-from oral_lib.method.training import TrainingConfig
+from oral_lib.method.training import tokens as training
+from oral_lib.method.training.optimizer import AveragedAdamW
+from oral_lib.method.training.tokens import TrainingConfig
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.scales import GENERATOR, GeneratorJob
@@ -110,9 +111,9 @@ def test_a_broken_state_is_refused(zoo_members, tmp_path, refused):
 def test_a_state_is_written_as_often_as_asked_and_at_the_end(
     seconds, times, zoo_members, tmp_path, monkeypatch
 ):
-    written, store = [], training._store
+    written, store = [], AveragedAdamW.store
     monkeypatch.setattr(training, "CHECK_EVERY", 2)
-    monkeypatch.setattr(training, "_store", lambda *a: written.append(a[3]) or store(*a))
+    monkeypatch.setattr(AveragedAdamW, "store", lambda *a: written.append(a[3]) or store(*a))
     run(zoo_members, how=replace(TEN, save_every=seconds), state=tmp_path / "state.safetensors")
     assert len(written) == times and written[-1] == 10
 

@@ -28,8 +28,8 @@ from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.stored import compression
-from oral_lib.method.training import TrainingConfig
-from oral_lib.method.training_set import TrainingSet
+from oral_lib.method.training.tokens import TrainingConfig
+from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder

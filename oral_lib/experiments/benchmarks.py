@@ -26,7 +26,7 @@ from oral_lib.lora import peft_model, stacked
 from oral_lib.method import tokenization, training
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training_set import TrainingSet
+from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
 from oral_lib.tasks.rows import Split

@@ -14,8 +14,8 @@ from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training import TrainingConfig, train
-from oral_lib.method.training_set import TrainingSet
+from oral_lib.method.training.tokens import TrainingConfig, train
+from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.scales import GENERATOR, GeneratorJob

@@ -10,7 +10,7 @@ then a handful of operations on [S, values]. Each adapter has its own learning r
 norm, and is trained as if it were the only one. `stacked_layers` holds the layers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -96,6 +96,12 @@ class Stack:
         self._renew()
 
     @torch.no_grad()
+    def set(self, values: Tensor) -> None:
+        """Sets the values [S, values], in place."""
+        self.values.copy_(values)
+        self._renew()
+
+    @torch.no_grad()
     def restart(self, start: dict[str, Tensor]) -> None:
         """Resets every adapter to `start`, with zero moments and step 0, in place."""
         self.values.copy_(self._flat(start).expand_as(self.values))
@@ -168,6 +174,52 @@ def _adamw(values, mean, square, grad, factor, lr, pace, step, betas, eps) -> No
 def _adamw_compiled():
     """One pass over memory instead of twelve; compiled at the first use, which takes seconds."""
     return torch.compile(_adamw, dynamic=True)
+
+
+class _Losses(torch.autograd.Function):
+    """Losses of the values of a stack, whose gradient is computed together with them."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, stack: Stack, losses: Callable[[], Tensor]) -> Tensor:
+        stack.set(values)
+        with torch.enable_grad():
+            each = losses()  # [S]
+            parts = list(stack.parts.values())
+            gradients = torch.autograd.grad(each.sum(), parts, materialize_grads=True)
+        ctx.save_for_backward(torch.cat([part.flatten(1) for part in gradients], 1).float())
+        return each.detach().float()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        [gradient] = ctx.saved_tensors  # [S, values]
+        return upstream[:, None] * gradient, None, None
+
+
+def losses_of(values: Tensor, stack: Stack, losses: Callable[[], Tensor]) -> Tensor:
+    """[S] float32 losses of the adapters `values` [S, values], with a gradient to them.
+
+    The stack is a place to compute at: its values are set to `values`. Adapter s must decide loss s
+    only. Everything that the model computes is freed before this returns, so the backward pass
+    through the network that wrote `values` needs no memory of it. Nothing waits for the device.
+
+    Args:
+        values: the tensors of each adapter one after another, in the order of `stack.names`.
+        stack: S adapters, attached to a model.
+        losses: the losses [S] of the adapters that are in the stack.
+
+    >>> start = {
+    ...     "base_model.model.0.lora_A.weight": torch.ones(2, 4),
+    ...     "base_model.model.0.lora_B.weight": torch.zeros(3, 2),
+    ... }
+    >>> net, stack, x = nn.Sequential(nn.Linear(4, 3)), Stack(start, size=5), torch.randn(10, 4)
+    >>> values = torch.randn(5, 14, requires_grad=True)
+    >>> with attached(net, stack, scale=2.0) as model:
+    ...     each = losses_of(values, stack, lambda: model(x).square().view(5, -1).mean(1))
+    >>> each.sum().backward()
+    >>> each.shape, values.grad.shape
+    (torch.Size([5]), torch.Size([5, 14]))
+    """
+    return _Losses.apply(values, stack, losses)
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

@@ -21,6 +21,7 @@ _PUBLIC = {  # name -> module
     "DenoiserConfig": "denoiser",
     "Diffusion": "diffusion",
     "DiffusionConfig": "diffusion",
+    "Examples": "conditioning",
     "GeneratorConfig": "config",
     "Layout": "tokenization",
     "ORAL": "model",
@@ -28,13 +29,15 @@ _PUBLIC = {  # name -> module
     "RecurrenceConfig": "recurrence",
     "SamplingConfig": "config",
     "TokenStatistics": "normalization",
-    "TrainingConfig": "training",
-    "TrainingSet": "training_set",
+    "TrainingConfig": "training.tokens",
+    "ThroughBaseConfig": "training.through_base",
+    "TrainingSet": "training.training_set",
     "ZooProjection": "projection",
     "decode": "tokenization",
     "encode": "tokenization",
     "fingerprint": "conditioning",
-    "train": "training",
+    "train": "training.tokens",
+    "train_through_base": "training.through_base",
 }
 __all__ = list(_PUBLIC)
 

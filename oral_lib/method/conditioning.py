@@ -1,16 +1,19 @@
-"""The condition c = [c_text ; c_model]: the task in words and the base model.
+"""The condition c = [c_text ; c_model]: the task in words and examples, and the base model.
 
-    c = fuse( W_text text + W_structure structure + W_fingerprint norm(fingerprint) )
+    c = fuse( W_text text + mean_i( g_{y_i} * W_x x_i + d_{y_i} )
+              + W_structure structure + W_fingerprint norm(fingerprint) )
 
-c_text is the sentence embedding of the task's description by a frozen encoder. c_model is the
-embedding of the base model's structure in words and, in the `fingerprint` arm, a sketch of its
-weights. Versions of one model share their structure and differ in their weights only.
+c_text is the sentence embedding of the task's description by a frozen encoder, with the embeddings
+x_i of labelled examples, y_i their labels. c_model is the embedding of the base model's structure
+in words and, in the `fingerprint` arm, a sketch of its weights. Versions of one model share their
+structure and differ in their weights only.
 
 Letters: b batch, e values of a text embedding, f values of a fingerprint, m width of the network,
-q columns of a sketch.
+n examples, q columns of a sketch.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +26,47 @@ ARMS = ("fingerprint", "describe")
 SKETCH = 16  # q, columns of the random projection of a weight matrix
 FINGERPRINT = 64  # f
 ENERGY_FLOOR = 1e-12  # smallest squared singular value whose logarithm is taken
+LABELS = 16  # different labels that examples may have
+
+
+class Examples(NamedTuple):
+    """Labelled rows of b tasks, in any order.
+
+    Args:
+        embeddings: [b, n, e] unit vectors of the rows' texts.
+        labels: long [b, n], from 0 to LABELS - 1.
+        given: bool [b, n], False for a row that is not used.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    given: Tensor
+
+
+class ExampleReader(nn.Module):
+    """The mean over examples of g_y * W x + d_y, [b, m]: it does not depend on their order.
+
+    g and d are a learned scale and shift of each label. Without examples the result is 0. As in
+    prototypical networks (arXiv 1703.05175), a mean for each label is what a few rows tell best.
+
+    Args:
+        embedding: e.
+        width: m.
+    """
+
+    def __init__(self, embedding: int, width: int):
+        super().__init__()
+        self.read = nn.Linear(embedding, width, bias=False)
+        self.scale = nn.Embedding(LABELS, width)
+        self.shift = nn.Embedding(LABELS, width)
+        nn.init.zeros_(self.shift.weight)
+
+    def forward(self, examples: Examples) -> Tensor:
+        x, labels, given = examples
+        read = self.read(x * x.shape[-1] ** 0.5)  # [b, n, m]
+        terms = self.scale(labels) * read + self.shift(labels)  # [b, n, m]
+        used = given[..., None].to(terms.dtype)  # [b, n, 1]
+        return (terms * used).sum(1) / used.sum(1).clamp_min(1)  # [b, m]
 
 
 class Condition(nn.Module):
@@ -30,12 +74,14 @@ class Condition(nn.Module):
 
     A dropped or empty text is replaced by a learned vector: this serves guidance and generation
     without text. The `describe` arm ignores the fingerprint. Source: ORAL (arXiv 2503.24354),
-    c = [c_model ; c_text]; the fingerprint and the fusion are choices of this project (D-CON).
+    c = [c_model ; c_text], where c_text may contain few-shot examples; the fingerprint, the reader
+    of examples and the fusion are choices of this project (D-CON).
 
     Args:
         embedding: e, size of the text and structure embeddings.
         width: m.
         arm: "fingerprint" (structure and weights) or "describe" (structure only).
+        examples: whether the condition reads labelled examples.
 
     Raises:
         UsageError: `arm` is neither of the two.
@@ -47,7 +93,9 @@ class Condition(nn.Module):
     torch.Size([2, 8])
     """
 
-    def __init__(self, embedding: int, width: int, arm: str = "fingerprint"):
+    def __init__(
+        self, embedding: int, width: int, arm: str = "fingerprint", examples: bool = False
+    ):
         super().__init__()
         if arm not in ARMS:
             raise UsageError(f"base condition {arm!r}: use one of {ARMS}.{closest(arm, ARMS)}")
@@ -59,9 +107,15 @@ class Condition(nn.Module):
         self.fuse = nn.Sequential(
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
         )
+        self.examples = ExampleReader(embedding, width) if examples else None
 
     def forward(
-        self, text: Tensor, given: Tensor, structure: Tensor, fingerprint: Tensor
+        self,
+        text: Tensor,
+        given: Tensor,
+        structure: Tensor,
+        fingerprint: Tensor,
+        examples: Examples | None = None,
     ) -> Tensor:
         """c [b, m].
 
@@ -70,12 +124,20 @@ class Condition(nn.Module):
             given: bool [b], False where the learned vector replaces the text.
             structure: [b, e] unit vectors.
             fingerprint: [b, f].
+            examples: labelled rows of the b tasks; None: there are none.
+
+        Raises:
+            UsageError: examples for a condition that reads none.
         """
+        if examples is not None and self.examples is None:
+            raise UsageError("this network reads no examples: leave them out.")
         # unit vectors of e values are scaled to unit size a value, like other inputs of a layer
         text = torch.where(given[:, None], text * text.shape[-1] ** 0.5, self.no_text)  # [b, e]
         c = self.text(text) + self.structure(structure * structure.shape[-1] ** 0.5)  # [b, m]
         if self.fingerprint is not None:
             c = c + self.fingerprint(F.layer_norm(fingerprint, fingerprint.shape[-1:]))
+        if examples is not None:
+            c = c + self.examples(examples)
         return self.fuse(c)
 
 

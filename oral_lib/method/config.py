@@ -18,6 +18,7 @@ from oral_lib.method.tokenization import Layout
 
 ROTATIONS = ("bases", "tokens", "none")
 SHARINGS = ("adapter", "token")
+SHARED = ("none", "added", "only")
 
 
 def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -47,6 +48,9 @@ class GeneratorConfig:
         reads_token_mean: the prototype of each token also receives an estimate of the mean clean
             token, from the mean of all noised tokens of the adapter. Needs
             `SamplingConfig.noise_sharing` "token".
+        examples: the condition also reads labelled examples of the task.
+        shared: "added": each base model has a learned part that all its adapters share, and the
+            network generates the rest. "only": nothing is generated, an ablation. "none": all is.
 
     Raises:
         UsageError: a value is out of range, or an option has no effect.
@@ -69,6 +73,8 @@ class GeneratorConfig:
     arm: str = "fingerprint"
     uses_text: bool = True
     reads_token_mean: bool = False
+    examples: bool = False
+    shared: str = "none"
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
@@ -87,7 +93,8 @@ class GeneratorConfig:
                 "use component_rotation='none'."
             )
         _one_of("arm", self.arm, ARMS)
-        for name in ("uses_text", "reads_token_mean"):
+        _one_of("shared", self.shared, SHARED)
+        for name in ("uses_text", "reads_token_mean", "examples"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be true or false.")
         if self.diffusion is None and self.reads_token_mean:

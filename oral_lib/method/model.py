@@ -3,6 +3,7 @@
     c = condition(text, base)                     conditioning.py            [b, m]
     P = recurrence(positions + c)                 recurrence.py              [b, l, m]
     K_0 <- denoise from noise, given P and c      denoiser.py, diffusion.py  [b, l, k or r]
+                        + shared part of the base
                         projected on the zoo      projection.py
 
 One network serves several base models and tasks; only c separates them. Each base model has its own
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError, UsageError
-from oral_lib.method.conditioning import Condition
+from oral_lib.method.conditioning import Condition, Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import denoiser
 from oral_lib.method.diffusion import Diffusion
@@ -163,7 +164,7 @@ class ORAL(nn.Module):
             kinds = torch.tensor([self.types.index(t) for t in base.layout.types])
             kinds = kinds[base.layout.positions[:, 2]]  # [l] index into `types`
             self.register_buffer(f"kinds{number}", kinds.to(base.layer.device), persistent=False)
-        self.condition = Condition(embedding, config.width, config.arm)
+        self.condition = Condition(embedding, config.width, config.arm, config.examples)
         self.kind = nn.Embedding(len(self.types), config.width)
         self.enter = nn.Linear(config.width, config.width)
         self.recurrence = Recurrence(config.recurrence)
@@ -174,6 +175,10 @@ class ORAL(nn.Module):
         self.diffusion = None if config.diffusion is None else Diffusion(config.diffusion)
         reads = config.reads_token_mean
         self.mean = nn.Linear(config.size, config.width, bias=False) if reads else None
+        self.shared = None  # [l, k or r] of each base model, in normalised units
+        if config.shared != "none":
+            parts = (torch.zeros(base.layout.l, config.size) for base in bases.values())
+            self.shared = nn.ParameterList(part.to(base.layer.device) for part in parts)
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +192,7 @@ class ORAL(nn.Module):
         text: Tensor,
         given: Tensor,
         c_model: tuple[Tensor, Tensor] | None = None,
+        examples: Examples | None = None,
     ) -> Tensor:
         """c [b, m].
 
@@ -195,13 +201,19 @@ class ORAL(nn.Module):
             text: [b, e] embeddings.
             given: bool [b], False: the text is replaced by the learned vector for "no text".
             c_model: structure [e] and fingerprint [f] of another model of the same architecture.
+            examples: labelled rows of the b tasks.
         """
         entry = self.bases[base]
         structure, fingerprint = c_model or (entry.structure, entry.fingerprint)
         if not self.config.uses_text:
             given = torch.zeros_like(given)
         b = text.shape[0]
-        return self.condition(text, given, structure.expand(b, -1), fingerprint.expand(b, -1))
+        c_model = structure.expand(b, -1), fingerprint.expand(b, -1)
+        return self.condition(text, given, *c_model, examples)
+
+    def shared_part(self, base: str) -> Tensor | float:
+        """[l, k or r] what all adapters of `base` share, or 0."""
+        return 0.0 if self.shared is None else self.shared[list(self.bases).index(base)]
 
     def prototypes(self, base: str, c: Tensor) -> Tensor:
         """P [b, l, m]: the recurrent model over positions, tensor types and the condition."""
@@ -233,6 +245,8 @@ class ORAL(nn.Module):
             eps: [b, s, k] noise.
         """
         mask = self.bases[base].mask[chosen]  # [s, k]
+        if self.shared is not None:
+            k0 = (k0 - self.shared_part(base)[chosen].detach()) * mask
         if self.diffusion is not None:
             eps = eps * mask
             x = self.diffusion.add_noise(k0, eps, t)
@@ -242,6 +256,39 @@ class ORAL(nn.Module):
             x, target, weight = torch.zeros_like(k0), k0, k0.new_ones(len(k0))
         error = (self.predict(x, t, p, c) - target).square() * mask
         return (error.sum((1, 2)) * weight).mean() / mask.sum()
+
+    def write(self, base: str, c: Tensor, noise: Tensor, steps: int = 1) -> Tensor:
+        """K_0 [b, l, k or r] with a gradient: how adapters are written for the loss of the base.
+
+        A sample without projection or guidance. Only the last of its denoising steps has a
+        gradient. With steps=1 that is x_0 at once from pure noise.
+
+        Args:
+            base: name of the base model.
+            c: [b, m] conditions.
+            noise: [b, l, k or r].
+            steps: denoising steps.
+        """
+        mask, p = self.bases[base].mask, self.prototypes(base, c)
+        t = torch.zeros(len(c), dtype=torch.long, device=c.device)
+        if self.diffusion is None:
+            k0 = self.predict(torch.zeros_like(noise), t, p, c)
+        else:
+            chain, x = self.diffusion.timesteps(steps), noise * mask
+            if steps > 1:
+                states: list[Tensor] = []
+
+                def denoise(x: Tensor, t: Tensor) -> Tensor:
+                    states.append(x)
+                    return self.predict(x, t, p, c) * mask
+
+                self.diffusion.sample(denoise, x, steps)  # without a gradient
+                x = states[-1]
+            t = t + chain[-1]
+            k0 = self.diffusion.to_x0(self.predict(x, t, p, c), x, t)
+        if self.config.shared == "only":
+            k0 = torch.zeros_like(k0)
+        return (k0 + self.shared_part(base)) * mask
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -261,6 +308,11 @@ class ORAL(nn.Module):
             raise UsageError(
                 f"projection={sampling.projection!r}: the adapters of the zoo of {base!r} are not "
                 "stored with this network. Use projection='none'."
+            )
+        if sampling.projection != "none" and self.shared is not None:
+            raise UsageError(
+                f"projection={sampling.projection!r}: this network adds a shared part, which the "
+                "zoo does not contain. Use projection='none'."
             )
         if sampling.guidance != 1.0 and not (self.config.uses_text and self.diffusion):
             kind = "plain regression" if self.config.uses_text else "a network that uses no text"
@@ -307,6 +359,8 @@ class ORAL(nn.Module):
         if self.diffusion is None:
             t = torch.zeros(len(c), dtype=torch.long, device=c.device)
             k0 = self.predict(torch.zeros_like(noise), t, p, c) * mask
+            if self.shared is not None:
+                k0 = k0 * (self.config.shared == "added") + self.shared_part(base)
             return self._projected(base, k0, sampling.projection)
         guided = sampling.guidance != 1.0
         if guided and c_free is None:
@@ -326,6 +380,8 @@ class ORAL(nn.Module):
         if sampling.projection != "none":
             spanned = partial(self._projected, base, way="span")
         k0 = self.diffusion.sample(denoise, noise * mask, sampling.steps, project=spanned)
+        if self.shared is not None:
+            k0 = (k0 * (self.config.shared == "added") + self.shared_part(base)) * mask
         return self._projected(base, k0, sampling.projection)
 
     def _projected(self, base: str, k0: Tensor, way: str) -> Tensor:

@@ -263,6 +263,22 @@ def decode(layout: Layout, values: Tensor) -> list[dict[str, Tensor]]:
     return adapters
 
 
+def flat(layout: Layout, values: Tensor) -> Tensor:
+    """[b, v] the values of b adapters, differentiable, on the device of `values` [b, l, k].
+
+    Padding is left out. Tensors are in the order of their sorted names, as in `lora.stacked.Stack`.
+
+    >>> adapter = {"q.lora_A.weight": torch.ones(2, 3), "q.lora_B.weight": torch.zeros(2, 2)}
+    >>> layout = Layout.of(adapter, k=4)
+    >>> flat(layout, encode(layout, [adapter])).shape
+    torch.Size([1, 10])
+    """
+    extents = [size for extent in _extents(layout) for size in extent]
+    pieces = values.flatten(1).split(extents, dim=1)[::2]  # [b, values] of each tensor
+    order = sorted(range(len(layout.names)), key=layout.names.__getitem__)
+    return torch.cat([pieces[i] for i in order], 1)  # [b, v]
+
+
 def _extents(layout: Layout) -> list[tuple[int, int]]:
     """(number of values, length of padding) of each tensor in the flat tokens."""
     return [

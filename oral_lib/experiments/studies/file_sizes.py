@@ -26,8 +26,8 @@ from oral_lib.method.config import GeneratorConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.stored import compression
 from oral_lib.method.tokenization import Layout
-from oral_lib.method.training import train
-from oral_lib.method.training_set import TrainingSet
+from oral_lib.method.training.tokens import train
+from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models import loading, registry, two_tower
 from oral_lib.models.base import BaseModel
 from oral_lib.scales import BasePlan

@@ -9,9 +9,8 @@ so one recurrent pass serves all adapters of a condition. All randomness of a st
 Letters: a adapters, b conditions of a step, r adapters of each, s tokens that are denoised.
 """
 
-import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, learning_rate, seeds, storage
+from oral_lib import devices, learning_rate, seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.model import ORAL
-from oral_lib.method.training_set import TrainingSet
+from oral_lib.method.training.optimizer import AveragedAdamW
+from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.progress import bar
 
 
@@ -176,7 +176,7 @@ def step_loss(
 
 
 class Trainer:
-    """A network in training: `model`, its average (EMA) `averaged`, its `optimizer`.
+    """A network in training: `model`, its average (EMA) `averaged`.
 
     Steps are deterministic: they depend on the model, the seed and the number of the step. On a GPU
     a step is one replayed graph.
@@ -191,43 +191,36 @@ class Trainer:
     ):
         self.config, self.model = config, model.to(device).train()
         self.data = {name: adapters.to(device) for name, adapters in data.items()}
-        self.averaged = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=torch.tensor(config.lr, device=device),
-            weight_decay=config.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,
-            capturable=device.type == "cuda",
-        )
+        about = {"lr": config.lr, "weight_decay": config.weight_decay, "clip": config.clip}
+        self.optimizer = AveragedAdamW(self.model, **about)
         self.half = devices.fast_dtype(device) == torch.bfloat16
         self.draws = {n: StepDraw.of(self.model, n, s, config, 0) for n, s in self.data.items()}
-        self.loss, self.rate = (torch.zeros((), device=device) for _ in range(2))
-        self.average, self.now = list(self.averaged.parameters()), list(self.model.parameters())
+        self.loss = torch.zeros((), device=device)
         self.replay = Replay(self._once, device)
+
+    @property
+    def averaged(self) -> ORAL:
+        """The network with averaged weights."""
+        return self.optimizer.averaged
 
     def step(self, number: int) -> Tensor:
         """The loss of step `number`, on the device; updates the model and its average."""
         for name, adapters in self.data.items():
             self.draws[name].copy_(StepDraw.of(self.model, name, adapters, self.config, number))
-        self.optimizer.param_groups[0]["lr"].fill_(self.config.lr_at(number))
-        self.rate.fill_(self.config.average_rate(number))
+        rates = self.config.lr_at(number), self.config.average_rate(number)
+        self.optimizer.set_rates(*rates)
         self.replay(0)
         return self.loss.clone()
 
     def _once(self, _: int) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.model.parameters():
+            parameter.grad = None
         kind = self.loss.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False):
             loss = step_loss(self.model, self.data, self.draws)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
+        self.optimizer.update()
         self.loss.copy_(loss.detach())
-        with torch.no_grad():  # average + rate * (now - average)
-            change = torch._foreach_sub(self.now, self.average)
-            torch._foreach_mul_(change, self.rate)
-            torch._foreach_add_(self.average, change)
 
 
 def train(
@@ -283,7 +276,8 @@ def train(
     losses: list[Tensor] = []
     begin = 0
     if state is not None and state.exists():
-        begin, losses = _resume(state, run, trainer)
+        begin, curves = trainer.optimizer.resume(state, run, ["losses"])
+        losses = curves["losses"]
     saved = time.monotonic()
     last = min(until or config.steps, config.steps)
     for step in bar(range(begin, last), label=label, unit="step"):
@@ -296,46 +290,7 @@ def train(
                 )
             due = done == last or time.monotonic() - saved >= config.save_every
             if state is not None and due:
-                _store(state, run, trainer, done, losses)
+                trainer.optimizer.store(state, run, done, {"losses": losses})
                 saved = time.monotonic()
     curve = torch.stack(losses).tolist() if losses else []
     return trainer.averaged.eval(), curve
-
-
-def _store(path: Path, run: int, trainer: Trainer, step: int, losses: Sequence[Tensor]) -> None:
-    state = {f"model.{n}": v for n, v in trainer.model.state_dict().items()}
-    state |= {f"ema.{n}": v for n, v in trainer.averaged.state_dict().items()}
-    for i, slots in trainer.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{i}.{n}": v for n, v in slots.items()}
-    state |= {"run": torch.tensor(run), "step": torch.tensor(step)}
-    state |= {"losses": torch.stack(losses).float()}
-    state = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
-    storage.write_tensors(path, state)
-
-
-def _resume(path: Path, run: int, trainer: Trainer) -> tuple[int, list[Tensor]]:
-    state = storage.read_tensors(path)
-    if int(state.get("run", 0)) != run:
-        raise OralError(
-            f"{path} belongs to a training with other settings or adapters: delete it to "
-            "start again."
-        )
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        cut = len(prefix) + 1
-        return {n[cut:]: v for n, v in state.items() if n.startswith(prefix + ".")}
-
-    try:
-        trainer.model.load_state_dict(part("model"))
-        trainer.averaged.load_state_dict(part("ema"))
-    except RuntimeError as error:
-        raise OralError(
-            f"{path} belongs to a network of another shape: delete it to start again."
-        ) from error
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimizer").items():
-        i, slot = name.split(".")
-        slots.setdefault(int(i), {})[slot] = value
-    groups = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    return int(state["step"]), list(state["losses"].to(trainer.loss.device).unbind())
