@@ -111,9 +111,40 @@ def test_no_union_is_nested_with_a_union_of_training(family):
             assert positive | other != seen or positive & other, task.name
 
 
+def test_more_unions_than_there_are_is_refused(monkeypatch):
+    monkeypatch.setattr(families, "ATTEMPTS", 20)
+    with pytest.raises(UsageError, match="of 'made' have hardly any more"):
+        families.training_unions(FAMILIES["made"], 5000, 0)
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ("12", True),  # equal
+        ("123", True),  # a superset
+        ("1", True),  # a subset
+        ("345", True),  # the complement
+        ("34", False),
+        ("1345", False),
+    ],
+)
+def test_a_union_next_to_a_held_out_one_is_forbidden(about, expected):
+    held_out = [splits.Union("", tuple("12"))]
+    assert splits.forbidden(splits.Union("", tuple(about)), held_out, tuple("12345")) is expected
+
+
+def test_unions_of_training_are_equal_for_equal_seeds(family):
+    one, same, other = (families.training_unions(family, 20, seed) for seed in (1, 1, 2))
+    assert one == same
+    assert {t.positive for t in one} != {t.positive for t in other}
+    assert len({(t.positive, t.near) for t in one}) == 20
+
+
 def test_unions_of_the_split_are_not_nested_and_seen_in_development(family):
     tasks = family.tasks("L1")
-    assert all(not splits.nested(a, b) for a, b in combinations(family.splits.unions, 2))
+    for a, b in combinations(tasks, 2):
+        assert not set(a.positive) <= set(b.positive), (a.name, b.name)
+        assert not set(b.positive) <= set(a.positive), (a.name, b.name)
     assert {i for t in tasks for i in t.positive} <= set(
         family.seen_without("L2", development=True)
     )

@@ -21,6 +21,7 @@ from oral_lib.tasks.intents.message import PARTS, Material, Message
 from oral_lib.tasks.intents.splits import Splits, Union
 from oral_lib.tasks.task import Task
 
+ATTEMPTS = 1000  # rejected draws in a row, before there are too few unions
 SPLITS = ("train", "development", "L0", "L1", "L2", "L3")
 MESSAGE = Task(
     name="intents",
@@ -192,19 +193,25 @@ def training_unions(
         without: the split that the model is judged on in the end.
         development: leave the intents of development out.
         share_without: share of the tasks that are "X but not Y".
+
+    Raises:
+        UsageError: if the seen intents do not have that many unions.
     """
     allowed = family.seen_without(without, development=development)
     domains = {family.intents[i]: family.domains[i] for i in allowed}
     rng = random.Random(f"training unions {seed}")
-    tasks, drawn = [], set()
+    tasks, drawn, rejected = [], set(), 0
     while len(tasks) < n:
         union = splits.draw_union(domains, rng, without=rng.random() < share_without)
-        forbidden = any(
-            splits.nested(union, other) or splits.complementary(union, other, list(domains))
-            for other in family.splits.unions
-        )
-        if forbidden or union in drawn:
+        if union in drawn or splits.forbidden(union, family.splits.unions, tuple(domains)):
+            rejected += 1
+            if rejected > ATTEMPTS:
+                raise UsageError(
+                    f"{len(tasks)} unions for training instead of {n}: the {len(allowed)} seen "
+                    f"intents of {family.source!r} have hardly any more. Choose a smaller number."
+                )
             continue
+        rejected = 0
         drawn.add(union)
         name = f"{_set(union.about[0])}.union-{seed}-{len(tasks):05d}"
         tasks.append(family._union_task("train", replace(union, name=name), allowed))

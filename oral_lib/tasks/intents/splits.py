@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from itertools import chain
 
 from oral_lib import storage
 
@@ -134,7 +133,7 @@ def propose(domains: Mapping[str, str], rule: Rule) -> dict:
     """The content of a file of splits, drawn with the seed of `rule`.
 
     Whole domains come from the first of `rule.trained_sets` and have no twin. The unions of L1 have
-    intents that are seen in development, too. None contains another one.
+    intents that are seen in development, too. None contains another one, or is its complement.
 
     Args:
         domains: the domain of every intent, as "set.domain", by the intent's name.
@@ -160,7 +159,7 @@ def propose(domains: Mapping[str, str], rule: Rule) -> dict:
     for without, n in ((False, rule.unions), (True, rule.without)):
         while n:
             union = draw_union(seen, rng, without)
-            if not any(nested(union, other) for other in taken):
+            if not forbidden(union, taken, tuple(seen)):
                 taken.append(union)
                 n -= 1
     return {
@@ -212,15 +211,25 @@ def draw_union(domains: Mapping[str, str], rng: random.Random, without: bool) ->
     )
 
 
+def forbidden(union: Union, held_out: Sequence[Union], names: Sequence[str]) -> bool:
+    """Whether `union` must not be in training, because of one of the unions `held_out`.
+
+    The intents of one contain all intents of the other, or they are complements among `names`.
+    """
+    return any(
+        nested(union, other)
+        or (
+            len(union.about) + len(other.about) == len(names)
+            and {*union.about, *other.about} == set(names)
+        )
+        for other in held_out
+    )
+
+
 def nested(one: Union, other: Union) -> bool:
     """Whether the intents of one union contain all intents of the other."""
-    a, b = set(one.about), set(other.about)
-    return a <= b or b <= a
-
-
-def complementary(one: Union, other: Union, names: Sequence[str]) -> bool:
-    """Whether each of the intents `names` is in one of the two unions, and none in both."""
-    return sorted(chain(one.about, other.about)) == sorted(names)
+    about = set(one.about)
+    return about.issubset(other.about) or about.issuperset(other.about)
 
 
 def _set(name: str) -> str:
