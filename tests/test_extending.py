@@ -129,7 +129,8 @@ def test_a_base_model_of_your_own(tmp_path, monkeypatch, capsys):
 def test_an_experiment_of_your_own(monkeypatch):
     names = scales.EXPERIMENT_NAMES
     given = {
-        "EXPERIMENT_NAMES": names, "SMOKE": dict(scales.SMOKE), "BasePlan": scales.BasePlan,
+        "EXPERIMENT_NAMES": names, "SMOKE": dict(scales.SCALES["smoke"]),
+        "BasePlan": scales.BasePlan,
         "EXPERIMENTS": dict(records.EXPERIMENTS), "Experiment": records.Experiment,
     }  # fmt: skip
     exec(block("Your own experiment", "python"), given)

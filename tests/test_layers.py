@@ -26,7 +26,7 @@ STANDARD_LIBRARY_ONLY = [
         "workflow.plan",
         "workflow.reproduce",
     ),
-    *("experiments.records", "scales", "paths"),
+    *("experiments.records", "planning.parts", "planning.tables", "scales", "paths"),
 ]
 MODULES = 12  # of a folder
 [IMPORT_RULES] = [step for step in checks.steps() if step.name == "import rules"]

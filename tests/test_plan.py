@@ -11,6 +11,7 @@ import pytest
 from oral_lib import paths, scales
 from oral_lib.errors import UsageError
 from oral_lib.experiments.records import EXPERIMENTS
+from oral_lib.planning import tables
 from oral_lib.runner import nodes as graph
 from oral_lib.runner.nodes import Node
 from oral_lib.workflow import cli, plan, reproduce
@@ -76,9 +77,9 @@ def test_snakemake_may_delete_only_what_lies_in_the_run_folder(scale, source, tm
 
 def test_the_paper_is_planned_with_its_five_models_and_seven_tasks_on_gpus(tmp_path):
     zoo = graph.select(plan.nodes("paper", "hub", tmp_path), ["zoo/*"])
-    assert {node.name for node in zoo} == {f"zoo/{base}" for base in scales.PAPER_BASES}
+    assert {node.name for node in zoo} == {f"zoo/{base}" for base in tables.PAPER_BASES}
     assert all(node.gpu == 1 and len(node.outputs) == 7 * 10 for node in zoo)
-    assert len(scales.PAPER_BASES) == 5 and len(scales.PAPER_TASKS) == 7
+    assert len(tables.PAPER_BASES) == 5 and len(tables.PAPER_TASKS) == 7
 
 
 def test_the_lab_has_five_language_models_and_four_where_terms_are_not_accepted(monkeypatch):
@@ -138,7 +139,7 @@ def test_no_encoder_is_asked_to_write(scale, source):
 
     asked = {(c.base, task) for c in scales.base_plans(scale, source) for task in c.tasks}
     written = {(b, t) for b, t in asked if load_task(t).scoring == "answer"}
-    assert {t for t in task_names() if load_task(t).scoring == "answer"} == set(scales.FREE_FORM)
+    assert {t for t in task_names() if load_task(t).scoring == "answer"} == set(tables.FREE_FORM)
     assert not [b for b, _ in written if registry.spec(b).family == "encoder"]
     assert bool(written) == (scale in ("lab", "paper"))  # and models that can write are asked
 
@@ -193,7 +194,9 @@ def test_every_base_model_is_planned_in_the_experiment_that_the_registry_names()
     for scale, source in [*SCALES, ("lab", "local:x"), ("paper", "local:x")]:
         for experiment in scales.EXPERIMENT_NAMES:
             for plan_of_base in scales.base_plans(scale, source, experiment):
-                assert registry.spec(plan_of_base.base).experiment == experiment
+                shared = EXPERIMENTS[experiment].has_splits  # with the models of language
+                entry = registry.spec(plan_of_base.base)
+                assert entry.experiment == ("language" if shared else experiment)
 
 
 def test_the_desk_scale_runs_from_packages_alone():
@@ -220,7 +223,7 @@ def test_a_task_is_planned_from_a_source_only_where_its_file_says_that_it_has_ro
         wanted = {t for t in task_names("language") if kind in load_task(t).sources}
         for cells in scales.base_plans("lab", source):
             planned = set(cells.tasks)
-            assert planned in (wanted, wanted - set(scales.FREE_FORM))
+            assert planned in (wanted, wanted - set(tables.FREE_FORM))
             assert cells.base != "smollm2-135m" or planned == wanted
         assert plan.nodes("lab", source, tmp_path)
 
@@ -258,7 +261,7 @@ def test_a_thousand_tasks_are_trained_by_one_node_measured_by_one_and_shown_by_o
     chosen = {node.name: node for node in graph.select(nodes, ["unseen*"])}
     base = "efficientnet-lite0-yes-no"
     kinds = ["generator", "regression", "multitask"]
-    names = ["assets", f"zoo/{base}", *kinds, f"cells/{base}", base, "report"]
+    names = ["assets", f"zoo/{base}", *kinds, f"cells/{base}", "notebook", "report"]
     assert list(chosen) == [f"unseen/{name}" for name in names]
     assert len(chosen[f"unseen/zoo/{base}"].outputs) == 1022
     assert graph.with_needs(nodes, list(chosen.values())) == list(chosen.values())

@@ -8,6 +8,7 @@ from made_results import PROFILE, ablation, cell, made, stacking
 
 from oral_lib.errors import OralError
 from oral_lib.evaluation import item_tables, results, small_tables
+from oral_lib.planning.tables import PAPER_TASKS
 from oral_lib.report import (
     build,
     comparisons,
@@ -18,7 +19,6 @@ from oral_lib.report.figures import theme
 from oral_lib.report.studies import ablation_summary
 from oral_lib.report.tables import methods, studies
 from oral_lib.report.tables.grid import MODELS, grid_legend, grid_table, ordered
-from oral_lib.scales import PAPER_TASKS
 from oral_lib.storage import write_json
 
 BASELINES = [

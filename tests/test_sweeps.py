@@ -85,7 +85,7 @@ def test_cells_that_the_plan_has_are_the_plans_own_nodes(tmp_path):
 def test_a_further_seed_is_the_very_node_that_a_plan_with_more_seeds_has(tmp_path, monkeypatch):
     cells, _ = made(tmp_path, LANGUAGE)
     more = tuple(replace(entry, seeds=2) for entry in scales.base_plans("smoke"))
-    monkeypatch.setitem(scales.SMOKE, "language", lambda source: more)
+    monkeypatch.setitem(scales.SCALES["smoke"], "language", lambda source: more)
     planned = {node.name: node for node in plan.nodes("smoke", "made", tmp_path)}
     for cell in cells:
         assert cell.outputs == planned[cell.name].outputs

@@ -204,7 +204,7 @@ def test_batches_are_laid_out_on_the_device_with_their_pictures(base, data):
 # ---------------------------------------------------------------- a run
 def test_a_run_goes_from_zoo_to_a_cell_of_the_table(monkeypatch, tmp_path):
     cells = scales.BasePlan(base=NAME, tasks=ASKED, zoo_seeds=2, held_out=1)
-    monkeypatch.setitem(scales.SMOKE, "multimodal", lambda source: (cells,))
+    monkeypatch.setitem(scales.SCALES["smoke"], "multimodal", lambda source: (cells,))
     monkeypatch.setitem(recipes.RECIPES, NAME, Recipe(steps=50, batch=16, lr=1e-2))
     full = generators.preset
 

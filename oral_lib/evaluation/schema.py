@@ -30,23 +30,23 @@ ITEM_COLUMNS = {
     "item": "category", "label": "int16", "correct": "bool", "score": "float32",
     "predicted": "int16",
 }
+FEW_SHOT = [f"few_shot_{rows}" for rows in (1, 2, 4, 8, 16, 32)]  # LoRA on so many labelled rows
 METHODS = [  # in the order in which tables show them
-    "majority", "base", "linear_probe", "trained", "soup_task", "soup_all", "multitask",
-    "retrieval", "router", "regression", "generated", "generated_span", "generated_free",
-    "gaussian", "noise_small", "noise_large", "unconditional",
+    "majority", "base", "zero_shot", "prompted", "prompted_4", "linear_probe", *FEW_SHOT, "trained",
+    "complement", "ridge_bits", "soup_task", "soup_all", "multitask", "multitask_described",
+    "retrieval", "soup_nearest", "mixture", "router", "regression", "generated",
+    "generated_through_base", "generated_span", "generated_free", "gaussian", "noise_small",
+    "noise_large", "unconditional",
 ]
 PROMPTED = [  # conditioned on the task's text
-    "multitask",
-    "retrieval",
-    "router",
-    "regression",
-    "generated",
-    "generated_span",
-    "generated_free",
+    "zero_shot", "prompted", "prompted_4", "multitask", "multitask_described", "retrieval",
+    "soup_nearest", "mixture", "router", "regression", "generated", "generated_through_base",
+    "generated_span", "generated_free",
 ]
 # fmt: on
 EITHER = ["soup_task"]  # of the named task (condition none) or of the one that a text names
-_CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty"]
+EXAMPLES = ["matched_4", "matched_16", "rows_4", "rows_16"]  # text and labelled rows, rows only
+_CONDITIONS = ["none", "matched", "paraphrase", "mismatched", "random", "empty", *EXAMPLES]
 SOURCES = ["packages", "local", "hub", "made"]
 ALLOWED = {"method": METHODS, "condition": _CONDITIONS, "source": SOURCES}
 SHARES = [  # metrics between 0 and 1, higher is better

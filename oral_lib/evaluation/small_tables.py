@@ -8,6 +8,8 @@
 | `MAPS` | the coordinates of an adapter, an average or a sample in the plane of the zoo |
 | `BYTES` | the size of the zoo, of the generator or of the router |
 | `COSTS` | the labelled rows and the seconds that an adapter of a task takes |
+| `INTENTS_COSTS` | what a method takes to make an adapter and to answer a message |
+| `INTENTS_MAP` | how well the adapter from the text of one task does on the rows of another |
 | `ANSWERS` | what base, router and generated answer to an input under a sentence |
 """
 
@@ -173,6 +175,30 @@ COSTS = SmallTable(
     key=[*PLACE, "method"],
     replaced=[*PLACE, "method"],
     allowed={"method": ["base", "router", "generated", "trained"]},
+)
+INTENTS_COSTS = SmallTable(
+    name="intents_costs",
+    columns={
+        "source": str, "base": str,
+        "method": str,  # also "generated_through_base/matched_4", of a condition of its own
+        "ms_adapter": float,  # to make the adapter of a task from its text, one at a time
+        "ms_row": float,  # to score a row, in batches
+        "flops_row": float,  # of the forward pass of a row, 2 a multiply-add
+        "bytes": float,  # stored to use the method on a new task, without the base model
+        "device": str, "commit": str,
+    },
+    key=["source", "base", "method"],
+    replaced=["source", "base", "method"],
+    unknown=frozenset({"ms_adapter", "ms_row", "flops_row", "bytes"}),
+)
+INTENTS_MAP = SmallTable(  # seed 0 of generated_through_base
+    name="intents_map",
+    columns={
+        "source": str, "base": str, "split": str, "text_task": str, "row_task": str, "auc": float,
+        "commit": str,
+    },
+    key=["source", "base", "split", "text_task", "row_task"],
+    replaced=["source", "base", "split"],
 )
 ANSWERS = SmallTable(
     name="answers",

@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from oral_lib.scales import GeneratorJob
+from oral_lib import scales
+from oral_lib.planning.parts import GeneratorJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,52 @@ def _train_tasks(place: Place, base: str, tasks: Sequence[str], seeds: Sequence[
     return store.train_tasks(base, tasks, **place.options("source", "root", "device"))
 
 
+def _train_messages(
+    place: Place, base: str, tasks: Sequence[str], seeds: Sequence[int]
+) -> list[Path]:
+    """The adapters of all tasks on messages in one folder; `tasks` and `seeds` have no effect."""
+    from oral_lib.experiments.intents import rivals
+
+    return [rivals.train_zoo(base, **place.options("scale", "source", "root", "device"))]
+
+
+def _train_rivals(place: Place, base: str) -> Path:
+    """The folder of all that the generators are compared with on messages."""
+    from oral_lib.experiments.intents import rivals
+
+    return rivals.train_rivals(base, **place.options("scale", "source", "root", "device"))
+
+
+def _train_network(record: "Experiment", place: Place, job: GeneratorJob) -> Path:
+    """A generator or baseline that learns from the adapters of the zoo."""
+    from oral_lib.experiments import generators
+
+    members = scales.members(place.scale, place.source, record.name)
+    configured = record.preset(place.scale, job)
+    options = place.options("scale", "source", "root", "device")
+    return generators.train_from_zoo(members, job, configured=configured, **options)
+
+
+def _train_unseen(record: "Experiment", place: Place, job: GeneratorJob) -> Path:
+    """The same, or one LoRA for all tasks."""
+    if job.kind != "multitask":
+        return _train_network(record, place, job)
+    from oral_lib.experiments import unseen
+
+    [plan] = scales.base_plans(place.scale, place.source, record.name)
+    options = place.options("scale", "source", "root", "device")
+    return unseen.train_multitask(plan.base, plan.tasks, **options)
+
+
+def _train_writer(record: "Experiment", place: Place, job: GeneratorJob) -> Path:
+    """A generator for all base models and tasks on messages."""
+    from oral_lib.experiments.intents import writer
+
+    plans = scales.base_plans(place.scale, place.source, record.name)
+    options = place.options("scale", "source", "root", "device")
+    return writer.train(job, [plan.base for plan in plans], **options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """What distinguishes one experiment from the others.
@@ -50,14 +97,17 @@ class Experiment:
     Args:
         name: one of `scales.EXPERIMENT_NAMES`.
         notebook: file stem of the notebook of its cells.
-        shows_all_cells: one notebook shows all cells of a base model; it has no parameter `base`
-            or `task`.
+        shows_all_cells: one notebook shows all cells; it has no parameter `task`.
         main: its files are stored in the run folder itself and its nodes have no prefix.
         cells: the module of `oral_lib.experiments` with `run_cell`.
         presets: the module of `oral_lib.experiments` with `preset`.
         preset_options: further arguments of that `preset`.
         train_zoo: trains the missing adapters of (place, base model, tasks, seeds) and returns
             the folders of all.
+        train_rivals: trains what generators are compared with, of (place, base model); returns its
+            folder. An experiment with it has splits in place of tasks: its zoo has one folder, with
+            a manifest, for each base model.
+        train_network: trains a network of (record, place, job); returns its folder.
         zoo_curves: the training losses of single adapters are published.
         shows_images: a figure of test images with answers is published.
         requires_diffusers: the optional package diffusers has to be installed.
@@ -71,9 +121,16 @@ class Experiment:
     presets: str = "generators"
     preset_options: Mapping[str, int] = field(default_factory=dict)
     train_zoo: Callable[[Place, str, Sequence[str], Sequence[int]], list[Path]] = _train_cells
+    train_rivals: Callable[[Place, str], Path] | None = None
+    train_network: Callable[["Experiment", Place, GeneratorJob], Path] = _train_network
     zoo_curves: bool = True
     shows_images: bool = False
     requires_diffusers: bool = False
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether a cell has all tasks of a split."""
+        return self.train_rivals is not None
 
     @property
     def prefix(self) -> str:
@@ -113,7 +170,18 @@ EXPERIMENTS = {
             cells="unseen",
             presets="unseen",
             train_zoo=_train_tasks,
+            train_network=_train_unseen,
             zoo_curves=False,  # a thousand
+        ),
+        Experiment(
+            name="intents",
+            notebook="23_intents",
+            shows_all_cells=True,
+            cells="intents.measure",
+            train_zoo=_train_messages,
+            train_rivals=_train_rivals,
+            train_network=_train_writer,
+            zoo_curves=False,
         ),
         Experiment(
             name="multimodal",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from oral_lib import __version__, paths, scales, storage
 from oral_lib.errors import OralError, memory_fault
+from oral_lib.experiments.records import EXPERIMENTS
 from oral_lib.runner import worker
 from oral_lib.workflow import options
 from oral_lib.workflow.commands import adapters, quickstart, runs
@@ -29,6 +30,7 @@ COMMAND_GROUPS = {
     "plan": "steps of the plan, which ./reproduce.sh runs in order",
     "work": "commands for work on the project",
 }
+EXPERIMENT_HELP = "default: the one that the base model is in, else language"
 TEXT_HELP = "what the adapter has to do; - reads the text from standard input"
 SAVE_HELP = "the new folder of the adapter"
 
@@ -117,7 +119,7 @@ def _add_uses(added: _Commands) -> None:
     example = "train --manifest adapters.jsonl --save my-generator"
     sub = added.add("use", "train", runs.do_train, about, example, "--source")
     options.add(sub, "--scale", "--out", "--experiment", default=None)
-    kinds = (*scales.generators("lab"), "multitask")
+    kinds = scales.network_names()
     sub.add_argument("kind", nargs="?", choices=kinds, metavar="KIND", help=", ".join(kinds))
     group = sub.add_argument_group("adapters of your own (no zoo, scale or experiment)")
     group.add_argument(
@@ -175,6 +177,7 @@ def _add_steps(added: _Commands) -> None:
     sub.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     sub.add_argument("--tests", action="store_true", help="also what the tests need")
 
+    splits = [name for name, record in EXPERIMENTS.items() if record.has_splits]
     steps = (
         ("align", runs.do_align, "combine two models into a two-tower model", "towers"),
         ("evolve", runs.do_evolve, "train a later version of a base model", "smollm2-135m-t4"),
@@ -185,12 +188,18 @@ def _add_steps(added: _Commands) -> None:
             "minilm-l6",
         ),
         ("zoo", runs.do_zoo, "train the adapters of one base model", "minilm-l6"),
+        ("rivals", runs.do_rivals, "train what generators of intents compare with", "minilm-l6"),
         ("cells", runs.do_cells, "measure the cells of one base model", "minilm-l6"),
     )
     for name, call, about, base in steps:
         example = f"{name} --base {base} --scale lab"
         sub = added.add("plan", name, call, about, example, *RUN)
-        sub.add_argument("--base", required=True, help=f"such as {base}")
+        if name in ("zoo", "rivals", "cells"):
+            sub.add_argument("--base", default="", help=f"such as {base}; default: all, one by one")
+            changes = {"choices": splits, "default": splits[0]} if name == "rivals" else {}
+            options.add(sub, "--experiment", **{"default": None, "help": EXPERIMENT_HELP} | changes)
+        else:
+            sub.add_argument("--base", required=True, help=f"such as {base}")
         if name in ("tune", "zoo", "cells"):
             options.add(sub, "--task")
         if name == "cells":

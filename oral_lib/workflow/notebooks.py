@@ -187,8 +187,12 @@ def check_against(
         scale = resolved["scale"]
         source = "made" if scale == "smoke" else resolved["source"]
         for record in EXPERIMENTS.values():
-            if record.notebook == notebook.stem and not record.shows_all_cells:
+            if record.notebook != notebook.stem:
+                continue
+            if not record.shows_all_cells:
                 scales.check_cell(scale, source, resolved["base"], resolved["task"], record.name)
+            elif resolved.get("base"):
+                scales.base_plan(scale, resolved["base"], source, record.name)
         for base in resolved.get("bases", "").split():
             scales.base_plan(scale, base, source, "language")
         if experiment := resolved.get("experiment"):

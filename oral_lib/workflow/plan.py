@@ -104,7 +104,7 @@ def nodes(scale: str, source: str, out: str | Path = ROOT) -> list[Node]:
         if source != "made":  # generated data needs no assets
             file = part.root / "assets.json"
             assets = part.add("assets", "assets", *part.record.options, outputs=[file])
-        zoo = _add_zoo(part, assets)
+        zoo = _add_splits(part, assets) if part.record.has_splits else _add_zoo(part, assets)
         manifests = _add_generators(part, zoo)
         cells = _add_cells(part, manifests)
         if part.record.main:
@@ -215,11 +215,44 @@ def _add_zoo(part: _ExperimentNodes, assets: tuple[str, ...]) -> tuple[str, ...]
     return tuple(zoo)
 
 
+def _groups(part: _ExperimentNodes) -> list[tuple[str, list[str], list[scales.BasePlan]]]:
+    """(ending of the name of a node, its options, its base models).
+
+    A node for each base model. Without a GPU an experiment with splits has one for all: starting a
+    process takes longer than the step at the smoke scale.
+    """
+    if part.gpu or not part.record.has_splits:
+        options = part.record.options if part.record.has_splits else []
+        return [(f"/{p.base}", ["--base", p.base, *options], [p]) for p in part.plans]
+    return [("", part.record.options, list(part.plans))]
+
+
+def _add_splits(part: _ExperimentNodes, assets: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds zoo and rivals of an experiment with splits; returns their manifests."""
+    manifests: dict[str, list[str]] = {"zoo": [], "rivals": []}
+    for ending, options, plans in _groups(part):
+        before: tuple[str, ...] = ()
+        for step, files in manifests.items():
+            before = part.add(
+                f"{step}{ending}",
+                *(step, *options),
+                outputs=[part.root / step / plan.base / "manifest.json" for plan in plans],
+                inputs=before,
+                after=assets,
+                resumes=True,
+                memory_mb=max(plan.memory_mb for plan in plans),
+                minutes=sum(plan.zoo_minutes * len(plan.tasks) for plan in plans),
+                gpu=part.gpu,
+            )
+            files += before
+    return *manifests["zoo"], *manifests["rivals"]
+
+
 def _add_generators(part: _ExperimentNodes, zoo: tuple[str, ...]) -> tuple[str, ...]:
     """Adds the training of generators and baselines; returns their manifests."""
-    minutes = sum(plan.zoo_minutes * len(plan.tasks) * plan.zoo_seeds for plan in part.plans)
+    minutes = sum(p.zoo_minutes * len(p.tasks) * (p.zoo_seeds or 1) for p in part.plans)
     manifests: list[str] = []
-    for name in scales.generators(part.scale, part.record.name):
+    for name in scales.generators(part.scale, part.record.name, part.source):
         manifests += part.add(
             name,
             *("train", name, *part.record.options),
@@ -236,24 +269,24 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
     """Adds the measurement of all cells and their notebooks; returns the result files."""
     record = part.record
     results: list[str] = []
-    for plan in part.plans:
-        measured = ()
-        if part.gpu or record.shows_all_cells:  # all cells of a base model in one process
-            measured = part.add(
-                f"cells/{plan.base}",
-                *("cells", "--base", plan.base),
-                outputs=[part.root / "cells" / f"{plan.base}.json"],
+    measured: dict[str, tuple[str, ...]] = {}  # by base model: the file that lists its cells
+    if part.gpu or record.shows_all_cells:  # all cells of a base model in one process
+        for ending, options, plans in _groups(part):
+            files = part.add(
+                f"cells{ending}",
+                *("cells", *options),
+                outputs=[part.root / "cells" / f"{plan.base}.json" for plan in plans],
                 inputs=manifests,
-                memory_mb=plan.memory_mb,
-                minutes=plan.cell_minutes * len(plan.cell_tasks) * plan.seeds,
+                memory_mb=max(plan.memory_mb for plan in plans),
+                minutes=sum(p.cell_minutes * len(p.cell_tasks) * p.seeds for p in plans),
                 gpu=part.gpu,
             )
-        if record.shows_all_cells:
-            name = f"{record.name}/{plan.base}"
-            results += part.notebook(
-                name, record.notebook, inputs=measured, minutes=0.3, gpu=part.gpu
-            )
-            continue
+            measured |= {plan.base: files for plan in plans}
+    if record.shows_all_cells:
+        lists = tuple(dict.fromkeys(path for files in measured.values() for path in files))
+        name = f"{record.name}/notebook"
+        return list(part.notebook(name, record.notebook, inputs=lists, minutes=0.3, gpu=part.gpu))
+    for plan in part.plans:
         for task in plan.tasks:
             for seed in range(plan.seeds):
                 folder = cell_folder(part.root, record.name, plan.base, task, seed)
@@ -266,7 +299,7 @@ def _add_cells(part: _ExperimentNodes, manifests: tuple[str, ...]) -> list[str]:
                     memory_mb=plan.memory_mb,
                     minutes=0.2 if measured else plan.cell_minutes,
                     gpu=part.gpu,
-                    after=measured,
+                    after=measured.get(plan.base, ()),
                     resumes=bool(measured),  # the notebook shows the cell that is already measured
                 )
                 results += outputs[:2]

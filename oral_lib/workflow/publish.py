@@ -27,6 +27,8 @@ MEASURED = (  # with the cells; a run has JSON files of their rows, in a folder 
     small_tables.MAPS,
     small_tables.BYTES,
     small_tables.COSTS,
+    small_tables.INTENTS_COSTS,
+    small_tables.INTENTS_MAP,
 )
 
 
@@ -92,7 +94,7 @@ def curves(scale: str, source: str, experiment: str, root: Path) -> pd.DataFrame
         for base, task, seed in scales.members(scale, source, experiment):
             losses = store.read(root, base, task, seed).info["losses"]
             parts.append((f"zoo of {base}/{task} seed {seed}", losses))
-    for name in scales.generators(scale, experiment):
+    for name in scales.generators(scale, experiment, source):
         losses = storage.read_json(root / name / "manifest.json")["losses"]
         parts.append((f"generator/{name}", losses))
     frames = [
@@ -106,28 +108,38 @@ def _write_manifest(
     scale: str, source: str, experiment: str, root: Path, results: Path, wordings: str
 ) -> None:
     """Writes what the results were made with: data, seeds, configurations, recipes."""
-    generator = storage.read_json(root / "generator" / "manifest.json")
     unread = scales.members(scale, source, experiment, held_out=True)
-    jobs = scales.generator_jobs(scale, experiment)
+    jobs = scales.generator_jobs(scale, experiment, source)
+    generators = [job for job in jobs if job.kind == jobs[0].kind and job.split == jobs[0].split]
+    manifest = storage.read_json(root / jobs[0].name / "manifest.json")
+    config = storage.read_json(root / jobs[0].name / "config.json")
+    zoo = manifest.get("zoo", [])
     provenance.manifest(
         results,
         source=EXPERIMENTS[experiment].publication(paths.slug(source)),
         seeds={
-            "zoo": sorted({member["seed"] for member in generator["zoo"]}),
+            "zoo": sorted({member["seed"] for member in zoo}),
             "held out of training": sorted({seed for _, _, seed in unread}),
-            "generator": [job.seed for job in jobs if job.kind == "generator"],
+            "generator": [job.seed for job in generators],
         },
         wordings=wordings,
         held_out=max(Counter((base, task) for base, task, _ in unread).values(), default=0),
-        zoo=generator["zoo"],
+        zoo=zoo,
         assets=sources.identities(source, experiment),
-        training=generator["training"],
-        generator=storage.read_json(root / "generator" / "config.json")["generator"],
-        recipes=_recipes(root, generator["zoo"]),
+        training=manifest["training"],
+        generator=config["generator"],
+        recipes=_recipes(root, zoo),
+        rivals=_rivals(root),
         tuning=_tuning(root),
         aligned=_json_files(root / "aligned"),
         evolved=_json_files(root / "evolved"),
     )
+
+
+def _rivals(root: Path) -> dict[str, dict]:
+    """How rivals and adapters of an experiment with splits were trained, by base model."""
+    files = storage.list_paths(root / "rivals", "*/manifest.json")
+    return {path.parent.name: storage.read_json(path).get("training", {}) for path in files}
 
 
 def _recipes(root: Path, zoo: Sequence[dict]) -> dict[str, dict[str, dict]]:

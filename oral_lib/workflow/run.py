@@ -12,7 +12,7 @@ from oral_lib import paths, scales, storage
 from oral_lib.assets.cache import MANIFEST
 from oral_lib.errors import UsageError
 from oral_lib.evaluation import results, small_tables
-from oral_lib.experiments import ablations, benchmarks, generators, unseen
+from oral_lib.experiments import ablations, benchmarks, generators
 from oral_lib.experiments.ablation_study import Study
 from oral_lib.experiments.ablation_variants import check_groups
 from oral_lib.experiments.model_cache import ModelCache
@@ -129,9 +129,11 @@ class Run:
                     self.tune(plan.base, plan.tasks)
                 if plan.parent:
                     self.evolve(plan.base)
-                seeds = scales.zoo_seeds(self.scale, plan.base, self.source)
+                seeds = list(range(plan.zoo_seeds + plan.held_out))
                 self.train_zoo(plan.base, plan.zoo_tasks, seeds)
-            for name in scales.generators(self.scale, self.experiment):
+                if self.record.has_splits:
+                    self.train_rivals(plan.base)
+            for name in scales.generators(self.scale, self.experiment, self.source):
                 self.train_generator(name)
         return self
 
@@ -139,6 +141,11 @@ class Run:
         """The folders of the adapters of `base`, after training the missing ones."""
         self._record_source()
         return self.record.train_zoo(self._place, base, tasks, seeds)
+
+    def train_rivals(self, base: str) -> Path:
+        """The folder of what generators are compared with on `base`, after training it."""
+        self._record_source()
+        return self.record.train_rivals(self._place, base)
 
     def tune(self, base: str, tasks: Sequence[str]) -> list[Path]:
         """The files of the recipes of `base`, after choosing the missing ones."""
@@ -168,14 +175,8 @@ class Run:
         Raises:
             UsageError: `name` is none of `scales.generators`.
         """
-        job = scales.generator_job(self.scale, name, self.experiment)
-        options = self._place.options("root", "scale", "source", "device")
-        if job.kind == "multitask":
-            [plan] = self.planned
-            return unseen.train_multitask(plan.base, plan.tasks, **options)
-        members = scales.members(self.scale, self.source, self.experiment)
-        preset = self.record.preset(self.scale, job)
-        return generators.train_from_zoo(members, job, configured=preset, **options)
+        job = scales.generator_job(self.scale, name, self.experiment, self.source)
+        return self.record.train_network(self.record, self._place, job)
 
     def _record_source(self) -> None:
         """Record the local data source of this run folder.
@@ -278,7 +279,7 @@ class Run:
         self.root.mkdir(parents=True, exist_ok=True)
         self._record_source()
         with storage.file_lock(self.root / f".{folder.name}.lock"):
-            networks, wordings = self._network_hashes(seed), self.measured_wordings
+            networks, wordings = self._network_hashes(base, task, seed), self.measured_wordings
             if not results.is_current(folder, networks, wordings):
                 about = {"scale": self.scale, "cache": self._cache, "wordings": wordings}
                 *frames, tables = self.record.run_cell(task, base, seed, **about)
@@ -298,7 +299,7 @@ class Run:
         """
         for task in tasks:
             self.check(task, base)
-        seeds = range(scales.base_plan(self.scale, base, self.source).seeds)
+        seeds = range(scales.base_plan(self.scale, base, self.source, self.experiment).seeds)
         folders = []
         for task in tasks:
             for seed in seeds:
@@ -329,16 +330,16 @@ class Run:
             for folder in storage.list_paths(self.root / "cells", pattern):
                 seed = folder.name.rpartition("-")[2]
                 if folder not in folders and seed.isdecimal():
-                    networks = self._network_hashes(int(seed))
+                    networks = self._network_hashes(base, task, int(seed))
                     current = results.is_current(folder, networks, self.measured_wordings)
                     folders += [folder] * current
         return folders
 
-    def _network_hashes(self, seed: int) -> dict[str, str]:
-        """Hashes of the networks that a cell of `seed` measures; baselines with the first only."""
-        jobs = scales.generator_jobs(self.scale, self.experiment) if seed == 0 else ()
-        baselines = [job.name for job in jobs if job.kind != "generator"]
-        names = [scales.generator_of(self.scale, seed), *baselines]
+    def _network_hashes(self, base: str, task: str, seed: int) -> dict[str, str]:
+        """Hashes of all that a cell measures: its networks, with splits also zoo and rivals."""
+        place = self.scale, self.source, self.experiment
+        names = [*scales.cell_networks(*place, task, seed).values()]
+        names += [f"{step}/{base}" for step in ("zoo", "rivals")] * self.record.has_splits
         return results.network_hashes(self.root, names)
 
     def _cell_folder(self, base: str, task: str, seed: int) -> Path:
@@ -356,9 +357,9 @@ class Run:
         """The path of results/README.md, after adding all cells of this run to the results."""
         where = self.scale, self.source, self.experiment, self.root, self.results
         cells = self.cells()
-        generator = self._cache.generator("generator")
-        about = self.planned, self.source, self.experiment, self.root
-        stored.describe_adapters(*about, generator)
+        if not self.record.has_splits:
+            about = self.planned, self.source, self.experiment, self.root
+            stored.describe_adapters(*about, self._cache.generator("generator"))
         return publish.publish(*where, cells, self.measured_wordings)
 
     def published(self) -> tuple[pd.DataFrame, pd.DataFrame]:

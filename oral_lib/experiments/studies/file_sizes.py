@@ -49,7 +49,7 @@ def size_table(
 
     Args:
         scale: of the plan; its base models are read from the cache.
-        names: experiments; default: all of the scale.
+        names: experiments; default: all of the scale whose generator learns from a zoo.
         sources: of its data; `desk` and `smoke` have only the first.
 
     Raises:
@@ -57,7 +57,8 @@ def size_table(
     """
     rows = []
     for source in sources if scale == "lab" else sources[:1]:
-        for experiment in names or scales.experiments(scale, source):
+        planned = scales.experiments(scale, source)
+        for experiment in names or [n for n in planned if not EXPERIMENTS[n].has_splits]:
             plans = scales.base_plans(scale, source, experiment)
             counts = [len(plan.tasks) * plan.zoo_seeds for plan in plans]
             configured = EXPERIMENTS[experiment].preset(scale, scales.GENERATOR)

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from oral_lib.planning.tables import PAPER_TASKS
 from oral_lib.report.comparisons import pooled, spreads_of
 from oral_lib.report.formats import ABSENT, IMPOSSIBLE, NO_SIGNAL
-from oral_lib.scales import PAPER_TASKS
 from oral_lib.tasks.task import load_task, task_names
 
 FEW = 3  # a run of at most so many tasks is a partial one

@@ -95,6 +95,9 @@ def do_judge(args: Namespace) -> None:
 
 def do_bench(args: Namespace) -> None:
     """Times the hot paths."""
+    if EXPERIMENTS[args.experiment].has_splits:
+        reason = "its cells measure their own times"
+        raise UsageError(f"experiment {args.experiment!r} has no benchmarks: {reason}.")
     print(_run(args).bench())
 
 
@@ -206,24 +209,36 @@ def _run(args: Namespace, scale: str = "", source: str = ""):
         require_writable(folder)
     from oral_lib.workflow.run import Run
 
-    experiment = getattr(args, "experiment", "")
-    if not experiment:  # a base model belongs to one experiment
-        from oral_lib.models import registry
-
-        experiment = registry.spec(args.base).experiment
-    return Run(scale, source, args.out, experiment)
+    return Run(scale, source, args.out, _experiment(args))
 
 
-def _tasks(args: Namespace) -> list[str]:
+def _experiment(args: Namespace) -> str:
+    """The experiment of a command: that of its option, else the one that its base model is in."""
+    if experiment := getattr(args, "experiment", ""):
+        return experiment
+    from oral_lib.models import registry
+
+    return registry.spec(args.base).experiment if args.base else "language"
+
+
+def _bases(args: Namespace) -> list[str]:
+    """The base models of a step: the one after --base, else all of the experiment."""
+    plans = scales.base_plans(args.scale, _source(args), _experiment(args))
+    return [args.base] if args.base else [plan.base for plan in plans]
+
+
+def _tasks(args: Namespace, base: str = "") -> list[str]:
     """The tasks of a step: the names after --task, else all that the scale plans."""
-    if args.task:
+    experiment = _experiment(args)
+    if args.task and not EXPERIMENTS[experiment].has_splits:
         from oral_lib.tasks.task import load_task
 
         for name in args.task:
             load_task(name)
+    if args.task:
         return args.task
-    base = scales.base_plan(args.scale, args.base, _source(args))
-    return list(base.cell_tasks if args.command == "cells" else base.zoo_tasks)
+    plan = scales.base_plan(args.scale, base or args.base, _source(args), experiment)
+    return list(plan.cell_tasks if args.command == "cells" else plan.zoo_tasks)
 
 
 def do_tune(args: Namespace) -> None:
@@ -248,13 +263,24 @@ def do_cells(args: Namespace) -> None:
         from oral_lib.tasks import wordings
 
         wordings.record(paths.run_folder(run.scale, run.source, run.out), args.wordings)
-    print(run.measure(args.base, _tasks(args)))
+    for base in _bases(args):
+        print(run.measure(base, _tasks(args, base)))
 
 
 def do_zoo(args: Namespace) -> None:
-    """Trains the adapters of a base model."""
-    seeds = args.seeds or scales.zoo_seeds(args.scale, args.base, _source(args))
-    _run(args).train_zoo(args.base, _tasks(args), seeds)
+    """Trains the adapters of a base model, or of all base models of an experiment."""
+    run = _run(args)
+    for base in _bases(args):
+        plan = scales.base_plan(args.scale, base, _source(args), run.experiment)
+        seeds = args.seeds or list(range(plan.zoo_seeds + plan.held_out))
+        run.train_zoo(base, _tasks(args, base), seeds)
+
+
+def do_rivals(args: Namespace) -> None:
+    """Trains what the generators of an experiment with splits are compared with."""
+    run = _run(args)
+    for base in _bases(args):
+        print(run.train_rivals(base))
 
 
 def do_train(args: Namespace) -> None:
