@@ -267,6 +267,77 @@ def test_a_thousand_tasks_are_trained_by_one_node_measured_by_one_and_shown_by_o
     assert graph.with_needs(nodes, list(chosen.values())) == list(chosen.values())
 
 
+def test_each_base_model_of_intents_has_its_zoo_its_rivals_and_one_node_for_all_cells(tmp_path):
+    nodes = plan.nodes("lab", "local:x", tmp_path)
+    chosen = {node.name: node for node in graph.select(nodes, ["intents*"])}
+    bases = [cells.base for cells in scales.base_plans("lab", "local:x", "intents")]
+    assert bases == ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-all"]
+    steps = [f"{step}/{base}" for base in bases for step in ("zoo", "rivals")]
+    networks = scales.generators("lab", "intents", "local:x")
+    names = ["assets", *steps, *networks, *(f"cells/{base}" for base in bases), "notebook"]
+    assert list(chosen) == [f"intents/{name}" for name in [*names, "report"]]
+    trained = [path for step in steps for path in chosen[f"intents/{step}"].outputs]
+    for name in networks:
+        assert sorted(chosen[f"intents/{name}"].inputs) == sorted(trained)
+    assert graph.with_needs(nodes, list(chosen.values())) == list(chosen.values())
+
+
+@pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("desk", "packages")])
+def test_without_a_gpu_one_process_does_a_step_of_intents_for_all_base_models(
+    scale, source, tmp_path
+):
+    chosen = graph.select(plan.nodes(scale, source, tmp_path), ["intents*"])
+    bases = [cells.base for cells in scales.base_plans(scale, source, "intents")]
+    for step in ("zoo", "rivals", "cells"):
+        [node] = [node for node in chosen if node.name == f"intents/{step}"]
+        assert len(node.outputs) == len(bases)
+        args = cli.parser().parse_args(node.command[2:])
+        assert (args.experiment, args.base) == ("intents", "")
+
+
+def test_the_split_of_another_set_has_networks_of_its_own_where_there_is_another_set():
+    place = ("lab", "local:x", "intents")
+    assert [scales.cell_networks(*place, "L3", seed)["through_base"] for seed in range(3)] == [
+        "through_base-L3", "through_base-L3-1", "through_base-L3-2",
+    ]  # fmt: skip
+    for split in ("L0", "L1", "L2"):
+        assert scales.cell_networks(*place, split, 0) == {
+            "through_base": "through_base", "weights": "weights",
+        }  # fmt: skip
+        assert scales.cell_networks(*place, split, 2) == {"through_base": "through_base-2"}
+    trained = scales.generators(*place[::2], place[1])
+    measured = [
+        name
+        for cells in scales.base_plans(*place)
+        for split in cells.tasks
+        for seed in range(cells.seeds)
+        for name in scales.cell_networks(*place, split, seed).values()
+    ]
+    assert set(measured) == set(trained)
+    assert not [name for name in scales.generators("lab", "intents", "packages") if "L3" in name]
+    assert "L3" not in scales.base_plan("lab", "minilm-l3", "packages", "intents").tasks
+
+
+@pytest.mark.parametrize(("scale", "source"), SCALES)
+def test_every_network_is_measured_by_some_cell(scale, source):
+    for name in scales.experiments(scale, source):
+        measured = {
+            network
+            for cells in scales.base_plans(scale, source, name)
+            for task in cells.cell_tasks
+            for seed in range(cells.seeds)
+            for network in scales.cell_networks(scale, source, name, task, seed).values()
+        }
+        assert measured == set(scales.generators(scale, name, source))
+
+
+def test_a_model_that_two_experiments_share_is_that_of_language_unless_intents_is_named():
+    assert "movie" in scales.base_plan("lab", "minilm-l6").tasks
+    assert "L2" in scales.base_plan("lab", "minilm-l6", experiment="intents").tasks
+    with pytest.raises(UsageError, match="has no task 'L4'"):
+        scales.check_cell("lab", "packages", "minilm-l6", "L4", "intents")
+
+
 @pytest.mark.parametrize("name", ["vision", "multimodal"])
 @pytest.mark.parametrize(("scale", "source"), [("smoke", "made"), ("lab", "packages")])
 def test_a_star_selects_all_of_an_experiment_and_nothing_of_others_is_needed(

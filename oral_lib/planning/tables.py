@@ -29,7 +29,7 @@ PAIR_TASKS = {
     "packages": ("easy_vqa", "easy_vqa_yesno", "easy_vqa_attributes", "digit_labels"),
     "local": ("flickr8k", "easy_vqa", "nlvr"),
 }  # data sets of image-text pairs have no pinned revision on the hub
-SPLITS = ("L0", "L1", "L2", "L3")  # of the experiment intents: `tasks/intents`
+MEASURED_SPLITS = ("L0", "L1", "L2", "L3")  # of the experiment intents: `tasks/intents`
 OTHER_SET = "L3"  # the split whose networks are trained on one set of messages only
 STYLE_TASKS = ("pokemon", "naruto", "baroque")  # no pinned revision: read from a local folder
 
@@ -110,7 +110,9 @@ def _lab_unseen(source: str) -> tuple[BasePlan, ...]:
     return (_unseen(f"{_LITES[0]}-yes-no", family, 1002, binary.HELD_OUT, **costs),)
 
 
-def intents(*bases: str, splits: tuple[str, ...] = SPLITS, **rest) -> tuple[BasePlan, ...]:
+def _intents(
+    *bases: str, splits: tuple[str, ...] = MEASURED_SPLITS, **rest
+) -> tuple[BasePlan, ...]:
     """The plans of base models that answer whether a message is about an intent.
 
     Args:
@@ -126,11 +128,11 @@ def _lab_intents(source: str) -> tuple[BasePlan, ...]:
 
     The messages of packages are one set: there is no split with another.
     """
-    splits = SPLITS if source != "packages" else tuple(name for name in SPLITS if name != OTHER_SET)
+    splits = MEASURED_SPLITS[:3] if source == "packages" else MEASURED_SPLITS
     about = {"splits": splits, "seeds": 3, "zoo_minutes": 1.0, "cell_minutes": 1.0}
     return (
-        *intents("minilm-l6", "minilm-l3", **about, memory_mb=12_000),
-        *intents("smollm2-135m", "smollm2-135m-all", **about, memory_mb=40_000),
+        *_intents("minilm-l6", "minilm-l3", **about, memory_mb=12_000),
+        *_intents("smollm2-135m", "smollm2-135m-all", **about, memory_mb=40_000),
     )
 
 
@@ -160,7 +162,7 @@ SMOKE: dict[str, Callable[[str], tuple[BasePlan, ...]]] = {
         for base in ("tiny-convnet", "tiny-vit")
     ),
     "unseen": lambda source: (_unseen("tiny-convnet-yes-no", "cifar10", 30, 2, zoo_minutes=0.01),),
-    "intents": lambda source: intents("tiny-encoder", "tiny-causal", zoo_minutes=0.05),
+    "intents": lambda source: _intents("tiny-encoder", "tiny-causal", zoo_minutes=0.05),
     "multimodal": lambda source: (
         BasePlan(
             base="tiny-towers",
@@ -195,7 +197,7 @@ _DESK = {
             memory_mb=4000,
         ),
     ),
-    "intents": lambda source: intents(
+    "intents": lambda source: _intents(
         "minilm-l6", splits=("L2",), zoo_minutes=5.0, cell_minutes=3.0, memory_mb=3000
     ),
 }
