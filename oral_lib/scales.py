@@ -204,8 +204,7 @@ def check_cell(scale: str, source: str, base: str, task: str, experiment: str = 
 
 def zoo_seeds(scale: str, base: str, source: str = "packages") -> list[int]:
     """All seeds of a task in the zoo of `base`; the held-out seeds come last."""
-    plan = base_plan(scale, base, source)
-    return list(range(plan.zoo_seeds + plan.held_out))
+    return base_plan(scale, base, source).all_seeds
 
 
 def members(

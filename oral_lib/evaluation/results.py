@@ -52,6 +52,8 @@ def network_hash(folder: str | Path) -> str:
 def network_hashes(root: str | Path, names: Iterable[str]) -> dict[str, str]:
     """`network_hash` by name of the networks in the folder `root` of a run.
 
+    A name such as "zoo/minilm-l6" is that of the adapters of a base model.
+
     Raises:
         PreflightError: if one was not trained.
     """
@@ -59,9 +61,12 @@ def network_hashes(root: str | Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         folder = Path(root) / name
         if not (folder / "manifest.json").exists():
+            step, _, base = name.partition("/")
+            words = f"{step} --base {base}" if base else f"train {name}"
             raise PreflightError(
-                f"no generator in {folder}: train it first with `python -m oral_lib train {name}`, "
-                "or run ./reproduce.sh, which does all that is missing."
+                f"no {'adapters' if base else 'generator'} in {folder}: train it first with "
+                f"`python -m oral_lib {words}`, or run ./reproduce.sh, which does all that is "
+                "missing."
             )
         hashes[name] = network_hash(folder)
     return hashes

@@ -32,6 +32,11 @@ class BasePlan:
         return self.tasks + self.unseen_tasks
 
     @property
+    def all_seeds(self) -> list[int]:
+        """All seeds of a task in the zoo; the held-out seeds come last."""
+        return list(range(self.zoo_seeds + self.held_out))
+
+    @property
     def cell_tasks(self) -> tuple[str, ...]:
         """The tasks that have cells: the unseen tasks where there are any."""
         return self.unseen_tasks or self.tasks

@@ -11,7 +11,7 @@ import torch
 from oral_lib import paths, scales, storage
 from oral_lib.assets.cache import MANIFEST
 from oral_lib.errors import UsageError
-from oral_lib.evaluation import results, small_tables
+from oral_lib.evaluation import item_tables, results, small_tables
 from oral_lib.experiments import ablations, benchmarks, generators
 from oral_lib.experiments.ablation_study import Study
 from oral_lib.experiments.ablation_variants import check_groups
@@ -129,8 +129,7 @@ class Run:
                     self.tune(plan.base, plan.tasks)
                 if plan.parent:
                     self.evolve(plan.base)
-                seeds = list(range(plan.zoo_seeds + plan.held_out))
-                self.train_zoo(plan.base, plan.zoo_tasks, seeds)
+                self.train_zoo(plan.base, plan.zoo_tasks, plan.all_seeds)
                 if self.record.has_splits:
                     self.train_rivals(plan.base)
             for name in scales.generators(self.scale, self.experiment, self.source):
@@ -345,6 +344,11 @@ class Run:
     def _cell_folder(self, base: str, task: str, seed: int) -> Path:
         return paths.cell_folder(self.root, self.experiment, base, task, seed)
 
+    def measured(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """(metrics, items) of all cells, after measuring the missing ones."""
+        metrics, items = zip(*map(results.read, self.cells()), strict=True)
+        return pd.concat(metrics, ignore_index=True), item_tables.join(items)
+
     def findings(self, items: pd.DataFrame, by_cell: bool = True) -> str:
         """The judgements of `items` in words: a summary, and `by_cell` each cell."""
         held_out = max(plan.held_out for plan in self.planned)
@@ -370,17 +374,13 @@ class Run:
     def bench(self) -> Path:
         """The path of the new report, after timing the hot paths on every base model."""
         for plan in self.planned:
-            for rows in (self._bench_zoo, self._bench_generator):
-                timings = rows(plan)
-                with publish.writing(self.results):
-                    small_tables.BENCHMARKS.append(self.results, timings)
+            self._store_times(benchmarks.zoo_rows(*self._longest_task(plan)))
+            self._store_times(benchmarks.rows(self.generator(), plan.base))
         return self.publish()
 
-    def _bench_zoo(self, plan: scales.BasePlan) -> list[dict]:
-        return benchmarks.zoo_rows(*self._longest_task(plan))
-
-    def _bench_generator(self, plan: scales.BasePlan) -> list[dict]:
-        return benchmarks.rows(self.generator(), plan.base)
+    def _store_times(self, timings: list[dict]) -> None:
+        with publish.writing(self.results):
+            small_tables.BENCHMARKS.append(self.results, timings)
 
     def profile(self, name: str) -> Path:
         """The file results/<scale>/profile-<name>.csv: time of a training step by kernel.

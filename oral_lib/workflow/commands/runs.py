@@ -272,8 +272,7 @@ def do_zoo(args: Namespace) -> None:
     run = _run(args)
     for base in _bases(args):
         plan = scales.base_plan(args.scale, base, _source(args), run.experiment)
-        seeds = args.seeds or list(range(plan.zoo_seeds + plan.held_out))
-        run.train_zoo(base, _tasks(args, base), seeds)
+        run.train_zoo(base, _tasks(args, base), args.seeds or plan.all_seeds)
 
 
 def do_rivals(args: Namespace) -> None:
