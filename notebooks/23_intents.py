@@ -63,20 +63,22 @@ answers
 # *Rows* is the number of labelled rows from which a LoRA trained on the task is as good.
 
 # %%
-from oral_lib.report.intents import curves, dots, results, tables
+from oral_lib.paths import slug
+from oral_lib.report.intents.results import IntentsResults
 
-measured = results.IntentsResults(intents.source, *run.measured())
-tables.summary_table(measured.values)
-
-# %%
-curves.equivalent_figure(measured.values)
+results = IntentsResults(slug(run.source), *run.measured())
+results.summary
 
 # %%
-dots.task_dots("L2", measured.outcomes, measured.values)
+results.equivalent_figure()
+
+# %%
+results.task_dots("L2")
 
 # %% [markdown]
-# ## Was the aim reached?
-# The aims were set before the test rows were read.
+# ## Were the aims reached?
+# They were set before the test rows were read.
 
 # %%
-tables.aims_table(measured.aims)
+print(results.findings)
+results.aims_table

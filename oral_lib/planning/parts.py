@@ -22,6 +22,7 @@ class BasePlan:
     parent: str = ""  # the model of which this is a later version
     aligned: bool = False  # combined from two other models first
     unseen_tasks: tuple[str, ...] = ()  # tasks of the zoo that no generator is trained on
+    controls: tuple[str, ...] = ()  # further tasks of the zoo, neither trained on nor measured
     zoo_minutes: float = 0.1  # of one adapter
     cell_minutes: float = 0.2
     memory_mb: int = 2000
@@ -29,7 +30,7 @@ class BasePlan:
     @property
     def zoo_tasks(self) -> tuple[str, ...]:
         """All tasks of the zoo."""
-        return self.tasks + self.unseen_tasks
+        return self.tasks + self.unseen_tasks + self.controls
 
     @property
     def all_seeds(self) -> list[int]:
