@@ -63,10 +63,10 @@ answers
 # *Rows* is the number of labelled rows from which a LoRA trained on the task is as good.
 
 # %%
-from oral_lib.paths import slug
 from oral_lib.report.intents.results import IntentsResults
 
-results = IntentsResults(slug(run.source), *run.measured())
+metrics, items = run.measured()
+results = IntentsResults(metrics["source"].iloc[0], metrics, items)
 results.summary
 
 # %%
