@@ -284,7 +284,7 @@ def load_family(source: str, scale: str) -> IntentFamily:
     if kind == "packages":
         from oral_lib.tasks.intents import glosses
 
-        return build(source, glosses.load())
+        return build(source, glosses.load(scale))
     split = splits.read_splits("splits")
     return build(
         source,

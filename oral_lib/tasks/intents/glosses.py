@@ -199,9 +199,7 @@ def _members(nouns: Mapping[str, Noun]) -> dict[str, list[str]]:
     return members
 
 
-def _messages(
-    intent: Intent, nouns: Mapping[str, Noun], synsets: Iterable[str]
-) -> list[Message]:
+def _messages(intent: Intent, nouns: Mapping[str, Noun], synsets: Iterable[str]) -> list[Message]:
     """The messages of one intent in random, fixed order: test, then validation, then train."""
     names = [name for synset in intent.synsets for name in nouns[synset].names.split("|")]
     mask = masking(names, intent.masked)
