@@ -132,15 +132,15 @@ def test_an_intent_with_too_few_messages_is_refused(monkeypatch):
         glosses.material(made_nouns(), chosen, EMPTY)
 
 
-def test_sentences_have_examples_of_training_only_and_a_name_kept_for_testing(made):
+def test_texts_have_examples_of_training_only_and_a_name_kept_for_testing(made):
     parts = {m.key.removeprefix("glosses-"): m.part for m in made.messages}
-    for name, sentences in made.sentences.items():
-        assert len(sentences) == glosses.TRAINED + 2
-        assert "some" in sentences[0]
-        kept = f"sort of {name.removeprefix('glosses.')}"
-        assert kept in sentences[-1]
-        assert not [s for s in sentences[:-1] if kept in s]
-        examples = re.findall(r"([bs])-name (\d+)", " ".join(sentences))
+    for name, written in made.texts.items():
+        assert {kind: len(texts) for kind, texts in written.items()} == glosses.TEXTS
+        short = name.removeprefix("glosses.")
+        assert written["train"][0] == f"The message defines some {short}."
+        assert all(f"sort of {short}" in text for text in written["test"])
+        assert not [t for t in written["train"] + written["development"] if f"sort of {short}" in t]
+        examples = re.findall(r"([bs])-name (\d+)", " ".join(written["train"]))
         assert examples
         assert {parts["".join(example)] for example in examples} == {"train"}
 

@@ -57,7 +57,7 @@ FORMS = {  # {a}, {b}, {c}: names; {gloss}: their definition; {like}: three exam
     "development": (
         "Would a glossary list the thing described under {a}?",
         "Keep descriptions that fit some {b}, drop the remaining ones.",
-        "i need all the entries that define a sort of {a}",
+        "i need all the entries that define some {a} or other",
     ),
     "test": (
         "Could that which is characterised here pass for {c}?",
@@ -65,7 +65,7 @@ FORMS = {  # {a}, {b}, {c}: names; {gloss}: their definition; {like}: three exam
         "somebody is describing {c}, right?",
     ),
 }
-TRAINED = 8  # training sentences an intent
+TEXTS = {"train": 9, "development": 2, "test": 2}  # texts an intent
 
 
 class Noun(NamedTuple):
@@ -115,7 +115,7 @@ def intents() -> tuple[Intent, ...]:
 
 
 def load(scale: str = "lab") -> Material:
-    """Messages, texts and splits; at the scale `desk` those of 72 intents.
+    """Messages, texts and splits; the scale `desk` has 72 intents only.
 
     Raises:
         PreflightError: if the asset `glosses` is missing or damaged.
@@ -145,17 +145,19 @@ def material(
     columns = (frame[name].tolist() for name in Noun._fields)
     nouns = {row[0]: Noun(*row) for row in zip(*columns, strict=True)}
     members = _members(nouns)
-    messages, sentences = [], {}
+    messages, texts = [], {}
     for intent in chosen:
-        own = _messages(intent, nouns, members[intent.name])
-        if len(own) < least:
-            raise ValueError(f"the intent {intent.name!r} has {len(own)} messages, not {least}.")
-        messages += own
-        trained = (m.key.removeprefix(f"{SET}-") for m in own if m.part == "train")
+        written = _messages(intent, nouns, members[intent.name])
+        if len(written) < least:
+            raise ValueError(
+                f"the intent {intent.name!r} has {len(written)} messages, not {least}."
+            )
+        messages += written
+        trained = (m.key.removeprefix(f"{SET}-") for m in written if m.part == "train")
         like = [nouns[synset].names.split("|")[0] for synset in trained]
-        sentences[intent.full_name] = _sentences(intent, nouns[intent.synsets[0]].text, like)
+        texts[intent.full_name] = _texts(intent, nouns[intent.synsets[0]].text, like)
     phrases = {intent.full_name: f"any {intent.names[0]}" for intent in chosen}
-    return Material(_unambiguous(messages), content, sentences, phrases)
+    return Material(_unambiguous(messages), content, texts, phrases)
 
 
 def _unambiguous(messages: Sequence[Message]) -> list[Message]:
@@ -250,20 +252,21 @@ def masked(text: str, mask: re.Pattern) -> str:
     return re.sub(rf"\b{MASK}(?:[ -]{MASK}\b)+", MASK, mask.sub(MASK, text))
 
 
-def _sentences(intent: Intent, definition: str, like: Sequence[str]) -> tuple[str, ...]:
-    """Sentences for training, one for development, one for testing."""
+def _texts(intent: Intent, definition: str, like: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    """The texts of one intent, by kind: filled forms, the first of each kind always among them."""
     rng = random.Random(intent.full_name)
     gloss = re.sub(r"^\([^)]*\) ", "", definition).split(";")[0]
     a, b, c = intent.names
 
     def filled(form: str) -> str:
-        examples = rng.sample(like, min(3, len(like)))
-        return form.format(a=a, b=b, c=c, gloss=gloss, like=" or ".join(examples))
+        examples = " or ".join(rng.sample(like, min(3, len(like))))
+        return form.format(a=a, b=b, c=c, gloss=gloss, like=examples)
 
-    first, *others = FORMS["train"]
-    forms = [first, *rng.sample(others, TRAINED - 1)]
-    forms += [rng.choice(FORMS[kind]) for kind in ("development", "test")]
-    return tuple(map(filled, forms))
+    written = {}
+    for kind, n in TEXTS.items():
+        first, *others = FORMS[kind]
+        written[kind] = tuple(filled(form) for form in (first, *rng.sample(others, n - 1)))
+    return written
 
 
 def propose() -> tuple[dict, dict]:
