@@ -29,6 +29,7 @@ def wheel(folder, first: list[str], second: list[str]):
         for member, lines in zip(wordnet.MEMBERS, (first, second), strict=True):
             content = LICENCE + "\n".join(lines) + "\n"
             box.writestr(f"pattern/text/en/wordnet/dict/{member}", content)
+        box.writestr(f"pattern/text/en/wordnet/dict/{wordnet.LICENCE}", LICENCE)
     return path
 
 
@@ -40,6 +41,7 @@ def test_nouns_are_read_with_their_broader_terms_and_without_examples(tmp_path):
     assert frame["names"].tolist() == ["bird|feathered friend", "robin", "|".join(["word"] * 10)]
     assert frame["kind_of"].tolist() == ["", "00000001", ""]
     assert frame["instance_of"].tolist() == ["", "", "00000001"]
+    assert (tmp_path / wordnet.LICENCE).read_text() == LICENCE
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from oral_lib.assets.datasets import ROWS
 from oral_lib.errors import PreflightError
 
 MEMBERS = ("data.noun1", "data.noun2")  # one file of WordNet, cut in two by the package
+LICENCE = "LICENSE.txt"  # has to be in every copy of the texts
 _FOLDER = "pattern/text/en/wordnet/dict"
 _EXAMPLE = re.compile(r'[;:,]?\s*"')  # a gloss is a definition, then examples in quotation marks
 
 
 def nouns(wheel: Path, folder: Path) -> None:
-    """Writes a row for each sense of a noun (a synset).
+    """Writes a row for each sense of a noun (a synset), and WordNet's licence in a file of its own.
 
     Columns: `synset`, its eight digits; `names`, its words, joined by "|"; `kind_of` and
     `instance_of`, the broader synsets, joined by blanks; `text`, its definition without examples.
@@ -30,6 +31,7 @@ def nouns(wheel: Path, folder: Path) -> None:
             for line in box.read(f"{_FOLDER}/{member}").decode("utf-8").splitlines()
             if line[:8].isdigit()  # the others are the licence
         ]
+        (folder / LICENCE).write_bytes(box.read(f"{_FOLDER}/{LICENCE}"))
     try:
         rows = [_row(line) for line in lines]
     except (IndexError, ValueError) as error:
