@@ -80,12 +80,13 @@ class TextEncoder:
     def encode(self, texts: Sequence[str]) -> Tensor:
         """[b, e] unit embeddings of `texts`."""
         batch = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        ids, mask = batch["input_ids"], batch["attention_mask"]
+        device = self.model.device  # the CPU, unless many texts are embedded
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
         if ids.shape[1] == 0:  # empty texts, of a tokenizer without special tokens
             return torch.zeros(len(texts), self.width)
         if self.name.endswith("-words"):
             states = self.model.get_input_embeddings()(ids)  # [b, t, e]
-            special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+            special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids, device=device))
             words = mask * ~special  # an empty text keeps its special tokens
             mask = torch.where(words.any(-1, keepdim=True), words, mask)
         else:
