@@ -330,12 +330,30 @@ def test_messages_are_read_without_repetitions_and_without_those_that_have_no_in
     assert messages == rows.read_messages(f"local:{tmp_path}")
 
 
-def test_repetitions_within_one_part_of_one_intent_are_kept():
-    one = Message("1", "yes", "a", "yes", "a", "test")
-    same = Message("2", "Yes!", "a", "yes", "a", "test")
-    other_part = Message("3", "yes", "a", "yes", "a", "train")
-    other_intent = Message("4", "yes", "a", "agree", "a", "test")
-    assert rows.distinct([one, same, other_part, other_intent]) == [one, same]
+def test_only_test_messages_of_one_intent_may_repeat_each_other():
+    kept = [
+        Message("1", "yes", "a", "yes", "a", "test"),
+        Message("2", "Yes!", "a", "yes", "a", "test"),
+        Message("3", "sure", "a", "yes", "a", "train"),
+    ]
+    repeated = [
+        Message("4", "yes", "a", "yes", "a", "train"),
+        Message("5", "yes", "a", "agree", "a", "test"),
+        Message("6", "sure.", "a", "yes", "a", "train"),
+    ]
+    assert rows.distinct([*kept, *repeated]) == kept
+
+
+def test_no_validation_message_repeats_a_training_message(tmp_path, monkeypatch):
+    written = [f"why {i // 2}" for i in range(200)]
+    intents = ["reverted_card_payment?"] * len(written)
+    monkeypatch.setitem(TABLES["banking77"], "train", (written, intents))
+    write_sets(tmp_path)
+    by_part = {part: set() for part in PARTS}
+    for message in rows.read_messages(f"local:{tmp_path}"):
+        by_part[message.part].add(comparable(message.text))
+    assert len(by_part["validation"]) > rows.VALIDATION
+    assert not by_part["validation"] & by_part["train"]
 
 
 def test_messages_of_the_hub_are_those_of_a_folder(tmp_path, monkeypatch):

@@ -83,9 +83,9 @@ def set_domains() -> dict[str, str]:
 def read_messages(source: str) -> tuple[Message, ...]:
     """The messages of CLINC150 and BANKING77 that have an intent, without repetitions.
 
-    Where messages of several parts or intents have the same words (`distinct`), test messages are
-    kept before validation messages, and these before training messages. BANKING77 has no validation
-    part: a quarter of each intent's training messages, and at most `VALIDATION`, become one.
+    Of messages with the same words (`distinct`), test messages are kept before validation messages,
+    and these before training messages. BANKING77 has no validation part: a quarter of each intent's
+    training messages, and at most `VALIDATION`, become one.
 
     Args:
         source: "local:DIR" or "hub".
@@ -134,17 +134,17 @@ def _messages(frame: "DataFrame", name: str, part: str, column: str) -> list[Mes
 
 
 def distinct(messages: Iterable[Message]) -> list[Message]:
-    """`messages` without those that repeat the words of an earlier one of another part or intent.
+    """`messages` without those that repeat the words of an earlier one.
 
-    Case, blanks and punctuation do not count. Repetitions within one part of one intent are kept:
-    they move nothing from one part to another.
+    Case, blanks and punctuation do not count. Repetitions among the test messages of one intent are
+    kept, so that every intent has as many test messages as in the published sets.
     """
     first: dict[tuple, Message] = {}
     return [
         message
         for message in messages
         if (other := first.setdefault(comparable(message.text), message)) is message
-        or (other.name, other.part) == (message.name, message.part)
+        or (other.name, other.part) == (message.name, message.part) == (message.name, "test")
     ]
 
 
