@@ -34,15 +34,15 @@ def generator_jobs(
     scale: str, experiment: str = "language", source: str = "packages"
 ) -> tuple[GeneratorJob, ...]:
     """The networks of an experiment in the order of training: generators with their seeds first."""
-    if experiment == "unseen":
-        kinds = ("generator", "regression", "multitask")
-        return tuple(GeneratorJob(kind=kind) for kind in kinds)
     large = scale in ("lab", "paper")
 
     def seeded(kind: str, split: str = "") -> tuple[GeneratorJob, ...]:
         seeds = range(3 if large else 1)
         return tuple(GeneratorJob(kind=kind, seed=seed, split=split) for seed in seeds)
 
+    if experiment == "unseen":
+        baselines = (GeneratorJob(kind=kind) for kind in ("regression", "multitask"))
+        return *seeded("generator"), *seeded("through_base"), *baselines
     if experiment == "intents":
         measured = {split for plan in base_plans(scale, source, experiment) for split in plan.tasks}
         splits = ("", OTHER_SET) if OTHER_SET in measured else ("",)

@@ -9,7 +9,7 @@ from made_adapters import SMALL, equal, shaken
 from peft import PeftModel
 
 from oral_lib import scales, storage
-from oral_lib.baselines import linear_probe
+from oral_lib.baselines import linear_probe, multitask
 from oral_lib.evaluation import evaluate, fid, scoring
 from oral_lib.experiments import benchmarks, unseen
 from oral_lib.experiments.generators import assemble
@@ -213,13 +213,13 @@ def test_in_bfloat16_a_probe_is_fitted(name, asked):
 
 
 def test_in_bfloat16_one_lora_for_all_tasks_is_trained_and_judged(halved, tmp_path):
-    name, task = "tiny-convnet-yes-no", load_task(binary.held_out("cifar10")[0])
+    name, task = "tiny-convnet-yes-no", load_task(binary.held_out_tasks("cifar10", "pairs")[0])
     names = scales.base_plan("smoke", name, "made").tasks
     folder = unseen.train_multitask(name, names, scale="smoke", source="made", root=tmp_path)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     assert sum(losses[-10:]) < sum(losses[:10])
     base, text = loading.load(name), TextEncoder("tiny").encode([task.description])[0]
-    made = unseen.multitask_adapter(tmp_path, base, text)
+    made = multitask.multitask_adapter(tmp_path, base, text)
     [outcome] = evaluate.evaluate(base, task, task_rows(task, "made").test[:20], [made])
     assert outcome.likely.dtype == torch.float32 and outcome.likely.isfinite().all()
 

@@ -367,12 +367,36 @@ def test_a_local_folder_may_lie_in_the_home_folder(local, monkeypatch):
 
 
 # ---------------------------------------------------------------- yes or no
-def test_there_are_1022_splits_of_which_twenty_are_held_out_as_the_seed_says():
+def test_there_are_511_splits_up_to_complement_and_each_has_one_canonical_side():
+    sides = binary.canonical_splits()
+    assert len(set(sides)) == len(sides) == 511
+    for side in sides:
+        assert binary.canonical(side) == binary.canonical(binary.complement(side)) == side
+        assert len(side) < 5 or (len(side) == 5 and 0 in side)
     for of in binary.NOUNS:
-        drawn, held, told = binary.all_tasks(of), binary.held_out(of), binary.training_tasks(of)
-        assert len(set(drawn)) == 1022 and held == drawn[:20]
-        assert len(told) == 1002 and not set(told) & set(held)
-        assert len(binary.NOUNS[of]) == len(load_task(of).labels) == 10
+        assert len(binary.NOUNS[of]) == len(load_task(of).labels) == binary.N_CLASSES
+
+
+def test_every_split_is_in_at_most_one_set_in_its_canonical_form():
+    parts = {part: binary.splits(part) for part in binary.SPLIT_SETS}
+    assert len(parts["pairs"]) == len(parts["classes"]) == 40
+    together = [side for part in parts.values() for side in part]
+    assert len(set(together)) == len(together)
+    assert set(together) <= set(binary.canonical_splits())
+    unused = set(binary.canonical_splits()) - set(together)
+    classes = binary.held_out_classes()
+    assert all(side & classes for side in unused)
+
+
+@pytest.mark.parametrize("name", ["cifar10_yes_train_1111111110", "cifar10_yes_0000000000"])
+def test_a_split_that_is_not_in_the_set_of_its_name_is_no_task(name):
+    assert binary.parse(name) is None
+
+
+def test_names_of_the_first_release_are_still_tasks():
+    task = load_task("cifar10_yes_1111110110")
+    assert binary.set_of(task.name) == "" and len(task.positive) == 8
+    assert binary.parse(binary.complement_task(task.name))[1] == {6, 9}
 
 
 def test_a_split_is_told_in_words_and_shares_the_rows_of_its_source():

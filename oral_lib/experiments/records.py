@@ -71,13 +71,15 @@ def _train_network(record: "Experiment", place: Place, job: GeneratorJob) -> Pat
 
 
 def _train_unseen(record: "Experiment", place: Place, job: GeneratorJob) -> Path:
-    """The same, or one LoRA for all tasks."""
-    if job.kind != "multitask":
+    """The same, or a generator that learns through the base model, or one LoRA for all tasks."""
+    if job.kind not in ("through_base", "multitask"):
         return _train_network(record, place, job)
     from oral_lib.experiments import unseen
 
     [plan] = scales.base_plans(place.scale, place.source, record.name)
     options = place.options("scale", "source", "root", "device")
+    if job.kind == "through_base":
+        return unseen.train_generator_through_base(plan.base, plan.tasks, job, **options)
     return unseen.train_multitask(plan.base, plan.tasks, **options)
 
 
@@ -171,7 +173,7 @@ EXPERIMENTS = {
             presets="unseen",
             train_zoo=_train_tasks,
             train_network=_train_unseen,
-            zoo_curves=False,  # a thousand
+            zoo_curves=False,  # of hundreds of adapters
         ),
         Experiment(
             name="intents",

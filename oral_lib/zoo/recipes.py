@@ -66,7 +66,7 @@ RECIPES = {
     "minilm-l3": Recipe(steps=800, batch=16, lr=1.5e-3),
     "smollm2-135m": Recipe(steps=600, batch=16, lr=1e-3),
     **{name: Recipe(steps=400, batch=32, lr=6e-3) for name in registry.LITES},
-    f"{registry.LITES[0]}{registry.YES_NO}": Recipe(steps=200, batch=16, lr=1.5e-3),
+    f"{registry.LITES[0]}{registry.YES_NO}": Recipe(steps=1500, batch=32, lr=3e-3),
     f"tiny-convnet{registry.YES_NO}": Recipe(steps=60, batch=16, lr=1e-2),
     "vit-tiny": Recipe(steps=400, batch=32, lr=1e-3),
     "convnext-atto": Recipe(steps=400, batch=32, lr=1e-3),
