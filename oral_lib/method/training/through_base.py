@@ -180,14 +180,6 @@ class StepInputs:
         return StepInputs(self.text.clone(), self.given.clone(), self.noise.clone(), examples)
 
 
-def written(model: ORAL, name: str, inputs: StepInputs, sampling_steps: int = 1) -> Tensor:
-    """[S, v] adapters for `inputs`, with a gradient to the network."""
-    c = model.conditions(name, inputs.text, inputs.given, examples=inputs.examples)
-    entry = model.bases[name]
-    k0 = model.write(name, c, inputs.noise, sampling_steps)
-    return flat(entry.layout, entry.statistics.denormalise(k0))
-
-
 class ThroughBaseTrainer:
     """A network in training through its base models.
 
@@ -213,6 +205,8 @@ class ThroughBaseTrainer:
             name: StepInputs.of(self.model, name, part, config, 0).clone()
             for name, part in batches.items()
         }
+        # read once: a check of statistics waits for the device
+        self.statistics = {name: self.model.bases[name].statistics for name in batches}
         self.losses = torch.zeros(len(batches), device=device)  # by base model
         self.replay = Replay(self._run, device)
 
@@ -228,6 +222,11 @@ class ThroughBaseTrainer:
         self.replay(None)
         return self.losses.clone(), self.optimizer.norm.clone()
 
+    def _written(self, name: str, inputs: StepInputs) -> Tensor:
+        """K_0 [S, l, k or r] for `inputs`, with a gradient to the network."""
+        c = self.model.conditions(name, inputs.text, inputs.given, examples=inputs.examples)
+        return self.model.write(name, c, inputs.noise, self.config.sampling_steps)
+
     def _run(self, part: tuple[str, Hashable] | None) -> None:
         """The gradient of one base model, added to that of others; without `part` the update."""
         if part is None:
@@ -237,8 +236,10 @@ class ThroughBaseTrainer:
         name, key = part
         kind = self.losses.device.type
         with torch.autocast(kind, torch.bfloat16, enabled=self.half, cache_enabled=False):
-            adapters = written(self.model, name, self.inputs[name], self.config.sampling_steps)
-        losses = self.batches[name].losses(adapters.float(), key)  # [S]
+            k0 = self._written(name, self.inputs[name])
+        values = self.statistics[name].denormalise(k0.float())
+        adapters = flat(self.model.bases[name].layout, values)  # [S, v]
+        losses = self.batches[name].losses(adapters, key)  # [S]
         (losses.mean() / len(self.batches)).backward()
         self.losses[list(self.batches).index(name)].copy_(losses.detach().mean())
 
