@@ -122,33 +122,35 @@ def resampled(
     for name, side in sides.items():
         units = np.unique(side.seeds)
         if parts[name].seeds.any():
-            draws[name] = draws[name] + _of_seeds(tuple(units), n_boot, seed) @ parts[name].seeds
+            draws[name] = draws[name] + seed_weights(tuple(units), n_boot, seed) @ parts[name].seeds
         source = name if side.originals is None else ORIGINALS
         if parts[source].variance > 0:
             n_samples = len(sides[source].values)
-            effects = _of_samples(source, n_samples, parts[source], n_boot, seed)
+            effects = sample_effects(source, n_samples, parts[source], n_boot, seed)
             chosen = slice(None) if side.originals is None else side.originals
             draws[name] = draws[name] + effects[:, chosen].mean(axis=1)
     return {name: np.clip(values, 0.0, 1.0) for name, values in draws.items()}  # shares
 
 
 @lru_cache(maxsize=16)
-def _of_seeds(seeds: tuple[int, ...], n_boot: int, seed: int) -> np.ndarray:
-    """Weights [b, m] of the effects of seeds: their sum follows t with m - 1 degrees of freedom."""
+def seed_weights(seeds: tuple[int, ...], n_boot: int, seed: int) -> np.ndarray:
+    """Weights [b, m] of the effects of m seeds: the sum follows t with m - 1 degrees of freedom."""
     m = len(seeds)
     random = np.random.default_rng([seed, _SEEDS, *seeds])
     weights = random.normal(size=(n_boot, m)) / np.sqrt(m * (m - 1))
-    return weights * _widths(random, m - 1, n_boot)
+    return weights * widths(random, m - 1, n_boot)
 
 
-def _of_samples(name: str, n_samples: int, parts: Components, n_boot: int, seed: int) -> np.ndarray:
+def sample_effects(
+    name: str, n_samples: int, parts: Components, n_boot: int, seed: int
+) -> np.ndarray:
     """Effects [b, s] of the samples of the side `name`."""
     random = np.random.default_rng([seed, _SAMPLES, *name.encode()])
-    width = np.sqrt(parts.variance) * _widths(random, parts.freedom, n_boot)
+    width = np.sqrt(parts.variance) * widths(random, parts.freedom, n_boot)
     return random.normal(size=(n_boot, n_samples)) * width
 
 
-def _widths(random: np.random.Generator, freedom: int, n_boot: int) -> np.ndarray:
+def widths(random: np.random.Generator, freedom: int, n_boot: int) -> np.ndarray:
     """Factors [b, 1] by which normal draws become draws from a t distribution."""
     return np.sqrt(freedom / random.chisquare(freedom, size=(n_boot, 1)))
 

@@ -17,6 +17,8 @@ from oral_lib.report import drawing, findings, pages, study_pages
 from oral_lib.report.comparisons import judged, pooled, without_signal
 from oral_lib.report.figures import theme
 from oral_lib.report.formats import latex, markdown
+from oral_lib.report.intents.outcomes import INTENTS
+from oral_lib.report.intents.results import IntentsResults
 from oral_lib.report.studies.ablation_summary import ablation_means
 from oral_lib.report.tables.grid import grid_table
 from oral_lib.report.tables.judgements import conditions_table, projections_table, targets_table
@@ -143,16 +145,26 @@ def write_contents(root: Path) -> Path:
     return root / "README.md"
 
 
-def _read(folder: Path) -> list[SourceResults]:
+def _read(folder: Path) -> list[SourceResults | IntentsResults]:
     """The results of a scale, by experiment and source."""
     keys = results.read_metrics(folder / "metrics.csv")[results.SOURCE].drop_duplicates()
     path = folder / "manifest.json"
     manifest = read_json(path) if path.exists() else {}
-    sources = [
-        SourceResults(*key, *results.read(folder, *key))
-        for key in sorted(keys.itertuples(index=False, name=None))
-    ]
-    return [replace(s, held_out=_held_out(manifest.get(s.entry, {}))) for s in sources]
+    sources = []
+    for experiment, source in sorted(keys.itertuples(index=False, name=None)):
+        tables = results.read(folder, experiment, source)
+        if experiment == INTENTS:
+            sources.append(IntentsResults(source, *tables, folder))
+            continue
+        cells = SourceResults(experiment, source, *tables)
+        held_out = _held_out(manifest.get(cells.entry, {}))
+        sources.append(replace(cells, held_out=held_out))
+    return sources
+
+
+def _cells(sources: Sequence[SourceResults | IntentsResults]) -> list[SourceResults]:
+    """The results that are judged cell by cell; means over tasks are not."""
+    return [source for source in sources if isinstance(source, SourceResults)]
 
 
 def _held_out(entry: dict) -> int:
@@ -160,9 +172,11 @@ def _held_out(entry: dict) -> int:
     return entry.get("held_out", len(entry.get("seeds", {}).get("held out of training", [])))
 
 
-def _tables(folder: Path, sources: Sequence[SourceResults]) -> Iterator[tuple[str, pd.DataFrame]]:
+def _tables(
+    folder: Path, sources: Sequence[SourceResults | IntentsResults]
+) -> Iterator[tuple[str, pd.DataFrame]]:
     """(name, table) of the overview, of every experiment and source, and of the studies."""
-    if counted := [source.judged for source in sources if source.has("accuracy")]:
+    if counted := [source.judged for source in _cells(sources) if source.has("accuracy")]:
         yield "overview", findings.overview(pd.concat(counted))
     for source in sources:
         yield from ((f"{kind}-{source.name}", table) for kind, table in source.tables())
@@ -176,11 +190,14 @@ def _tables(folder: Path, sources: Sequence[SourceResults]) -> Iterator[tuple[st
             yield f"ablations-{source}", ablation_means(rows)
 
 
-def _figures(folder: Path, sources: Sequence[SourceResults]) -> drawing.Named:
+def _figures(folder: Path, sources: Sequence[SourceResults | IntentsResults]) -> drawing.Named:
     """(name, figure) of every experiment and source, and of the scale."""
     for source in sources:
-        yield from drawing.source_figures(folder, source)
-    yield from drawing.scale_figures(folder, sources)
+        if isinstance(source, IntentsResults):
+            yield from source.figures()
+        else:
+            yield from drawing.source_figures(folder, source)
+    yield from drawing.scale_figures(folder, _cells(sources))
 
 
 def _remove_all_but(folder: Path, written: Collection[Path]) -> None:

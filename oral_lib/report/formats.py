@@ -28,6 +28,14 @@ METHOD_WORDS = {
     "noise_large": "large noise",
     "unconditional": "unconditional",
     "linear_probe": "linear probe",
+    "multitask_described": "description in the input",
+    "zero_shot": "zero-shot cosine",
+    "prompted": "description in the prompt",
+    "prompted_4": "prompt with 4 examples",
+    "soup_nearest": "soup of nearest",
+    "mixture": "span mixture",
+    "generated_through_base": "generated, through the base",
+    **{f"few_shot_{k}": f"LoRA on {k} row{'s' * (k > 1)}" for k in (1, 2, 4, 8, 16, 32)},
 }
 BRACKETS = re.compile(r" (\[[^]]+\])(?!\()")  # the base model in a cell of the grid; no link
 TEXT_COLUMNS = ("experiment", "base model", "base", "task")

@@ -13,6 +13,9 @@ from oral_lib.evaluation import results
 from oral_lib.evaluation.schema import read_csv
 from oral_lib.report.findings import RULES, verdict
 from oral_lib.report.formats import ABSENT, listed, markdown
+from oral_lib.report.intents import page as intents_page
+from oral_lib.report.intents.outcomes import split_of
+from oral_lib.report.intents.results import IntentsResults
 from oral_lib.report.study_pages import STUDIES
 from oral_lib.report.tables.grid import grid_legend
 from oral_lib.storage import list_paths, read_json
@@ -80,6 +83,10 @@ FIGURES = {  # caption by kind, in the order of the page
     "map": "The zoo, its averages and the samples in the plane of its two leading axes",
     "costs": "Accuracy against labelled rows and seconds",
     "answers": "The first held-out images, with the answers of the base model and two adapters",
+    "equivalent": "AUC against equivalent labelled rows",
+    "dots": "Every unseen task, by method",
+    "few": "A sentence, and a few labelled rows",
+    "textmap": "Whose text against whose rows, on unseen tasks",
 }
 TABLES = {  # title by kind, in the order of the page; other tables are listed after them
     "main": "Every method, accuracy in percent",
@@ -153,12 +160,32 @@ def _scale_files(folder: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- one experiment and source
-def page(folder: Path, source: "SourceResults") -> str:
+def page(folder: Path, source: "SourceResults | IntentsResults") -> str:
     """The page of one experiment and source, whose tables and figures have been written."""
-    path = folder / "manifest.json"
+    path, metrics = folder / "manifest.json", source.metrics
     entry = read_json(path).get(source.entry) if path.exists() else None
     blocks = [f"# {source.experiment}, source `{source.source}`, scale {folder.name}\n"]
-    blocks += [f"{_HEAD} [All results](../README.md).\n", _measured(source.metrics)]
+    blocks.append(f"{_HEAD} [All results](../README.md).\n")
+    if isinstance(source, IntentsResults):
+        blocks += intents_page.blocks(source)
+        metrics = metrics.assign(task=metrics.task.map(split_of))
+    else:
+        blocks += _of_cells(source)
+    return "\n".join(
+        [
+            *blocks,
+            *_figures(folder, source),
+            *_tables(folder, source),
+            "## Files\n",
+            _files(folder, source),
+            *_folded("Machine, versions, seeds and commits", _machine(entry, metrics)),
+        ]
+    )
+
+
+def _of_cells(source: "SourceResults") -> list[str]:
+    """What was measured, the grid and the findings of results that are judged cell by cell."""
+    blocks = [_measured(source.metrics)]
     if source.has("balanced_accuracy"):
         blocks += [markdown(source.unseen), _UNSEEN]
     if source.has("accuracy"):
@@ -169,19 +196,10 @@ def page(folder: Path, source: "SourceResults") -> str:
         blocks.append(_METHOD)
     else:
         blocks.append(markdown(source.intervals))
-    return "\n".join(
-        [
-            *blocks,
-            *_figures(folder, source),
-            *_tables(folder, source),
-            "## Files\n",
-            _files(folder, source),
-            *_folded("Machine, versions, seeds and commits", _machine(entry, source.metrics)),
-        ]
-    )
+    return blocks
 
 
-def _figures(folder: Path, source: "SourceResults") -> list[str]:
+def _figures(folder: Path, source: "SourceResults | IntentsResults") -> list[str]:
     """The figures of a source, each with a caption that has its size."""
     ending, blocks, n = f"-{source.name}", [], _sizes(source.metrics)
     paths = {p.stem: p.name for p in list_paths(folder / "figures", f"*{ending}*.png")}
@@ -193,15 +211,17 @@ def _figures(folder: Path, source: "SourceResults") -> list[str]:
     return ["## Figures\n", *blocks] if blocks else []
 
 
-def _tables(folder: Path, source: "SourceResults") -> list[str]:
+def _tables(folder: Path, source: "SourceResults | IntentsResults") -> list[str]:
     """The tables of a source: the main ones to unfold, the others as links."""
     ending, blocks, links = f"-{source.name}", [], []
     kinds = [p.stem.removesuffix(ending) for p in list_paths(folder / "tables", f"*{ending}.csv")]
-    for kind in sorted(kinds, key=lambda kind: ([*TABLES, kind].index(kind), kind)):
-        title, name = TABLES.get(kind, kind), f"tables/{kind}{ending}"
+    own = source.titles() if isinstance(source, IntentsResults) else {}
+    titles = own | {kind: title for kind, title in TABLES.items() if kind not in own}
+    for kind in sorted(kinds, key=lambda kind: ([*titles, kind].index(kind), kind)):
+        title, name = titles.get(kind, kind), f"tables/{kind}{ending}"
         formats = f"[Markdown]({name}.md), [CSV]({name}.csv), [LaTeX]({name}.tex)"
         links.append(f"- {title}: {formats}")
-        if kind in SHOWN:
+        if kind in own or (kind in SHOWN and not own):
             text = [(folder / f"{name}.md").read_text(encoding="utf-8")]
             fewer = _FEWER if source.metrics.n_items.nunique() > 1 else ""
             text += [_READING.format(fewer=fewer)] if kind == "main" else []
@@ -210,7 +230,7 @@ def _tables(folder: Path, source: "SourceResults") -> list[str]:
     return ["## Tables\n", *blocks, "\n".join(links), ""]
 
 
-def _files(folder: Path, source: "SourceResults") -> str:
+def _files(folder: Path, source: "SourceResults | IntentsResults") -> str:
     """The files of every row and outcome, and the command that reproduces them."""
     scale, items = folder.name, results.items_path(folder, source.experiment, source.source)
     origin = "local:DIR" if source.source == "local" else source.source

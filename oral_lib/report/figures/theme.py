@@ -44,13 +44,21 @@ LOOKS = {
     "generated": Look("generated", ORANGE, "o"),
     "generated_span": Look("generated, projection span", ORANGE, "P"),
     "generated_free": Look("generated, no projection", ORANGE, "X"),
+    "generated_through_base": Look("generated, through the base", ORANGE, "H"),
     "trained": Look("trained", BLUE, "s"),
+    "few_shot": Look("LoRA on few rows", BLUE, "o"),
     "router": Look("router", GREEN, "*"),
     "retrieval": Look("retrieval", SKY, ">"),
     "soup_task": Look("adapter average (soup)", MAGENTA, "D"),
     "soup_all": Look("all-task average (soup)", MAGENTA, "d"),
+    "soup_nearest": Look("soup of nearest", MAGENTA, "p"),
+    "mixture": Look("span mixture", GREEN, "P"),
     "regression": Look("regression", YELLOW, "^"),
     "multitask": Look("multi-task LoRA", INK, "p"),
+    "multitask_described": Look("description in the input", INK, "D"),
+    "zero_shot": Look("zero-shot cosine", BROWN, "h"),
+    "prompted": Look("description in the prompt", GREY, "d"),
+    "prompted_4": Look("prompt with 4 examples", GREY, "P"),
     "linear_probe": Look("linear probe", INK, "h"),
     "unconditional": Look("unconditional", INK, "<"),
     "gaussian": Look("Gaussian", BROWN, "+"),
@@ -93,7 +101,13 @@ _DPI = 100  # 900 pixels: the width of a page; SVG has the details
 _PALETTE = 256  # colours of a PNG, at most: the most frequent ones
 _PHOTO = 20_000  # a figure of more colours has photographs
 _CHANGE, _CHANGED = 32, 0.002  # of 255; share of the pixels: edges of marks that overlap
-DENSE = ("answers-", "loss-", "texts-")  # photographs, long curves, fields of colour
+DENSE = (
+    "answers-",
+    "loss-",
+    "texts-",
+    "textmap-",
+    "dots-",
+)  # photographs, long curves, fields of colour, many marks
 NO_DATE = {"png": {"Software": None}, "svg": {"Date": None}}
 
 

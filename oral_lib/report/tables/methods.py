@@ -14,7 +14,8 @@ from oral_lib.report.comparisons import (
     with_trained_parts,
     without_signal,
 )
-from oral_lib.report.formats import ABSENT, NO_SIGNAL, aligned_lines
+from oral_lib.report.formats import ABSENT, METHOD_WORDS, NO_SIGNAL, aligned_lines
+from oral_lib.report.intents.outcomes import INTENTS, METRICS, split_of
 from oral_lib.report.outcomes import TRAINED_HELD_OUT, TRAINED_ZOO
 from oral_lib.report.tables.grid import SIGNS
 from oral_lib.tasks.task import load_task
@@ -204,6 +205,21 @@ def interval_table(metrics: pd.DataFrame, source: str) -> pd.DataFrame:
     return rows[columns].assign(**numbers, items=rows.n_items, samples=rows.n_samples)
 
 
+def means_of_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row per split and method of experiment intents: mean over tasks, by base model."""
+    rows = metrics[metrics.metric.isin(METRICS) & metrics.condition.isin(["none", "matched"])]
+    rows = rows.assign(split=rows.task.map(split_of))
+    key = ["split", "method", "base", "metric"]
+    means = rows.groupby(key, sort=False).value.mean().map(lambda x: f"{100 * x:.1f}").to_dict()
+    table: dict[tuple[str, str], dict[str, str]] = {}
+    for split, method, base in dict.fromkeys(name[:3] for name in means):
+        texts = (means.get((split, method, base, metric), ABSENT) for metric in METRICS)
+        line = table.setdefault((split, METHOD_WORDS.get(method, method)), {})
+        line[base] = " / ".join(texts)
+    lines = [{"task": f"{split} {method}"} | line for (split, method), line in table.items()]
+    return pd.DataFrame(lines).fillna(ABSENT)
+
+
 def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str:
     """The main table for a terminal, at most 100 columns wide, then the table of every style.
 
@@ -216,7 +232,11 @@ def short_table(metrics: pd.DataFrame, items: pd.DataFrame | None = None) -> str
         "adapter average (soup)": "soup", "regression": "regr.", "generated": "GENERATED",
         "wrong-task prompt": "wrong task",
     }  # fmt: skip
-    blocks = []
+    blocks, of_tasks = [], metrics[metrics.experiment == INTENTS]
+    metrics = metrics[metrics.experiment != INTENTS]
+    for source, rows in of_tasks.groupby("source", sort=False):
+        lines = aligned_lines(means_of_tasks(rows))
+        blocks.append([f"Mean over tasks, AUC / balanced accuracy, source {source}", *lines])
     for source in metrics.source.unique():
         table = main_table(metrics, source).drop(columns=left_out, errors="ignore")
         if len(table):
