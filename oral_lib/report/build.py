@@ -18,7 +18,7 @@ from oral_lib.report.comparisons import judged, pooled, without_signal
 from oral_lib.report.figures import theme
 from oral_lib.report.formats import latex, markdown
 from oral_lib.report.intents.outcomes import INTENTS
-from oral_lib.report.intents.results import IntentsResults
+from oral_lib.report.intents.results import LONG, IntentsResults
 from oral_lib.report.studies.ablation_summary import ablation_means
 from oral_lib.report.tables.grid import grid_table
 from oral_lib.report.tables.judgements import conditions_table, projections_table, targets_table
@@ -211,13 +211,15 @@ def _remove_all_but(folder: Path, written: Collection[Path]) -> None:
 
 
 def _write_table(folder: Path, name: str, table: pd.DataFrame) -> list[Path]:
-    """The paths of a table, written as CSV, Markdown and LaTeX.
+    """The paths of a table, written as CSV, Markdown and LaTeX; a long one as CSV only.
 
     A zero has no sign: it depends on the processor.
     """
     table = table.map(lambda cell: 0.0 if isinstance(cell, float) and cell == 0 else cell)
     csv = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    texts = {"csv": csv, "md": markdown(table), "tex": latex(table)}
+    texts = {"csv": csv}
+    if not name.startswith(LONG):
+        texts |= {"md": markdown(table), "tex": latex(table)}
     paths = [folder / f"{name}.{kind}" for kind in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)

@@ -201,7 +201,9 @@ def _of_cells(source: "SourceResults") -> list[str]:
 
 def _figures(folder: Path, source: "SourceResults | IntentsResults") -> list[str]:
     """The figures of a source, each with a caption that has its size."""
-    ending, blocks, n = f"-{source.name}", [], _sizes(source.metrics)
+    ending, blocks = f"-{source.name}", []
+    means = isinstance(source, IntentsResults)
+    n = intents_page.sizes(source.values) if means else _sizes(source.metrics)
     paths = {p.stem: p.name for p in list_paths(folder / "figures", f"*{ending}*.png")}
     kinds = {stem: stem.partition(ending)[0] for stem in paths}
     order = [stem for kind in FIGURES for stem in kinds if kinds[stem] == kind]
@@ -219,8 +221,9 @@ def _tables(folder: Path, source: "SourceResults | IntentsResults") -> list[str]
     titles = own | {kind: title for kind, title in TABLES.items() if kind not in own}
     for kind in sorted(kinds, key=lambda kind: ([*titles, kind].index(kind), kind)):
         title, name = titles.get(kind, kind), f"tables/{kind}{ending}"
-        formats = f"[Markdown]({name}.md), [CSV]({name}.csv), [LaTeX]({name}.tex)"
-        links.append(f"- {title}: {formats}")
+        formats = {"md": "Markdown", "csv": "CSV", "tex": "LaTeX"}
+        present = {k: w for k, w in formats.items() if (folder / f"{name}.{k}").exists()}
+        links.append(f"- {title}: {', '.join(f'[{w}]({name}.{k})' for k, w in present.items())}")
         if kind in own or (kind in SHOWN and not own):
             text = [(folder / f"{name}.md").read_text(encoding="utf-8")]
             fewer = _FEWER if source.metrics.n_items.nunique() > 1 else ""

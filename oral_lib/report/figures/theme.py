@@ -44,7 +44,7 @@ LOOKS = {
     "generated": Look("generated", ORANGE, "o"),
     "generated_span": Look("generated, projection span", ORANGE, "P"),
     "generated_free": Look("generated, no projection", ORANGE, "X"),
-    "generated_through_base": Look("generated, through the base", ORANGE, "H"),
+    "generated_through_base": Look("generated, through the base", ORANGE, "*"),
     "trained": Look("trained", BLUE, "s"),
     "few_shot": Look("LoRA on few rows", BLUE, "o"),
     "router": Look("router", GREEN, "*"),

@@ -34,7 +34,7 @@ from oral_lib.report.intents.tables import curve_ends
 
 DRAWN = [  # from below to the top
     "prompted", "prompted_4", "retrieval", "soup_nearest", "mixture", "regression", "zero_shot",
-    "multitask", "multitask_described", "generated", "generated_through_base",
+    "multitask", "multitask_described", "trained", "generated", "generated_through_base",
 ]  # fmt: skip
 _WITH_INTERVAL = ("multitask_described", "generated_through_base")
 _BEYOND = 2.2  # factor: the places of "< 1" and "> 32" next to the ends of the curve
@@ -79,7 +79,7 @@ def equivalent_figure(values: pd.DataFrame) -> Figure | None:
         figure = _panels(rows, draw, handles, "equivalent labelled rows")
         footnote(
             figure,
-            "AUC in percent, mean over tasks. Blue: LoRA trained on that many rows of the task, with",
+            "AUC in percent, mean over tasks. Blue: LoRA trained on that many rows of a task, with",
             "its 95% interval over tasks, rows and seeds. A mark lies where that curve, made",
             "monotone, reaches the AUC of the method. Grey ground: beyond the ends of the curve.",
             "Lines through a mark: 95% intervals of rows and of AUC.",
@@ -110,7 +110,8 @@ def few_rows_figure(values: pd.DataFrame) -> Figure | None:
             entries = {
                 k: entries.loc[name + e] for k, e in endings.items() if name + e in entries.index
             }
-            places = [max(k, 0.5) for k in entries]
+            aside = 1.0 if style == "-" else 1.12  # lines of intervals do not cover each other
+            places = [aside * max(k, 0.5) for k in entries]
             axis.plot(places, [100 * row.value for row in entries.values()], ls=style, **orange)
             for x, row in zip(places, entries.values(), strict=True):
                 axis.plot([x, x], [100 * row.ci_low, 100 * row.ci_high], **orange)
@@ -129,7 +130,7 @@ def few_rows_figure(values: pd.DataFrame) -> Figure | None:
         )
         footnote(
             figure,
-            "AUC in percent, mean over tasks; vertical lines and band: 95% interval over tasks, rows",
+            "AUC in percent, mean over tasks; vertical lines, band: 95% interval over tasks, rows",
             "and seeds. Orange: one forward pass of the generator. Blue: LoRA trained on the rows.",
             _sizes(rows[rows.method.str.startswith((name, FEW_SHOT))]),
         )

@@ -13,6 +13,7 @@ import pandas as pd
 from oral_lib.evaluation import over_tasks, two_level
 from oral_lib.evaluation.bootstrap import interval
 from oral_lib.report.comparisons import BELOW, EQUAL, MARGIN, UNDECIDED
+from oral_lib.report.formats import METHOD_WORDS
 from oral_lib.report.intents.outcomes import METRICS, SplitOutcomes
 
 DESCRIBED, TRAINED = "multitask_described", "trained"
@@ -43,7 +44,7 @@ def generator_of(outcomes: SplitOutcomes) -> str | None:
 
 def is_causal(base: str) -> bool:
     """Whether a base model is a causal language model, for which the aims are wider."""
-    return base.startswith(("smollm2", "tiny-causal"))
+    return not base.startswith(("minilm", "tiny-encoder"))
 
 
 # ---------------------------------------------------------------- means over tasks
@@ -154,7 +155,7 @@ class _Margin(NamedTuple):
 
 _MARGINS = {False: _Margin(0.5, 2.0), True: _Margin(1.0, 4.0)}  # by whether the base is causal
 AIMS = {  # name: words; stated before the measurement
-    "described": "not below the description in the input by more than {bound}",
+    "described": "not below the description in the input by more than the margin",
     "beyond": "above the description in the input",
     "rival": "above {method}",
     "flops": "at most half of the FLOPs a row of the description in the input",
@@ -191,23 +192,23 @@ def aims(outcomes: Outcomes, costs: pd.DataFrame | None = None) -> pd.DataFrame:
 def _aims_of(base: str, split: str, name: str, outcomes: SplitOutcomes) -> Iterator[dict]:
     """The aims of the method `name` on a split, without base model and split."""
     if split == "L1":
-        for metric in METRICS[:1]:
-            yield from _above(outcomes, name, TRAINED, metric, -MARGIN, AIMS["trained"])
-    if split not in UNSEEN:
+        yield from _above(outcomes, name, TRAINED, "auc", -MARGIN, AIMS["trained"])
+    if split == "L3":
+        for metric in METRICS:
+            yield from _above(outcomes, name, DESCRIBED, metric, 0.0, AIMS["beyond"])
+    if split != "L2":
         return
     for metric in METRICS:
         points = getattr(_MARGINS[is_causal(base)], metric)
-        words = AIMS["described"].format(bound=f"{points:g} point{'s' * (points != 1)}")
-        yield from _above(outcomes, name, DESCRIBED, metric, -points / 100, words)
+        yield from _above(outcomes, name, DESCRIBED, metric, -points / 100, AIMS["described"])
         yield from _above(outcomes, name, DESCRIBED, metric, 0.0, AIMS["beyond"])
         for rival in RIVALS:
-            words = AIMS["rival"].format(method=rival)
+            words = AIMS["rival"].format(method=METHOD_WORDS[rival])
             yield from _above(outcomes, name, rival, metric, 0.0, words)
     yield from _share(outcomes, name, "mismatched", 0.9)
     yield from _share(outcomes, name, "paraphrase", 0.98)
-    yield from _above(
-        outcomes, f"{name}/matched_4", "few_shot_16", "auc", -MARGIN, AIMS["rows"]
-    )  # fmt: skip
+    with_rows = f"{name}/matched_4", "few_shot_16"
+    yield from _above(outcomes, *with_rows, "auc", -MARGIN, AIMS["rows"])
 
 
 def _above(

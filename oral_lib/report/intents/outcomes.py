@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from oral_lib.errors import OralError
 from oral_lib.evaluation import over_tasks, two_level
 from oral_lib.evaluation.schema import row_keys
 
 INTENTS = "intents"  # the experiment
 METRICS = ["auc", "balanced_accuracy"]
+BASES = ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-all"]  # the first of the tables
 FEW_SHOT = "few_shot_"  # and the number of labelled rows
 _USUAL = ("none", "matched")
 _RUN = ["method", "condition", "seed", "sample"]
@@ -172,9 +174,18 @@ def splits(items: pd.DataFrame, n_boot: int = two_level.DRAWS) -> Iterator[tuple
     Args:
         items: items of experiment intents and one source, in the order of the schema.
         n_boot: the number of draws of every interval.
+
+    Raises:
+        OralError: without items.
     """
+    if items.empty:
+        raise OralError("There are no items of experiment intents: measure its cells first.")
     names = items.task.cat.categories
     split = pd.Series([split_of(name) for name in names])[items.task.cat.codes].to_numpy()
     groups = items.groupby(["base", pd.Series(split, items.index)], sort=False, observed=True)
-    for (base, name), part in sorted(groups, key=lambda group: group[0][1]):
+    order = {name: i for i, name in enumerate(BASES)}
+    for base, name in sorted(
+        groups.groups, key=lambda key: (key[1], order.get(key[0], 99), key[0])
+    ):
+        part = groups.get_group((base, name))
         yield (str(base), str(name)), SplitOutcomes(part, n_boot)

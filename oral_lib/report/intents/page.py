@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from oral_lib.report.figures.theme import extent
 from oral_lib.report.formats import listed, markdown, points_interval, signed_points
 from oral_lib.report.intents.judgements import (
     DESCRIBED,
@@ -17,7 +18,7 @@ from oral_lib.report.intents.judgements import (
     UNSEEN,
     generator_of,
 )
-from oral_lib.report.intents.tables import aims_table, curve_ends, rows_text, words_of
+from oral_lib.report.intents.tables import curve_ends, rows_text, words_of
 
 if TYPE_CHECKING:
     from oral_lib.report.intents.results import IntentsResults
@@ -28,6 +29,12 @@ SPLIT_WORDS = {
     "L2": "unseen intents",
     "L3": "an unseen data set",
     "development": "intents held out for choices",
+}
+TEXT_WORDS = {
+    "paraphrase": "a held-out wording",
+    "mismatched": "another task's text",
+    "random": "random words",
+    "empty": "an empty text",
 }
 METHOD = """\
 A task is "is the message about X". Values are means over the tasks of a split, in percent. \
@@ -41,7 +48,9 @@ number of rows on which a LoRA must be trained to reach the AUC of a method.
 - **undecided**: all else. It does not count as equal.
 
 An aim is **reached** if the whole interval lies on the right side of its bound, **missed** if it \
-lies on the wrong side, and **undecided** otherwise. Aims were stated before the measurement.
+lies on the wrong side, and **undecided** otherwise. Aims were stated before the measurement. \
+Margins to the description in the input are 0.5 points of AUC and 2 of balanced accuracy for \
+encoders, 1 and 4 for causal models.
 """
 
 
@@ -50,9 +59,19 @@ def blocks(results: "IntentsResults") -> list[str]:
     lines = ["\n".join(measured(results)), ""]
     lines += [markdown(results.summary), "AUC with its interval / balanced accuracy.\n"]
     if len(results.aims):
-        lines += ["## Aims\n", markdown(aims_table(results.aims))]
-    lines += ["## Findings\n", "\n".join(f"- {text}" for text in findings(results)), ""]
+        lines += ["## Aims\n", markdown(results.aims_table)]
+    sentences = results.findings.splitlines()
+    lines += ["## Findings\n", "\n".join(f"- {text}" for text in sentences), ""]
     return [*lines, METHOD]
+
+
+def sizes(values: pd.DataFrame) -> str:
+    """The numbers of tasks, rows and generator seeds, for a caption."""
+    seeds = int(values.n_seeds.max())
+    return (
+        f"n = {extent(values.n_tasks)} tasks a split, {extent(values.n_rows)} rows each, "
+        f"{seeds} generator seed{'s' * (seeds > 1)}"
+    )
 
 
 def measured(results: "IntentsResults") -> Iterator[str]:
@@ -103,8 +122,7 @@ def _sentences(results: "IntentsResults", base: str, split: str, name: str) -> I
         yield f"It is above {above} of {len(rivals)} rivals by the whole interval: {listed(texts)}."
     for text in TEXTS:
         if row := pairs.get((f"{name}/{text}", name)):
-            yield f"With {words_of(f'{name}/{text}').partition(', ')[2].rpartition(', ')[2]}:"
-            yield f"{_points(row)}."
+            yield f"With {TEXT_WORDS[text]}: {_points(row)}."
 
 
 def _points(row) -> str:

@@ -8,18 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from oral_lib.evaluation import two_level
-from oral_lib.evaluation.schema import read_csv
-from oral_lib.report.intents import curves, dots, judgements, outcomes, tables, text_map
+from oral_lib.evaluation import small_tables, two_level
+from oral_lib.report.intents import curves, dots, judgements, outcomes, page, tables, text_map
 
-COSTS = {  # columns of intents_costs.csv
-    "source": str, "base": str, "method": str, "ms_adapter": float, "ms_row": float,
-    "flops_row": float, "bytes": float, "device": str, "commit": str,
-}  # fmt: skip
-MAP = {  # columns of intents_map.csv
-    "source": str, "base": str, "split": str, "text_task": str, "row_task": str, "auc": float,
-    "commit": str,
-}  # fmt: skip
+LONG = ("values-intents", "judged-intents", "verdicts-intents")  # tables that only programs read
 
 
 @dataclass(frozen=True)
@@ -76,27 +68,38 @@ class IntentsResults:
     @cached_property
     def costs(self) -> pd.DataFrame:
         """The rows of intents_costs.csv of this source; none without the file."""
-        return self._small("intents_costs", COSTS)
+        return self._small(small_tables.INTENTS_COSTS)
 
     @cached_property
     def map(self) -> pd.DataFrame:
         """The rows of intents_map.csv of this source; none without the file."""
-        return self._small("intents_map", MAP)
+        return self._small(small_tables.INTENTS_MAP)
 
-    def _small(self, name: str, columns: dict[str, type]) -> pd.DataFrame:
-        path = self.folder / f"{name}.csv" if self.folder else None
-        if path is None or not path.exists():
-            return pd.DataFrame(columns=list(columns))
-        table = read_csv(path, columns)
-        return table[table.source == self.source]
+    def _small(self, table: small_tables.SmallTable) -> pd.DataFrame:
+        rows = table.read(self.folder) if self.folder else pd.DataFrame(columns=list(table.columns))
+        return rows[rows.source == self.source]
+
+    @cached_property
+    def aims_table(self) -> pd.DataFrame:
+        """The aims that were measured, with their verdicts, a column a base model."""
+        return tables.aims_table(self.aims)
+
+    @cached_property
+    def method_tables(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Every method with its costs, by (base model, split)."""
+        return dict(tables.method_tables(self.values, self.judged, self.costs))
+
+    @cached_property
+    def findings(self) -> str:
+        """The judgements in words, a sentence or a base model and split a line."""
+        return "\n".join(page.findings(self))
 
     def tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
         """(kind, table) of every table."""
         yield "summary", self.summary
         if len(self.aims):
-            yield "aims", tables.aims_table(self.aims)
-        methods = tables.method_tables(self.values, self.judged, self.costs)
-        for (base, split), table in methods:
+            yield "aims", self.aims_table
+        for (base, split), table in self.method_tables.items():
             yield f"{split}-{base}", table
         if len(self.costs):
             yield "costs", tables.costs_table(self.costs)
@@ -112,19 +115,37 @@ class IntentsResults:
             titles[f"{split}-{base}"] = f"{split}, {base}: every method and its costs"
         return titles | {"costs": "Costs"}
 
+    @cached_property
+    def shown(self) -> pd.DataFrame:
+        """The values of unseen splits, which figures show; of all splits without unseen ones."""
+        unseen = self.values[self.values.split.isin(judgements.UNSEEN)]
+        return unseen if len(unseen) else self.values
+
+    def equivalent_figure(self) -> Figure | None:
+        """AUC against equivalent labelled rows; None without adapters trained on few rows."""
+        return curves.equivalent_figure(self.shown)
+
+    def few_rows_figure(self) -> Figure | None:
+        """A sentence and a few rows; None if nothing was conditioned on rows."""
+        return curves.few_rows_figure(self.shown)
+
+    def task_dots(self, split: str) -> Figure:
+        """The AUC of every task of a split, by method and base model."""
+        of_split = {base: rows for (base, name), rows in self.outcomes.items() if name == split}
+        return dots.task_dots(split, of_split, self.values)
+
+    def text_maps(self) -> dict[tuple[str, str], Figure]:
+        """Whose text on whose rows, by (base model, split); empty without intents_map.csv."""
+        groups = self.map.groupby(["base", "split"], sort=False)
+        return {key: text_map.text_by_task(rows) for key, rows in groups}
+
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """(file name without its ending, figure) of every figure."""
-        unseen = self.values[self.values.split.isin(judgements.UNSEEN)]
-        values = unseen if len(unseen) else self.values
-        for kind, draw in (
-            ("equivalent", curves.equivalent_figure),
-            ("few", curves.few_rows_figure),
-        ):
-            figure = draw(values)
+        of_rows = {"equivalent": self.equivalent_figure(), "few": self.few_rows_figure()}
+        for kind, figure in of_rows.items():
             if figure is not None:
                 yield f"{kind}-{self.name}", figure
-        for split in sorted(set(values.split)):
-            of_split = {base: o for (base, name), o in self.outcomes.items() if name == split}
-            yield f"dots-{self.name}-{split}", dots.task_dots(split, of_split, values)
-        for (base, split), rows in self.map.groupby(["base", "split"], sort=False):
-            yield f"textmap-{self.name}-{split}-{base}", text_map.text_by_task(rows)
+        for split in sorted(set(self.shown.split)):
+            yield f"dots-{self.name}-{split}", self.task_dots(split)
+        for (base, split), figure in self.text_maps().items():
+            yield f"textmap-{self.name}-{split}-{base}", figure

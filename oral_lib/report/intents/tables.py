@@ -22,6 +22,7 @@ CONDITION_WORDS = {
     "rows_4": "4 rows, no sentence",
     "rows_16": "16 rows, no sentence",
 }
+_SUMMED = [f"{name}/matched_4" for name in GENERATED]  # conditions in the summary
 _COSTS = {  # heading and factor, by column of intents_costs.csv
     "ms_adapter": ("ms an adapter", 1.0),
     "ms_row": ("ms a row", 1.0),
@@ -106,7 +107,7 @@ def method_tables(
             }
             for column, (heading, factor) in _COSTS.items():
                 cost = of_base[column].get(method, np.nan) if len(of_base) else np.nan
-                line[heading] = ABSENT if np.isnan(cost) else f"{factor * cost:.3g}"
+                line[heading] = ABSENT if np.isnan(cost) else _three_digits(factor * cost)
             table.append(line | {"tasks": (auc or balanced).n_tasks})
         frame = pd.DataFrame(table)
         empty = [column for column in frame if (frame[column] == ABSENT).all()]
@@ -114,9 +115,14 @@ def method_tables(
 
 
 def summary_table(values: pd.DataFrame) -> pd.DataFrame:
-    """One row per unseen split and method: AUC with interval / balanced accuracy, by base model."""
+    """One row per unseen split and method: AUC with interval / balanced accuracy, by base model.
+
+    Without adapters trained on few rows. Conditions: the own text, and the own text with 4 rows.
+    """
     rows = values[values.split.isin(UNSEEN)]
     rows = rows if len(rows) else values
+    name = rows.method
+    rows = rows[~name.str.startswith(FEW_SHOT) & ~name.str.contains("/") | name.isin(_SUMMED)]
     bases, table = list(dict.fromkeys(values.base)), []
     for (split, method), entries in rows.groupby(["split", "method"], sort=False):
         line = {"split": split, "method": words_of(method)}
@@ -135,10 +141,9 @@ def aims_table(aims: pd.DataFrame) -> pd.DataFrame:
     table: dict[tuple[str, str, str], dict[str, str]] = {}
     bases = list(dict.fromkeys(aims.base))
     for row in aims.itertuples():
-        words = row.aim.replace("not below", "not below").split("|")[0]
-        key = _aim_words(words), row.split or "all", _METRIC_WORDS.get(row.metric, row.metric)
+        key = row.aim, row.split or "all", _METRIC_WORDS.get(row.metric, row.metric)
         line = table.setdefault(key, dict.fromkeys(bases, ABSENT))
-        line[row.base] = f"{_figure(row)} **{row.verdict}**"
+        line[row.base] = f"{_figure(row)}: **{row.verdict}**"
     lines = [
         {"aim": aim, "split": split, "metric": metric} | line
         for (aim, split, metric), line in table.items()
@@ -149,19 +154,19 @@ def aims_table(aims: pd.DataFrame) -> pd.DataFrame:
 _METRIC_WORDS = {"auc": "AUC", "balanced_accuracy": "balanced accuracy", "flops_row": "FLOPs"}
 
 
-def _aim_words(words: str) -> str:
-    method = words.removeprefix("above ")
-    return f"above {METHOD_WORDS[method]}" if method in METHOD_WORDS else words
-
-
 def _figure(row) -> str:
-    """The value of an aim: a share in percent, or a difference in points with its interval."""
+    """The value of an aim with interval and margin: a share in percent, a difference in points."""
     if row.metric == "flops_row":
         return f"{100 * row.value:.0f}%"
     if row.bound > 0:
         return f"{100 * row.value:.0f}% ({100 * row.ci_low:.0f} to {100 * row.ci_high:.0f})"
     ends = (signed_points(x) for x in (row.value, row.ci_low, row.ci_high))
-    return "{} ({} to {})".format(*ends)
+    margin = f", margin {-100 * row.bound:g}" if row.bound < 0 else ""
+    return "{} ({} to {}){}".format(*ends, margin)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
@@ -171,6 +176,6 @@ def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
         line = {"base model": row.base, "method": words_of(row.method)}
         for column, (heading, factor) in _COSTS.items():
             value = getattr(row, column)
-            line[heading] = ABSENT if np.isnan(value) else f"{factor * value:.3g}"
+            line[heading] = ABSENT if np.isnan(value) else _three_digits(factor * value)
         table.append(line | {"device": row.device})
     return pd.DataFrame(table)
