@@ -254,7 +254,7 @@ def test_costs_are_columns_of_their_base_model(made):
 
 
 def test_figures_can_be_read_and_say_n(made):
-    named = dict(made.figures()) | {"map": text_map.text_by_task(map_rows())}
+    named = dict(made.figures()) | {"map": text_map.unseen_map(map_rows())}
     assert len(named) == 4
     for name, figure in named.items():
         assert (name, faults(figure)) == (name, [])
@@ -274,7 +274,7 @@ def test_marks_lie_at_their_equivalent_rows(made):
 
 
 def test_the_map_names_the_own_and_the_other_texts():
-    figure = text_map.text_by_task(map_rows(4).iloc[:-1])  # the last own text is missing
+    figure = text_map.unseen_map(map_rows(4).iloc[:-1])  # the last own text is missing
     shown = figure.axes[0].images[0].get_array()
     assert np.ma.masked_invalid(shown).count() == 15 and shown[1, 1] == pytest.approx(90)
     words = figure._supxlabel.get_text().replace("\n", " ")
@@ -330,7 +330,7 @@ def test_sixty_tasks_take_seconds():
     items = intents_items(n_tasks=60, rows=(30, 60), n_messages=1800)
     start = time.process_time()
     outcomes = {("minilm-l6", "L2"): SplitOutcomes(items)}
-    for compute in (judgements.values, judgements.judged, judgements.aims):
+    for compute in (judgements.values, judgements.compared_pairs, judgements.aims):
         compute(outcomes)
     assert time.process_time() - start < 6  # of one of 16 base models and splits
     assert distance(0.5) == pytest.approx(0)

@@ -21,7 +21,7 @@ def coverage(runs=300, **options):
     random, hits = np.random.default_rng(0), np.zeros(2)
     for run in range(runs):
         sides = made_tasks(random, **options)
-        draws = over_tasks.resampled(sides, n_boot=400, seed=run)
+        draws = over_tasks.resampled_tasks(sides, n_boot=400, seed=run)
         ends = np.quantile(draws["a"] - draws["b"], [0.025, 0.975])
         low, high = np.quantile(draws["a"], [0.025, 0.975])
         hits += [ends[0] <= 0 <= ends[1], low <= 0.7 <= high]
@@ -41,7 +41,10 @@ def test_intervals_cover_new_generator_seeds():
     random = np.random.default_rng(1)
     sides = made_tasks(random, sd_seeds=0.1, n_tasks=200)
     one = {"a": Side(sides["a"].values[:1], [0]), "b": sides["b"]}
-    draws, of_one = over_tasks.resampled(sides, n_boot=500), over_tasks.resampled(one, n_boot=500)
+    draws, of_one = (
+        over_tasks.resampled_tasks(sides, n_boot=500),
+        over_tasks.resampled_tasks(one, n_boot=500),
+    )
     assert (draws["a"] - draws["b"]).std() > 5 * (of_one["a"] - of_one["b"]).std()
 
 
@@ -56,7 +59,7 @@ def test_intervals_cover_rows_that_many_tasks_share():
         means = np.stack([v.mean(axis=1) for v in values], axis=1)  # [2, t]
         sides = {"a": Side(means[:1], [0]), "b": Side(means[1:], [0])}
         for i, extra in enumerate((over_tasks.shared_rows(influences, rows), None)):
-            draws = over_tasks.resampled(sides, extra, n_boot=400, seed=run)
+            draws = over_tasks.resampled_tasks(sides, extra, n_boot=400, seed=run)
             ends = np.quantile(draws["a"] - draws["b"], [0.025, 0.975])
             hits[i] += ends[0] <= 0 <= ends[1]
     with_rows, without = hits / 200
@@ -78,18 +81,20 @@ def test_two_methods_with_equal_values_never_differ():
     values = np.random.default_rng(4).random((3, 12))
     sides = {name: Side(values, [0, 1, 2]) for name in "ab"}
     covariance = np.full((2, 2), 0.01)
-    draws = over_tasks.resampled(sides, covariance, n_boot=200)
+    draws = over_tasks.resampled_tasks(sides, covariance, n_boot=200)
     assert draws["a"] == pytest.approx(draws["b"]) and draws["a"].std() > 0.01
-    again = over_tasks.resampled(sides, covariance, n_boot=200)
+    again = over_tasks.resampled_tasks(sides, covariance, n_boot=200)
     assert np.array_equal(draws["a"], again["a"])
     assert two_level.estimate(draws["a"], draws["b"], 0.0)[:3] == pytest.approx((0, 0, 0))
 
 
 def test_values_of_other_tasks_or_without_a_number_are_refused():
     with pytest.raises(ValueError, match="finite"):
-        over_tasks.resampled({"a": Side(np.array([[0.5, np.nan]]), [0])})
+        over_tasks.resampled_tasks({"a": Side(np.array([[0.5, np.nan]]), [0])})
     with pytest.raises(ValueError, match="shape"):
-        over_tasks.resampled({"a": Side(np.ones((1, 3)), [0]), "b": Side(np.ones((1, 4)), [0])})
+        over_tasks.resampled_tasks(
+            {"a": Side(np.ones((1, 3)), [0]), "b": Side(np.ones((1, 4)), [0])}
+        )
 
 
 # ---------------------------------------------------------------- equivalent labelled rows

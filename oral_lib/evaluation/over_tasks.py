@@ -24,7 +24,7 @@ from oral_lib.evaluation.two_level import Side
 _TASKS, _ROWS = 3, 4  # streams of random numbers
 
 
-def resampled(
+def resampled_tasks(
     sides: Mapping[str, Side],
     covariance: np.ndarray | None = None,
     *,

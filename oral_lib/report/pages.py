@@ -167,7 +167,7 @@ def page(folder: Path, source: "SourceResults | IntentsResults") -> str:
     blocks = [f"# {source.experiment}, source `{source.source}`, scale {folder.name}\n"]
     blocks.append(f"{_HEAD} [All results](../README.md).\n")
     if isinstance(source, IntentsResults):
-        blocks += intents_page.blocks(source)
+        blocks += intents_page.body(source)
         metrics = metrics.assign(task=metrics.task.map(split_of))
     else:
         blocks += _of_cells(source)
@@ -203,7 +203,7 @@ def _figures(folder: Path, source: "SourceResults | IntentsResults") -> list[str
     """The figures of a source, each with a caption that has its size."""
     ending, blocks = f"-{source.name}", []
     means = isinstance(source, IntentsResults)
-    n = intents_page.sizes(source.values) if means else _sizes(source.metrics)
+    n = intents_page.caption_sizes(source.values) if means else _sizes(source.metrics)
     paths = {p.stem: p.name for p in list_paths(folder / "figures", f"*{ending}*.png")}
     kinds = {stem: stem.partition(ending)[0] for stem in paths}
     order = [stem for kind in FIGURES for stem in kinds if kinds[stem] == kind]
@@ -217,14 +217,14 @@ def _tables(folder: Path, source: "SourceResults | IntentsResults") -> list[str]
     """The tables of a source: the main ones to unfold, the others as links."""
     ending, blocks, links = f"-{source.name}", [], []
     kinds = [p.stem.removesuffix(ending) for p in list_paths(folder / "tables", f"*{ending}.csv")]
-    own = source.titles() if isinstance(source, IntentsResults) else {}
-    titles = own | {kind: title for kind, title in TABLES.items() if kind not in own}
+    first = source.titles() if isinstance(source, IntentsResults) else {}
+    titles = first | {kind: title for kind, title in TABLES.items() if kind not in first}
     for kind in sorted(kinds, key=lambda kind: ([*titles, kind].index(kind), kind)):
         title, name = titles.get(kind, kind), f"tables/{kind}{ending}"
         formats = {"md": "Markdown", "csv": "CSV", "tex": "LaTeX"}
         present = {k: w for k, w in formats.items() if (folder / f"{name}.{k}").exists()}
         links.append(f"- {title}: {', '.join(f'[{w}]({name}.{k})' for k, w in present.items())}")
-        if kind in own or (kind in SHOWN and not own):
+        if kind in first or (kind in SHOWN and not first):
             text = [(folder / f"{name}.md").read_text(encoding="utf-8")]
             fewer = _FEWER if source.metrics.n_items.nunique() > 1 else ""
             text += [_READING.format(fewer=fewer)] if kind == "main" else []

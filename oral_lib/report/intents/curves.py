@@ -29,7 +29,7 @@ from oral_lib.report.figures.theme import (
     styled,
     subplots,
 )
-from oral_lib.report.intents.outcomes import FEW_SHOT
+from oral_lib.report.intents.outcomes import FEW_ROWS
 from oral_lib.report.intents.tables import curve_ends
 
 DRAWN = [  # from below to the top
@@ -132,7 +132,7 @@ def few_rows_figure(values: pd.DataFrame) -> Figure | None:
             figure,
             "AUC in percent, mean over tasks; vertical lines, band: 95% interval over tasks, rows",
             "and seeds. Orange: one forward pass of the generator. Blue: LoRA trained on the rows.",
-            _sizes(rows[rows.method.str.startswith((name, FEW_SHOT))]),
+            _sizes(rows[rows.method.str.startswith((name, FEW_ROWS))]),
         )
     return figure
 
@@ -167,8 +167,8 @@ def _panels(
 
 def _curve(axis: Axes, cell: pd.DataFrame, *, marked: bool = False) -> None:
     """The curve of adapters trained on few rows, with its interval."""
-    few = cell[cell.method.str.fullmatch(rf"{FEW_SHOT}\d+")]
-    few = few.assign(k=few.method.str.removeprefix(FEW_SHOT).astype(int)).sort_values("k")
+    few = cell[cell.method.str.fullmatch(rf"{FEW_ROWS}\d+")]
+    few = few.assign(k=few.method.str.removeprefix(FEW_ROWS).astype(int)).sort_values("k")
     low, high = 100 * few.ci_low, 100 * few.ci_high
     axis.fill_between(few.k, low, high, color=BLUE, alpha=0.15, lw=0)
     axis.plot(few.k, 100 * few.value, color=BLUE, lw=1.6)

@@ -14,22 +14,23 @@ from oral_lib.evaluation import over_tasks, two_level
 from oral_lib.evaluation.bootstrap import interval
 from oral_lib.report.comparisons import BELOW, EQUAL, MARGIN, UNDECIDED
 from oral_lib.report.formats import METHOD_WORDS
-from oral_lib.report.intents.outcomes import METRICS, SplitOutcomes
+from oral_lib.report.intents.outcomes import TASK_METRICS, SplitOutcomes
+from oral_lib.report.outcomes import TRAINED
 
-DESCRIBED, TRAINED = "multitask_described", "trained"
-GENERATED = ["generated_through_base", "generated"]  # the first that was measured is judged
+DESCRIBED = "multitask_described"
+GENERATED_METHODS = ["generated_through_base", "generated"]  # the first that was measured is judged
 RIVALS = ["retrieval", "soup_nearest", "regression", "zero_shot", "prompted"]
-TEXTS = ["paraphrase", "mismatched", "random", "empty"]
+OTHER_TEXTS = ["paraphrase", "mismatched", "random", "empty"]
 WITH_ROWS = ["matched_4", "matched_16", "rows_4", "rows_16"]
 ABOVE = "above"
 REACHED, MISSED = "reached", "missed"
 CHANCE = 0.5
-UNSEEN = ["L2", "L3"]  # splits with intents that no generator was trained on
+UNSEEN_SPLITS = ["L2", "L3"]  # splits with intents that no generator was trained on
 VALUE_COLUMNS = [
     "base", "split", "method", "metric", "value", "ci_low", "ci_high", "rows", "rows_low",
     "rows_high", "n_tasks", "n_rows", "n_seeds", "n_samples",
 ]  # fmt: skip
-JUDGED_COLUMNS = [
+COMPARED_COLUMNS = [
     "base", "split", "metric", "what", "against", "difference", "ci_low", "ci_high", "p", "state",
     "n_tasks", "n_what", "n_against",
 ]  # fmt: skip
@@ -37,9 +38,9 @@ AIM_COLUMNS = ["aim", "base", "split", "metric", "value", "ci_low", "ci_high", "
 Outcomes = Mapping[tuple[str, str], SplitOutcomes]  # by (base, split)
 
 
-def generator_of(outcomes: SplitOutcomes) -> str | None:
+def judged_method(outcomes: SplitOutcomes) -> str | None:
     """The generated method that is judged: through the base model, else on weights, else None."""
-    return next((name for name in GENERATED if name in outcomes.names), None)
+    return next((name for name in GENERATED_METHODS if name in outcomes.names), None)
 
 
 def is_causal(base: str) -> bool:
@@ -58,7 +59,7 @@ def values(outcomes: Outcomes) -> pd.DataFrame:
     table = []
     for (base, split), of_split in outcomes.items():
         for name in of_split.names:
-            for metric in METRICS:
+            for metric in TASK_METRICS:
                 drawn = of_split.draws([name], metric)
                 if drawn is None:
                     continue
@@ -91,8 +92,8 @@ def _equivalent(outcomes: SplitOutcomes, name: str) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------- paired comparisons
-def judged(outcomes: Outcomes) -> pd.DataFrame:
-    """One row per base model, split, metric and comparison: `JUDGED_COLUMNS`.
+def compared_pairs(outcomes: Outcomes) -> pd.DataFrame:
+    """One row per base model, split, metric and comparison: `COMPARED_COLUMNS`.
 
     `difference` is `what` minus `against`, over the tasks of both. `state`:
 
@@ -104,11 +105,11 @@ def judged(outcomes: Outcomes) -> pd.DataFrame:
     table = []
     for (base, split), of_split in outcomes.items():
         for what, against in _pairs(of_split):
-            for metric in METRICS:
+            for metric in TASK_METRICS:
                 row = compared(of_split, what, against, metric)
                 if row is not None:
                     table.append({"base": base, "split": split, "metric": metric} | row)
-    return pd.DataFrame(table, columns=JUDGED_COLUMNS)
+    return pd.DataFrame(table, columns=COMPARED_COLUMNS)
 
 
 def _pairs(outcomes: SplitOutcomes) -> Iterable[tuple[str, str]]:
@@ -116,9 +117,9 @@ def _pairs(outcomes: SplitOutcomes) -> Iterable[tuple[str, str]]:
     pairs = [(name, against) for against in (DESCRIBED, TRAINED) for name in outcomes.names]
     plain = [name for name in outcomes.names if "/" not in name]
     few = list(outcomes.few_shot.values())
-    for name in GENERATED:
+    for name in GENERATED_METHODS:
         pairs += [(name, against) for against in plain]
-        pairs += [(f"{name}/{text}", name) for text in (*TEXTS, *WITH_ROWS)]
+        pairs += [(f"{name}/{text}", name) for text in (*OTHER_TEXTS, *WITH_ROWS)]
         pairs += [(f"{name}/{rows}", against) for rows in WITH_ROWS for against in few]
     measured = set(outcomes.names)
     return dict.fromkeys(p for p in pairs if p[0] != p[1] and set(p) <= measured)
@@ -179,7 +180,7 @@ def aims(outcomes: Outcomes, costs: pd.DataFrame | None = None) -> pd.DataFrame:
     """
     table = []
     for (base, split), of_split in outcomes.items():
-        name = generator_of(of_split)
+        name = judged_method(of_split)
         if name is None:
             continue
         for row in _aims_of(base, split, name, of_split):
@@ -194,11 +195,11 @@ def _aims_of(base: str, split: str, name: str, outcomes: SplitOutcomes) -> Itera
     if split == "L1":
         yield from _above(outcomes, name, TRAINED, "auc", -MARGIN, AIMS["trained"])
     if split == "L3":
-        for metric in METRICS:
+        for metric in TASK_METRICS:
             yield from _above(outcomes, name, DESCRIBED, metric, 0.0, AIMS["beyond"])
     if split != "L2":
         return
-    for metric in METRICS:
+    for metric in TASK_METRICS:
         points = getattr(_MARGINS[is_causal(base)], metric)
         yield from _above(outcomes, name, DESCRIBED, metric, -points / 100, AIMS["described"])
         yield from _above(outcomes, name, DESCRIBED, metric, 0.0, AIMS["beyond"])
@@ -247,7 +248,7 @@ def _share(outcomes: SplitOutcomes, name: str, text: str, bound: float) -> Itera
 def _cheaper(base: str, costs: pd.DataFrame) -> list[dict]:
     """Whether a generated adapter takes at most half of the FLOPs of a row with its description."""
     flops = costs[costs.base == base].set_index("method").flops_row
-    name = next((name for name in GENERATED if np.isfinite(flops.get(name, np.nan))), None)
+    name = next((name for name in GENERATED_METHODS if np.isfinite(flops.get(name, np.nan))), None)
     described = flops.get(DESCRIBED, np.nan)
     if name is None or not np.isfinite(described):
         return []

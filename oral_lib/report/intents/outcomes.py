@@ -17,14 +17,19 @@ from oral_lib.evaluation import over_tasks, two_level
 from oral_lib.evaluation.schema import row_keys
 
 INTENTS = "intents"  # the experiment
-METRICS = ["auc", "balanced_accuracy"]
-BASES = ["minilm-l6", "minilm-l3", "smollm2-135m", "smollm2-135m-all"]  # the first of the tables
-FEW_SHOT = "few_shot_"  # and the number of labelled rows
+TASK_METRICS = ["auc", "balanced_accuracy"]
+BASE_ORDER = [
+    "minilm-l6",
+    "minilm-l3",
+    "smollm2-135m",
+    "smollm2-135m-all",
+]  # the first of the tables
+FEW_ROWS = "few_shot_"  # and the number of labelled rows
 _USUAL = ("none", "matched")
 _RUN = ["method", "condition", "seed", "sample"]
 
 
-def name_of(method: str, condition: str) -> str:
+def method_name(method: str, condition: str) -> str:
     """The name of a method under a condition: "trained", "generated", "generated/empty"."""
     return method if condition in _USUAL else f"{method}/{condition}"
 
@@ -70,7 +75,7 @@ class SplitOutcomes:
         self.n_boot = n_boot
         items = items.assign(run=pd.factorize(row_keys(items, _RUN), sort=True)[0])
         runs = items.drop_duplicates("run").sort_values("run", kind="stable")[_RUN]
-        self._name_of_run = [name_of(*pair) for pair in zip(runs.method, runs.condition)]  # noqa: B905
+        self._name_of_run = [method_name(*pair) for pair in zip(runs.method, runs.condition)]  # noqa: B905
         seeds = runs.seed.to_numpy()
         self.names = list(dict.fromkeys(self._name_of_run))
         self._runs = {
@@ -81,8 +86,8 @@ class SplitOutcomes:
         self.tasks = [str(task) for task in items.task.unique()]
         self.rows = dict.fromkeys(self.names, 0)
         shape = len(runs), len(self.tasks)
-        self._values = {metric: np.full(shape, np.nan) for metric in METRICS}
-        self._influences: dict[str, list[np.ndarray]] = {metric: [] for metric in METRICS}
+        self._values = {metric: np.full(shape, np.nan) for metric in TASK_METRICS}
+        self._influences: dict[str, list[np.ndarray]] = {metric: [] for metric in TASK_METRICS}
         self._ids: list[np.ndarray] = []
         for column, (_, part) in enumerate(items.groupby("task", sort=False, observed=True)):
             self._add(column, part)
@@ -97,7 +102,7 @@ class SplitOutcomes:
         run = items.run.to_numpy()
         scores[run, position], correct[run, position] = items.score, items.correct
         labels[position] = items.label
-        influences = {metric: np.zeros((len(self.names), len(ids))) for metric in METRICS}
+        influences = {metric: np.zeros((len(self.names), len(ids))) for metric in TASK_METRICS}
         measured = np.isfinite(correct)
         for pattern in np.unique(measured[measured.any(axis=1)], axis=0):
             members = np.flatnonzero((measured == pattern).all(axis=1))
@@ -120,7 +125,7 @@ class SplitOutcomes:
                 least = self.rows[name] or len(truth)
                 self.rows[name] = min(least, len(truth))
         self._ids.append(ids)
-        for metric in METRICS:
+        for metric in TASK_METRICS:
             self._influences[metric].append(influences[metric])
 
     # ------------------------------------------------------------ values
@@ -139,8 +144,8 @@ class SplitOutcomes:
     @cached_property
     def few_shot(self) -> dict[int, str]:
         """The names of the adapters trained on few rows, by their number of rows, increasing."""
-        names = [name for name in self.names if name.startswith(FEW_SHOT) and "/" not in name]
-        return dict(sorted((int(name.removeprefix(FEW_SHOT)), name) for name in names))
+        names = [name for name in self.names if name.startswith(FEW_ROWS) and "/" not in name]
+        return dict(sorted((int(name.removeprefix(FEW_ROWS)), name) for name in names))
 
     def draws(self, names: Sequence[str], metric: str) -> Draws | None:
         """The means of all methods over the tasks that all `names` have; None without tasks."""
@@ -164,7 +169,7 @@ class SplitOutcomes:
             name: two_level.Side(self.values(name, metric)[:, mask], self.seeds[name])
             for name in covered
         }
-        draws = over_tasks.resampled(sides, covariance, n_boot=self.n_boot)
+        draws = over_tasks.resampled_tasks(sides, covariance, n_boot=self.n_boot)
         return Draws({name: side.mean for name, side in sides.items()}, draws, len(columns))
 
 
@@ -183,7 +188,7 @@ def splits(items: pd.DataFrame, n_boot: int = two_level.DRAWS) -> Iterator[tuple
     names = items.task.cat.categories
     split = pd.Series([split_of(name) for name in names])[items.task.cat.codes].to_numpy()
     groups = items.groupby(["base", pd.Series(split, items.index)], sort=False, observed=True)
-    order = {name: i for i, name in enumerate(BASES)}
+    order = {name: i for i, name in enumerate(BASE_ORDER)}
     for base, name in sorted(
         groups.groups, key=lambda key: (key[1], order.get(key[0], 99), key[0])
     ):

@@ -10,15 +10,15 @@ from oral_lib.report.formats import listed, markdown, points_interval, signed_po
 from oral_lib.report.intents.judgements import (
     DESCRIBED,
     MISSED,
+    OTHER_TEXTS,
     REACHED,
     RIVALS,
-    TEXTS,
-    TRAINED,
     UNDECIDED,
-    UNSEEN,
-    generator_of,
+    UNSEEN_SPLITS,
+    judged_method,
 )
 from oral_lib.report.intents.tables import curve_ends, rows_text, words_of
+from oral_lib.report.outcomes import TRAINED
 
 if TYPE_CHECKING:
     from oral_lib.report.intents.results import IntentsResults
@@ -30,7 +30,7 @@ SPLIT_WORDS = {
     "L3": "an unseen data set",
     "development": "intents held out for choices",
 }
-TEXT_WORDS = {
+OTHER_TEXT_WORDS = {
     "paraphrase": "a held-out wording",
     "mismatched": "another task's text",
     "random": "random words",
@@ -54,7 +54,7 @@ encoders, 1 and 4 for causal models.
 """
 
 
-def blocks(results: "IntentsResults") -> list[str]:
+def body(results: "IntentsResults") -> list[str]:
     """The blocks of Markdown between the title of the page and its figures."""
     lines = ["\n".join(measured(results)), ""]
     lines += [markdown(results.summary), "AUC with its interval / balanced accuracy.\n"]
@@ -65,7 +65,7 @@ def blocks(results: "IntentsResults") -> list[str]:
     return [*lines, METHOD]
 
 
-def sizes(values: pd.DataFrame) -> str:
+def caption_sizes(values: pd.DataFrame) -> str:
     """The numbers of tasks, rows and generator seeds, for a caption."""
     seeds = int(values.n_seeds.max())
     return (
@@ -94,8 +94,8 @@ def findings(results: "IntentsResults") -> Iterator[str]:
         counts = [f"{(aims.verdict == v).sum()} {v}" for v in (REACHED, UNDECIDED, MISSED)]
         yield f"Of {len(aims)} aims, {listed(counts)}."
     for (base, split), of_split in results.outcomes.items():
-        name = generator_of(of_split)
-        if name is not None and split in UNSEEN:
+        name = judged_method(of_split)
+        if name is not None and split in UNSEEN_SPLITS:
             yield f"**{split}, {base}.** {' '.join(_sentences(results, base, split, name))}"
 
 
@@ -105,12 +105,12 @@ def _sentences(results: "IntentsResults", base: str, split: str, name: str) -> I
         table[(table.base == base) & (table.split == split) & (table.metric == "auc")]
         for table in (results.values, results.judged)
     )
-    own = next(values[values.method == name].itertuples())
+    value = next(values[values.method == name].itertuples())
     pairs = {(row.what, row.against): row for row in judged.itertuples()}
-    yield f"{words_of(name).capitalize()}: AUC {100 * own.value:.1f}"
-    yield f"({100 * own.ci_low:.1f} to {100 * own.ci_high:.1f})."
-    rows = rows_text(own, curve_ends(values))
-    if pd.notna(own.rows):
+    yield f"{words_of(name).capitalize()}: AUC {100 * value.value:.1f}"
+    yield f"({100 * value.ci_low:.1f} to {100 * value.ci_high:.1f})."
+    rows = rows_text(value, curve_ends(values))
+    if pd.notna(value.rows):
         yield f"Equivalent labelled rows: {rows}."
     for against in (DESCRIBED, TRAINED):
         if row := pairs.get((name, against)):
@@ -120,9 +120,9 @@ def _sentences(results: "IntentsResults", base: str, split: str, name: str) -> I
         texts = [f"{words_of(row.against)} {signed_points(row.difference)}" for row in rivals]
         above = sum(row.ci_low > 0 for row in rivals)
         yield f"It is above {above} of {len(rivals)} rivals by the whole interval: {listed(texts)}."
-    for text in TEXTS:
+    for text in OTHER_TEXTS:
         if row := pairs.get((f"{name}/{text}", name)):
-            yield f"With {TEXT_WORDS[text]}: {_points(row)}."
+            yield f"With {OTHER_TEXT_WORDS[text]}: {_points(row)}."
 
 
 def _points(row) -> str:

@@ -55,7 +55,7 @@ class IntentsResults:
 
     @cached_property
     def judged(self) -> pd.DataFrame:
-        return judgements.judged(self.outcomes)
+        return judgements.compared_pairs(self.outcomes)
 
     @cached_property
     def aims(self) -> pd.DataFrame:
@@ -116,18 +116,18 @@ class IntentsResults:
         return titles | {"costs": "Costs"}
 
     @cached_property
-    def shown(self) -> pd.DataFrame:
+    def unseen_values(self) -> pd.DataFrame:
         """The values of unseen splits, which figures show; of all splits without unseen ones."""
-        unseen = self.values[self.values.split.isin(judgements.UNSEEN)]
+        unseen = self.values[self.values.split.isin(judgements.UNSEEN_SPLITS)]
         return unseen if len(unseen) else self.values
 
     def equivalent_figure(self) -> Figure | None:
         """AUC against equivalent labelled rows; None without adapters trained on few rows."""
-        return curves.equivalent_figure(self.shown)
+        return curves.equivalent_figure(self.unseen_values)
 
     def few_rows_figure(self) -> Figure | None:
         """A sentence and a few rows; None if nothing was conditioned on rows."""
-        return curves.few_rows_figure(self.shown)
+        return curves.few_rows_figure(self.unseen_values)
 
     def task_dots(self, split: str) -> Figure:
         """The AUC of every task of a split, by method and base model."""
@@ -137,7 +137,7 @@ class IntentsResults:
     def text_maps(self) -> dict[tuple[str, str], Figure]:
         """Whose text on whose rows, by (base model, split); empty without intents_map.csv."""
         groups = self.map.groupby(["base", "split"], sort=False)
-        return {key: text_map.text_by_task(rows) for key, rows in groups}
+        return {key: text_map.unseen_map(rows) for key, rows in groups}
 
     def figures(self) -> Iterator[tuple[str, Figure]]:
         """(file name without its ending, figure) of every figure."""
@@ -145,7 +145,7 @@ class IntentsResults:
         for kind, figure in of_rows.items():
             if figure is not None:
                 yield f"{kind}-{self.name}", figure
-        for split in sorted(set(self.shown.split)):
+        for split in sorted(set(self.unseen_values.split)):
             yield f"dots-{self.name}-{split}", self.task_dots(split)
         for (base, split), figure in self.text_maps().items():
             yield f"textmap-{self.name}-{split}-{base}", figure

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from oral_lib.report.formats import ABSENT, METHOD_WORDS, difference, signed_points
-from oral_lib.report.intents.judgements import DESCRIBED, GENERATED, TRAINED, UNSEEN
-from oral_lib.report.intents.outcomes import FEW_SHOT
+from oral_lib.report.intents.judgements import DESCRIBED, GENERATED_METHODS, UNSEEN_SPLITS
+from oral_lib.report.intents.outcomes import FEW_ROWS
+from oral_lib.report.outcomes import TRAINED
 
 CONDITION_WORDS = {
     "paraphrase": "held-out wording",
@@ -22,7 +23,7 @@ CONDITION_WORDS = {
     "rows_4": "4 rows, no sentence",
     "rows_16": "16 rows, no sentence",
 }
-_SUMMED = [f"{name}/matched_4" for name in GENERATED]  # conditions in the summary
+_SUMMED = [f"{name}/matched_4" for name in GENERATED_METHODS]  # conditions in the summary
 _COSTS = {  # heading and factor, by column of intents_costs.csv
     "ms_adapter": ("ms an adapter", 1.0),
     "ms_row": ("ms a row", 1.0),
@@ -66,8 +67,8 @@ def _count(rows: float, ends: tuple[int, int]) -> str:
 
 def curve_ends(values: pd.DataFrame) -> tuple[int, int]:
     """The first and the last number of rows of the curve of `values`; (1, 1) without a curve."""
-    few = values.method[values.method.str.fullmatch(rf"{FEW_SHOT}\d+")]
-    counts = [int(name.removeprefix(FEW_SHOT)) for name in few] or [1]
+    few = values.method[values.method.str.fullmatch(rf"{FEW_ROWS}\d+")]
+    counts = [int(name.removeprefix(FEW_ROWS)) for name in few] or [1]
     return min(counts), max(counts)
 
 
@@ -90,7 +91,7 @@ def method_tables(
             (judged.base == base) & (judged.split == split) & (judged.metric == "auc")
         ]
         pairs = {(row.what, row.against): row for row in of_split.itertuples()}
-        name = next((name for name in GENERATED if name in set(rows.method)), "")
+        name = next((name for name in GENERATED_METHODS if name in set(rows.method)), "")
         of_base = costs[costs.base == base].set_index("method")
         ends, table = curve_ends(rows), []
         for method, entries in rows.groupby("method", sort=False):
@@ -119,10 +120,10 @@ def summary_table(values: pd.DataFrame) -> pd.DataFrame:
 
     Without adapters trained on few rows. Conditions: the own text, and the own text with 4 rows.
     """
-    rows = values[values.split.isin(UNSEEN)]
+    rows = values[values.split.isin(UNSEEN_SPLITS)]
     rows = rows if len(rows) else values
     name = rows.method
-    rows = rows[~name.str.startswith(FEW_SHOT) & ~name.str.contains("/") | name.isin(_SUMMED)]
+    rows = rows[~name.str.startswith(FEW_ROWS) & ~name.str.contains("/") | name.isin(_SUMMED)]
     bases, table = list(dict.fromkeys(values.base)), []
     for (split, method), entries in rows.groupby(["split", "method"], sort=False):
         line = {"split": split, "method": words_of(method)}

@@ -14,7 +14,7 @@ _COLOURS = "cividis"  # one order of lightness, the same for readers with deuter
 _LABEL, _FEWEST = 7.5, 12  # size of the names in points; tasks that a map needs at least for it
 
 
-def text_by_task(rows: pd.DataFrame) -> Figure:
+def unseen_map(rows: pd.DataFrame) -> Figure:
     """AUC by whose text made the adapter (rows of the map) and whose rows it was scored on.
 
     Args:
@@ -61,12 +61,12 @@ def diagonal_words(cells: pd.DataFrame) -> str:
     `cells` is AUC in percent by text (rows) and task (columns), in the same order.
     """
     numbers = cells.to_numpy()
-    own = np.eye(len(numbers), dtype=bool)
+    diagonal = np.eye(len(numbers), dtype=bool)
     best = np.nanargmax(np.where(np.isnan(numbers), -np.inf, numbers), axis=0)
     hits = int((best == np.arange(len(numbers))).sum())
     return (
-        f"Own text (diagonal): mean {np.nanmean(numbers[own]):.1f}; other texts: mean "
-        f"{np.nanmean(numbers[~own]):.1f}. The own text is the best of all for {hits} of "
+        f"Own text (diagonal): mean {np.nanmean(numbers[diagonal]):.1f}; other texts: mean "
+        f"{np.nanmean(numbers[~diagonal]):.1f}. The own text is the best of all for {hits} of "
         f"{len(numbers)} tasks."
     )
 

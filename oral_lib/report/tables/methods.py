@@ -15,7 +15,7 @@ from oral_lib.report.comparisons import (
     without_signal,
 )
 from oral_lib.report.formats import ABSENT, METHOD_WORDS, NO_SIGNAL, aligned_lines
-from oral_lib.report.intents.outcomes import INTENTS, METRICS, split_of
+from oral_lib.report.intents.outcomes import INTENTS, TASK_METRICS, split_of
 from oral_lib.report.outcomes import TRAINED_HELD_OUT, TRAINED_ZOO
 from oral_lib.report.tables.grid import SIGNS
 from oral_lib.tasks.task import load_task
@@ -207,13 +207,13 @@ def interval_table(metrics: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def means_of_tasks(metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per split and method of experiment intents: mean over tasks, by base model."""
-    rows = metrics[metrics.metric.isin(METRICS) & metrics.condition.isin(["none", "matched"])]
+    rows = metrics[metrics.metric.isin(TASK_METRICS) & metrics.condition.isin(["none", "matched"])]
     rows = rows.assign(split=rows.task.map(split_of))
     key = ["split", "method", "base", "metric"]
     means = rows.groupby(key, sort=False).value.mean().map(lambda x: f"{100 * x:.1f}").to_dict()
     table: dict[tuple[str, str], dict[str, str]] = {}
     for split, method, base in dict.fromkeys(name[:3] for name in means):
-        texts = (means.get((split, method, base, metric), ABSENT) for metric in METRICS)
+        texts = (means.get((split, method, base, metric), ABSENT) for metric in TASK_METRICS)
         line = table.setdefault((split, METHOD_WORDS.get(method, method)), {})
         line[base] = " / ".join(texts)
     lines = [{"task": f"{split} {method}"} | line for (split, method), line in table.items()]
