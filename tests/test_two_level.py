@@ -77,7 +77,9 @@ def resampled_ref(sides, n_boot, seed):
         effects = two_level.components(side.values, side.seeds).seeds
         samples = two_level.sample_effects(source, len(sides[source].values), parts, n_boot, seed)
         seeds = tuple(sorted(set(side.seeds)))
-        weights = two_level.seed_weights(seeds, n_boot, seed) if len(seeds) > 1 else [[0.0]] * n_boot
+        weights = (
+            two_level.seed_weights(seeds, n_boot, seed) if len(seeds) > 1 else [[0.0]] * n_boot
+        )
         draws[name] = np.zeros(n_boot)
         for b in range(n_boot):
             for i, values in zip(index, side.values, strict=True):

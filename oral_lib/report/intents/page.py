@@ -17,7 +17,7 @@ from oral_lib.report.intents.judgements import (
     UNSEEN_SPLITS,
     judged_method,
 )
-from oral_lib.report.intents.tables import curve_ends, rows_text, words_of
+from oral_lib.report.intents.tables import curve_ends, method_in_words, rows_text
 from oral_lib.report.outcomes import TRAINED
 
 if TYPE_CHECKING:
@@ -107,17 +107,19 @@ def _sentences(results: "IntentsResults", base: str, split: str, name: str) -> I
     )
     value = next(values[values.method == name].itertuples())
     pairs = {(row.what, row.against): row for row in judged.itertuples()}
-    yield f"{words_of(name).capitalize()}: AUC {100 * value.value:.1f}"
+    yield f"{method_in_words(name).capitalize()}: AUC {100 * value.value:.1f}"
     yield f"({100 * value.ci_low:.1f} to {100 * value.ci_high:.1f})."
     rows = rows_text(value, curve_ends(values))
     if pd.notna(value.rows):
         yield f"Equivalent labelled rows: {rows}."
     for against in (DESCRIBED, TRAINED):
         if row := pairs.get((name, against)):
-            yield f"Minus {words_of(against)}: {_points(row)}: **{row.state}**."
+            yield f"Minus {method_in_words(against)}: {_points(row)}: **{row.state}**."
     rivals = [row for rival in RIVALS if (row := pairs.get((name, rival)))]
     if rivals:
-        texts = [f"{words_of(row.against)} {signed_points(row.difference)}" for row in rivals]
+        texts = [
+            f"{method_in_words(row.against)} {signed_points(row.difference)}" for row in rivals
+        ]
         above = sum(row.ci_low > 0 for row in rivals)
         yield f"It is above {above} of {len(rivals)} rivals by the whole interval: {listed(texts)}."
     for text in OTHER_TEXTS:

@@ -32,10 +32,10 @@ _COSTS = {  # heading and factor, by column of intents_costs.csv
 }
 
 
-def words_of(name: str) -> str:
+def method_in_words(name: str) -> str:
     """A method and its condition in words.
 
-    >>> words_of("generated/matched_4")
+    >>> method_in_words("generated/matched_4")
     'generated, sentence and 4 rows'
     """
     method, _, condition = name.partition("/")
@@ -98,7 +98,7 @@ def method_tables(
             by_metric = {row.metric: row for row in entries.itertuples()}
             auc, balanced = by_metric.get("auc"), by_metric.get("balanced_accuracy")
             line = {
-                "method": words_of(method),
+                "method": method_in_words(method),
                 "AUC": percent(auc) if auc else ABSENT,
                 "balanced accuracy": percent(balanced) if balanced else ABSENT,
                 "equivalent rows": rows_text(auc, ends) if auc else ABSENT,
@@ -126,7 +126,7 @@ def summary_table(values: pd.DataFrame) -> pd.DataFrame:
     rows = rows[~name.str.startswith(FEW_ROWS) & ~name.str.contains("/") | name.isin(_SUMMED)]
     bases, table = list(dict.fromkeys(values.base)), []
     for (split, method), entries in rows.groupby(["split", "method"], sort=False):
-        line = {"split": split, "method": words_of(method)}
+        line = {"split": split, "method": method_in_words(method)}
         for base in bases:
             by_metric = {r.metric: r for r in entries[entries.base == base].itertuples()}
             auc, balanced = by_metric.get("auc"), by_metric.get("balanced_accuracy")
@@ -174,7 +174,7 @@ def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
     """One row per base model and method: what an adapter and a row take."""
     table = []
     for row in costs.itertuples():
-        line = {"base model": row.base, "method": words_of(row.method)}
+        line = {"base model": row.base, "method": method_in_words(row.method)}
         for column, (heading, factor) in _COSTS.items():
             value = getattr(row, column)
             line[heading] = ABSENT if np.isnan(value) else _three_digits(factor * value)
