@@ -136,6 +136,12 @@ def test_the_verdict_follows_from_the_whole_interval(low, high, state):
     assert judgements.state_of(SimpleNamespace(ci_low=low, ci_high=high)) == state
 
 
+def test_one_task_decides_nothing():
+    outcomes = {("minilm-l6", "L2"): outcomes_of(pair_of(0.99, 0.6), n_tasks=1)}
+    assert set(judgements.compared_pairs(outcomes).state) == {"undecided"}
+    assert set(judgements.aims(outcomes).verdict) == {"undecided"}
+
+
 def verdicts(profile, **options) -> dict:
     options = {"n_tasks": 40, "rows": (30, 60), "own_sd": 0.05} | options
     base, split = options.get("base", "minilm-l6"), options.get("split", "L2")

@@ -100,7 +100,7 @@ def compared_pairs(outcomes: Outcomes) -> pd.DataFrame:
     - "above": the whole interval lies above 0;
     - "equal": the whole interval lies above minus one point, and not above 0;
     - "below": the whole interval lies under 0, and the method is not equal;
-    - "undecided": all else.
+    - "undecided": all else, and whenever there is one task only.
     """
     table = []
     for (base, split), of_split in outcomes.items():
@@ -134,7 +134,8 @@ def compared(outcomes: SplitOutcomes, what: str, against: str, metric: str) -> d
     estimate = two_level.estimate(drawn.draws[what], drawn.draws[against], difference)
     counts = {"n_what": len(outcomes.seeds[what]), "n_against": len(outcomes.seeds[against])}
     row = {"what": what, "against": against} | estimate._asdict()
-    return row | {"state": state_of(estimate), "n_tasks": drawn.tasks} | counts
+    state = state_of(estimate) if drawn.tasks > 1 else UNDECIDED
+    return row | {"state": state, "n_tasks": drawn.tasks} | counts
 
 
 def state_of(row) -> str:
@@ -219,7 +220,7 @@ def _above(
     row = compared(outcomes, what, against, metric)
     if row is not None:
         ends = row["difference"], row["ci_low"], row["ci_high"]
-        yield _aim(words, metric, ends, bound)
+        yield _aim(words, metric, ends, bound, row["n_tasks"])
 
 
 def _share(outcomes: SplitOutcomes, name: str, text: str, bound: float) -> Iterator[dict]:
@@ -242,7 +243,7 @@ def _share(outcomes: SplitOutcomes, name: str, text: str, bound: float) -> Itera
     if text == "mismatched":
         value, kept = 1 - value, 1 - kept
     ends = interval(value, kept[np.isfinite(kept)])
-    yield _aim(AIMS[text], "auc", ends, bound)
+    yield _aim(AIMS[text], "auc", ends, bound, drawn.tasks)
 
 
 def _cheaper(base: str, costs: pd.DataFrame) -> list[dict]:
@@ -258,8 +259,10 @@ def _cheaper(base: str, costs: pd.DataFrame) -> list[dict]:
     return [row | {"ci_low": share, "ci_high": share, "bound": 0.5, "verdict": verdict}]
 
 
-def _aim(words: str, metric: str, ends: Iterable[float], bound: float) -> dict:
+def _aim(words: str, metric: str, ends: Iterable[float], bound: float, n_tasks: int) -> dict:
+    """The columns of an aim after base model and split; one task decides nothing."""
     value, low, high = ends
     verdict = REACHED if low > bound else MISSED if high < bound else UNDECIDED
+    verdict = verdict if n_tasks > 1 else UNDECIDED
     row = {"aim": words, "metric": metric, "value": value, "ci_low": low, "ci_high": high}
     return row | {"bound": bound, "verdict": verdict}
