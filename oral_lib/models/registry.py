@@ -82,11 +82,14 @@ class BaseSpec:
             return "multimodal"
         if self.family == "diffusion":
             return "style"
+        if self.name.endswith(ALL_LINEARS):
+            return "intents"
         if self.family not in ("vision", "multimodal"):
             return "language"
         return "unseen" if self.name.endswith(YES_NO) else self.family
 
 
+ALL_LINEARS = "-all"  # ends the names of language models with LoRA on all linear layers
 YES_NO = "-yes-no"  # ends the names of backbones with a head of two classes
 BERT_LINEARS = ("query", "key", "value", "dense")
 CLASSES = 43  # maximum over all image tasks
@@ -103,6 +106,11 @@ def _encoder(name: str, hub: str) -> BaseSpec:
 
 def _causal(name: str) -> BaseSpec:
     return BaseSpec(name, "causal", name, sources.HUB[name][0], targets=("q_proj", "v_proj"))
+
+
+def _all_linears(base: BaseSpec) -> BaseSpec:
+    """The same causal model, from the same files, with LoRA on all linear layers of its blocks."""
+    return replace(base, name=f"{base.name}{ALL_LINEARS}", targets=LLAMA_LINEARS)
 
 
 def _backbone(name: str, hub: str, targets: tuple[str, ...], pixels: int = 0) -> BaseSpec:
@@ -134,6 +142,7 @@ def _versions(base: BaseSpec, evolution: Evolution, last: int) -> Iterator[BaseS
 _LISTED = (
     _encoder("minilm-l6", "sentence-transformers/all-MiniLM-L6-v2"),
     *_versions(_causal("smollm2-135m"), Evolution(), 4),
+    _all_linears(_causal("smollm2-135m")),
     _encoder("minilm-l3", "sentence-transformers/paraphrase-MiniLM-L3-v2"),
     *map(_causal, ("gemma-3-270m", "qwen2.5-0.5b", "llama-3.2-1b")),
     # all tasks but the solar cells have images of at most 128 pixels a side

@@ -1,0 +1,525 @@
+"""The zoo of intents and the trained rivals of the generator, one folder a base model.
+
+    zoo/<base>/<set>.safetensors     adapters [T, V] of the tasks of a set
+    rivals/<base>/<name>.safetensors multi-task LoRAs and the regression on weights
+
+A set is "train" (the tasks of training, and random unions), "train-L3" (the same without the
+message set that L3 judges), or a split, whose adapters are trained on the rows of its own tasks.
+Each file has a manifest, and the folder's manifest is written last. A file that is current is not
+trained again, so an interrupted run continues.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oral_lib import seeds, storage
+from oral_lib.errors import OralError, PreflightError
+from oral_lib.evaluation import bootstrap
+from oral_lib.experiments import generators
+from oral_lib.experiments.intents import adapters, from_text, scoring, shared
+from oral_lib.experiments.intents.from_text import Embedder, TextZoo
+from oral_lib.experiments.intents.messages import MessageTable
+from oral_lib.experiments.intents.prompts import PromptTable, described
+from oral_lib.lora.stacked import Stack
+from oral_lib.models import loading
+from oral_lib.models.base import BaseModel
+from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.tasks.intents.family import (
+    MESSAGE,
+    IntentFamily,
+    IntentTask,
+    draw,
+    load_family,
+    training_unions,
+)
+from oral_lib.zoo.recipes import Recipe
+
+OTHER_SET = "L3"  # the split whose message set is out of training
+SHOTS = (1, 2, 4, 8, 16, 32)  # labelled rows of a few-shot LoRA
+_LARGE = 1_000_000  # values of an adapter above which a zoo is stored in bfloat16
+_VALIDATION = (20, 40)  # positive and negative rows of a task on which choices are made
+_SPOKEN = 16  # training messages of an intent that the regression reads as texts
+_CHOSEN_ON = 24  # seen tasks that the penalty of the mixture is chosen on
+
+
+# ---------------------------------------------------------------- presets
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What is trained on a base model, and how."""
+
+    zoo: Recipe
+    multitask: Recipe
+    described: Recipe
+    zoo_unions: int = 100  # random unions in the zoo
+    unions: int = 300  # random unions that multi-task LoRAs are trained on
+    few_shot: tuple[Recipe, ...] = ()  # candidates; the choice is made on development tasks
+    regression_steps: int = 3000
+    multitask_models: bool = True  # whether to train multi-task LoRAs
+
+
+def preset(scale: str, base: str) -> Preset:
+    """The preset of a base model at a scale."""
+    large = base.startswith("smollm2")
+    lr = 1e-3 if large else 1.5e-3
+    if scale == "smoke":
+        few = (Recipe(steps=8, batch=8, lr=1e-2, ratio=4.0),)
+        zoo = Recipe(steps=40, batch=8, lr=1e-2, ratio=4.0)
+        joint = Recipe(steps=40, batch=32, lr=1e-2, ratio=4.0)
+        return Preset(
+            zoo=zoo, multitask=joint, described=joint, zoo_unions=4, unions=8, few_shot=few,
+            regression_steps=60,
+        )  # fmt: skip
+    if scale == "desk":
+        zoo = Recipe(steps=60, batch=8, lr=6e-3)
+        return Preset(zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False)
+    few = tuple(
+        Recipe(steps=steps, batch=16, lr=factor * lr) for steps in (30, 90) for factor in (1, 3)
+    )
+    return Preset(
+        zoo=Recipe(steps=300, batch=16, lr=lr),
+        multitask=Recipe(steps=3000, batch=256, lr=lr),
+        described=Recipe(steps=3000, batch=256, lr=lr),
+        few_shot=few,
+    )
+
+
+# ---------------------------------------------------------------- tasks
+def seen_tasks(
+    family: IntentFamily, split: str, unions: int, *, development: bool = False
+) -> tuple[IntentTask, ...]:
+    """The tasks of training of a model that is judged on `split`, and random unions of them.
+
+    Args:
+        family: the intents.
+        split: "L3" leaves out its message set.
+        unions: number of random unions.
+        development: leave out the intents of development, too.
+    """
+    about = {"without": scope_of(split) or "L2", "development": development}
+    drawn = training_unions(family, unions, 0, **about) if unions else ()
+    return (*family.tasks("train", **about), *drawn)
+
+
+def scope_of(split: str) -> str:
+    """ "L3" for the split with models of its own, else ""."""
+    return OTHER_SET if split == OTHER_SET else ""
+
+
+def suffixed(name: str, split: str) -> str:
+    """The name of a set or model that is judged on `split`: "train", or "train-L3" for L3."""
+    return f"{name}-{OTHER_SET}" if split == OTHER_SET else name
+
+
+def zoo_sets(
+    family: IntentFamily, unions: int, *, development: bool = False
+) -> dict[str, tuple[IntentTask, ...]]:
+    """The tasks of each set of the zoo; sets without tasks are left out."""
+    if development:
+        seen = seen_tasks(family, "", unions, development=True)
+        return {"train": seen, "development": family.tasks("development")}
+    sets = {split: family.tasks(split) for split in ("L1", "L2", OTHER_SET)}
+    sets = {name: tasks for name, tasks in sets.items() if tasks}
+    scopes = ("", OTHER_SET) if OTHER_SET in sets else ("",)
+    return {suffixed("train", scope): seen_tasks(family, scope, unions) for scope in scopes} | sets
+
+
+# ---------------------------------------------------------------- files
+def zoo_folder(root: Path, base: str, *, development: bool = False) -> Path:
+    """The folder of the zoo of a base model in the run folder `root`."""
+    return root / ("zoo-development" if development else "zoo") / base
+
+
+def rivals_folder(root: Path, base: str, *, development: bool = False) -> Path:
+    """The folder of the trained rivals on a base model in the run folder `root`."""
+    return root / ("rivals-development" if development else "rivals") / base
+
+
+def read_set(
+    root: Path, base: str, name: str, *, development: bool = False
+) -> tuple[list[str], Tensor, dict]:
+    """(names of the tasks, values float32 [T, V], manifest) of a set of the zoo.
+
+    PreflightError if it was not trained or its file is damaged.
+    """
+    tensors, info = _read(zoo_folder(root, base, development=development), name)
+    return info["tasks"], tensors["values"].float(), info
+
+
+def read_rival(
+    root: Path, base: str, name: str, *, development: bool = False
+) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, manifest) of a trained rival. PreflightError if it is missing or damaged."""
+    return _read(rivals_folder(root, base, development=development), name)
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
+    file, manifest = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not manifest.exists():
+        raise PreflightError(f"{folder} has no {name!r}: run ./reproduce.sh first.")
+    info = storage.read_json(manifest)
+    if storage.sha256(file) != info["sha256"]:
+        raise PreflightError(f"{file} is damaged: its hash is not the one in {manifest.name}.")
+    return storage.read_tensors(file), info
+
+
+def _current(folder: Path, name: str, about: Mapping) -> bool:
+    manifest = folder / f"{name}.json"
+    return manifest.exists() and _json(about).items() <= storage.read_json(manifest).items()
+
+
+def _ensure(
+    folder: Path, name: str, about: Mapping, make: Callable[[], tuple[Mapping, Mapping]]
+) -> None:
+    """Writes what `make` returns, (tensors, facts), unless the file is current."""
+    if _current(folder, name, about):
+        return
+    (folder / f"{name}.json").unlink(missing_ok=True)  # written last
+    (folder / "manifest.json").unlink(missing_ok=True)
+    began = time.perf_counter()
+    tensors, facts = make()
+    file = folder / f"{name}.safetensors"
+    storage.write_tensors(file, tensors)
+    info = {"seconds": round(time.perf_counter() - began, 3), "sha256": storage.sha256(file)}
+    storage.write_json(folder / f"{name}.json", {**_json(about), **facts, **info})
+
+
+def _finish(folder: Path, about: Mapping, names: Sequence[str]) -> Path:
+    """Writes the manifest of a folder whose files are complete."""
+    hashes = {name: storage.read_json(folder / f"{name}.json")["sha256"] for name in names}
+    content = {**_json(about), "files": hashes}
+    manifest = folder / "manifest.json"
+    if not manifest.exists() or storage.read_json(manifest) != content:
+        storage.write_json(manifest, content)
+    return folder
+
+
+def _json(about: Mapping) -> dict:
+    """`about` as JSON reads it back: lists in place of tuples."""
+    plain = lambda x: [*map(plain, x)] if isinstance(x, (list, tuple)) else x  # noqa: E731
+    return {k: _json(v) if isinstance(v, Mapping) else plain(v) for k, v in about.items()}
+
+
+def _texts_hash(tasks: Sequence[IntentTask]) -> int:
+    return seeds.integer(0, *(f"{t.name} {t.positive} {t.near} {t.texts['train']}" for t in tasks))
+
+
+def _messages_hash(family: IntentFamily) -> int:
+    return seeds.integer(0, *(f"{m.key} {m.text} {m.part}" for m in family.messages))
+
+
+# ---------------------------------------------------------------- the zoo
+def train_zoo(
+    base: str,
+    *,
+    scale: str,
+    source: str,
+    root: Path,
+    device: str = "cpu",
+    development: bool = False,
+) -> Path:
+    """The folder of the zoo of a base model, with all sets trained that are not current.
+
+    Args:
+        base: name of the base model.
+        scale: of the run.
+        source: where base model and messages are read from.
+        root: the folder of the run.
+        device: to train on.
+        development: a zoo without the intents of development, for choices.
+    """
+    family, options = load_family(source, scale), preset(scale, base)
+    folder = zoo_folder(Path(root), base, development=development)
+    about = {"base": base, "scale": scale, "recipe": asdict(options.zoo)}
+    about["messages"] = _messages_hash(family)
+    table, names = None, []
+    for name, tasks in zoo_sets(family, options.zoo_unions, development=development).items():
+        names.append(name)
+        here = about | {"tasks": [task.name for task in tasks], "about": _texts_hash(tasks)}
+        if _current(folder, name, here):
+            continue
+        if table is None:
+            model = loading.load(base, source=source, device=device)
+            table = MessageTable.of(model, family.messages, MESSAGE)
+        _ensure(
+            folder, name, here,
+            lambda tasks=tasks: _zoo_set(table, family, tasks, options.zoo, name),
+        )  # fmt: skip
+    return _finish(folder, about, names)
+
+
+def _zoo_set(
+    table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], recipe: Recipe, name
+) -> tuple[dict[str, Tensor], dict]:
+    base, began = table.base, time.perf_counter()
+    rows, labels = adapters.training_rows(family, tasks, recipe.steps, recipe.batch, table.lengths)
+    values = adapters.train_stack(
+        base, table, base.lora_init(), rows, labels, label=f"zoo {name}", **_of(recipe)
+    )
+    seconds = (time.perf_counter() - began) / len(tasks)
+    stack = Stack(base.lora_init(), 1)
+    facts = {
+        "seconds_adapter": round(seconds, 4),
+        "names": stack.names,
+        "shapes": [[*shape] for shape in stack.shapes],
+    }
+    small = values.shape[1] <= _LARGE
+    return {"values": values if small else values.to(torch.bfloat16)}, facts
+
+
+def _of(recipe: Recipe) -> dict:
+    """The options of `train_stack` in a recipe."""
+    return {name: getattr(recipe, name) for name in ("lr", "warmup", "clip", "ratio")}
+
+
+# ---------------------------------------------------------------- few-shot
+def few_shot(
+    table: MessageTable,
+    family: IntentFamily,
+    tasks: Sequence[IntentTask],
+    shots: int,
+    recipe: Recipe,
+    seed: int = 0,
+) -> Tensor:
+    """Adapters [T, V], each trained on `shots` labelled rows of its task: half are positive.
+
+    A single row is positive. The rows are the first of `family.draw`, so that 8 rows contain the 4.
+
+    Args:
+        table: the messages.
+        family: of the tasks.
+        tasks: the tasks.
+        shots: labelled rows of a task.
+        recipe: `batch` is the largest number of rows of a step.
+        seed: of the rows and their order.
+    """
+    drawn = [draw(family, task, "train", shots - shots // 2, shots // 2, seed)[0] for task in tasks]
+    positive = np.repeat([1, 0], [shots - shots // 2, shots // 2])
+    n, random = min(shots, recipe.batch), np.random.default_rng(seeds.integer(seed, "shots"))
+    passes = -(-recipe.steps * n // shots)
+    order = np.concatenate([random.permutation(shots) for _ in range(passes)])
+    order = order[: recipe.steps * n].reshape(recipe.steps, n)  # alike for all tasks
+    rows = np.stack(drawn)[:, order].transpose(1, 0, 2).copy()  # [steps, T, n]
+    labels = np.broadcast_to(positive[order][:, None], rows.shape).astype(np.int64)
+    start, label = table.base.lora_init(), f"{shots} rows"
+    return adapters.train_stack(table.base, table, start, rows, labels, label=label, **_of(recipe))
+
+
+def choose_few_shot(
+    table: MessageTable, family: IntentFamily, candidates: Sequence[Recipe]
+) -> dict[int, Recipe]:
+    """The best candidate for each number of rows, by the validation rows of development tasks.
+
+    The criterion is the mean of AUC and balanced accuracy over tasks.
+    """
+    tasks, chosen = family.tasks("development"), {}
+    for shots in SHOTS:
+        means = []
+        for recipe in candidates if len(candidates) > 1 else ():
+            values = few_shot(table, family, tasks, shots, recipe, seed=1)
+            means.append(validation_score(table, family, tasks, values))
+        chosen[shots] = candidates[int(np.argmax(means))] if means else candidates[0]
+    return chosen
+
+
+def validation_score(
+    table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], values: Tensor
+) -> float:
+    """Mean of AUC and balanced accuracy of adapters [T, V] on validation rows of their tasks."""
+    drawn = [draw(family, task, "validation", *_VALIDATION, 0) for task in tasks]
+    rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
+    scores = scoring.yes_logits(table.base, table, values, rows).numpy()
+    each = [
+        (bootstrap.auc(y, s) + bootstrap.balanced_accuracy(y, (s > 0) == y)) / 2
+        for y, s in zip(labels, scores, strict=True)
+    ]
+    return float(np.mean(each))
+
+
+# ---------------------------------------------------------------- all trained rivals
+def text_encoder(scale: str, source: str) -> TextEncoder:
+    """The encoder whose embeddings all methods share that read a text."""
+    return TextEncoder(generators.preset(scale).network.text_encoder, source=source)
+
+
+def train_rivals(
+    base: str,
+    *,
+    scale: str,
+    source: str,
+    root: Path,
+    device: str = "cpu",
+    development: bool = False,
+) -> Path:
+    """The folder of the trained rivals on a base model, with all trained that are not current.
+
+    Choices are made on validation rows: recipes of few-shot LoRAs on development tasks, penalty of
+    the mixture and threshold of the cosine on seen tasks. The zoo must have been trained.
+
+    Args:
+        base: name of the base model.
+        scale: of the run.
+        source: where base model, text encoder and messages are read from.
+        root: the folder of the run.
+        device: to train on.
+        development: rivals without the intents of development, for choices.
+    """
+    root, family, options = Path(root), load_family(source, scale), preset(scale, base)
+    folder = rivals_folder(root, base, development=development)
+    embed = Embedder(text_encoder(scale, source))
+    about = {"base": base, "scale": scale, "text_encoder": embed.encoder.name}
+    about["messages"] = _messages_hash(family)
+    model = loading.load(base, source=source, device=device)
+    table = MessageTable.of(model, family.messages, MESSAGE)
+    dev = {"development": development}
+    sets = zoo_sets(family, options.zoo_unions, **dev)
+    scopes = [scope for scope in ("", OTHER_SET) if suffixed("train", scope) in sets]
+    jobs: dict[str, tuple[dict, Callable]] = {}
+    for scope in scopes:
+        tasks = seen_tasks(family, scope, options.unions, **dev)
+        here = about | {"about": _texts_hash(tasks)}
+        if options.multitask_models:
+            jobs[suffixed("described", scope)] = (
+                here | {"recipe": asdict(options.described)},
+                lambda tasks=tasks: _described(model, family, tasks, options.described),
+            )
+            jobs[suffixed("multitask", scope)] = (
+                here | {"recipe": asdict(options.multitask)},
+                lambda tasks=tasks: _multitask(table, family, tasks, options.multitask, embed),
+            )
+        members = sets[suffixed("train", scope)]
+        _, info = _read(zoo_folder(root, base, **dev), suffixed("train", scope))
+        here = about | {"zoo": info["sha256"], "about": _texts_hash(members)}
+        jobs[suffixed("regression", scope)] = (
+            here | {"steps": options.regression_steps, "spoken": _SPOKEN},
+            lambda scope=scope, members=members: _from_text(
+                root, table, family, members, scope, embed, options.regression_steps, dev
+            ),
+        )
+    few = [asdict(recipe) for recipe in options.few_shot]
+    if few:
+        jobs["few_shot"] = (
+            about | {"candidates": few},
+            lambda: _few_shot_choice(table, family, options.few_shot),
+        )
+    for name, (here, make) in jobs.items():
+        _ensure(folder, name, here, make)
+    return _finish(folder, about, [*jobs])
+
+
+def _described(
+    base: BaseModel, family: IntentFamily, tasks: Sequence[IntentTask], recipe: Recipe
+) -> tuple[dict[str, Tensor], dict]:
+    bank = shared.text_bank(family, tasks)
+    fronts = [described(text) for text in bank] if base.family == "causal" else bank
+    table = PromptTable.of(base, fronts, family.messages)
+    return shared.train_described(table, family, tasks, recipe), {"tasks": len(tasks)}
+
+
+def _multitask(
+    table: MessageTable,
+    family: IntentFamily,
+    tasks: Sequence[IntentTask],
+    recipe: Recipe,
+    embed: Embedder,
+) -> tuple[dict[str, Tensor], dict]:
+    embeddings = embed(shared.text_bank(family, tasks))
+    trained = shared.train_multitask(table, embeddings, family, tasks, recipe)
+    return trained, {"tasks": len(tasks)}
+
+
+def text_zoo(
+    root: Path,
+    base: str,
+    tasks: Sequence[IntentTask],
+    split: str,
+    embed: Embedder,
+    *,
+    development: bool = False,
+) -> TextZoo:
+    """The zoo of seen tasks of models that are judged on `split`, with the tasks' texts."""
+    name = suffixed("train", split)
+    names, values, _ = read_set(root, base, name, development=development)
+    if names != [task.name for task in tasks]:
+        raise OralError(f"the zoo {name!r} of {base} is of other tasks: train it again.")
+    return TextZoo.of(names, values, [task.texts["train"] for task in tasks], embed)
+
+
+def _from_text(
+    root: Path,
+    table: MessageTable,
+    family: IntentFamily,
+    members: Sequence[IntentTask],
+    scope: str,
+    embed: Embedder,
+    steps: int,
+    dev: dict,
+) -> tuple[dict[str, Tensor], dict]:
+    """The regression on weights, and the choices of mixture and cosine."""
+    zoo = text_zoo(root, table.base.name, members, scope, embed, **dev)
+    spoken, spoken_of = [], []
+    for z, task in enumerate(members):
+        if len(task.positive) == 1:
+            rows = family.rows_of(task.positive, "train")[:_SPOKEN]
+            spoken += [family.messages[row].text for row in rows]
+            spoken_of += [z] * len(rows)
+    weights = from_text.train_regression(
+        zoo, embed(spoken), torch.tensor(spoken_of), steps=steps, device=table.base.device
+    )
+    penalty, scores = choose_penalty(table, family, members, zoo)
+    facts = {"penalty": penalty, "penalty_scores": scores}
+    return weights, facts | {"threshold": choose_threshold(family, members, embed)}
+
+
+def choose_penalty(
+    table: MessageTable, family: IntentFamily, members: Sequence[IntentTask], zoo: TextZoo
+) -> tuple[float, dict[str, float]]:
+    """(penalty of the mixture, score of each), by validation rows of seen tasks left out."""
+    single = [z for z, task in enumerate(members) if len(task.positive) == 1]
+    left_out = single[:: max(1, -(-len(single) // _CHOSEN_ON))]
+    tasks, rest = [members[z] for z in left_out], zoo.without(left_out)
+    scores = {
+        penalty: validation_score(
+            table, family, tasks, from_text.mixture(zoo.matched[left_out], rest, penalty)
+        )
+        for penalty in from_text.PENALTIES
+    }
+    best = max(scores, key=scores.get)
+    return best, {str(penalty): round(score, 5) for penalty, score in scores.items()}
+
+
+def choose_threshold(family: IntentFamily, members: Sequence[IntentTask], embed: Embedder) -> float:
+    """The cosine from which a message is about a text, by validation rows of seen tasks."""
+    tasks = [task for task in members if len(task.positive) == 1]
+    drawn = [draw(family, task, "validation", *_VALIDATION, 0) for task in tasks]
+    rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
+    scores = from_text.cosines(
+        embed([task.texts["train"][0] for task in tasks]), message_vectors(family, rows, embed)
+    )
+    return from_text.best_threshold(scores.numpy(), labels)
+
+
+def message_vectors(family: IntentFamily, rows: np.ndarray, embed: Embedder) -> Tensor:
+    """Embeddings [T, n, e] of the messages `rows` [T, n]."""
+    distinct, place = np.unique(rows, return_inverse=True)
+    vectors = embed([family.messages[row].text for row in distinct])
+    return vectors[torch.from_numpy(place.reshape(rows.shape))]
+
+
+def _few_shot_choice(
+    table: MessageTable, family: IntentFamily, candidates: Sequence[Recipe]
+) -> tuple[dict[str, Tensor], dict]:
+    chosen = choose_few_shot(table, family, candidates)
+    index = torch.tensor([candidates.index(recipe) for recipe in chosen.values()])
+    return {"chosen": index}, {"chosen": {str(k): asdict(r) for k, r in chosen.items()}}
+
+
+def few_shot_recipes(root: Path, base: str, *, development: bool = False) -> dict[int, Recipe]:
+    """The chosen recipe for each number of rows; PreflightError if no choice was made."""
+    _, info = read_rival(root, base, "few_shot", development=development)
+    return {int(k): replace(Recipe.from_json(r)) for k, r in info["chosen"].items()}
