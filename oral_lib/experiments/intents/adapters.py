@@ -24,6 +24,7 @@ from oral_lib.lora.stacked import Stack
 from oral_lib.models.base import BaseModel
 from oral_lib.progress import bar
 from oral_lib.tasks.intents.family import IntentFamily, IntentTask
+from oral_lib.zoo.recipes import Recipe
 from oral_lib.zoo.training import COMPILED
 
 _STACKED = 64  # adapters
@@ -203,6 +204,11 @@ def train_stack(
             "finite: lower the learning rate."
         )
     return trained
+
+
+def options_of(recipe: Recipe) -> dict:
+    """The options of `train_stack` in a recipe."""
+    return {name: getattr(recipe, name) for name in ("lr", "warmup", "clip", "ratio")}
 
 
 def _flat(adapter: dict[str, Tensor]) -> Tensor:

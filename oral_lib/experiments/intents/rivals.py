@@ -1,28 +1,24 @@
-"""The zoo of intents and the trained rivals of the generator, one folder a base model.
+"""The zoo of intents and the trained rivals of the generator.
 
-    zoo/<base>/<set>.safetensors     adapters [T, V] of the tasks of a set
-    rivals/<base>/<name>.safetensors multi-task LoRAs and the regression on weights
-
-A set is "train" (the tasks of training, and random unions), "train-L3" (the same without the
-message set that L3 judges), or a split, whose adapters are trained on the rows of its own tasks.
-Each file has a manifest, and the folder's manifest is written last. A file that is current is not
-trained again, so an interrupted run continues.
+A set of the zoo is "train" (the tasks of training, and random unions), "train-L3" (the same without
+the message set that L3 judges), or a split, whose adapters are trained on the rows of its own
+tasks. `stored` says where they are.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oral_lib import seeds, storage
-from oral_lib.errors import OralError, PreflightError
-from oral_lib.evaluation import bootstrap
+from oral_lib import seeds
+from oral_lib.errors import OralError
 from oral_lib.experiments import generators
-from oral_lib.experiments.intents import adapters, from_text, scoring, shared
+from oral_lib.experiments.intents import adapters, few_shot, from_text, shared, stored
 from oral_lib.experiments.intents.from_text import Embedder, TextZoo
 from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.experiments.intents.prompts import PromptTable, described
@@ -41,9 +37,7 @@ from oral_lib.tasks.intents.family import (
 from oral_lib.zoo.recipes import Recipe
 
 OTHER_SET = "L3"  # the split whose message set is out of training
-SHOTS = (1, 2, 4, 8, 16, 32)  # labelled rows of a few-shot LoRA
 _LARGE = 1_000_000  # values of an adapter above which a zoo is stored in bfloat16
-_VALIDATION = (20, 40)  # positive and negative rows of a task on which choices are made
 _SPOKEN = 16  # training messages of an intent that the regression reads as texts
 _CHOSEN_ON = 24  # seen tasks that the penalty of the mixture is chosen on
 
@@ -129,82 +123,6 @@ def zoo_sets(
     return {suffixed("train", scope): seen_tasks(family, scope, unions) for scope in scopes} | sets
 
 
-# ---------------------------------------------------------------- files
-def zoo_folder(root: Path, base: str, *, development: bool = False) -> Path:
-    """The folder of the zoo of a base model in the run folder `root`."""
-    return root / ("zoo-development" if development else "zoo") / base
-
-
-def rivals_folder(root: Path, base: str, *, development: bool = False) -> Path:
-    """The folder of the trained rivals on a base model in the run folder `root`."""
-    return root / ("rivals-development" if development else "rivals") / base
-
-
-def read_set(
-    root: Path, base: str, name: str, *, development: bool = False
-) -> tuple[list[str], Tensor, dict]:
-    """(names of the tasks, values float32 [T, V], manifest) of a set of the zoo.
-
-    PreflightError if it was not trained or its file is damaged.
-    """
-    tensors, info = _read(zoo_folder(root, base, development=development), name)
-    return info["tasks"], tensors["values"].float(), info
-
-
-def read_rival(
-    root: Path, base: str, name: str, *, development: bool = False
-) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, manifest) of a trained rival. PreflightError if it is missing or damaged."""
-    return _read(rivals_folder(root, base, development=development), name)
-
-
-def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
-    file, manifest = folder / f"{name}.safetensors", folder / f"{name}.json"
-    if not manifest.exists():
-        raise PreflightError(f"{folder} has no {name!r}: run ./reproduce.sh first.")
-    info = storage.read_json(manifest)
-    if storage.sha256(file) != info["sha256"]:
-        raise PreflightError(f"{file} is damaged: its hash is not the one in {manifest.name}.")
-    return storage.read_tensors(file), info
-
-
-def _current(folder: Path, name: str, about: Mapping) -> bool:
-    manifest = folder / f"{name}.json"
-    return manifest.exists() and _json(about).items() <= storage.read_json(manifest).items()
-
-
-def _ensure(
-    folder: Path, name: str, about: Mapping, make: Callable[[], tuple[Mapping, Mapping]]
-) -> None:
-    """Writes what `make` returns, (tensors, facts), unless the file is current."""
-    if _current(folder, name, about):
-        return
-    (folder / f"{name}.json").unlink(missing_ok=True)  # written last
-    (folder / "manifest.json").unlink(missing_ok=True)
-    began = time.perf_counter()
-    tensors, facts = make()
-    file = folder / f"{name}.safetensors"
-    storage.write_tensors(file, tensors)
-    info = {"seconds": round(time.perf_counter() - began, 3), "sha256": storage.sha256(file)}
-    storage.write_json(folder / f"{name}.json", {**_json(about), **facts, **info})
-
-
-def _finish(folder: Path, about: Mapping, names: Sequence[str]) -> Path:
-    """Writes the manifest of a folder whose files are complete."""
-    hashes = {name: storage.read_json(folder / f"{name}.json")["sha256"] for name in names}
-    content = {**_json(about), "files": hashes}
-    manifest = folder / "manifest.json"
-    if not manifest.exists() or storage.read_json(manifest) != content:
-        storage.write_json(manifest, content)
-    return folder
-
-
-def _json(about: Mapping) -> dict:
-    """`about` as JSON reads it back: lists in place of tuples."""
-    plain = lambda x: [*map(plain, x)] if isinstance(x, (list, tuple)) else x  # noqa: E731
-    return {k: _json(v) if isinstance(v, Mapping) else plain(v) for k, v in about.items()}
-
-
 def _texts_hash(tasks: Sequence[IntentTask]) -> int:
     return seeds.integer(0, *(f"{t.name} {t.positive} {t.near} {t.texts['train']}" for t in tasks))
 
@@ -234,23 +152,23 @@ def train_zoo(
         development: a zoo without the intents of development, for choices.
     """
     family, options = load_family(source, scale), preset(scale, base)
-    folder = zoo_folder(Path(root), base, development=development)
+    folder = stored.zoo_folder(Path(root), base, development=development)
     about = {"base": base, "scale": scale, "recipe": asdict(options.zoo)}
     about["messages"] = _messages_hash(family)
     table, names = None, []
     for name, tasks in zoo_sets(family, options.zoo_unions, development=development).items():
         names.append(name)
         here = about | {"tasks": [task.name for task in tasks], "about": _texts_hash(tasks)}
-        if _current(folder, name, here):
+        if stored.is_current(folder, name, here):
             continue
         if table is None:
             model = loading.load(base, source=source, device=device)
             table = MessageTable.of(model, family.messages, MESSAGE)
-        _ensure(
+        stored.ensure(
             folder, name, here,
-            lambda tasks=tasks: _zoo_set(table, family, tasks, options.zoo, name),
+            partial(_zoo_set, table, family, tasks, options.zoo, name),
         )  # fmt: skip
-    return _finish(folder, about, names)
+    return stored.finish(folder, about, names)
 
 
 def _zoo_set(
@@ -259,7 +177,13 @@ def _zoo_set(
     base, began = table.base, time.perf_counter()
     rows, labels = adapters.training_rows(family, tasks, recipe.steps, recipe.batch, table.lengths)
     values = adapters.train_stack(
-        base, table, base.lora_init(), rows, labels, label=f"zoo {name}", **_of(recipe)
+        base,
+        table,
+        base.lora_init(),
+        rows,
+        labels,
+        label=f"zoo {name}",
+        **adapters.options_of(recipe),
     )
     seconds = (time.perf_counter() - began) / len(tasks)
     stack = Stack(base.lora_init(), 1)
@@ -270,75 +194,6 @@ def _zoo_set(
     }
     small = values.shape[1] <= _LARGE
     return {"values": values if small else values.to(torch.bfloat16)}, facts
-
-
-def _of(recipe: Recipe) -> dict:
-    """The options of `train_stack` in a recipe."""
-    return {name: getattr(recipe, name) for name in ("lr", "warmup", "clip", "ratio")}
-
-
-# ---------------------------------------------------------------- few-shot
-def few_shot(
-    table: MessageTable,
-    family: IntentFamily,
-    tasks: Sequence[IntentTask],
-    shots: int,
-    recipe: Recipe,
-    seed: int = 0,
-) -> Tensor:
-    """Adapters [T, V], each trained on `shots` labelled rows of its task: half are positive.
-
-    A single row is positive. The rows are the first of `family.draw`, so that 8 rows contain the 4.
-
-    Args:
-        table: the messages.
-        family: of the tasks.
-        tasks: the tasks.
-        shots: labelled rows of a task.
-        recipe: `batch` is the largest number of rows of a step.
-        seed: of the rows and their order.
-    """
-    drawn = [draw(family, task, "train", shots - shots // 2, shots // 2, seed)[0] for task in tasks]
-    positive = np.repeat([1, 0], [shots - shots // 2, shots // 2])
-    n, random = min(shots, recipe.batch), np.random.default_rng(seeds.integer(seed, "shots"))
-    passes = -(-recipe.steps * n // shots)
-    order = np.concatenate([random.permutation(shots) for _ in range(passes)])
-    order = order[: recipe.steps * n].reshape(recipe.steps, n)  # alike for all tasks
-    rows = np.stack(drawn)[:, order].transpose(1, 0, 2).copy()  # [steps, T, n]
-    labels = np.broadcast_to(positive[order][:, None], rows.shape).astype(np.int64)
-    start, label = table.base.lora_init(), f"{shots} rows"
-    return adapters.train_stack(table.base, table, start, rows, labels, label=label, **_of(recipe))
-
-
-def choose_few_shot(
-    table: MessageTable, family: IntentFamily, candidates: Sequence[Recipe]
-) -> dict[int, Recipe]:
-    """The best candidate for each number of rows, by the validation rows of development tasks.
-
-    The criterion is the mean of AUC and balanced accuracy over tasks.
-    """
-    tasks, chosen = family.tasks("development"), {}
-    for shots in SHOTS:
-        means = []
-        for recipe in candidates if len(candidates) > 1 else ():
-            values = few_shot(table, family, tasks, shots, recipe, seed=1)
-            means.append(validation_score(table, family, tasks, values))
-        chosen[shots] = candidates[int(np.argmax(means))] if means else candidates[0]
-    return chosen
-
-
-def validation_score(
-    table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], values: Tensor
-) -> float:
-    """Mean of AUC and balanced accuracy of adapters [T, V] on validation rows of their tasks."""
-    drawn = [draw(family, task, "validation", *_VALIDATION, 0) for task in tasks]
-    rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
-    scores = scoring.yes_logits(table.base, table, values, rows).numpy()
-    each = [
-        (bootstrap.auc(y, s) + bootstrap.balanced_accuracy(y, (s > 0) == y)) / 2
-        for y, s in zip(labels, scores, strict=True)
-    ]
-    return float(np.mean(each))
 
 
 # ---------------------------------------------------------------- all trained rivals
@@ -370,7 +225,7 @@ def train_rivals(
         development: rivals without the intents of development, for choices.
     """
     root, family, options = Path(root), load_family(source, scale), preset(scale, base)
-    folder = rivals_folder(root, base, development=development)
+    folder = stored.rivals_folder(root, base, development=development)
     embed = Embedder(text_encoder(scale, source))
     about = {"base": base, "scale": scale, "text_encoder": embed.encoder.name}
     about["messages"] = _messages_hash(family)
@@ -393,7 +248,7 @@ def train_rivals(
                 lambda tasks=tasks: _multitask(table, family, tasks, options.multitask, embed),
             )
         members = sets[suffixed("train", scope)]
-        _, info = _read(zoo_folder(root, base, **dev), suffixed("train", scope))
+        _, info = stored.read_file(stored.zoo_folder(root, base, **dev), suffixed("train", scope))
         here = about | {"zoo": info["sha256"], "about": _texts_hash(members)}
         jobs[suffixed("regression", scope)] = (
             here | {"steps": options.regression_steps, "spoken": _SPOKEN},
@@ -405,11 +260,11 @@ def train_rivals(
     if few:
         jobs["few_shot"] = (
             about | {"candidates": few},
-            lambda: _few_shot_choice(table, family, options.few_shot),
+            lambda: few_shot.few_shot_choice(table, family, options.few_shot),
         )
     for name, (here, make) in jobs.items():
-        _ensure(folder, name, here, make)
-    return _finish(folder, about, [*jobs])
+        stored.ensure(folder, name, here, make)
+    return stored.finish(folder, about, [*jobs])
 
 
 def _described(
@@ -444,7 +299,7 @@ def text_zoo(
 ) -> TextZoo:
     """The zoo of seen tasks of models that are judged on `split`, with the tasks' texts."""
     name = suffixed("train", split)
-    names, values, _ = read_set(root, base, name, development=development)
+    names, values, _ = stored.read_set(root, base, name, development=development)
     if names != [task.name for task in tasks]:
         raise OralError(f"the zoo {name!r} of {base} is of other tasks: train it again.")
     return TextZoo.of(names, values, [task.texts["train"] for task in tasks], embed)
@@ -484,7 +339,7 @@ def choose_penalty(
     left_out = single[:: max(1, -(-len(single) // _CHOSEN_ON))]
     tasks, rest = [members[z] for z in left_out], zoo.without(left_out)
     scores = {
-        penalty: validation_score(
+        penalty: few_shot.validation_score(
             table, family, tasks, from_text.mixture(zoo.matched[left_out], rest, penalty)
         )
         for penalty in from_text.PENALTIES
@@ -496,7 +351,7 @@ def choose_penalty(
 def choose_threshold(family: IntentFamily, members: Sequence[IntentTask], embed: Embedder) -> float:
     """The cosine from which a message is about a text, by validation rows of seen tasks."""
     tasks = [task for task in members if len(task.positive) == 1]
-    drawn = [draw(family, task, "validation", *_VALIDATION, 0) for task in tasks]
+    drawn = [draw(family, task, "validation", *few_shot.VALIDATION, 0) for task in tasks]
     rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
     scores = from_text.cosines(
         embed([task.texts["train"][0] for task in tasks]), message_vectors(family, rows, embed)
@@ -509,17 +364,3 @@ def message_vectors(family: IntentFamily, rows: np.ndarray, embed: Embedder) -> 
     distinct, place = np.unique(rows, return_inverse=True)
     vectors = embed([family.messages[row].text for row in distinct])
     return vectors[torch.from_numpy(place.reshape(rows.shape))]
-
-
-def _few_shot_choice(
-    table: MessageTable, family: IntentFamily, candidates: Sequence[Recipe]
-) -> tuple[dict[str, Tensor], dict]:
-    chosen = choose_few_shot(table, family, candidates)
-    index = torch.tensor([candidates.index(recipe) for recipe in chosen.values()])
-    return {"chosen": index}, {"chosen": {str(k): asdict(r) for k, r in chosen.items()}}
-
-
-def few_shot_recipes(root: Path, base: str, *, development: bool = False) -> dict[int, Recipe]:
-    """The chosen recipe for each number of rows; PreflightError if no choice was made."""
-    _, info = read_rival(root, base, "few_shot", development=development)
-    return {int(k): replace(Recipe.from_json(r)) for k, r in info["chosen"].items()}
