@@ -1,0 +1,379 @@
+"""One cell: all tasks of a split on one base model, every method on the same rows.
+
+A task has 30 positive and 60 negative rows, half of the latter near. The score of a row is the
+logit of yes minus that of no. Methods that do not depend on the generator are measured in the cell
+of seed 0 only.
+
+Letters: T tasks, n rows of each, s samples (texts of a condition), V values of an adapter.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oral_lib import seeds
+from oral_lib.assets import sources
+from oral_lib.evaluation import many_tasks
+from oral_lib.evaluation.many_tasks import Scored
+from oral_lib.experiments.cells import Measurement
+from oral_lib.experiments.intents import few_shot, from_text, rivals, scoring, stored
+from oral_lib.experiments.intents.from_text import Embedder, TextZoo
+from oral_lib.experiments.intents.messages import MessageTable
+from oral_lib.experiments.intents.prompts import (
+    PromptTable,
+    described,
+    pair_logits,
+    with_examples,
+)
+from oral_lib.experiments.intents.shared import multitask_logits, under
+from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.method.conditioning import Examples
+from oral_lib.models.base import BaseModel
+from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw, load_family
+
+POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
+PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
+SHOWN = 4  # examples in a prompt
+EXAMPLES = (4, 16)  # labelled rows that a generator reads
+MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
+
+# adapters [T, V] on the CPU, of texts [T, e] (not given: without text) and examples
+Writing = Callable[[Tensor, Tensor, Examples | None], Tensor]
+_tables: WeakKeyDictionary[BaseModel, tuple[IntentFamily, MessageTable]] = WeakKeyDictionary()
+_embedders: WeakKeyDictionary[ModelCache, Embedder] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of one condition: `samples` [s] lists of T texts."""
+
+    condition: str
+    samples: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell is measured with.
+
+    Attributes:
+        split: the split, or "development".
+        model: the base model.
+        table: the messages as the base model reads them.
+        family: the intents.
+        embed: of texts and messages.
+        root: the folder of the run.
+        scale: of the run.
+        wordings: which paraphrases are read: "development", or "test" for a release.
+    """
+
+    split: str
+    model: BaseModel
+    table: MessageTable
+    family: IntentFamily
+    embed: Embedder
+    root: Path
+    scale: str
+    wordings: str = "development"
+
+    @property
+    def development(self) -> bool:
+        return self.split == "development"
+
+    @cached_property
+    def tasks(self) -> tuple[IntentTask, ...]:
+        return self.family.tasks(self.split)
+
+    @cached_property
+    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [T, n] and labels [n]: as many as there are for every task without repetition."""
+        part = "validation" if self.development else "test"
+        most = POSITIVE["smoke" if self.scale == "smoke" else "lab"]
+        for positive in range(most, 0, -1):
+            drawn = [draw(self.family, t, part, positive, 2 * positive, 0) for t in self.tasks]
+            rows = np.stack([rows for rows, _ in drawn])
+            if all(len(np.unique(each)) == len(each) for each in rows):
+                break
+        return rows, drawn[0][1]
+
+    @property
+    def rows(self) -> np.ndarray:
+        return self.drawn[0]
+
+    @cached_property
+    def questions(self) -> tuple[Texts, ...]:
+        """The texts of each condition, "matched" first."""
+        tasks = self.tasks
+        matched = tuple(task.texts["train"][0] for task in tasks)
+        count = min(PARAPHRASES, *(len(task.texts[self.wordings]) for task in tasks))
+        paraphrases = [tuple(t.texts[self.wordings][i] for t in tasks) for i in range(count)]
+        others = [(i + 1 + seeds.integer(0, t.name) % (len(tasks) - 1)) % len(tasks)
+                  for i, t in enumerate(tasks)]  # fmt: skip
+        return (
+            Texts("matched", (matched,)),
+            Texts("paraphrase", tuple(paraphrases)),
+            Texts("mismatched", (tuple(matched[i] for i in self._disjoint(others)),)),
+            Texts("empty", (("",) * len(tasks),)),
+        )
+
+    def _disjoint(self, others: Sequence[int]) -> Iterator[int]:
+        """The next task from `others` on that shares no positive intent, by task."""
+        total = len(self.tasks)
+        for task, start in zip(self.tasks, others, strict=True):
+            ring = [(start + i) % total for i in range(total)]
+            apart = (i for i in ring if not {*task.positive} & {*self.tasks[i].positive})
+            yield next(apart, start)
+
+    @cached_property
+    def zoo(self) -> TextZoo:
+        """The adapters of seen tasks."""
+        options = {"development": self.development}
+        unions = rivals.preset(self.scale, self.model.name).zoo_unions
+        scope = rivals.scope_of(self.split)
+        tasks = rivals.seen_tasks(self.family, scope, unions, **options)
+        return rivals.text_zoo(self.root, self.model.name, tasks, scope, self.embed, **options)
+
+    def rival(self, name: str) -> tuple[dict[str, Tensor], dict]:
+        """A trained rival of the models that are judged on this split."""
+        name = rivals.suffixed(name, self.split)
+        return stored.read_rival(self.root, self.model.name, name, development=self.development)
+
+    @cached_property
+    def trained(self) -> tuple[Tensor, float]:
+        """Adapters [T, V] trained on the tasks' own rows, and seconds of each."""
+        about = {"development": self.development}
+        name = "train" if self.split == "L0" else self.split
+        names, values, info = stored.read_set(self.root, self.model.name, name, **about)
+        place = {task.partition("/")[2]: i for i, task in enumerate(names)}
+        index = [place[task.name.partition("/")[2]] for task in self.tasks]
+        return values[index], info["seconds_adapter"]
+
+
+# ---------------------------------------------------------------- methods
+def plain_trials(cell: Cell) -> Iterator[Scored]:
+    """Methods without text: the base model, trained and few-shot adapters."""
+    start = torch.cat([v.flatten() for _, v in sorted(cell.model.lora_init().items())])
+    yield adapter_trial(cell, "base", "none", [lambda: start.expand(len(cell.tasks), -1)])
+    values, seconds = cell.trained
+    yield adapter_trial(cell, "trained", "none", [lambda: values], seconds * len(cell.tasks))
+    if rivals.preset(cell.scale, cell.model.name).few_shot:
+        recipes = few_shot.few_shot_recipes(
+            cell.root, cell.model.name, development=cell.development
+        )
+        for shots, recipe in recipes.items():
+            about = cell.table, cell.family, cell.tasks, shots, recipe
+            make = partial(few_shot.few_shot, *about)
+            yield adapter_trial(cell, f"few_shot_{shots}", "none", [make])
+
+
+def text_trials(cell: Cell) -> Iterator[Scored]:
+    """Methods that read a text, without the generator."""
+    writers = text_writers(cell)
+    threshold = cell.rival("regression")[1]["threshold"]
+    vectors = rivals.message_vectors(cell.family, cell.rows, cell.embed)
+    joint = rivals.preset(cell.scale, cell.model.name).multitask_models
+    shared = cell.rival("multitask")[0] if joint else None
+
+    def cosines(texts: Tensor) -> Tensor:
+        return from_text.cosines(texts, vectors) - threshold
+
+    def multitask(texts: Tensor) -> Tensor:
+        return multitask_logits(cell.table, shared, texts, cell.rows)
+
+    scorers = {"zero_shot": cosines} | ({"multitask": multitask} if joint else {})
+    for question in cell.questions:
+        embedded = [cell.embed(texts) for texts in question.samples]
+        for method, scorer in scorers.items():
+            scores, seconds = timed(partial(_each, scorer, embedded))
+            yield Scored(method, question.condition, stack_of(scores), scoring_s=seconds)
+        for method, write in writers.items():
+            makes = [partial(write, texts) for texts in embedded]
+            yield adapter_trial(cell, method, question.condition, makes)
+
+
+def text_writers(cell: Cell) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What writes adapters [T, V] from texts [T, e] and the zoo, by method."""
+    weights, choices = cell.rival("regression")
+    return {
+        "retrieval": lambda e: from_text.retrieved(e, cell.zoo),
+        "soup_nearest": lambda e: from_text.soup_of_nearest(e, cell.zoo),
+        "mixture": lambda e: from_text.mixture(e, cell.zoo, choices["penalty"]),
+        "regression": lambda e: from_text.regression(e, cell.zoo, weights),
+    }
+
+
+def prompt_trials(cell: Cell) -> Iterator[Scored]:
+    """Methods with the text in the input: the prompted base model and the multi-task LoRA."""
+    causal = cell.model.family == "causal"
+    texts = sorted({text for q in cell.questions for sample in q.samples for text in sample})
+    fronts = [described(text) for text in texts] if causal else texts
+    table = PromptTable.of(cell.model, fronts, cell.family.messages)
+    number = {text: i for i, text in enumerate(texts)}
+    joint = rivals.preset(cell.scale, cell.model.name).multitask_models
+    trained = cell.rival("described")[0] if joint else None
+    for question in cell.questions:
+        index = [np.array([[number[text]] for text in sample]) for sample in question.samples]
+        if causal:
+            yield prompt_trial(cell, "prompted", question.condition, table, index)
+            shown = prompts_with_examples(cell, question)
+            yield prompt_trial(cell, "prompted_4", question.condition, *shown)
+        if joint:
+            with under(cell.model, trained):
+                yield prompt_trial(cell, "multitask_described", question.condition, table, index)
+
+
+def prompt_trial(
+    cell: Cell, method: str, condition: str, table: PromptTable, index: Sequence[np.ndarray]
+) -> Scored:
+    """The scores of the cell's rows behind the texts `index` [s] of [T, 1] of `table`."""
+    scores, seconds = timed(partial(_each, partial(_behind, table, cell.rows), index))
+    length = float(np.mean([table.total(each, cell.rows) for each in index]))
+    return Scored(method, condition, stack_of(scores), scoring_s=seconds, tokens=length)
+
+
+def _behind(table: PromptTable, rows: np.ndarray, texts: np.ndarray) -> Tensor:
+    return pair_logits(table, texts, rows)
+
+
+def _each(call: Callable, inputs: Sequence) -> list:
+    return [call(each) for each in inputs]
+
+
+def prompts_with_examples(cell: Cell, question: Texts) -> tuple[PromptTable, list[np.ndarray]]:
+    """(prompts with labelled examples of each task, the prompt [T, 1] of each sample)."""
+    fronts = []
+    for sample in question.samples:
+        for task, text in zip(cell.tasks, sample, strict=True):
+            half = SHOWN // 2
+            rows, labels = draw(cell.family, task, "train", half, half, 0)
+            turns = np.arange(SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
+            examples = [(cell.family.messages[rows[i]].text, int(labels[i])) for i in turns]
+            fronts.append(with_examples(text, examples))
+    table = PromptTable.of(cell.model, fronts, cell.family.messages)
+    total = len(cell.tasks)
+    return table, [np.arange(total)[:, None] + total * s for s in range(len(question.samples))]
+
+
+def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored]:
+    """The generator under every condition, with text, with labelled rows, and with both."""
+    given = torch.ones(len(cell.tasks), dtype=torch.bool)
+    for question in cell.questions:
+        has_text = given & (question.condition != "empty")
+        makes = [partial(write, cell.embed(texts), has_text, None) for texts in question.samples]
+        yield adapter_trial(cell, method, question.condition, makes)
+    matched = cell.embed(cell.questions[0].samples[0])
+    for shots in EXAMPLES:
+        examples = examples_of(cell, shots)
+        for name, has_text in ((f"matched_{shots}", given), (f"rows_{shots}", ~given)):
+            makes = [partial(write, matched, has_text, examples)]
+            yield adapter_trial(cell, method, name, makes)
+
+
+def examples_of(cell: Cell, shots: int) -> Examples:
+    """Labelled training rows of all tasks: the rows that a LoRA on `shots` rows is trained on."""
+    half = shots // 2
+    drawn = [draw(cell.family, t, "train", shots - half, half, 0) for t in cell.tasks]
+    rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
+    vectors = rivals.message_vectors(cell.family, rows, cell.embed)
+    labels = torch.from_numpy(labels)
+    return Examples(vectors, labels, torch.ones_like(labels, dtype=torch.bool))
+
+
+def adapter_trial(
+    cell: Cell,
+    method: str,
+    condition: str,
+    makes: Sequence[Callable[[], Tensor]],
+    seconds: float = 0.0,
+) -> Scored:
+    """The scores of the adapters [T, V] that each of `makes` returns.
+
+    Args:
+        cell: the cell.
+        method: its name.
+        condition: its condition.
+        makes: one function a sample.
+        seconds: what the adapters have taken before.
+    """
+    scores, scoring_s = [], 0.0
+    for make in makes:
+        values, making = timed(make)
+        score = partial(scoring.yes_logits, cell.model, cell.table, values, cell.rows)
+        each, taken = timed(score)
+        scores.append(each)
+        seconds, scoring_s = seconds + making, scoring_s + taken
+    return Scored(
+        method, condition, stack_of(scores), making_s=seconds, scoring_s=scoring_s, adapters=True
+    )
+
+
+def timed(call: Callable):
+    """(result, seconds); results on the CPU are complete when it returns."""
+    began = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - began
+
+
+def stack_of(scores: Sequence[Tensor]) -> np.ndarray:
+    """Scores [s, T, n] as float64."""
+    return torch.stack([*scores]).double().numpy()
+
+
+# ---------------------------------------------------------------- the cell
+def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: str) -> Cell:
+    """The cell of a split and base model, with the models and texts of a run."""
+    family = load_family(cache.source, scale)
+    model = cache.base(base, len(MESSAGE.labels))
+    if model not in _tables or _tables[model][0] is not family:
+        _tables[model] = family, MessageTable.of(model, family.messages, MESSAGE)
+    if cache not in _embedders:
+        _embedders[cache] = Embedder(rivals.text_encoder(scale, cache.source))
+    table, embed = _tables[model][1], _embedders[cache]
+    return Cell(split, model, table, family, embed, cache.root, scale, wordings)
+
+
+def run_cell(
+    split: str,
+    base: str,
+    seed: int,
+    *,
+    scale: str,
+    cache: ModelCache,
+    wordings: str,
+    networks: Mapping[str, Writing] | None = None,
+) -> Measurement:
+    """All tasks of a split on one base model, with rows of intents_costs and intents_map.
+
+    Args:
+        split: "L0", "L1", "L2" or "L3"; "development" for choices, on validation rows.
+        base: name of the base model.
+        seed: of the generator.
+        scale: of the run.
+        cache: the models of the run.
+        wordings: the paraphrases to measure, one of `wordings.HELD_OUT_WORDINGS`.
+        networks: what writes adapters, by method.
+
+    Raises:
+        PreflightError: zoo or rivals were not trained.
+    """
+    cell = cell_of(split, base, scale=scale, cache=cache, wordings=wordings)
+    planned: list[Scored] = []
+    if seed == 0:
+        planned += [*plain_trials(cell), *text_trials(cell), *prompt_trials(cell)]
+    for method, write in (networks or {}).items():
+        planned += generated_trials(cell, method, write)
+    about = {
+        "experiment": "intents", "source": sources.parse_source(cache.source)[0], "base": base,
+        "seed": seed,
+    }  # fmt: skip
+    rows, labels = cell.drawn
+    names = [task.name for task in cell.tasks]
+    items = many_tasks.items_of(about, names, cell.family.messages, rows, labels, planned)
+    metrics = many_tasks.metrics_of(about, names, labels, planned, cell.model.spec.version)
+    return Measurement(metrics, items, {})
