@@ -120,11 +120,13 @@ def metrics_of(
     counts = np.concatenate([*bootstrap.item_counts(len(labels), _DRAWS, 0)])  # [draws, n]
     positive = labels == 1
     kept = (counts[:, positive].sum(1) > 0) & (counts[:, ~positive].sum(1) > 0)
-    counts = counts[kept].astype(np.float32)
+    counts = counts[kept].astype(float)
     parts = []
     for trial in planned:
         for metric, (value, draws, stderr) in _estimates(trial, labels, counts).items():
-            low, high = np.quantile(draws, [0.025, 0.975], axis=1)
+            value, low, high = (  # rounding may put them above 1
+                each.clip(0, 1) for each in (value, *np.quantile(draws, [0.025, 0.975], axis=1))
+            )
             parts.append(pd.DataFrame({
                 "task": [*tasks], "method": trial.method, "condition": trial.condition,
                 "metric": metric, "value": value, "stderr": stderr,
@@ -143,12 +145,11 @@ def _estimates(trial: Scored, labels: np.ndarray, counts: np.ndarray) -> dict[st
     """(value [T], draws [T, draws], standard error [T]) by metric."""
     scores, positive = rounded(trial.scores), labels == 1
     correct = ((scores > 0) == positive).mean(0)  # [T, n]
-    share = {k: counts[:, k] / counts[:, k].sum(1, keepdims=True) for k in _sides(positive)}
-    yes, no = _sides(positive)
+    yes, no = (counts[:, side] / counts[:, side].sum(1, keepdims=True) for side in _sides(positive))
     hits, passes = correct[:, positive], correct[:, ~positive]
-    balanced = (hits @ share[yes].T + passes @ share[no].T) / 2  # [T, draws]
+    balanced = (hits @ yes.T + passes @ no.T) / 2  # [T, draws]
     wins = pairwise(scores, positive)  # [T, P, N]
-    area = np.einsum("tdn,dn->td", share[yes] @ wins, share[no])
+    area = np.einsum("tdn,dn->td", yes @ wins, no)
     return {
         "auc": (wins.mean((1, 2)), area, area.std(1, ddof=1)),
         "balanced_accuracy": (
@@ -169,7 +170,7 @@ def _sides(positive: np.ndarray) -> tuple[slice, slice]:
 
 def pairwise(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Share of samples in which a positive row's score is higher, ties counted half, [T, P, N]."""
-    total = np.zeros((scores.shape[1], positive.sum(), (~positive).sum()), np.float32)
+    total = np.zeros((scores.shape[1], positive.sum(), (~positive).sum()))
     for sample in scores:
         high, low = sample[:, positive, None], sample[:, None, ~positive]
         total += (high > low) + 0.5 * (high == low)

@@ -19,6 +19,16 @@ SHOTS = (1, 2, 4, 8, 16, 32)  # labelled rows of a few-shot LoRA
 VALIDATION = (20, 40)  # positive and negative rows of a task on which choices are made
 
 
+def labelled_rows(
+    family: IntentFamily, tasks: Sequence[IntentTask], shots: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training rows [T, shots] and labels of each task: half are positive, a single row is."""
+    sizes = shots - shots // 2, shots // 2
+    drawn = [draw(family, task, "train", *sizes, seed) for task in tasks]
+    rows, labels = zip(*drawn, strict=True)
+    return np.stack(rows), np.stack(labels)
+
+
 def few_shot(
     table: MessageTable,
     family: IntentFamily,
@@ -39,14 +49,13 @@ def few_shot(
         recipe: `batch` is the largest number of rows of a step.
         seed: of the rows and their order.
     """
-    drawn = [draw(family, task, "train", shots - shots // 2, shots // 2, seed)[0] for task in tasks]
-    positive = np.repeat([1, 0], [shots - shots // 2, shots // 2])
+    chosen, answers = labelled_rows(family, tasks, shots, seed)
     n, random = min(shots, recipe.batch), np.random.default_rng(seeds.integer(seed, "shots"))
     passes = -(-recipe.steps * n // shots)
     order = np.concatenate([random.permutation(shots) for _ in range(passes)])
     order = order[: recipe.steps * n].reshape(recipe.steps, n)  # alike for all tasks
-    rows = np.stack(drawn)[:, order].transpose(1, 0, 2).copy()  # [steps, T, n]
-    labels = np.broadcast_to(positive[order][:, None], rows.shape).astype(np.int64)
+    rows = chosen[:, order].transpose(1, 0, 2).copy()  # [steps, T, n]
+    labels = answers[:, order].transpose(1, 0, 2).copy()
     start, label = table.base.lora_init(), f"{shots} rows"
     return adapters.train_stack(
         table.base, table, start, rows, labels, label=label, **adapters.options_of(recipe)

@@ -30,22 +30,22 @@ from oral_lib.experiments.intents.prompts import (
     PromptTable,
     described,
     pair_logits,
-    with_examples,
+    prompts_with_examples,
 )
 from oral_lib.experiments.intents.shared import multitask_logits, under
 from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.experiments.side_tables.intents import cost_rows, map_rows, one_at_a_time
 from oral_lib.method.conditioning import Examples
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw, load_family
 
 POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
 PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
-SHOWN = 4  # examples in a prompt
 EXAMPLES = (4, 16)  # labelled rows that a generator reads
 MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
 
 # adapters [T, V] on the CPU, of texts [T, e] (not given: without text) and examples
-Writing = Callable[[Tensor, Tensor, Examples | None], Tensor]
+Writing = Callable[..., Tensor]  # (texts, given, examples=None)
 _tables: WeakKeyDictionary[BaseModel, tuple[IntentFamily, MessageTable]] = WeakKeyDictionary()
 _embedders: WeakKeyDictionary[ModelCache, Embedder] = WeakKeyDictionary()
 
@@ -221,7 +221,8 @@ def prompt_trials(cell: Cell) -> Iterator[Scored]:
         index = [np.array([[number[text]] for text in sample]) for sample in question.samples]
         if causal:
             yield prompt_trial(cell, "prompted", question.condition, table, index)
-            shown = prompts_with_examples(cell, question)
+            about = cell.model, cell.family, cell.tasks, question.samples
+            shown = prompts_with_examples(*about)
             yield prompt_trial(cell, "prompted_4", question.condition, *shown)
         if joint:
             with under(cell.model, trained):
@@ -245,21 +246,6 @@ def _each(call: Callable, inputs: Sequence) -> list:
     return [call(each) for each in inputs]
 
 
-def prompts_with_examples(cell: Cell, question: Texts) -> tuple[PromptTable, list[np.ndarray]]:
-    """(prompts with labelled examples of each task, the prompt [T, 1] of each sample)."""
-    fronts = []
-    for sample in question.samples:
-        for task, text in zip(cell.tasks, sample, strict=True):
-            half = SHOWN // 2
-            rows, labels = draw(cell.family, task, "train", half, half, 0)
-            turns = np.arange(SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
-            examples = [(cell.family.messages[rows[i]].text, int(labels[i])) for i in turns]
-            fronts.append(with_examples(text, examples))
-    table = PromptTable.of(cell.model, fronts, cell.family.messages)
-    total = len(cell.tasks)
-    return table, [np.arange(total)[:, None] + total * s for s in range(len(question.samples))]
-
-
 def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored]:
     """The generator under every condition, with text, with labelled rows, and with both."""
     given = torch.ones(len(cell.tasks), dtype=torch.bool)
@@ -269,20 +255,13 @@ def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored
         yield adapter_trial(cell, method, question.condition, makes)
     matched = cell.embed(cell.questions[0].samples[0])
     for shots in EXAMPLES:
-        examples = examples_of(cell, shots)
+        rows, labels = few_shot.labelled_rows(cell.family, cell.tasks, shots)
+        vectors = rivals.message_vectors(cell.family, rows, cell.embed)
+        labels = torch.from_numpy(labels)
+        examples = Examples(vectors, labels, torch.ones_like(labels, dtype=torch.bool))
         for name, has_text in ((f"matched_{shots}", given), (f"rows_{shots}", ~given)):
             makes = [partial(write, matched, has_text, examples)]
             yield adapter_trial(cell, method, name, makes)
-
-
-def examples_of(cell: Cell, shots: int) -> Examples:
-    """Labelled training rows of all tasks: the rows that a LoRA on `shots` rows is trained on."""
-    half = shots // 2
-    drawn = [draw(cell.family, t, "train", shots - half, half, 0) for t in cell.tasks]
-    rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
-    vectors = rivals.message_vectors(cell.family, rows, cell.embed)
-    labels = torch.from_numpy(labels)
-    return Examples(vectors, labels, torch.ones_like(labels, dtype=torch.bool))
 
 
 def adapter_trial(
@@ -376,4 +355,44 @@ def run_cell(
     names = [task.name for task in cell.tasks]
     items = many_tasks.items_of(about, names, cell.family.messages, rows, labels, planned)
     metrics = many_tasks.metrics_of(about, names, labels, planned, cell.model.spec.version)
-    return Measurement(metrics, items, {})
+    return Measurement(metrics, items, side_tables(cell, about["source"], planned, networks or {}))
+
+
+def side_tables(
+    cell: Cell, source: str, planned: Sequence[Scored], networks: Mapping[str, Writing]
+) -> dict[str, list[dict]]:
+    """The rows of intents_costs (seed 0) and of intents_map (where a GPU scores all pairs)."""
+    if not any(trial.method == "base" for trial in planned):
+        return {}
+    text = cell.embed(cell.questions[0].samples[0][:1])
+    one_ms = {name: one_at_a_time(write, text) for name, write in text_writers(cell).items()}
+    for name, write in networks.items():
+        one_ms[name] = one_at_a_time(partial(write, given=torch.tensor([True])), text)
+    values, zoo = cell.trained[0].shape[1], cell.zoo
+    tasks = 2 * zoo.values.numel() + 4 * zoo.matched.numel()  # adapters in float16
+    folder = stored.rivals_folder(cell.root, cell.model.name, development=cell.development)
+    trained = {
+        name: (folder / f"{rivals.suffixed(file, cell.split)}.safetensors").stat().st_size
+        for name, file in (("multitask", "multitask"), ("multitask_described", "described"))
+        if rivals.preset(cell.scale, cell.model.name).multitask_models
+    }
+    directions = len(from_text.principal(zoo)[1]) + 1
+    weights = sum(tensor.numel() for tensor in cell.rival("regression")[0].values())
+    sizes = {f"few_shot_{shots}": 2 * values for shots in few_shot.SHOTS} | trained
+    sizes |= {"trained": 2 * values, "retrieval": tasks, "soup_nearest": tasks}
+    sizes["mixture"] = tasks + 4 * len(zoo.values) * zoo.matched.shape[1]
+    sizes["regression"] = 2 * directions * values + 4 * weights
+    tokens = float(cell.table.lengths[cell.rows].mean())
+    costs = cost_rows(source, cell.model, planned, tokens, sizes, one_ms, cell.embed.encoder)
+    tables = {"intents_costs": costs}
+    if cell.split in MAPPED and (cell.scale == "smoke" or cell.model.device.type == "cuda"):
+        for write in (networks[name] for name in networks if name == "generated_through_base"):
+            texts = cell.embed(cell.questions[0].samples[0])
+            values = write(texts, torch.ones(len(texts), dtype=torch.bool), None)
+            rows = np.tile(cell.rows.ravel(), (len(texts), 1))
+            scores = scoring.yes_logits(cell.model, cell.table, values, rows).numpy()
+            scores = scores.reshape(len(texts), *cell.rows.shape)
+            names = [task.name for task in cell.tasks]
+            about = source, cell.model.name, cell.split, names
+            tables["intents_map"] = map_rows(*about, scores, cell.drawn[1])
+    return tables

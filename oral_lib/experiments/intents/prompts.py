@@ -20,10 +20,11 @@ from oral_lib.errors import OralError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments.intents.messages import Text
 from oral_lib.models.base import BaseModel, EncodedRows
-from oral_lib.tasks.intents.family import MESSAGE
+from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw
 from oral_lib.zoo.batches import rounded_width
 
 LONGEST = 60  # words of a text that are read
+SHOWN = 4  # examples in a prompt
 _CHECKED = 32  # joined rows that are compared with the tokenizer's own
 
 
@@ -158,6 +159,31 @@ class PromptTable:
     @property
     def _padding(self) -> int:
         return self.base.tokenizer.pad_token_id or 0
+
+
+def prompts_with_examples(
+    base: BaseModel,
+    family: IntentFamily,
+    tasks: Sequence[IntentTask],
+    samples: Sequence[Sequence[str]],
+) -> tuple[PromptTable, list[np.ndarray]]:
+    """(prompts with `SHOWN` examples of each task, the numbers [T, 1] of each sample's prompts).
+
+    Args:
+        base: a causal model.
+        family: its training messages are the examples.
+        tasks: T tasks.
+        samples: lists of T texts.
+    """
+    fronts, half = [], SHOWN // 2
+    turns = np.arange(SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
+    for sample in samples:
+        for task, text in zip(tasks, sample, strict=True):
+            rows, labels = draw(family, task, "train", half, half, 0)
+            examples = [(family.messages[rows[i]].text, int(labels[i])) for i in turns]
+            fronts.append(with_examples(text, examples))
+    table = PromptTable.of(base, fronts, family.messages)
+    return table, [np.arange(len(tasks))[:, None] + len(tasks) * s for s in range(len(samples))]
 
 
 @torch.inference_mode()
