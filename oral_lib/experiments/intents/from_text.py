@@ -26,18 +26,22 @@ class Embedder:
 
     Args:
         encoder: of the texts.
+        device: where many texts are embedded.
     """
 
-    def __init__(self, encoder: TextEncoder):
-        self.encoder, self.width = encoder, encoder.width
+    def __init__(self, encoder: TextEncoder, device: torch.device | str = "cpu"):
+        self.encoder, self.width, self.device = encoder, encoder.width, device
         self.vectors: dict[str, Tensor] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [T, e] on the CPU."""
         new = sorted({*texts} - self.vectors.keys(), key=len)
+        if len(new) > 256:
+            self.encoder.model.to(self.device)
         for start in range(0, len(new), 256):
             part = new[start : start + 256]
-            self.vectors |= zip(part, self.encoder.encode(part), strict=True)
+            self.vectors |= zip(part, self.encoder.encode(part).cpu(), strict=True)
+        self.encoder.model.to("cpu")
         return torch.stack([self.vectors[text] for text in texts])
 
 

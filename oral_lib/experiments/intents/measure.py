@@ -312,7 +312,7 @@ def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: s
     if model not in _tables or _tables[model][0] is not family:
         _tables[model] = family, MessageTable.of(model, family.messages, MESSAGE)
     if cache not in _embedders:
-        _embedders[cache] = Embedder(rivals.text_encoder(scale, cache.source))
+        _embedders[cache] = Embedder(rivals.text_encoder(scale, cache.source), cache.device)
     table, embed = _tables[model][1], _embedders[cache]
     return Cell(split, model, table, family, embed, cache.root, scale, wordings)
 

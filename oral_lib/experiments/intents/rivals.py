@@ -8,7 +8,7 @@ tasks. `stored` says where they are.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from oral_lib.experiments import generators
 from oral_lib.experiments.intents import adapters, few_shot, from_text, shared, stored
 from oral_lib.experiments.intents.from_text import Embedder, TextZoo
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.prompts import PromptTable, described
+from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
@@ -51,7 +51,6 @@ class Preset:
     multitask: Recipe
     described: Recipe
     zoo_unions: int = 100  # random unions in the zoo
-    unions: int = 300  # random unions that multi-task LoRAs are trained on
     few_shot: tuple[Recipe, ...] = ()  # candidates; the choice is made on development tasks
     regression_steps: int = 3000
     multitask_models: bool = True  # whether to train multi-task LoRAs
@@ -66,7 +65,7 @@ def preset(scale: str, base: str) -> Preset:
         zoo = Recipe(steps=40, batch=8, lr=1e-2, ratio=4.0)
         joint = Recipe(steps=40, batch=32, lr=1e-2, ratio=4.0)
         return Preset(
-            zoo=zoo, multitask=joint, described=joint, zoo_unions=4, unions=8, few_shot=few,
+            zoo=zoo, multitask=joint, described=joint, zoo_unions=4, few_shot=few,
             regression_steps=60,
         )  # fmt: skip
     if scale == "desk":
@@ -131,6 +130,32 @@ def _messages_hash(family: IntentFamily) -> int:
     return seeds.integer(0, *(f"{m.key} {m.text} {m.part}" for m in family.messages))
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What training reads, each loaded when it is first used."""
+
+    base: str
+    scale: str
+    source: str
+    device: str
+
+    @cached_property
+    def family(self) -> IntentFamily:
+        return load_family(self.source, self.scale)
+
+    @cached_property
+    def model(self) -> BaseModel:
+        return loading.load(self.base, source=self.source, device=self.device)
+
+    @cached_property
+    def table(self) -> MessageTable:
+        return MessageTable.of(self.model, self.family.messages, MESSAGE)
+
+    @cached_property
+    def embed(self) -> Embedder:
+        return Embedder(text_encoder(self.scale, self.source), self.device)
+
+
 # ---------------------------------------------------------------- the zoo
 def train_zoo(
     base: str,
@@ -151,30 +176,22 @@ def train_zoo(
         device: to train on.
         development: a zoo without the intents of development, for choices.
     """
-    family, options = load_family(source, scale), preset(scale, base)
+    options, loaded = preset(scale, base), Loaded(base, scale, source, device)
     folder = stored.zoo_folder(Path(root), base, development=development)
     about = {"base": base, "scale": scale, "recipe": asdict(options.zoo)}
-    about["messages"] = _messages_hash(family)
-    table, names = None, []
-    for name, tasks in zoo_sets(family, options.zoo_unions, development=development).items():
-        names.append(name)
+    about["messages"] = _messages_hash(loaded.family)
+    sets = zoo_sets(loaded.family, options.zoo_unions, development=development)
+    for name, tasks in sets.items():
         here = about | {"tasks": [task.name for task in tasks], "about": _texts_hash(tasks)}
-        if stored.is_current(folder, name, here):
-            continue
-        if table is None:
-            model = loading.load(base, source=source, device=device)
-            table = MessageTable.of(model, family.messages, MESSAGE)
-        stored.ensure(
-            folder, name, here,
-            partial(_zoo_set, table, family, tasks, options.zoo, name),
-        )  # fmt: skip
-    return stored.finish(folder, about, names)
+        stored.ensure(folder, name, here, partial(_zoo_set, loaded, tasks, options.zoo, name))
+    return stored.finish(folder, about, [*sets])
 
 
 def _zoo_set(
-    table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], recipe: Recipe, name
+    loaded: Loaded, tasks: Sequence[IntentTask], recipe: Recipe, name: str
 ) -> tuple[dict[str, Tensor], dict]:
-    base, began = table.base, time.perf_counter()
+    base, family, table = loaded.model, loaded.family, loaded.table
+    began = time.perf_counter()
     rows, labels = adapters.training_rows(family, tasks, recipe.steps, recipe.batch, table.lengths)
     values = adapters.train_stack(
         base,
@@ -224,68 +241,53 @@ def train_rivals(
         device: to train on.
         development: rivals without the intents of development, for choices.
     """
-    root, family, options = Path(root), load_family(source, scale), preset(scale, base)
-    folder = stored.rivals_folder(root, base, development=development)
-    embed = Embedder(text_encoder(scale, source))
-    about = {"base": base, "scale": scale, "text_encoder": embed.encoder.name}
-    about["messages"] = _messages_hash(family)
-    model = loading.load(base, source=source, device=device)
-    table = MessageTable.of(model, family.messages, MESSAGE)
-    dev = {"development": development}
+    root, options, dev = Path(root), preset(scale, base), {"development": development}
+    folder = stored.rivals_folder(root, base, **dev)
+    loaded = Loaded(base, scale, source, device)
+    family = loaded.family
+    about = {"base": base, "scale": scale, "messages": _messages_hash(family)}
+    about["text_encoder"] = generators.preset(scale).network.text_encoder
     sets = zoo_sets(family, options.zoo_unions, **dev)
-    scopes = [scope for scope in ("", OTHER_SET) if suffixed("train", scope) in sets]
     jobs: dict[str, tuple[dict, Callable]] = {}
-    for scope in scopes:
-        tasks = seen_tasks(family, scope, options.unions, **dev)
-        here = about | {"about": _texts_hash(tasks)}
+    for scope in ("", OTHER_SET):
+        members = sets.get(suffixed("train", scope))
+        if not members:
+            continue
+        seen = {"mixture": asdict(Mixture())}
+        seen["about"] = _texts_hash(seen_tasks(family, scope, 0, **dev))
         if options.multitask_models:
-            jobs[suffixed("described", scope)] = (
-                here | {"recipe": asdict(options.described)},
-                lambda tasks=tasks: _described(model, family, tasks, options.described),
-            )
-            jobs[suffixed("multitask", scope)] = (
-                here | {"recipe": asdict(options.multitask)},
-                lambda tasks=tasks: _multitask(table, family, tasks, options.multitask, embed),
-            )
-        members = sets[suffixed("train", scope)]
+            stream = partial(TaskStream.of, family, without=scope or "L2", **dev)
+            for kind, make in (("described", _described), ("multitask", _multitask)):
+                recipe = getattr(options, kind)
+                here = about | seen | {"recipe": asdict(recipe)}
+                jobs[suffixed(kind, scope)] = here, partial(make, loaded, stream, recipe)
         _, info = stored.read_file(stored.zoo_folder(root, base, **dev), suffixed("train", scope))
         here = about | {"zoo": info["sha256"], "about": _texts_hash(members)}
-        jobs[suffixed("regression", scope)] = (
-            here | {"steps": options.regression_steps, "spoken": _SPOKEN},
-            lambda scope=scope, members=members: _from_text(
-                root, table, family, members, scope, embed, options.regression_steps, dev
-            ),
-        )
-    few = [asdict(recipe) for recipe in options.few_shot]
-    if few:
-        jobs["few_shot"] = (
-            about | {"candidates": few},
-            lambda: few_shot.few_shot_choice(table, family, options.few_shot),
-        )
+        here |= {"steps": options.regression_steps, "spoken": _SPOKEN}
+        make = partial(_from_text, root, loaded, members, scope, options.regression_steps, dev)
+        jobs[suffixed("regression", scope)] = here, make
+    if candidates := options.few_shot:
+        here = about | {"candidates": [asdict(recipe) for recipe in candidates]}
+        jobs["few_shot"] = here, partial(_few_shot, loaded, candidates)
     for name, (here, make) in jobs.items():
         stored.ensure(folder, name, here, make)
     return stored.finish(folder, about, [*jobs])
 
 
 def _described(
-    base: BaseModel, family: IntentFamily, tasks: Sequence[IntentTask], recipe: Recipe
+    loaded: Loaded, stream: Callable[[], TaskStream], recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict]:
-    bank = shared.text_bank(family, tasks)
-    fronts = [described(text) for text in bank] if base.family == "causal" else bank
-    table = PromptTable.of(base, fronts, family.messages)
-    return shared.train_described(table, family, tasks, recipe), {"tasks": len(tasks)}
+    return shared.train_described(loaded.model, stream(), recipe), {}
 
 
 def _multitask(
-    table: MessageTable,
-    family: IntentFamily,
-    tasks: Sequence[IntentTask],
-    recipe: Recipe,
-    embed: Embedder,
+    loaded: Loaded, stream: Callable[[], TaskStream], recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict]:
-    embeddings = embed(shared.text_bank(family, tasks))
-    trained = shared.train_multitask(table, embeddings, family, tasks, recipe)
-    return trained, {"tasks": len(tasks)}
+    return shared.train_multitask(loaded.model, stream(), recipe, loaded.embed), {}
+
+
+def _few_shot(loaded: Loaded, candidates: Sequence[Recipe]) -> tuple[dict[str, Tensor], dict]:
+    return few_shot.few_shot_choice(loaded.table, loaded.family, candidates)
 
 
 def text_zoo(
@@ -307,16 +309,15 @@ def text_zoo(
 
 def _from_text(
     root: Path,
-    table: MessageTable,
-    family: IntentFamily,
+    loaded: Loaded,
     members: Sequence[IntentTask],
     scope: str,
-    embed: Embedder,
     steps: int,
     dev: dict,
 ) -> tuple[dict[str, Tensor], dict]:
     """The regression on weights, and the choices of mixture and cosine."""
-    zoo = text_zoo(root, table.base.name, members, scope, embed, **dev)
+    family, table, embed = loaded.family, loaded.table, loaded.embed
+    zoo = text_zoo(root, loaded.base, members, scope, embed, **dev)
     spoken, spoken_of = [], []
     for z, task in enumerate(members):
         if len(task.positive) == 1:
@@ -337,7 +338,9 @@ def choose_penalty(
     """(penalty of the mixture, score of each), by validation rows of seen tasks left out."""
     single = [z for z, task in enumerate(members) if len(task.positive) == 1]
     left_out = single[:: max(1, -(-len(single) // _CHOSEN_ON))]
-    tasks, rest = [members[z] for z in left_out], zoo.without(left_out)
+    tasks = [members[z] for z in left_out]
+    intents = {i for task in tasks for i in task.positive}
+    rest = zoo.without([z for z, task in enumerate(members) if intents & {*task.positive}])
     scores = {
         penalty: few_shot.validation_score(
             table, family, tasks, from_text.mixture(zoo.matched[left_out], rest, penalty)

@@ -10,7 +10,7 @@ Letters: b rows of a step, f values of a state, e of an embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,100 +21,63 @@ from oral_lib import seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.prompts import PromptTable
+from oral_lib.experiments.intents.prompts import PromptTable, described
+from oral_lib.experiments.intents.stream import TaskStream
 from oral_lib.lora import stacked
 from oral_lib.lora.adapter import PREFIX
 from oral_lib.lora.stacked import Stack
 from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.models.text import last_states
 from oral_lib.progress import bar
-from oral_lib.tasks.intents.family import IntentFamily, IntentTask
+from oral_lib.tasks.intents.family import MESSAGE
 from oral_lib.zoo.recipes import Recipe
 from oral_lib.zoo.training import COMPILED
 
 HEAD = "text_head"  # the name under which a base model has the head while it is trained
+ROWS = 4  # of a task in a step
 _POOL = 16  # steps within which rows of similar length are brought together
 
 
 # ---------------------------------------------------------------- texts and rows of all steps
-def text_bank(family: IntentFamily, tasks: Sequence[IntentTask]) -> list[str]:
-    """The training texts of all tasks, task by task, and then all training messages."""
-    texts = [text for task in tasks for text in task.texts["train"]]
-    return texts + [family.messages[row].text for row in _training_messages(family)]
-
-
-def _training_messages(family: IntentFamily) -> np.ndarray:
-    return np.flatnonzero(family.part_of == 0)
-
-
 @dataclass(frozen=True)
 class Steps:
-    """Texts, rows and labels of all steps, int64 [steps, b] each, on the host."""
+    """Texts, rows and labels of all steps, int64 [steps, b] each, on the host.
+
+    Texts are indices into `TaskStream.all_texts`, rows into `TaskStream.messages`.
+    """
 
     texts: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
 
+    @classmethod
+    def of(
+        cls,
+        stream: TaskStream,
+        steps: int,
+        size: int,
+        lengths: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ) -> "Steps":
+        """The tasks of a stream, `ROWS` rows of each, with rows of similar length in one step.
 
-def text_steps(
-    family: IntentFamily,
-    tasks: Sequence[IntentTask],
-    steps: int,
-    size: int,
-    seed: int,
-    lengths: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    utterances: float = 0.5,
-) -> Steps:
-    """Random tasks, a text of each, and a row of each: half of the rows are positive.
-
-    Half of the negatives are near, where a task has any. For a task on one intent, a share of the
-    texts is replaced by another training message of the intent. Rows of similar length share a
-    step, within pools of steps.
-
-    Args:
-        family: the messages.
-        tasks: the seen tasks.
-        steps: number of steps.
-        size: b, rows of a step.
-        seed: of all draws.
-        lengths: tokens of (text, row), by numbers of `text_bank` and of messages.
-        utterances: the share.
-    """
-    random = np.random.default_rng(seeds.integer(seed, "text-steps"))
-    bank_of_message = np.full(len(family.messages), -1)
-    counts = [len(task.texts["train"]) for task in tasks]
-    first = np.cumsum([0, *counts])
-    messages = _training_messages(family)
-    bank_of_message[messages] = first[-1] + np.arange(len(messages))
-    total = steps * size
-    chosen = random.integers(len(tasks), size=total)
-    texts, rows = np.empty(total, np.int64), np.empty(total, np.int64)
-    labels = random.integers(2, size=total)
-    near = random.random(total) < 0.5
-    for t, task in enumerate(tasks):
-        places = np.flatnonzero(chosen == t)
-        texts[places] = first[t] + random.integers(counts[t], size=len(places))
-        for kind, mask in (
-            (task.positive, labels[places] == 1),
-            (task.near, (labels[places] == 0) & (near[places] if task.far else True)),
-            (task.far, (labels[places] == 0) & (~near[places] if task.near else True)),
-        ):
-            if kind and mask.any():
-                rows[places[mask]] = random.choice(family.rows_of(kind, "train"), mask.sum())
-        if len(task.positive) == 1:
-            places = places[random.random(len(places)) < utterances]
-            pool = family.rows_of(task.positive, "train")
-            spoken = random.choice(pool, len(places))
-            other = np.roll(pool, 1)[np.searchsorted(pool, spoken)]
-            spoken = np.where(spoken == rows[places], other, spoken)
-            texts[places] = bank_of_message[spoken]
-    order = np.arange(total)
-    for start in range(0, total, _POOL * size):
-        pool = order[start : start + _POOL * size]
-        pool = pool[np.argsort(lengths(texts[pool], rows[pool]), kind="stable")]
-        blocks = pool.reshape(-1, size)
-        order[start : start + len(pool)] = blocks[random.permutation(len(blocks))].ravel()
-    return Steps(*(part[order].reshape(steps, size) for part in (texts, rows, labels)))
+        Args:
+            stream: the training tasks, which the generator reads, too.
+            steps: number of steps.
+            size: b, rows of a step, a multiple of `ROWS`.
+            lengths: tokens of (texts, rows).
+        """
+        drawn = stream.steps(steps, size // ROWS, ROWS)
+        shape = drawn.rows.shape
+        texts = np.broadcast_to(drawn.texts[..., None], shape).ravel()
+        rows, labels = drawn.rows.ravel(), drawn.labels.ravel()
+        order = np.arange(len(rows))
+        random = np.random.default_rng(seeds.integer(stream.seed, "shared-steps"))
+        for start in range(0, len(order), _POOL * size):
+            pool = order[start : start + _POOL * size]
+            pool = pool[np.argsort(lengths(texts[pool], rows[pool]), kind="stable")]
+            blocks = pool.reshape(-1, size)
+            order[start : start + len(pool)] = blocks[random.permutation(len(blocks))].ravel()
+        return cls(*(part[order].reshape(steps, size) for part in (texts, rows, labels)))
 
 
 # ---------------------------------------------------------------- training
@@ -156,57 +119,49 @@ def _train(
     return trained
 
 
-def train_described(
-    table: PromptTable,
-    family: IntentFamily,
-    tasks: Sequence[IntentTask],
-    recipe: Recipe,
-    seed: int = 0,
-) -> dict[str, Tensor]:
+def train_described(base: BaseModel, stream: TaskStream, recipe: Recipe) -> dict[str, Tensor]:
     """The multi-task LoRA (with its head) that reads the text in its input, by PEFT's names.
 
     Args:
-        table: its texts begin with `text_bank` of `family` and `tasks`.
-        family: the messages.
-        tasks: the seen tasks.
+        base: a causal model or an encoder.
+        stream: the training tasks.
         recipe: `batch` is the number of rows of a step.
-        seed: of the texts and rows.
     """
-    draws = text_steps(family, tasks, recipe.steps, recipe.batch, seed, table.total)
-    start = table.base.lora_init()
+    texts = stream.all_texts
+    fronts = [described(text) for text in texts] if base.family == "causal" else texts
+    table = PromptTable.of(base, fronts, stream.messages)
+    draws = Steps.of(stream, recipe.steps, recipe.batch, table.total)
     about = "multi-task LoRA that reads the text"
-    return _train(table.base, start, recipe, draws, table.width, table.losses, about)
+    return _train(base, base.lora_init(), recipe, draws, table.width, table.losses, about)
 
 
 def train_multitask(
-    table: MessageTable,
-    embeddings: Tensor,
-    family: IntentFamily,
-    tasks: Sequence[IntentTask],
+    base: BaseModel,
+    stream: TaskStream,
     recipe: Recipe,
-    seed: int = 0,
+    embed: Callable[[Sequence[str]], Tensor],
 ) -> dict[str, Tensor]:
     """The multi-task LoRA and the head that is linear in the text, by PEFT's names.
 
     Args:
-        table: the messages.
-        embeddings: [texts, e] of `text_bank` of `family` and `tasks`.
-        family: the messages.
-        tasks: the seen tasks.
+        base: a causal model or an encoder.
+        stream: the training tasks.
         recipe: `batch` is the number of rows of a step.
-        seed: of the texts and rows.
+        embed: embeddings [texts, e] of texts.
     """
-    base = table.base
-    draws = text_steps(
-        family, tasks, recipe.steps, recipe.batch, seed, lambda _, rows: table.lengths[rows]
-    )
+    table = MessageTable.of(base, stream.messages, MESSAGE)
+    draws = Steps.of(stream, recipe.steps, recipe.batch, lambda _, rows: table.lengths[rows])
+    used, texts = np.unique(draws.texts, return_inverse=True)
+    draws = replace(draws, texts=texts.reshape(draws.texts.shape))
+    bank = stream.all_texts
+    embeddings = embed([bank[i] for i in used])
+    width, size = embeddings.shape[1], state_size(base)
     lora = {name: tensor for name, tensor in base.lora_init().items() if ".lora_" in name}
-    size = state_size(base)
     start = lora | {
-        f"{PREFIX}{HEAD}.weight": torch.zeros(size + 1, embeddings.shape[1]),
+        f"{PREFIX}{HEAD}.weight": torch.zeros(size + 1, width),
         f"{PREFIX}{HEAD}.bias": torch.zeros(size + 1),
     }
-    embeddings = (embeddings * embeddings.shape[1] ** 0.5).to(base.device)  # unit size a value
+    embeddings = (embeddings * width**0.5).to(base.device)  # unit size a value
 
     def losses(texts: Tensor, rows: Tensor, labels: Tensor, width: int) -> Tensor:
         h = states(base, table.batch(rows, width))  # [b, f]
@@ -214,7 +169,7 @@ def train_multitask(
         logits = (h * head[:, :-1]).sum(1) + head[:, -1]
         return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none")
 
-    with _with_head(base, embeddings.shape[1]):
+    with _with_head(base, width):
         return _train(
             base, start, recipe, draws, lambda _, rows: table.width(rows), losses,
             "multi-task LoRA",
