@@ -189,7 +189,7 @@ def test_multi_task_loras_follow_the_text(table):
     rows, labels = np.stack([rows for rows, _ in drawn]), drawn[0][1]
     texts = [task.texts["train"][0] for task in tasks]
     embed = HashedWords().encode
-    joint = shared.train_multitask(base, stream, recipe, embed)
+    joint = shared.train_text_head(base, stream, recipe, embed)
     own, other = (
         shared.multitask_logits(table, joint, embed(each), rows).numpy()
         for each in (texts, texts[1:] + texts[:1])
@@ -226,7 +226,7 @@ def zoo():
 
 def test_retrieval_soup_and_mixture_combine_adapters_of_the_zoo(zoo):
     assert torch.equal(from_text.retrieved(zoo.matched, zoo), zoo.values)
-    chosen = from_text.nearest(zoo.matched, zoo, 5)
+    chosen = from_text.nearest_adapters(zoo.matched, zoo, 5)
     assert (
         chosen.shape == (len(zoo.values), 5) and (chosen[:, 0] == torch.arange(len(chosen))).all()
     )
@@ -295,7 +295,9 @@ def test_items_and_metrics_of_many_tasks_agree_with_those_of_one():
     about = {"experiment": "intents", "source": "made", "base": "tiny-causal", "seed": 0}
     names = [f"L2/made.{i}" for i in range(3)]
     rows = random.permutation(40)[:36].reshape(3, 12)
-    items = many_tasks.items_of(about, names, FAMILY.messages, rows, labels, planned)
+    items = many_tasks.items_of(
+        about, names, [m.key for m in FAMILY.messages], rows, labels, planned
+    )
     metrics = many_tasks.metrics_of(about, names, labels, planned, "t0")
     schema.check_items(items, metrics)
     assert len(items) == 3 * 36 and len(metrics) == 2 * 3 * 3
@@ -307,5 +309,4 @@ def test_items_and_metrics_of_many_tasks_agree_with_those_of_one():
     here = metrics[(metrics.task == names[1]) & (metrics.method == "generated")]
     for metric, number in here.set_index("metric").value.items():
         assert number == pytest.approx(value[metric], abs=1e-6), metric
-    keys = {FAMILY.messages[row].key for row in rows[1]}
-    assert {*one["item"].astype(str)} == keys
+    assert {*one["item"].astype(str)} == {keys[row] for row in rows[1]}

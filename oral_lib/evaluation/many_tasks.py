@@ -11,10 +11,9 @@ import pandas as pd
 
 from oral_lib.evaluation import bootstrap
 from oral_lib.evaluation.schema import COLUMNS, KEY, check_metrics, in_order, items_frame
-from oral_lib.experiments.intents.messages import Text
 from oral_lib.provenance import code_commit
 
-DIGITS = 3  # significant digits of a score
+_DIGITS = 3  # significant digits of a score
 _DRAWS = 1000  # of the bootstrap
 
 
@@ -28,7 +27,7 @@ class Scored:
         scores: [s, T, n] logit of yes minus logit of no.
         making_s: seconds to make the adapters of all samples and tasks.
         scoring_s: seconds to score all rows.
-        tokens: mean tokens of a row; 0: those of the message.
+        tokens: mean tokens of a row; 0: the tokens of its message.
         adapters: whether the method makes adapters of its own.
     """
 
@@ -41,7 +40,7 @@ class Scored:
     adapters: bool = False
 
 
-def rounded(scores: np.ndarray, digits: int = DIGITS) -> np.ndarray:
+def rounded(scores: np.ndarray, digits: int = _DIGITS) -> np.ndarray:
     """`scores` with so many significant digits, which take less space on disk.
 
     >>> rounded(np.array([1.23456, -0.0098765]))
@@ -55,7 +54,7 @@ def rounded(scores: np.ndarray, digits: int = DIGITS) -> np.ndarray:
 def items_of(
     about: Mapping,
     tasks: Sequence[str],
-    messages: Sequence[Text],
+    keys: Sequence[str],
     rows: np.ndarray,
     labels: np.ndarray,
     planned: Sequence[Scored],
@@ -65,14 +64,14 @@ def items_of(
     Args:
         about: experiment, source, base and seed.
         tasks: names [T].
-        messages: of all row numbers.
+        keys: ids of the messages, by row number.
         rows: row numbers [T, n].
         labels: [n], 0 or 1.
         planned: the scores.
     """
     total, n = rows.shape
     distinct, place = np.unique(rows, return_inverse=True)
-    keys = [messages[row].key for row in distinct]
+    names = [keys[row] for row in distinct]
     place, columns = place.ravel(), []
     for trial in planned:
         scores = rounded(trial.scores)
@@ -87,7 +86,7 @@ def items_of(
         })  # fmt: skip
     frame = {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
     frame["task"] = pd.Categorical.from_codes(frame["task"], [*tasks])
-    frame["item"] = pd.Categorical.from_codes(frame["item"], keys)
+    frame["item"] = pd.Categorical.from_codes(frame["item"], names)
     sizes = [trial.scores.size for trial in planned]
     for name in ("method", "condition"):
         words = [getattr(trial, name) for trial in planned]
@@ -148,7 +147,7 @@ def _estimates(trial: Scored, labels: np.ndarray, counts: np.ndarray) -> dict[st
     yes, no = (counts[:, side] / counts[:, side].sum(1, keepdims=True) for side in _sides(positive))
     hits, passes = correct[:, positive], correct[:, ~positive]
     balanced = (hits @ yes.T + passes @ no.T) / 2  # [T, draws]
-    wins = pairwise(scores, positive)  # [T, P, N]
+    wins = wins_of(scores, positive)  # [T, P, N]
     area = np.einsum("tdn,dn->td", yes @ wins, no)
     return {
         "auc": (wins.mean((1, 2)), area, area.std(1, ddof=1)),
@@ -168,7 +167,7 @@ def _sides(positive: np.ndarray) -> tuple[slice, slice]:
     return slice(0, count), slice(count, None)
 
 
-def pairwise(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
+def wins_of(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Share of samples in which a positive row's score is higher, ties counted half, [T, P, N]."""
     total = np.zeros((scores.shape[1], positive.sum(), (~positive).sum()))
     for sample in scores:

@@ -16,7 +16,7 @@ from oral_lib.tasks.intents.family import IntentFamily, IntentTask, draw
 from oral_lib.zoo.recipes import Recipe
 
 SHOTS = (1, 2, 4, 8, 16, 32)  # labelled rows of a few-shot LoRA
-VALIDATION = (20, 40)  # positive and negative rows of a task on which choices are made
+CHOICE_ROWS = (20, 40)  # positive and negative rows of a task on which choices are made
 
 
 def labelled_rows(
@@ -83,7 +83,7 @@ def validation_score(
     table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], values: Tensor
 ) -> float:
     """Mean of AUC and balanced accuracy of adapters [T, V] on validation rows of their tasks."""
-    drawn = [draw(family, task, "validation", *VALIDATION, 0) for task in tasks]
+    drawn = [draw(family, task, "validation", *CHOICE_ROWS, 0) for task in tasks]
     rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
     scores = scoring.yes_logits(table.base, table, values, rows).numpy()
     each = [

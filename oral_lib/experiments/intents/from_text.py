@@ -17,7 +17,7 @@ from oral_lib.method.projection import span
 from oral_lib.models.text_encoder import TextEncoder
 
 NEAREST = 5  # adapters of a soup
-PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the ridge of a mixture
+RIDGE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the ridge of a mixture
 _DIRECTIONS = 128  # principal directions of the zoo that the regression writes
 
 
@@ -88,19 +88,19 @@ class TextZoo:
 
 
 # ---------------------------------------------------------------- adapters
-def nearest(texts: Tensor, zoo: TextZoo, n: int = 1) -> Tensor:
+def nearest_adapters(texts: Tensor, zoo: TextZoo, n: int = 1) -> Tensor:
     """Numbers [T, n] of the adapters whose matched texts are nearest to `texts` [T, e]."""
     return (texts @ zoo.matched.T).topk(min(n, len(zoo.values)), dim=1).indices
 
 
 def retrieved(texts: Tensor, zoo: TextZoo) -> Tensor:
     """The adapter [T, V] of the nearest description."""
-    return zoo.values[nearest(texts, zoo)[:, 0]]
+    return zoo.values[nearest_adapters(texts, zoo)[:, 0]]
 
 
 def soup_of_nearest(texts: Tensor, zoo: TextZoo, n: int = NEAREST) -> Tensor:
     """The mean [T, V] of the adapters of the n nearest descriptions."""
-    return torch.stack([zoo.values[chosen].mean(0) for chosen in nearest(texts, zoo, n)])
+    return torch.stack([zoo.values[chosen].mean(0) for chosen in nearest_adapters(texts, zoo, n)])
 
 
 def mixture_weights(texts: Tensor, zoo: TextZoo, penalty: float) -> Tensor:

@@ -34,14 +34,14 @@ from oral_lib.experiments.intents.prompts import (
 )
 from oral_lib.experiments.intents.shared import multitask_logits, under
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.experiments.side_tables.intents import cost_rows, map_rows, one_at_a_time
+from oral_lib.experiments.side_tables.intents import method_costs, one_at_a_time, text_map
 from oral_lib.method.conditioning import Examples
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw, load_family
 
 POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
 PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
-EXAMPLES = (4, 16)  # labelled rows that a generator reads
+_EXAMPLES = (4, 16)  # labelled rows that a generator reads
 MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
 
 # adapters [T, V] on the CPU, of texts [T, e] (not given: without text) and examples
@@ -59,7 +59,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Cell:
+class SplitCell:
     """What a cell is measured with.
 
     Attributes:
@@ -101,10 +101,6 @@ class Cell:
             if all(len(np.unique(each)) == len(each) for each in rows):
                 break
         return rows, drawn[0][1]
-
-    @property
-    def rows(self) -> np.ndarray:
-        return self.drawn[0]
 
     @cached_property
     def questions(self) -> tuple[Texts, ...]:
@@ -156,7 +152,7 @@ class Cell:
 
 
 # ---------------------------------------------------------------- methods
-def plain_trials(cell: Cell) -> Iterator[Scored]:
+def plain_trials(cell: SplitCell) -> Iterator[Scored]:
     """Methods without text: the base model, trained and few-shot adapters."""
     start = torch.cat([v.flatten() for _, v in sorted(cell.model.lora_init().items())])
     yield adapter_trial(cell, "base", "none", [lambda: start.expand(len(cell.tasks), -1)])
@@ -172,11 +168,11 @@ def plain_trials(cell: Cell) -> Iterator[Scored]:
             yield adapter_trial(cell, f"few_shot_{shots}", "none", [make])
 
 
-def text_trials(cell: Cell) -> Iterator[Scored]:
+def text_trials(cell: SplitCell) -> Iterator[Scored]:
     """Methods that read a text, without the generator."""
     writers = text_writers(cell)
     threshold = cell.rival("regression")[1]["threshold"]
-    vectors = rivals.message_vectors(cell.family, cell.rows, cell.embed)
+    vectors = rivals.message_vectors(cell.family, cell.drawn[0], cell.embed)
     joint = rivals.preset(cell.scale, cell.model.name).multitask_models
     shared = cell.rival("multitask")[0] if joint else None
 
@@ -184,7 +180,7 @@ def text_trials(cell: Cell) -> Iterator[Scored]:
         return from_text.cosines(texts, vectors) - threshold
 
     def multitask(texts: Tensor) -> Tensor:
-        return multitask_logits(cell.table, shared, texts, cell.rows)
+        return multitask_logits(cell.table, shared, texts, cell.drawn[0])
 
     scorers = {"zero_shot": cosines} | ({"multitask": multitask} if joint else {})
     for question in cell.questions:
@@ -197,7 +193,7 @@ def text_trials(cell: Cell) -> Iterator[Scored]:
             yield adapter_trial(cell, method, question.condition, makes)
 
 
-def text_writers(cell: Cell) -> dict[str, Callable[[Tensor], Tensor]]:
+def text_writers(cell: SplitCell) -> dict[str, Callable[[Tensor], Tensor]]:
     """What writes adapters [T, V] from texts [T, e] and the zoo, by method."""
     weights, choices = cell.rival("regression")
     return {
@@ -208,7 +204,7 @@ def text_writers(cell: Cell) -> dict[str, Callable[[Tensor], Tensor]]:
     }
 
 
-def prompt_trials(cell: Cell) -> Iterator[Scored]:
+def prompt_trials(cell: SplitCell) -> Iterator[Scored]:
     """Methods with the text in the input: the prompted base model and the multi-task LoRA."""
     causal = cell.model.family == "causal"
     texts = sorted({text for q in cell.questions for sample in q.samples for text in sample})
@@ -222,19 +218,19 @@ def prompt_trials(cell: Cell) -> Iterator[Scored]:
         if causal:
             yield prompt_trial(cell, "prompted", question.condition, table, index)
             about = cell.model, cell.family, cell.tasks, question.samples
-            shown = prompts_with_examples(*about)
-            yield prompt_trial(cell, "prompted_4", question.condition, *shown)
+            with_four = prompts_with_examples(*about)
+            yield prompt_trial(cell, "prompted_4", question.condition, *with_four)
         if joint:
             with under(cell.model, trained):
                 yield prompt_trial(cell, "multitask_described", question.condition, table, index)
 
 
 def prompt_trial(
-    cell: Cell, method: str, condition: str, table: PromptTable, index: Sequence[np.ndarray]
+    cell: SplitCell, method: str, condition: str, table: PromptTable, index: Sequence[np.ndarray]
 ) -> Scored:
     """The scores of the cell's rows behind the texts `index` [s] of [T, 1] of `table`."""
-    scores, seconds = timed(partial(_each, partial(_behind, table, cell.rows), index))
-    length = float(np.mean([table.total(each, cell.rows) for each in index]))
+    scores, seconds = timed(partial(_each, partial(_behind, table, cell.drawn[0]), index))
+    length = float(np.mean([table.total(each, cell.drawn[0]) for each in index]))
     return Scored(method, condition, stack_of(scores), scoring_s=seconds, tokens=length)
 
 
@@ -246,7 +242,7 @@ def _each(call: Callable, inputs: Sequence) -> list:
     return [call(each) for each in inputs]
 
 
-def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored]:
+def generated_trials(cell: SplitCell, method: str, write: Writing) -> Iterator[Scored]:
     """The generator under every condition, with text, with labelled rows, and with both."""
     given = torch.ones(len(cell.tasks), dtype=torch.bool)
     for question in cell.questions:
@@ -254,7 +250,7 @@ def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored
         makes = [partial(write, cell.embed(texts), has_text, None) for texts in question.samples]
         yield adapter_trial(cell, method, question.condition, makes)
     matched = cell.embed(cell.questions[0].samples[0])
-    for shots in EXAMPLES:
+    for shots in _EXAMPLES:
         rows, labels = few_shot.labelled_rows(cell.family, cell.tasks, shots)
         vectors = rivals.message_vectors(cell.family, rows, cell.embed)
         labels = torch.from_numpy(labels)
@@ -265,7 +261,7 @@ def generated_trials(cell: Cell, method: str, write: Writing) -> Iterator[Scored
 
 
 def adapter_trial(
-    cell: Cell,
+    cell: SplitCell,
     method: str,
     condition: str,
     makes: Sequence[Callable[[], Tensor]],
@@ -283,7 +279,7 @@ def adapter_trial(
     scores, scoring_s = [], 0.0
     for make in makes:
         values, making = timed(make)
-        score = partial(scoring.yes_logits, cell.model, cell.table, values, cell.rows)
+        score = partial(scoring.yes_logits, cell.model, cell.table, values, cell.drawn[0])
         each, taken = timed(score)
         scores.append(each)
         seconds, scoring_s = seconds + making, scoring_s + taken
@@ -300,12 +296,12 @@ def timed(call: Callable):
 
 
 def stack_of(scores: Sequence[Tensor]) -> np.ndarray:
-    """Scores [s, T, n] as float64."""
+    """Scores [s, T, n]."""
     return torch.stack([*scores]).double().numpy()
 
 
 # ---------------------------------------------------------------- the cell
-def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: str) -> Cell:
+def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: str) -> SplitCell:
     """The cell of a split and base model, with the models and texts of a run."""
     family = load_family(cache.source, scale)
     model = cache.base(base, len(MESSAGE.labels))
@@ -314,7 +310,7 @@ def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: s
     if cache not in _embedders:
         _embedders[cache] = Embedder(rivals.text_encoder(scale, cache.source), cache.device)
     table, embed = _tables[model][1], _embedders[cache]
-    return Cell(split, model, table, family, embed, cache.root, scale, wordings)
+    return SplitCell(split, model, table, family, embed, cache.root, scale, wordings)
 
 
 def run_cell(
@@ -353,13 +349,16 @@ def run_cell(
     }  # fmt: skip
     rows, labels = cell.drawn
     names = [task.name for task in cell.tasks]
-    items = many_tasks.items_of(about, names, cell.family.messages, rows, labels, planned)
+    keys = [message.key for message in cell.family.messages]
+    items = many_tasks.items_of(about, names, keys, rows, labels, planned)
     metrics = many_tasks.metrics_of(about, names, labels, planned, cell.model.spec.version)
-    return Measurement(metrics, items, side_tables(cell, about["source"], planned, networks or {}))
+    return Measurement(
+        metrics, items, further_tables(cell, about["source"], planned, networks or {})
+    )
 
 
-def side_tables(
-    cell: Cell, source: str, planned: Sequence[Scored], networks: Mapping[str, Writing]
+def further_tables(
+    cell: SplitCell, source: str, planned: Sequence[Scored], networks: Mapping[str, Writing]
 ) -> dict[str, list[dict]]:
     """The rows of intents_costs (seed 0) and of intents_map (where a GPU scores all pairs)."""
     if not any(trial.method == "base" for trial in planned):
@@ -382,17 +381,17 @@ def side_tables(
     sizes |= {"trained": 2 * values, "retrieval": tasks, "soup_nearest": tasks}
     sizes["mixture"] = tasks + 4 * len(zoo.values) * zoo.matched.shape[1]
     sizes["regression"] = 2 * directions * values + 4 * weights
-    tokens = float(cell.table.lengths[cell.rows].mean())
-    costs = cost_rows(source, cell.model, planned, tokens, sizes, one_ms, cell.embed.encoder)
+    tokens = float(cell.table.lengths[cell.drawn[0]].mean())
+    costs = method_costs(source, cell.model, planned, tokens, sizes, one_ms, cell.embed.encoder)
     tables = {"intents_costs": costs}
     if cell.split in MAPPED and (cell.scale == "smoke" or cell.model.device.type == "cuda"):
         for write in (networks[name] for name in networks if name == "generated_through_base"):
             texts = cell.embed(cell.questions[0].samples[0])
             values = write(texts, torch.ones(len(texts), dtype=torch.bool), None)
-            rows = np.tile(cell.rows.ravel(), (len(texts), 1))
+            rows = np.tile(cell.drawn[0].ravel(), (len(texts), 1))
             scores = scoring.yes_logits(cell.model, cell.table, values, rows).numpy()
-            scores = scores.reshape(len(texts), *cell.rows.shape)
+            scores = scores.reshape(len(texts), *cell.drawn[0].shape)
             names = [task.name for task in cell.tasks]
             about = source, cell.model.name, cell.split, names
-            tables["intents_map"] = map_rows(*about, scores, cell.drawn[1])
+            tables["intents_map"] = text_map(*about, scores, cell.drawn[1])
     return tables

@@ -23,13 +23,13 @@ from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw
 from oral_lib.zoo.batches import rounded_width
 
-LONGEST = 60  # words of a text that are read
-SHOWN = 4  # examples in a prompt
+_LONGEST = 60  # words of a text that are read
+_SHOWN = 4  # examples in a prompt
 _CHECKED = 32  # joined rows that are compared with the tokenizer's own
 
 
 def described(text: str) -> str:
-    """What stands in front of a message in the prompt of a causal model.
+    """The text in front of a message in the prompt of a causal model.
 
     >>> described("Is an alarm to be set? ")
     'Task: Is an alarm to be set?\\n'
@@ -54,8 +54,8 @@ def with_examples(text: str, examples: Sequence[tuple[str, int]]) -> str:
 
 
 def shortened(text: str) -> str:
-    """The first `LONGEST` words."""
-    return " ".join(text.split()[:LONGEST])
+    """The first `_LONGEST` words."""
+    return " ".join(text.split()[:_LONGEST])
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def prompts_with_examples(
     tasks: Sequence[IntentTask],
     samples: Sequence[Sequence[str]],
 ) -> tuple[PromptTable, list[np.ndarray]]:
-    """(prompts with `SHOWN` examples of each task, the numbers [T, 1] of each sample's prompts).
+    """(prompts with examples of each task, the numbers [T, 1] of each sample's prompts).
 
     Args:
         base: a causal model.
@@ -175,8 +175,8 @@ def prompts_with_examples(
         tasks: T tasks.
         samples: lists of T texts.
     """
-    fronts, half = [], SHOWN // 2
-    turns = np.arange(SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
+    fronts, half = [], _SHOWN // 2
+    turns = np.arange(_SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
     for sample in samples:
         for task, text in zip(tasks, sample, strict=True):
             rows, labels = draw(family, task, "train", half, half, 0)

@@ -36,7 +36,7 @@ from oral_lib.tasks.intents.family import (
 )
 from oral_lib.zoo.recipes import Recipe
 
-OTHER_SET = "L3"  # the split whose message set is out of training
+_OTHER_SET = "L3"  # the split whose message set is out of training
 _LARGE = 1_000_000  # values of an adapter above which a zoo is stored in bfloat16
 _SPOKEN = 16  # training messages of an intent that the regression reads as texts
 _CHOSEN_ON = 24  # seen tasks that the penalty of the mixture is chosen on
@@ -44,7 +44,7 @@ _CHOSEN_ON = 24  # seen tasks that the penalty of the mixture is chosen on
 
 # ---------------------------------------------------------------- presets
 @dataclass(frozen=True, kw_only=True)
-class Preset:
+class RivalPreset:
     """What is trained on a base model, and how."""
 
     zoo: Recipe
@@ -56,7 +56,7 @@ class Preset:
     multitask_models: bool = True  # whether to train multi-task LoRAs
 
 
-def preset(scale: str, base: str) -> Preset:
+def preset(scale: str, base: str) -> RivalPreset:
     """The preset of a base model at a scale."""
     large = base.startswith("smollm2")
     lr = 1e-3 if large else 1.5e-3
@@ -64,17 +64,19 @@ def preset(scale: str, base: str) -> Preset:
         few = (Recipe(steps=8, batch=8, lr=1e-2, ratio=4.0),)
         zoo = Recipe(steps=40, batch=8, lr=1e-2, ratio=4.0)
         joint = Recipe(steps=40, batch=32, lr=1e-2, ratio=4.0)
-        return Preset(
+        return RivalPreset(
             zoo=zoo, multitask=joint, described=joint, zoo_unions=4, few_shot=few,
             regression_steps=60,
         )  # fmt: skip
     if scale == "desk":
         zoo = Recipe(steps=60, batch=8, lr=6e-3)
-        return Preset(zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False)
+        return RivalPreset(
+            zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False
+        )
     few = tuple(
         Recipe(steps=steps, batch=16, lr=factor * lr) for steps in (30, 90) for factor in (1, 3)
     )
-    return Preset(
+    return RivalPreset(
         zoo=Recipe(steps=300, batch=16, lr=lr),
         multitask=Recipe(steps=3000, batch=256, lr=lr),
         described=Recipe(steps=3000, batch=256, lr=lr),
@@ -101,12 +103,12 @@ def seen_tasks(
 
 def scope_of(split: str) -> str:
     """ "L3" for the split with models of its own, else ""."""
-    return OTHER_SET if split == OTHER_SET else ""
+    return _OTHER_SET if split == _OTHER_SET else ""
 
 
 def suffixed(name: str, split: str) -> str:
     """The name of a set or model that is judged on `split`: "train", or "train-L3" for L3."""
-    return f"{name}-{OTHER_SET}" if split == OTHER_SET else name
+    return f"{name}-{_OTHER_SET}" if split == _OTHER_SET else name
 
 
 def zoo_sets(
@@ -116,9 +118,9 @@ def zoo_sets(
     if development:
         seen = seen_tasks(family, "", unions, development=True)
         return {"train": seen, "development": family.tasks("development")}
-    sets = {split: family.tasks(split) for split in ("L1", "L2", OTHER_SET)}
+    sets = {split: family.tasks(split) for split in ("L1", "L2", _OTHER_SET)}
     sets = {name: tasks for name, tasks in sets.items() if tasks}
-    scopes = ("", OTHER_SET) if OTHER_SET in sets else ("",)
+    scopes = ("", _OTHER_SET) if _OTHER_SET in sets else ("",)
     return {suffixed("train", scope): seen_tasks(family, scope, unions) for scope in scopes} | sets
 
 
@@ -249,7 +251,7 @@ def train_rivals(
     about["text_encoder"] = generators.preset(scale).network.text_encoder
     sets = zoo_sets(family, options.zoo_unions, **dev)
     jobs: dict[str, tuple[dict, Callable]] = {}
-    for scope in ("", OTHER_SET):
+    for scope in ("", _OTHER_SET):
         members = sets.get(suffixed("train", scope))
         if not members:
             continue
@@ -283,7 +285,7 @@ def _described(
 def _multitask(
     loaded: Loaded, stream: Callable[[], TaskStream], recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict]:
-    return shared.train_multitask(loaded.model, stream(), recipe, loaded.embed), {}
+    return shared.train_text_head(loaded.model, stream(), recipe, loaded.embed), {}
 
 
 def _few_shot(loaded: Loaded, candidates: Sequence[Recipe]) -> tuple[dict[str, Tensor], dict]:
@@ -345,7 +347,7 @@ def choose_penalty(
         penalty: few_shot.validation_score(
             table, family, tasks, from_text.mixture(zoo.matched[left_out], rest, penalty)
         )
-        for penalty in from_text.PENALTIES
+        for penalty in from_text.RIDGE_PENALTIES
     }
     best = max(scores, key=scores.get)
     return best, {str(penalty): round(score, 5) for penalty, score in scores.items()}
@@ -354,7 +356,7 @@ def choose_penalty(
 def choose_threshold(family: IntentFamily, members: Sequence[IntentTask], embed: Embedder) -> float:
     """The cosine from which a message is about a text, by validation rows of seen tasks."""
     tasks = [task for task in members if len(task.positive) == 1]
-    drawn = [draw(family, task, "validation", *few_shot.VALIDATION, 0) for task in tasks]
+    drawn = [draw(family, task, "validation", *few_shot.CHOICE_ROWS, 0) for task in tasks]
     rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
     scores = from_text.cosines(
         embed([task.texts["train"][0] for task in tasks]), message_vectors(family, rows, embed)

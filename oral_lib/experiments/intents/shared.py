@@ -34,7 +34,7 @@ from oral_lib.zoo.recipes import Recipe
 from oral_lib.zoo.training import COMPILED
 
 HEAD = "text_head"  # the name under which a base model has the head while it is trained
-ROWS = 4  # of a task in a step
+_ROWS = 4  # of a task in a step
 _POOL = 16  # steps within which rows of similar length are brought together
 
 
@@ -58,15 +58,15 @@ class Steps:
         size: int,
         lengths: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> "Steps":
-        """The tasks of a stream, `ROWS` rows of each, with rows of similar length in one step.
+        """The tasks of a stream, `_ROWS` rows of each, with rows of similar length in one step.
 
         Args:
             stream: the training tasks, which the generator reads, too.
             steps: number of steps.
-            size: b, rows of a step, a multiple of `ROWS`.
+            size: b, rows of a step, a multiple of `_ROWS`.
             lengths: tokens of (texts, rows).
         """
-        drawn = stream.steps(steps, size // ROWS, ROWS)
+        drawn = stream.steps(steps, size // _ROWS, _ROWS)
         shape = drawn.rows.shape
         texts = np.broadcast_to(drawn.texts[..., None], shape).ravel()
         rows, labels = drawn.rows.ravel(), drawn.labels.ravel()
@@ -135,7 +135,7 @@ def train_described(base: BaseModel, stream: TaskStream, recipe: Recipe) -> dict
     return _train(base, base.lora_init(), recipe, draws, table.width, table.losses, about)
 
 
-def train_multitask(
+def train_text_head(
     base: BaseModel,
     stream: TaskStream,
     recipe: Recipe,
@@ -216,7 +216,7 @@ def multitask_logits(
 
     Args:
         table: the messages.
-        trained: what `train_multitask` returned.
+        trained: what `train_text_head` returned.
         texts: embeddings [T, e].
         rows: row numbers [T, n] on the host.
     """

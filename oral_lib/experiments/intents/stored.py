@@ -56,7 +56,7 @@ def read_file(folder: Path, name: str) -> tuple[dict[str, Tensor], dict]:
     return storage.read_tensors(file), info
 
 
-def is_current(folder: Path, name: str, about: Mapping) -> bool:
+def _is_current(folder: Path, name: str, about: Mapping) -> bool:
     """Whether a file was made of what `about` says."""
     manifest = folder / f"{name}.json"
     return manifest.exists() and _json(about).items() <= storage.read_json(manifest).items()
@@ -66,7 +66,7 @@ def ensure(
     folder: Path, name: str, about: Mapping, make: Callable[[], tuple[Mapping, Mapping]]
 ) -> None:
     """Writes what `make` returns, (tensors, facts), unless the file is current."""
-    if is_current(folder, name, about):
+    if _is_current(folder, name, about):
         return
     (folder / f"{name}.json").unlink(missing_ok=True)  # written last
     (folder / "manifest.json").unlink(missing_ok=True)

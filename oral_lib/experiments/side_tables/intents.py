@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from oral_lib.devices import device_name
-from oral_lib.evaluation.many_tasks import Scored, pairwise
+from oral_lib.evaluation.many_tasks import Scored, wins_of
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.provenance import code_commit
 
 
-def cost_rows(
+def method_costs(
     source: str,
     base: BaseModel,
     planned: Sequence[Scored],
@@ -79,7 +79,7 @@ def one_at_a_time(make, text: Tensor, repeats: int = 5) -> float:
     return 1e3 * median(times)
 
 
-def map_rows(
+def text_map(
     source: str, base: str, split: str, tasks: Sequence[str], scores: np.ndarray, labels: np.ndarray
 ) -> list[dict]:
     """The AUC of every adapter on the rows of every task.
@@ -97,7 +97,7 @@ def map_rows(
         about | {"text_task": text_task, "row_task": row_task, "auc": round(float(value), 4)}
         for text_task, of_text in zip(tasks, scores, strict=True)
         for row_task, value in zip(
-            tasks, pairwise(of_text[None], labels == 1).mean((1, 2)), strict=True
+            tasks, wins_of(of_text[None], labels == 1).mean((1, 2)), strict=True
         )
     ]
 
