@@ -295,9 +295,8 @@ def test_items_and_metrics_of_many_tasks_agree_with_those_of_one():
     about = {"experiment": "intents", "source": "made", "base": "tiny-causal", "seed": 0}
     names = [f"L2/made.{i}" for i in range(3)]
     rows = random.permutation(40)[:36].reshape(3, 12)
-    items = many_tasks.items_of(
-        about, names, [m.key for m in FAMILY.messages], rows, labels, planned
-    )
+    keys = [message.key for message in FAMILY.messages]
+    items = many_tasks.items_of(about, names, keys, rows, labels, planned)
     metrics = many_tasks.metrics_of(about, names, labels, planned, "t0")
     schema.check_items(items, metrics)
     assert len(items) == 3 * 36 and len(metrics) == 2 * 3 * 3
