@@ -132,7 +132,10 @@ def test_transformer_equals_an_explicit_masked_softmax():
     torch.testing.assert_close(model(u), out, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", RECURRENCES)
+CAUSAL = [kind for kind in RECURRENCES if kind != "bidirectional"]
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
 @pytest.mark.parametrize("changed", [0, 1, 6, 11])
 def test_no_output_sees_a_later_token(kind, changed):
     model, u = small(kind), torch.randn(2, 12, 8)
@@ -143,7 +146,15 @@ def test_no_output_sees_a_later_token(kind, changed):
     assert not torch.allclose(after[:, changed], before[:, changed])
 
 
-@pytest.mark.parametrize("kind", RECURRENCES)
+@pytest.mark.parametrize("changed", [0, 11])
+def test_a_bidirectional_transformer_sees_every_token_from_every_token(changed):
+    model, u = small("bidirectional"), torch.randn(2, 12, 8)
+    before = model(u)
+    u[:, changed] += 1
+    assert (model(u) != before).any(-1).all()
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
 def test_a_prefix_alone_gives_the_prefix_of_the_outputs(kind):
     model, u = small(kind), torch.randn(2, 13, 8)
     whole = model(u)

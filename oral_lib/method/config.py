@@ -17,6 +17,8 @@ from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout
 
 ROTATIONS = ("bases", "tokens", "none")
+READS = ("positions", "tokens")
+ADDED = ("examples", "recurrence_reads", "shared")  # fields that older files lack
 SHARINGS = ("adapter", "token")
 SHARED = ("none", "added", "only")
 
@@ -51,6 +53,10 @@ class GeneratorConfig:
         examples: the condition also reads labelled examples of the task.
         shared: "added": each base model has a learned part that all its adapters share, and the
             network generates the rest. "only": nothing is generated, an ablation. "none": all is.
+        recurrence_reads: "positions": the recurrent model reads positions, tensor types and the
+            condition, and runs once an adapter, as in RPG. "tokens": it also reads the noised token
+            and the diffusion step, so that tokens are denoised together; it runs in every step,
+            and needs `SamplingConfig.noise_sharing` "token".
 
     Raises:
         UsageError: a value is out of range, or an option has no effect.
@@ -75,6 +81,7 @@ class GeneratorConfig:
     reads_token_mean: bool = False
     examples: bool = False
     shared: str = "none"
+    recurrence_reads: str = "positions"
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
@@ -94,6 +101,7 @@ class GeneratorConfig:
             )
         _one_of("arm", self.arm, ARMS)
         _one_of("shared", self.shared, SHARED)
+        _one_of("recurrence_reads", self.recurrence_reads, READS)
         for name in ("uses_text", "reads_token_mean", "examples"):
             if type(getattr(self, name)) is not bool:
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be true or false.")
@@ -102,6 +110,16 @@ class GeneratorConfig:
                 "reads_token_mean=True has no effect with diffusion=None: regression reads no "
                 "noised tokens."
             )
+        if self.diffusion is None and self.reads_tokens:
+            raise UsageError(
+                "recurrence_reads='tokens' has no effect with diffusion=None: regression reads no "
+                "noised tokens. Use recurrence_reads='positions'."
+            )
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the recurrent model reads the noised tokens."""
+        return self.recurrence_reads == "tokens"
 
     @property
     def width(self) -> int:
@@ -181,10 +199,12 @@ class SamplingConfig:
 
 
 def _complete(kind: type, content: Any) -> Mapping[str, Any]:
-    """`content` itself if its keys are the fields of the dataclass `kind`, else OralError."""
+    """`content` if its keys are the fields of the dataclass `kind`, else OralError. Missing fields
+    of `ADDED` have their defaults."""
     names = {f.name for f in fields(kind)}
     if not isinstance(content, Mapping):
         raise OralError(f"{kind.__name__} needs a JSON object, not {content!r}.")
+    content = {f.name: f.default for f in fields(kind) if f.name in ADDED} | dict(content)
     if odd := sorted(names ^ content.keys()):
         fault = "is missing" if odd[0] in names else "is unknown"
         raise OralError(f"{kind.__name__}: the field {odd[0]!r} {fault}.")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.conditioning import Condition, Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
-from oral_lib.method.denoiser import denoiser
+from oral_lib.method.denoiser import TimeEmbedding, denoiser
 from oral_lib.method.diffusion import Diffusion
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.projection import ZooProjection
@@ -179,6 +179,9 @@ class ORAL(nn.Module):
         if config.shared != "none":
             parts = (torch.zeros(base.layout.l, config.size) for base in bases.values())
             self.shared = nn.ParameterList(part.to(base.layer.device) for part in parts)
+        reads = config.reads_tokens
+        self.read = nn.Linear(config.size, config.width, bias=False) if reads else None
+        self.time = TimeEmbedding(config.width) if reads else None
 
     @property
     def device(self) -> torch.device:
@@ -216,18 +219,23 @@ class ORAL(nn.Module):
         return 0.0 if self.shared is None else self.shared[list(self.bases).index(base)]
 
     def prototypes(self, base: str, c: Tensor) -> Tensor:
-        """P [b, l, m]: the recurrent model over positions, tensor types and the condition."""
+        """P [b, l, m]: the recurrent model over positions, tensor types and the condition.
+
+        If it also reads the tokens: what it reads apart from them, u [b, l, m].
+        """
         entry, m = self.bases[base], self.config.width
         kinds = getattr(self, f"kinds{list(self.bases).index(base)}")
         position = torch.cat([sinusoid(entry.layer, m // 2), sinusoid(entry.index, m // 2)], -1)
         u = (position + self.kind(kinds)).unsqueeze(0) + self.enter(c).unsqueeze(1)  # [b, l, m]
-        return self.recurrence(u)
+        return self.recurrence(u) if self.read is None else u
 
     def predict(self, x: Tensor, t: Tensor, p: Tensor, c: Tensor) -> Tensor:
         """The denoiser's float32 output [b, s, k] at x_t [b, s, k]: see `Diffusion.target`."""
         if self.mean is not None:
             p = p + self.mean(self.diffusion.mean_estimate(x, t))
         entry = x if self.diffusion is None else self.diffusion.denoiser_input(x, t)
+        if self.read is not None:
+            p = self.recurrence.twice(p + self.read(entry) + self.time(t)[:, None])
         return self.denoiser(entry, t, p, c).float()
 
     def loss(
@@ -299,9 +307,10 @@ class ORAL(nn.Module):
                 f"steps={sampling.steps}: must lie from 1 to {self.diffusion.steps}, the steps of "
                 "the diffusion."
             )
-        if self.config.reads_token_mean and sampling.noise_sharing == "adapter":
+        reads = self.config.reads_token_mean or self.config.reads_tokens
+        if reads and sampling.noise_sharing == "adapter":
             raise UsageError(
-                "noise_sharing='adapter': this network reads the mean of the tokens, which needs "
+                "noise_sharing='adapter': this network reads all noised tokens, which needs "
                 "independent noise. Use noise_sharing='token'."
             )
         if sampling.projection != "none" and self.bases[base].projection is None:

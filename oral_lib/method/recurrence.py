@@ -1,6 +1,8 @@
 """Prototypes P from a causal recurrent model: Mamba-2 and the variants it is compared with.
 
-    p_j, state_j = f(u_j, state_{j-1})        u_j contains positions and condition, never weights
+    p_j, state_j = f(u_j, state_{j-1})        u_j contains positions and condition
+
+A network may also let u_j contain the noised token j (`GeneratorConfig.recurrence_reads`).
 
 This is the recurrent model of RPG (arXiv 2501.11587) and ORAL (arXiv 2503.24354). Mamba-2 is
 state-space duality (arXiv 2405.21060): the recurrence of one head
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 
-RECURRENCES = ("mamba2", "lstm", "transformer", "none")
+RECURRENCES = ("mamba2", "lstm", "transformer", "bidirectional", "none")
+TRANSFORMERS = ("transformer", "bidirectional")
 BACKENDS = ("auto", "torch", "mamba_ssm")
 
 
@@ -32,13 +35,13 @@ class RecurrenceConfig:
     """The kind and sizes of a recurrence. Some fields belong to some kinds only.
 
     Args:
-        kind: "mamba2", "lstm", "transformer" or "none" (a per-token MLP: the ablation without
-            memory).
+        kind: "mamba2", "lstm", "transformer", "bidirectional" (a Transformer that also reads later
+            tokens) or "none" (a per-token MLP: the ablation without memory).
         width: m.
         layers: number of layers.
         state: n, values of the state for each channel (mamba2).
-        head: p, channels a head; divides expand * width (mamba2) or width (transformer).
-        expand: inner width as a multiple of m (mamba2; hidden layer of transformer and none).
+        head: p, channels a head; divides expand * width (mamba2) or width (both Transformers).
+        expand: inner width as a multiple of m (mamba2; hidden layer of Transformers and none).
         conv: taps of the causal depthwise convolution (mamba2).
         chunk: q, tokens a block of the matrix form (mamba2); affects speed and memory, not values.
 
@@ -71,7 +74,8 @@ class RecurrenceConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise UsageError(f"{name}={value!r}: must be a whole number >= 1.")
-        split = {"mamba2": self.expand * self.width, "transformer": self.width}.get(self.kind)
+        widths = dict.fromkeys(TRANSFORMERS, self.width) | {"mamba2": self.expand * self.width}
+        split = widths.get(self.kind)
         if split is not None and split % self.head:
             product = "expand * width" if self.kind == "mamba2" else "width"
             raise UsageError(
@@ -264,22 +268,23 @@ class Lstm(nn.LSTM):
         return super().forward(u)[0]
 
 
-class CausalAttention(nn.Module):
-    """Multi-head attention over earlier tokens and the token itself, [b, l, m] -> [b, l, m].
+class Attention(nn.Module):
+    """Multi-head attention, [b, l, m] -> [b, l, m]: over all tokens, or where `causal` over earlier
+    tokens and the token itself.
 
     No positional encoding: u contains the positions.
     """
 
-    def __init__(self, width: int, head: int):
+    def __init__(self, width: int, head: int, causal: bool):
         super().__init__()
-        self.head = head
+        self.head, self.causal = head, causal
         self.in_proj = nn.Linear(width, 3 * width, bias=False)
         self.out_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         parts = self.in_proj(u).chunk(3, -1)  # [b, l, m] each
         query, key, value = (v.unflatten(-1, (-1, self.head)).transpose(1, 2) for v in parts)
-        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # [b, h, l, p]
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)  # [b, h, l, p]
         return self.out_proj(y.transpose(1, 2).flatten(2))  # [b, l, m]
 
 
@@ -303,7 +308,8 @@ class Residual(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """Prototypes [b, l, m] from inputs u [b, l, m]; output j depends on u_1 .. u_j only.
+    """Prototypes [b, l, m] from inputs u [b, l, m]; output j depends on u_1 .. u_j only, except
+    with the kind "bidirectional".
 
     Residual, pre-normed layers of one kind and a final RMS norm.
 
@@ -336,9 +342,9 @@ class Recurrence(nn.Module):
                 layers.append(Mamba2(config, backend))
             elif kind == "lstm":
                 layers.append(Lstm(m))
-            elif kind == "transformer":
-                layers.append(CausalAttention(m, config.head))
-            if kind in ("transformer", "none"):
+            elif kind in TRANSFORMERS:
+                layers.append(Attention(m, config.head, causal=kind == "transformer"))
+            if kind in (*TRANSFORMERS, "none"):
                 layers.append(mlp(m, config.expand))
         self.blocks = nn.Sequential(*(Residual(m, layer) for layer in layers))
         self.norm = nn.RMSNorm(m, eps=1e-5)
@@ -351,3 +357,13 @@ class Recurrence(nn.Module):
             )
         # Under autocast the layers return bf16; the residual stream stays in float32.
         return self.norm(self.blocks(u.to(self.norm.weight.dtype)))
+
+    def twice(self, u: Tensor) -> Tensor:
+        """Prototypes [b, l, m] that depend on all of u [b, l, m].
+
+        A causal model reads u once more, so that it knows all tokens before each (as in "Just read
+        twice", arXiv 2407.05483). The kinds "bidirectional" and "none" read it once.
+        """
+        if self.config.kind in ("bidirectional", "none"):
+            return self(u)
+        return self(torch.cat([u, u], 1))[:, u.shape[1] :]

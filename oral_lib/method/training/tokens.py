@@ -138,6 +138,8 @@ class StepDraw:
         noise = noise * torch.rand(b, 1, **options)  # of a norm from 0 to `text_noise`
         given = torch.rand(b, **options) >= config.text_dropout
         chosen = torch.randperm(length, **options)[:subset]
+        if model.config.reads_tokens:  # one after the other
+            chosen = chosen.sort().values
         columns = torch.randint(data.members.shape[1], (b, r), **options)
         adapters = data.members[task[:, None], columns].flatten()
         steps = 1 if model.diffusion is None else model.diffusion.steps
