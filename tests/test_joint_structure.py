@@ -20,7 +20,7 @@ NAMES = (
     "average",
     "aligned_average",
     "regression",
-    *joint_structure.SAMPLERS,
+    *joint_structure.JOINT_SAMPLERS,
 )
 
 
@@ -29,7 +29,7 @@ def frame(**changed):
     gaps = {"average": -10.0, "regression": -12.0, "mamba2": -1.0, "none": -6.0} | changed
     ratio = gaps.pop("ratio", 0.3)
     rows = [
-        {"task": joint_structure.ALL, "method": m, "gap": gap, "ratio": ratio}
+        {"task": joint_structure.ALL_TASKS, "method": m, "gap": gap, "ratio": ratio}
         for m, gap in gaps.items()
     ]
     misleading = {"task": "movie", "method": "mamba2", "gap": -50.0, "ratio": 0.0}
@@ -66,7 +66,7 @@ def test_gaps_are_points_above_trained_and_means_over_tasks():
     found = found.set_index(["method", "task"])
     assert found.loc[("average", "one"), "gap"] == pytest.approx(-40)
     assert found.loc[("average", "two"), "gap"] == pytest.approx(20)
-    mean = found.loc[("average", joint_structure.ALL)]
+    mean = found.loc[("average", joint_structure.ALL_TASKS)]
     assert mean.gap == pytest.approx(-10) and mean.ratio == pytest.approx(0.6)
     assert mean.n_rows == 100 and mean.gap_low < -10 < mean.gap_high
     assert (found.loc["trained"][["gap", "gap_low", "gap_high"]] == 0).all(axis=None)
@@ -123,9 +123,9 @@ def test_a_second_call_reads_the_stacks_and_another_recipe_trains_its_own(zoo):
 def test_the_smoke_study_has_every_method_and_runs_again_from_its_files(tmp_path):
     small = replace(joint_structure.STUDIES["smoke"], rows=16)
     found = joint_structure.run("smoke", out=tmp_path, study=small)
-    assert list(found.columns) == joint_structure.COLUMNS
+    assert list(found.columns) == joint_structure.JOINT_COLUMNS
     assert found.groupby("task").method.apply(tuple).to_dict() == dict.fromkeys(
-        (*small.tasks, joint_structure.ALL), NAMES
+        (*small.tasks, joint_structure.ALL_TASKS), NAMES
     )
     assert len(joint_structure.judged(found)) == len(joint_structure.CRITERIA)
     again = joint_structure.run("smoke", out=tmp_path, study=small)

@@ -13,8 +13,8 @@ What counts as success was written down before the study ran (`CRITERIA`), means
                 held-out adapter from the adapters it was trained on
     recurrence  with no memory ("none"), the same sampler falls at least 5 points below Mamba-2
 
-The sampler is the network whose recurrent model reads the noised tokens. Beside it, without a
-limit: an average of adapters that the SVD aligns, the recurrent model that reads positions only
+The sampler is the network whose recurrent model reads the noised tokens. In addition, without
+a limit: an average of adapters that the SVD aligns, the recurrent model that reads positions only
 (as RPG), and a bidirectional Transformer. All rows are validation rows, one seed of the networks.
 
 Letters: n adapters, i rows, l tokens.
@@ -43,12 +43,12 @@ from oral_lib.tasks.rows import Row, task_rows
 from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo.recipes import Recipe
 
-COLUMNS = [
+JOINT_COLUMNS = [
     *("source", "base", "task", "method", "seed", "accuracy", "gap", "gap_low", "gap_high"),
     *("ratio", "n_rows", "n_adapters", "n_train", "n_held_out", "commit"),
 ]
-ALL = "all"  # the mean over tasks
-SAMPLERS = {  # method -> (recurrent model, what it reads)
+ALL_TASKS = "all"  # the mean over tasks
+JOINT_SAMPLERS = {  # method -> (recurrent model, what it reads)
     "mamba2": ("mamba2", "tokens"),
     "bidirectional": ("bidirectional", "tokens"),
     "none": ("none", "tokens"),
@@ -120,10 +120,10 @@ class JointStudy:
     steps: int
 
     def config(self, name: str) -> method.GeneratorConfig:
-        """The network of a method: "regression" or one of `SAMPLERS`."""
+        """The network of a method: "regression" or one of `JOINT_SAMPLERS`."""
         if name == "regression":
             return replace(self.network, diffusion=None, recurrence_reads="positions")
-        kind, reads = SAMPLERS[name]
+        kind, reads = JOINT_SAMPLERS[name]
         recurrence = replace(self.network.recurrence, kind=kind)
         return replace(self.network, recurrence=recurrence, recurrence_reads=reads)
 
@@ -183,7 +183,7 @@ def run(
     device: str = "cpu",
     study: JointStudy | None = None,
 ) -> pd.DataFrame:
-    """The table of the study, a row a task and method; `ALL` is the mean over tasks.
+    """The table of the study, a row a task and method; `ALL_TASKS` is the mean over tasks.
 
     Stacks of adapters and networks that an earlier call finished are read.
 
@@ -214,7 +214,7 @@ def run(
     encoder = TextEncoder(study.network.text_encoder, source=source)
     written = {
         name: generated(study, name, base, tasks, trained, encoder, folder)
-        for name in ("regression", *SAMPLERS)
+        for name in ("regression", *JOINT_SAMPLERS)
     }
     correct: dict[str, dict[str, np.ndarray]] = {}
     ratios: dict[tuple[str, str], float] = {}
@@ -234,7 +234,7 @@ def run(
     return table(correct, ratios).assign(
         source=paths.slug(source), base=study.base, seed=study.training.seed,
         n_train=study.n_train, n_held_out=study.n_held_out, commit=code_commit(),
-    )[COLUMNS]  # fmt: skip
+    )[JOINT_COLUMNS]  # fmt: skip
 
 
 def aligned_mean(adapters: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -323,15 +323,16 @@ def table(
         low, high = np.quantile(np.mean(resampled, 0), (0.025, 0.975))
         total = sum(row["n_rows"] for row in rows[-len(correct) :])
         counts = {"n_rows": total, "n_adapters": rows[-1]["n_adapters"]}
-        about = {"task": ALL, "method": name, "gap_low": low, "gap_high": high}
+        about = {"task": ALL_TASKS, "method": name, "gap_low": low, "gap_high": high}
         rows.append(mean | about | counts)
     return pd.DataFrame(rows)
 
 
 def _row(task: str, name: str, of_task: Mapping[str, np.ndarray], gaps: np.ndarray) -> dict:
-    own, low, high = 100 * of_task[name].mean(), *np.quantile(gaps, (0.025, 0.975))
-    gap = own - 100 * of_task["trained"].mean()
-    about = {"task": task, "method": name, "accuracy": own, "gap": gap}
+    accuracy = 100 * of_task[name].mean()
+    low, high = np.quantile(gaps, (0.025, 0.975))
+    gap = accuracy - 100 * of_task["trained"].mean()
+    about = {"task": task, "method": name, "accuracy": accuracy, "gap": gap}
     n, i = of_task[name].shape
     return about | {"gap_low": low, "gap_high": high, "n_rows": i, "n_adapters": n}
 
@@ -361,7 +362,7 @@ def resampled_gaps(
 
 def judged(frame: pd.DataFrame) -> pd.DataFrame:
     """Each of `CRITERIA` on the mean over tasks of `frame`: its columns, value and met."""
-    means = frame[frame.task == ALL].set_index("method")
+    means = frame[frame.task == ALL_TASKS].set_index("method")
     rows = []
     for criterion in CRITERIA:
         value = float(means.loc[criterion.method, criterion.column])
