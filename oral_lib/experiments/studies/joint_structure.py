@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from oral_lib import method, paths, seeds
+from oral_lib import method, paths, seeds, storage
 from oral_lib.baselines import averages
 from oral_lib.errors import UsageError
 from oral_lib.evaluation.evaluate import evaluate
@@ -180,10 +180,12 @@ def run(
     scale: str,
     source: str = "packages",
     out: str | Path = paths.ROOT,
-    device: str = "cpu",
+    device: str = "",
     study: JointStudy | None = None,
 ) -> pd.DataFrame:
     """The table of the study, a row a task and method; `ALL_TASKS` is the mean over tasks.
+
+    It is also written to `joint_structure.csv` in the folder of the study.
 
     Stacks of adapters and networks that an earlier call finished are read.
 
@@ -191,7 +193,7 @@ def run(
         scale: "smoke" or "lab".
         source: of base model and rows; has no effect at the smoke scale.
         out: the folder of runs/.
-        device: where to train and measure.
+        device: where to train and measure; default: the GPU if there is one.
         study: default: `STUDIES[scale]`.
 
     Raises:
@@ -200,6 +202,7 @@ def run(
     if scale not in STUDIES:
         raise UsageError(f"no study of scale {scale!r}: use one of {', '.join(STUDIES)}.")
     study, source = study or STUDIES[scale], "made" if scale == "smoke" else source
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = paths.run_folder(scale, source, out) / "joint_structure"
     base = loading.load(study.base, source=source, labels=2, device=device)
     base.spec = replace(base.spec, rank=study.rank, alpha=2 * study.rank)
@@ -231,10 +234,12 @@ def run(
             if name != "trained":
                 novelty = distances.novelty(adapters, members, held_out, 2.0)
                 ratios[task.name, name] = novelty.ratio
-    return table(correct, ratios).assign(
+    frame = table(correct, ratios).assign(
         source=paths.slug(source), base=study.base, seed=study.training.seed,
         n_train=study.n_train, n_held_out=study.n_held_out, commit=code_commit(),
     )[JOINT_COLUMNS]  # fmt: skip
+    storage.write_text(folder / "joint_structure.csv", frame.to_csv(index=False))
+    return frame
 
 
 def aligned_mean(adapters: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
