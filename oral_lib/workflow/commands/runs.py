@@ -271,7 +271,7 @@ def do_zoo(args: Namespace) -> None:
     """Trains the adapters of a base model, or of all base models of an experiment."""
     run = _run(args)
     for base in _bases(args):
-        plan = scales.base_plan(args.scale, base, _source(args), run.experiment)
+        plan = scales.base_plan(args.scale, base, _source(args), _experiment(args))
         run.train_zoo(base, _tasks(args, base), args.seeds or plan.all_seeds)
 
 
