@@ -64,13 +64,14 @@ def calls(monkeypatch):
         storage.write_json(root / job.name / "manifest.json", content)
         return root / job.name
 
-    def run_cell(split, base, seed, *, scale, cache, wordings):
+    def run_cell(split, base, seed, *, scale, cache, wordings, networks):
+        assert networks == scales.cell_networks("smoke", "made", "intents", split, seed)
         made.append((split, base, seed))
         return measurement(split, base, seed)
 
     modules = {
         "rivals": SimpleNamespace(train_zoo=trained("zoo"), train_rivals=trained("rivals")),
-        "writer": SimpleNamespace(train=train),
+        "writer": SimpleNamespace(train_job=train, writings=lambda names, base, seed, cache: names),
         "measure": SimpleNamespace(run_cell=run_cell),
     }
     package = SimpleNamespace(__path__=[], **modules)

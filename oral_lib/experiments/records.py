@@ -89,7 +89,17 @@ def _train_writer(record: "Experiment", place: Place, job: GeneratorJob) -> Path
 
     plans = scales.base_plans(place.scale, place.source, record.name)
     options = place.options("scale", "source", "root", "device")
-    return writer.train(job, [plan.base for plan in plans], **options)
+    return writer.train_job(job, [plan.base for plan in plans], **options)
+
+
+def _measure_split(split: str, base: str, seed: int, **options: Any) -> tuple:
+    """All tasks of a split, with the networks of the split and seed."""
+    from oral_lib.experiments.intents import measure, writer
+
+    cache = options["cache"]
+    names = scales.cell_networks(options["scale"], cache.source, "intents", split, seed)
+    networks = writer.writings(names, base, seed, cache)
+    return measure.run_cell(split, base, seed, networks=networks, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,7 @@ class Experiment:
         shows_all_cells: one notebook shows all cells; it has no parameter `task`.
         main: its files are stored in the run folder itself and its nodes have no prefix.
         cells: the module of `oral_lib.experiments` with `run_cell`.
+        measure_cell: measures a cell in place of that `run_cell`.
         presets: the module of `oral_lib.experiments` with `preset`.
         preset_options: further arguments of that `preset`.
         train_zoo: trains the missing adapters of (place, base model, tasks, seeds) and returns
@@ -120,6 +131,7 @@ class Experiment:
     shows_all_cells: bool = False
     main: bool = False
     cells: str = "cells"
+    measure_cell: Callable[..., tuple] | None = None
     presets: str = "generators"
     preset_options: Mapping[str, int] = field(default_factory=dict)
     train_zoo: Callable[[Place, str, Sequence[str], Sequence[int]], list[Path]] = _train_cells
@@ -150,7 +162,8 @@ class Experiment:
 
     def run_cell(self, task: str, base: str, seed: int, **options: Any) -> tuple:
         """(metrics, items, further tables) of one cell; `options`: scale, cache, wordings."""
-        return self._module(self.cells).run_cell(task, base, seed, **options)
+        measure_cell = self.measure_cell or self._module(self.cells).run_cell
+        return measure_cell(task, base, seed, **options)
 
     def preset(self, scale: str, job: GeneratorJob) -> Any:
         """The configurations of a generator of this experiment."""
@@ -179,7 +192,7 @@ EXPERIMENTS = {
             name="intents",
             notebook="23_intents",
             shows_all_cells=True,
-            cells="intents.measure",
+            measure_cell=_measure_split,
             train_zoo=_train_messages,
             train_rivals=_train_rivals,
             train_network=_train_writer,
