@@ -1,6 +1,6 @@
 """The study of adapters from independent starts: its zoo, its networks, its criteria."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,9 @@ import torch
 
 import oral_lib
 from oral_lib import method
-from oral_lib.errors import UsageError
+from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments.studies import independent_starts, joint_structure
-from oral_lib.method.config import GeneratorConfig
+from oral_lib.method.config import ADDED, GeneratorConfig
 from oral_lib.zoo.recipes import Recipe
 
 NAMES = (
@@ -212,3 +212,13 @@ def test_every_token_moves_every_prediction_and_the_option_is_checked():
         replace(config, diffusion=None)
     with pytest.raises(UsageError, match="recurrence_reads='token'"):
         replace(config, recurrence_reads="token")
+
+
+def test_a_configuration_of_an_earlier_file_has_the_defaults_of_later_options():
+    stored = asdict(GeneratorConfig())
+    for name in ADDED:
+        del stored[name]
+    assert GeneratorConfig.from_json(stored) == GeneratorConfig()
+    del stored["arm"]
+    with pytest.raises(OralError, match="'arm' is missing"):
+        GeneratorConfig.from_json(stored)

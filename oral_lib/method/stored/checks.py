@@ -18,7 +18,7 @@ from oral_lib.documents.document import Document
 from oral_lib.errors import OralError
 from oral_lib.lora import patterns
 from oral_lib.lora.adapter import LoraSettings, check_ranks
-from oral_lib.method.config import GeneratorConfig, SamplingConfig
+from oral_lib.method.config import ADDED, GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.stored import compression, shards
 from oral_lib.method.tokenization import DTYPES, Layout
@@ -33,7 +33,8 @@ def _schema_of(kind: Any) -> dict[str, Any]:
     if is_dataclass(kind):
         hints = get_type_hints(kind)
         properties = {f.name: _schema_of(hints[f.name]) for f in fields(kind)}
-        return {"type": "object", "required": [*properties], "properties": properties} | {
+        required = [name for name in properties if name not in ADDED]
+        return {"type": "object", "required": required, "properties": properties} | {
             "additionalProperties": False
         }
     if kind in _NAMES:
