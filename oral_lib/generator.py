@@ -14,8 +14,9 @@ from oral_lib.documents.words import short
 from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import peft_folder
 from oral_lib.method import tokenization
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
-from oral_lib.method.model import ORAL, BaseEntry
+from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.stored import checks, compression, shards
 from oral_lib.method.tokenization import Layout

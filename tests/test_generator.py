@@ -14,9 +14,10 @@ from oral_lib.experiments.generators import assemble
 from oral_lib.generator import Generator, describe_base
 from oral_lib.lora.adapter import check_adapter
 from oral_lib.method import tokenization
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
-from oral_lib.method.model import ORAL, BaseEntry
+from oral_lib.method.model import ORAL
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.stored import compression
 from oral_lib.method.tokenization import Layout

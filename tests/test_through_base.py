@@ -8,8 +8,8 @@ from oral_lib import method
 from oral_lib.errors import OralError, UsageError
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.conditioning import Examples
-from oral_lib.method.model import BaseEntry
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.tokenization import Layout, decode, encode, flat
 from oral_lib.method.training.through_base import ThroughBaseConfig, train_through_base

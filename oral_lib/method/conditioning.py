@@ -82,6 +82,8 @@ class Condition(nn.Module):
         width: m.
         arm: "fingerprint" (structure and weights) or "describe" (structure only).
         examples: whether the condition reads labelled examples.
+        skip: add the input of `fuse` to its output, so that c also has a part that is linear in
+            text and examples.
 
     Raises:
         UsageError: `arm` is neither of the two.
@@ -94,12 +96,17 @@ class Condition(nn.Module):
     """
 
     def __init__(
-        self, embedding: int, width: int, arm: str = "fingerprint", examples: bool = False
+        self,
+        embedding: int,
+        width: int,
+        arm: str = "fingerprint",
+        examples: bool = False,
+        skip: bool = False,
     ):
         super().__init__()
         if arm not in ARMS:
             raise UsageError(f"base condition {arm!r}: use one of {ARMS}.{closest(arm, ARMS)}")
-        self.arm = arm
+        self.arm, self.skip = arm, skip
         self.no_text = nn.Parameter(torch.zeros(embedding))
         self.text = nn.Linear(embedding, width)
         self.structure = nn.Linear(embedding, width)
@@ -138,7 +145,7 @@ class Condition(nn.Module):
             c = c + self.fingerprint(F.layer_norm(fingerprint, fingerprint.shape[-1:]))
         if examples is not None:
             c = c + self.examples(examples)
-        return self.fuse(c)
+        return c + self.fuse(c) if self.skip else self.fuse(c)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> Tensor:

@@ -51,6 +51,9 @@ class GeneratorConfig:
             token, from the mean of all noised tokens of the adapter. Needs
             `SamplingConfig.noise_sharing` "token".
         examples: the condition also reads labelled examples of the task.
+        linear: rank of a linear map from the condition to each token, added to what the denoiser
+            writes; 0: none. It is learned fast and generalises to other texts, but has
+            l * (k or r) * `linear` weights for each base model.
         shared: "added": each base model has a learned part that all its adapters share, and the
             network generates the rest. "only": nothing is generated, an ablation. "none": all is.
         recurrence_reads: "positions": the recurrent model reads positions, tensor types and the
@@ -80,6 +83,7 @@ class GeneratorConfig:
     uses_text: bool = True
     reads_token_mean: bool = False
     examples: bool = False
+    linear: int = 0
     shared: str = "none"
     recurrence_reads: str = "positions"
 
@@ -100,6 +104,8 @@ class GeneratorConfig:
                 "use component_rotation='none'."
             )
         _one_of("arm", self.arm, ARMS)
+        if type(self.linear) is not int or self.linear < 0:
+            raise UsageError(f"linear={self.linear!r}: must be a rank, or 0 for no linear map.")
         _one_of("shared", self.shared, SHARED)
         _one_of("recurrence_reads", self.recurrence_reads, READS)
         for name in ("uses_text", "reads_token_mean", "examples"):

@@ -3,7 +3,7 @@
     c = condition(text, base)                     conditioning.py            [b, m]
     P = recurrence(positions + c)                 recurrence.py              [b, l, m]
     K_0 <- denoise from noise, given P and c      denoiser.py, diffusion.py  [b, l, k or r]
-                        + shared part of the base
+                        + shared part of the base, + linear map of c
                         projected on the zoo      projection.py
 
 One network serves several base models and tasks; only c separates them. Each base model has its own
@@ -20,86 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from oral_lib.errors import OralError, UsageError
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.conditioning import Condition, Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import TimeEmbedding, denoiser
 from oral_lib.method.diffusion import Diffusion
-from oral_lib.method.normalization import TokenStatistics
-from oral_lib.method.projection import ZooProjection
+from oral_lib.method.linear_map import LinearMap
 from oral_lib.method.recurrence import Recurrence
-from oral_lib.method.tokenization import Layout
-
-
-class BaseEntry(nn.Module):
-    """What a network stores of one base model: everything that is fixed before training.
-
-    Args:
-        layout: the tensors of its adapters and how they are cut into tokens.
-        statistics: pooled over all tasks of the base model.
-        projection: the zoo's adapters to project samples on; None: there is no projection.
-        structure: [e] embedding of the description of the base model.
-        fingerprint: [f] of its weights.
-        peft_config: the PEFT configuration of its adapters, as JSON values.
-
-    Raises:
-        OralError: statistics or projection belong to another layout.
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        statistics: TokenStatistics,
-        projection: ZooProjection | None,
-        structure: Tensor,
-        fingerprint: Tensor,
-        peft_config: dict | None = None,
-    ):
-        super().__init__()
-        if statistics.center.shape != (layout.l, layout.k):
-            raise OralError("the layout of a base model does not fit its statistics.")
-        size = layout.k if statistics.basis is None else statistics.basis.shape[1]
-        if projection is not None and projection.directions.shape[1:] != (layout.l, size):
-            raise OralError("the layout of a base model does not fit the projection on its zoo.")
-        self.layout, self.peft_config, self.size = layout, peft_config or {}, size
-        for name, tensor in {
-            "center": statistics.center,
-            "scale": statistics.scale,
-            "basis": statistics.basis,
-            "directions": projection and projection.directions,
-            "coords": projection and projection.coordinates,
-            "structure": structure,
-            "fingerprint": fingerprint,
-        }.items():
-            self.register_buffer(name, tensor)
-        layer, index, _ = layout.positions.unbind(-1)
-        for name, tensor in {"layer": layer, "index": index}.items():
-            self.register_buffer(name, tensor, persistent=False)
-        self.register_buffer("mask", statistics.mask(layout), persistent=False)  # [l, k or r]
-        self.register_buffer("squared_length", statistics.squared_length, persistent=False)
-
-    @property
-    def statistics(self) -> TokenStatistics:
-        """The statistics, on the device of this module."""
-        return TokenStatistics(self.center, self.scale, self.basis, self.squared_length)
-
-    @property
-    def projection(self) -> ZooProjection | None:
-        """The zoo's adapters, on the device of this module."""
-        if self.coords is None:
-            return None
-        return ZooProjection(self.directions, self.coords)
-
-    @classmethod
-    def restored(
-        cls, layout: Layout, buffers: Mapping[str, Tensor], peft_config: dict
-    ) -> "BaseEntry":
-        """The entry that has `buffers`, by name. KeyError if one is missing."""
-        statistics = TokenStatistics(buffers["center"], buffers["scale"], buffers.get("basis"))
-        projection = None
-        if "coords" in buffers:
-            projection = ZooProjection(buffers["directions"], buffers["coords"])
-        c_model = buffers["structure"], buffers["fingerprint"]
-        return cls(layout, statistics, projection, *c_model, peft_config)
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
@@ -164,7 +91,8 @@ class ORAL(nn.Module):
             kinds = torch.tensor([self.types.index(t) for t in base.layout.types])
             kinds = kinds[base.layout.positions[:, 2]]  # [l] index into `types`
             self.register_buffer(f"kinds{number}", kinds.to(base.layer.device), persistent=False)
-        self.condition = Condition(embedding, config.width, config.arm, config.examples)
+        read = config.examples, config.linear > 0
+        self.condition = Condition(embedding, config.width, config.arm, *read)
         self.kind = nn.Embedding(len(self.types), config.width)
         self.enter = nn.Linear(config.width, config.width)
         self.recurrence = Recurrence(config.recurrence)
@@ -175,6 +103,10 @@ class ORAL(nn.Module):
         self.diffusion = None if config.diffusion is None else Diffusion(config.diffusion)
         reads = config.reads_token_mean
         self.mean = nn.Linear(config.size, config.width, bias=False) if reads else None
+        self.linear = None  # of each base model
+        if config.linear:
+            maps = (LinearMap(config, base.layout.l) for base in bases.values())
+            self.linear = nn.ModuleList(maps).to(next(iter(bases.values())).layer.device)
         self.shared = None  # [l, k or r] of each base model, in normalised units
         if config.shared != "none":
             parts = (torch.zeros(base.layout.l, config.size) for base in bases.values())
@@ -182,6 +114,11 @@ class ORAL(nn.Module):
         reads = config.reads_tokens
         self.read = nn.Linear(config.size, config.width, bias=False) if reads else None
         self.time = TimeEmbedding(config.width) if reads else None
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether tokens have a part that the denoiser does not write."""
+        return self.shared is not None or self.linear is not None
 
     @property
     def device(self) -> torch.device:
@@ -214,9 +151,15 @@ class ORAL(nn.Module):
         c_model = structure.expand(b, -1), fingerprint.expand(b, -1)
         return self.condition(text, given, *c_model, examples)
 
-    def shared_part(self, base: str) -> Tensor | float:
-        """[l, k or r] what all adapters of `base` share, or 0."""
-        return 0.0 if self.shared is None else self.shared[list(self.bases).index(base)]
+    def offset(self, base: str, c: Tensor) -> Tensor | float:
+        """[b, l, k or r] what is added to the tokens that the denoiser writes: the part that all
+        adapters of `base` share, and the linear map of the condition c [b, m]. 0 without them."""
+        number, total = list(self.bases).index(base), 0.0
+        if self.shared is not None:
+            total = total + self.shared[number]
+        if self.linear is not None and self.config.shared != "only":
+            total = total + self.linear[number](c).float()
+        return total
 
     def prototypes(self, base: str, c: Tensor) -> Tensor:
         """P [b, l, m]: the recurrent model over positions, tensor types and the condition.
@@ -253,8 +196,9 @@ class ORAL(nn.Module):
             eps: [b, s, k] noise.
         """
         mask = self.bases[base].mask[chosen]  # [s, k]
-        if self.shared is not None:
-            k0 = (k0 - self.shared_part(base)[chosen].detach()) * mask
+        if self.has_offset:
+            offset = torch.as_tensor(self.offset(base, c)).expand(len(k0), -1, -1)
+            k0 = (k0 - offset[:, chosen].detach()) * mask
         if self.diffusion is not None:
             eps = eps * mask
             x = self.diffusion.add_noise(k0, eps, t)
@@ -296,7 +240,7 @@ class ORAL(nn.Module):
             k0 = self.diffusion.to_x0(self.predict(x, t, p, c), x, t)
         if self.config.shared == "only":
             k0 = torch.zeros_like(k0)
-        return (k0 + self.shared_part(base)) * mask
+        return (k0 + self.offset(base, c)) * mask
 
     # -- sampling ---------------------------------------------------------------------------------
 
@@ -318,10 +262,10 @@ class ORAL(nn.Module):
                 f"projection={sampling.projection!r}: the adapters of the zoo of {base!r} are not "
                 "stored with this network. Use projection='none'."
             )
-        if sampling.projection != "none" and self.shared is not None:
+        if sampling.projection != "none" and self.has_offset:
             raise UsageError(
-                f"projection={sampling.projection!r}: this network adds a shared part, which the "
-                "zoo does not contain. Use projection='none'."
+                f"projection={sampling.projection!r}: this network adds a shared part or a linear "
+                "map, which the zoo does not contain. Use projection='none'."
             )
         if sampling.guidance != 1.0 and not (self.config.uses_text and self.diffusion):
             kind = "plain regression" if self.config.uses_text else "a network that uses no text"
@@ -368,8 +312,8 @@ class ORAL(nn.Module):
         if self.diffusion is None:
             t = torch.zeros(len(c), dtype=torch.long, device=c.device)
             k0 = self.predict(torch.zeros_like(noise), t, p, c) * mask
-            if self.shared is not None:
-                k0 = k0 * (self.config.shared == "added") + self.shared_part(base)
+            if self.has_offset:
+                k0 = k0 * (self.config.shared != "only") + self.offset(base, c)
             return self._projected(base, k0, sampling.projection)
         guided = sampling.guidance != 1.0
         if guided and c_free is None:
@@ -389,8 +333,8 @@ class ORAL(nn.Module):
         if sampling.projection != "none":
             spanned = partial(self._projected, base, way="span")
         k0 = self.diffusion.sample(denoise, noise * mask, sampling.steps, project=spanned)
-        if self.shared is not None:
-            k0 = (k0 * (self.config.shared == "added") + self.shared_part(base)) * mask
+        if self.has_offset:
+            k0 = (k0 * (self.config.shared != "only") + self.offset(base, c)) * mask
         return self._projected(base, k0, sampling.projection)
 
     def _projected(self, base: str, k0: Tensor, way: str) -> Tensor:

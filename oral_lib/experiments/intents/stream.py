@@ -131,7 +131,8 @@ class TaskStream:
         unions: tuple[Pools, ...] = ()
         if mixture.unions:
             unions = tuple(map(pools, training_unions(family, UNIONS, seed, **options)))
-        topics = stored.topics() if mixture.topics and family.source != "made" else ()
+        foreign = family.source == "made" or without == "L3"  # L3: no text but of one data set
+        topics = () if foreign or not mixture.topics else stored.topics()
         drawn = []
         seen = family.rows_of(family.seen_without(without, development=development), "train")
         for topic in topics:
@@ -197,7 +198,7 @@ class TaskStream:
         return StreamSteps(rows, labels, text, example_rows, example_labels.astype(np.int64))
 
     def _drawn(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """Random tasks, as indices into intents, unions and topics one behind the other."""
+        """Random tasks, as indices into intents, unions and topics in one sequence."""
         shares = {"topics": self.mixture.topics, "unions": self.mixture.unions}
         sizes = {"intents": len(self.intents), "unions": len(self.unions)}
         sizes["topics"] = len(self.topics)
@@ -235,7 +236,7 @@ class TaskStream:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Pools of different lengths, one behind the other in `values`."""
+    """Pools of different lengths, in one sequence in `values`."""
 
     values: np.ndarray
     starts: np.ndarray

@@ -21,11 +21,12 @@ from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.experiments.intents.stream import Mixture, StreamSteps, TaskStream
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.diffusion import DiffusionConfig
-from oral_lib.method.model import ORAL, BaseEntry
+from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout, encode, flat
@@ -48,6 +49,7 @@ class Preset:
         network: the network.
         training: its training through the base models.
         mixture: tasks and texts of the stream.
+        wider_a: factor on the scale of A, which zoos of a high ratio of learning rates hardly move.
         tasks: S, tasks of a step on each base model.
         rows: n, rows of a task in a step.
     """
@@ -55,6 +57,7 @@ class Preset:
     network: GeneratorConfig
     training: ThroughBaseConfig
     mixture: Mixture = field(default_factory=Mixture)
+    wider_a: float = 1.0
     tasks: int = 32
     rows: int = 16
 
@@ -162,7 +165,11 @@ class StreamBatches:
 
 
 def entry_of(
-    base: BaseModel, config: GeneratorConfig, zoo: Tensor, encoder: TextEncoder
+    base: BaseModel,
+    config: GeneratorConfig,
+    zoo: Tensor,
+    encoder: TextEncoder,
+    wider_a: float = 1.0,
 ) -> BaseEntry:
     """The entry of a base model: its layout, and statistics of the `zoo` [adapters, v]."""
     facts = store.compute_facts(base)
@@ -171,6 +178,8 @@ def entry_of(
     stack.set(zoo)
     values, center = encode(layout, stack.adapters()), encode(layout, [facts.start])[0]
     statistics = TokenStatistics.fit(layout, values, center, config.components, align=False)
+    of_a = torch.tensor([".lora_A" in layout.names[owner] for owner in layout.owner.tolist()])
+    statistics.scale[of_a] *= wider_a
     description = encoder.encode([facts.description])[0]
     return BaseEntry(layout, statistics, None, description, facts.fingerprint, facts.peft_config)
 

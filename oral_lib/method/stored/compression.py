@@ -25,9 +25,10 @@ from torch import Tensor
 
 from oral_lib.errors import OralError
 from oral_lib.lora.adapter import first_difference
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.conditioning import FINGERPRINT
 from oral_lib.method.config import GeneratorConfig
-from oral_lib.method.model import ORAL, BaseEntry
+from oral_lib.method.model import ORAL
 from oral_lib.method.tokenization import Layout
 
 Form = tuple[torch.dtype | tuple[torch.dtype, ...], tuple[int, ...]]  # dtype or dtypes, shape

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from oral_lib.errors import UsageError
 from oral_lib.lora.adapter import Adapter
+from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.config import GeneratorConfig
-from oral_lib.method.model import BaseEntry
 from oral_lib.method.normalization import TokenStatistics, procrustes_rotation
 from oral_lib.method.projection import ZooProjection
 from oral_lib.method.tokenization import Layout, encode
