@@ -250,6 +250,8 @@ def generated_trials(cell: SplitCell, method: str, write: Writing) -> Iterator[S
         makes = [partial(write, cell.embed(texts), has_text, None) for texts in question.samples]
         yield adapter_trial(cell, method, question.condition, makes)
     matched = cell.embed(cell.questions[0].samples[0])
+    if not getattr(write, "reads_examples", False):
+        return
     for shots in _EXAMPLES:
         rows, labels = few_shot.labelled_rows(cell.family, cell.tasks, shots)
         vectors = rivals.message_vectors(cell.family, rows, cell.embed)

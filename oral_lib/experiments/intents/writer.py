@@ -1,38 +1,47 @@
-"""The generator of intents: one network that writes adapters for all base models, trained through
-them.
+"""The generators of intents: one network that writes adapters for all base models.
 
-The scale of each tensor comes from the zoo, the adapters trained on seen tasks. Training may start
-from their weights (`Preset.tokens`) and goes on through the frozen base models.
+Kind "through_base" learns from the losses of the frozen base models on the rows of seen tasks; the
+scale of each tensor comes from the zoo, the adapters trained on seen tasks. Kind "weights" learns
+from these adapters only, as the generator of seen experiments does.
 
 Letters: T tasks, S adapters of a step, n rows of a task, k examples of a task, e size of an
 embedding, v values of an adapter.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from oral_lib import seeds
-from oral_lib.devices import fast_dtype
+from oral_lib import seeds, storage
+from oral_lib.experiments import generators
+from oral_lib.experiments.intents import rivals, stored
 from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.experiments.intents.stream import Mixture, StreamSteps, TaskStream
+from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.generator import Generator
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.method.base_entry import BaseEntry
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
-from oral_lib.method.diffusion import DiffusionConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.recurrence import RecurrenceConfig
 from oral_lib.method.tokenization import Layout, encode, flat
 from oral_lib.method.training.through_base import ThroughBaseConfig, train_through_base
+from oral_lib.method.training.tokens import train as train_on_tokens
+from oral_lib.method.training.training_set import TrainingSet
+from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder
+from oral_lib.planning.parts import GENERATOR, GeneratorJob
+from oral_lib.tasks.intents.family import MESSAGE, load_family
 from oral_lib.zoo import store
 from oral_lib.zoo.training import COMPILED
 
@@ -42,12 +51,12 @@ EXAMPLES = 32  # labelled examples of a task, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
-    """How the generator of intents is built and trained at a scale.
+class WriterPreset:
+    """How the generator of intents is built and trained through the base models at a scale.
 
     Args:
         network: the network.
-        training: its training through the base models.
+        training: its training.
         mixture: tasks and texts of the stream.
         wider_a: factor on the scale of A, which zoos of a high ratio of learning rates hardly move.
         tasks: S, tasks of a step on each base model.
@@ -63,32 +72,45 @@ class Preset:
 
 
 _RAW = {"components": 0, "component_rotation": "none", "shared": "added", "examples": True}
+_LAB = WriterPreset(
+    network=GeneratorConfig(
+        recurrence=RecurrenceConfig(width=384),
+        denoiser=DenoiserConfig(hidden=1024, depth=2, skip=False),
+        linear=128,
+        **_RAW,
+    ),
+    training=ThroughBaseConfig(steps=1500, lr=1e-3, text_noise=1.0),
+)
 PRESETS = {
-    "smoke": Preset(
+    "smoke": WriterPreset(
         network=GeneratorConfig(
             k=128,
             recurrence=RecurrenceConfig(width=64, state=16, head=32, chunk=16),
             denoiser=DenoiserConfig(hidden=128, depth=1, skip=False),
-            diffusion=DiffusionConfig(objective="x0"),
             text_encoder="tiny",
+            linear=64,
             **_RAW,
         ),
-        training=ThroughBaseConfig(steps=150, lr=2e-3, warmup=10, ema=0.95),
+        training=ThroughBaseConfig(steps=40, lr=2e-3, warmup=10, ema=0.95),
         tasks=8,
         rows=8,
     ),
-    "lab": Preset(
+    "desk": WriterPreset(
         network=GeneratorConfig(
-            k=1536,
-            recurrence=RecurrenceConfig(width=384),
-            denoiser=DenoiserConfig(hidden=1024, depth=2, skip=False),
-            diffusion=DiffusionConfig(objective="x0"),
+            recurrence=RecurrenceConfig(width=128),
+            denoiser=DenoiserConfig(hidden=256, depth=2, skip=False),
+            linear=128,
             **_RAW,
         ),
-        training=ThroughBaseConfig(steps=2000),
+        training=ThroughBaseConfig(steps=300, lr=2e-3, warmup=30, text_noise=1.0, ema=0.98),
+        mixture=Mixture(unions=0.0, topics=0.0),
+        tasks=8,
+        rows=8,
     ),
+    "lab": _LAB,
 }
 SAMPLING = SamplingConfig(steps=1, projection="none", noise_sharing="token")  # as it was trained
+METHODS = {"through_base": "generated_through_base", "weights": "generated"}  # by kind of job
 
 
 def embeddings(encoder: TextEncoder, texts: Sequence[str], device: str | torch.device) -> Tensor:
@@ -196,7 +218,7 @@ def train(
     bases: Mapping[str, BaseModel],
     stream: TaskStream,
     encoder: TextEncoder,
-    preset: Preset,
+    preset: WriterPreset,
     *,
     device: str | torch.device = "cpu",
     label: str = "generator",
@@ -214,8 +236,6 @@ def train(
         label: of the progress bar.
         options: `state`, `key` and `until` of `train_through_base`.
     """
-    from oral_lib.tasks.intents.family import MESSAGE
-
     examples = EXAMPLES if network.config.examples else 0
     steps = stream.steps(preset.training.steps, preset.tasks, preset.rows, examples)
     texts = embeddings(encoder, stream.all_texts, device)
@@ -233,39 +253,148 @@ def train(
         )
 
 
-@torch.inference_mode()
-def write(
-    network: ORAL,
-    base: str,
-    texts: Tensor,
-    given: Tensor | None = None,
-    examples: Examples | None = None,
+# ---------------------------------------------------------------- the networks of a run
+def train_job(
+    job: GeneratorJob,
+    bases: Sequence[str],
     *,
-    seed: int = 0,
-) -> Tensor:
-    """[T, v] adapters for T tasks, on the device of the network, in the order of `Stack`.
+    scale: str,
+    source: str,
+    root: Path,
+    device: str = "cpu",
+    development: bool = False,
+) -> Path:
+    """The folder of a network in the run folder `root`, trained unless it is there and current.
 
     Args:
-        network: the trained network.
+        job: kind "through_base" or "weights", seed and split.
+        bases: names of all base models that it writes adapters for.
+        scale: of the run.
+        source: where base models, text encoder and messages are read from.
+        root: the folder of the run, which has the zoo.
+        device: where to train.
+        development: leave out the intents of development, for choices.
+    """
+    about = {"kind": job.name, "scale": scale, "source": source.partition(":")[0]}
+    about["bases"] = sorted(bases)
+    without, dev = job.split or "L2", {"development": development}
+    name = rivals.suffixed("train", job.split)
+    zoos = {base: stored.read_set(root, base, name, **dev) for base in sorted(bases)}
+    about["zoo_sha256"] = {base: info["sha256"] for base, (_, _, info) in zoos.items()}
+    folder = root / (f"{job.name}-development" if development else job.name)
+    family = load_family(source, scale)
+    if job.kind == "weights":
+        usual = generators.preset(scale, GENERATOR)
+        config, sampling = usual.network, replace(usual.sampling, projection="none")
+        training = replace(usual.training, seed=job.seed)
+    else:
+        preset = PRESETS[scale]
+        config, sampling = preset.network, SAMPLING
+        training = replace(preset.training, seed=job.seed)
+        about |= {"mixture": asdict(preset.mixture), "wider_a": preset.wider_a}
+        about |= {"tasks": preset.tasks, "rows": preset.rows}
+    about["training"] = asdict(training)
+    about["network"] = asdict(config)
+    about = json.loads(json.dumps(about))
+    manifest, state = folder / "manifest.json", folder / "training.safetensors"
+    if manifest.exists() and about.items() <= storage.read_json(manifest).items():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = TextEncoder(config.text_encoder, source=source)
+    models = {base: loading.load(base, source=source, device=device) for base in sorted(bases)}
+    options = {"device": device, "state": state, "key": about, "label": f"{job.name} ({scale})"}
+    if job.kind == "weights":
+        network, losses = _train_on_weights(
+            config, training, models, zoos, family, encoder, options, name, dev
+        )
+    else:
+        entries = {
+            base: entry_of(models[base], config, zoos[base][1], encoder, preset.wider_a)
+            for base in models
+        }
+        stream = TaskStream.of(
+            family, without=without, mixture=preset.mixture, seed=job.seed, **dev
+        )
+        network = untrained(config, entries, job.seed)
+        preset = replace(preset, training=training)
+        network, curves = train(network, models, stream, encoder, preset, **options)
+        losses = [sum(step) / len(step) for step in curves["losses"]]
+    about["losses"] = [round(loss, 6) for loss in losses]  # mean over base models
+    Generator(network, about, sampling, source=source, encoder=encoder).save_pretrained(folder)
+    state.unlink(missing_ok=True)
+    return folder
+
+
+def _train_on_weights(
+    config, training, models, zoos, family, encoder, options, name, dev
+) -> tuple[ORAL, list[float]]:
+    """A network that matches the adapters of the zoo, and the loss of each step."""
+    scope = "L3" if name.endswith("L3") else ""
+    tasks = {task.name: task for task in rivals.seen_tasks(family, scope, 0, **dev)}
+    data, entries, means = {}, {}, {}
+    texts = {task: encoder.encode(part.texts["train"]) for task, part in tasks.items()}
+    for base, model in models.items():
+        facts = store.compute_facts(model)
+        layout = Layout.of(facts.start, config.k)
+        names, values, _ = zoos[base]
+        kept = [i for i, task in enumerate(names) if task in tasks]  # unions have no texts here
+        stack = Stack(facts.start, len(kept))
+        stack.set(values[kept])
+        chosen = [names[i] for i in kept]
+        about = layout, facts.start, stack.adapters(), chosen, texts, config
+        data[base] = TrainingSet.of(*about, align_to=means)
+        means = {**data[base].task_means, **means}
+        described = encoder.encode([facts.description])[0]
+        entries[base] = data[base].base(described, facts.fingerprint, facts.peft_config)
+    network = untrained(config, entries, training.seed)
+    return train_on_tokens(network, data, training, **options)
+
+
+class Writing:
+    """Writes adapters of one base model from texts and examples; see `measure.run_cell`.
+
+    Args:
+        generator: the trained network.
         base: name of the base model.
-        texts: [T, e] embeddings of the tasks' texts.
-        given: bool [T], False: without text (default: all with text).
-        examples: labelled rows of the T tasks.
         seed: of the initial noise.
     """
-    device, entry = network.device, network.bases[base]
-    stream = seeds.generator(seed, "sample", base)
-    given = torch.ones(len(texts), dtype=torch.bool) if given is None else given
-    parts = []
-    for first in range(0, len(texts), _WRITTEN):
-        chosen = slice(first, first + _WRITTEN)
-        text, has_text = texts[chosen].to(device), given[chosen].to(device)
-        some = examples and Examples(*(part[chosen].to(device) for part in examples))
-        noise = torch.stack([network.noise(base, SAMPLING, stream) for _ in range(len(text))])
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16
-        ):
-            c = network.conditions(base, text, has_text, examples=some)
-            k0 = network.write(base, c, noise.to(device))
-        parts.append(flat(entry.layout, entry.statistics.denormalise(k0.float())))
-    return torch.cat(parts)
+
+    def __init__(self, generator: Generator, base: str, seed: int = 0):
+        self.network, self.sampling = generator.network, generator.sampling
+        self.base, self.seed = base, seed
+        self.reads_examples = generator.config.examples
+
+    @torch.inference_mode()
+    def __call__(
+        self, texts: Tensor, given: Tensor | None = None, examples: Examples | None = None
+    ) -> Tensor:
+        """[T, v] adapters on the CPU, in the order of `lora.stacked.Stack`.
+
+        Args:
+            texts: [T, e] embeddings of the tasks' texts.
+            given: bool [T], False: without text (default: all with text).
+            examples: labelled rows of the T tasks.
+        """
+        network, entry = self.network, self.network.bases[self.base]
+        device, statistics = network.device, entry.statistics
+        stream = seeds.generator(self.seed, "sample", self.base)
+        given = torch.ones(len(texts), dtype=torch.bool) if given is None else given
+        parts = []
+        for first in range(0, len(texts), _WRITTEN):
+            chosen = slice(first, first + _WRITTEN)
+            text, has_text = texts[chosen].to(device), given[chosen].to(device)
+            some = examples and Examples(*(part[chosen].to(device) for part in examples))
+            noise = [network.noise(self.base, self.sampling, stream) for _ in range(len(text))]
+            c = network.conditions(self.base, text, has_text, examples=some)
+            k0 = network.sample(self.base, c, torch.stack(noise).to(device), self.sampling)
+            parts.append(flat(entry.layout, statistics.denormalise(k0)).cpu())
+        return torch.cat(parts)
+
+
+def writings(
+    names: Mapping[str, str], base: str, seed: int, cache: ModelCache
+) -> dict[str, Writing]:
+    """What writes adapters of `base`, by method, for the networks `names` (by kind) of a run."""
+    return {
+        METHODS[kind]: Writing(cache.generator(name), base, seed) for kind, name in names.items()
+    }
