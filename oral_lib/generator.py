@@ -23,7 +23,7 @@ from oral_lib.method.tokenization import Layout
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import HashedWords, TextEncoder, load_encoder
 
-FORMAT = 4
+FORMAT = 3
 
 
 class Conditions(NamedTuple):

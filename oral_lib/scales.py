@@ -46,7 +46,8 @@ def generator_jobs(
     if experiment == "intents":
         measured = {split for plan in base_plans(scale, source, experiment) for split in plan.tasks}
         splits = ("", OTHER_SET) if OTHER_SET in measured else ("",)
-        weights = [GeneratorJob(kind="weights", split=split) for split in splits]
+        judged = splits if large else splits[:1]  # one is enough at the smoke scale
+        weights = [GeneratorJob(kind="weights", split=split) for split in judged]
         through_base = [job for split in splits for job in seeded("through_base", split)]
         return *through_base, *(weights if scale != "desk" else ())
     baselines = ("regression", "unconditional") if large else ("regression",)

@@ -18,7 +18,7 @@ from oral_lib.method.tokenization import Layout
 
 ROTATIONS = ("bases", "tokens", "none")
 READS = ("positions", "tokens")
-ADDED = ("examples", "recurrence_reads", "shared")  # fields that older files lack
+ADDED = ("examples", "linear", "recurrence_reads", "shared")  # fields that older files lack
 SHARINGS = ("adapter", "token")
 SHARED = ("none", "added", "only")
 

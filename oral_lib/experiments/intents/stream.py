@@ -21,7 +21,7 @@ from oral_lib.tasks.intents import texts as stored
 from oral_lib.tasks.intents.family import IntentFamily, IntentTask, training_unions
 from oral_lib.tasks.intents.message import Message
 
-UNIONS = 2000  # different unions of a stream
+UNIONS = 12  # different unions of a stream for each intent
 _TOPIC_SET = "topics"
 
 
@@ -130,7 +130,9 @@ class TaskStream:
         intents = tuple(map(pools, family.tasks("train", **options)))
         unions: tuple[Pools, ...] = ()
         if mixture.unions:
-            unions = tuple(map(pools, training_unions(family, UNIONS, seed, **options)))
+            unions = tuple(
+                map(pools, training_unions(family, UNIONS * len(intents), seed, **options))
+            )
         foreign = family.source == "made" or without == "L3"  # L3: no text but of one data set
         topics = () if foreign or not mixture.topics else stored.topics()
         drawn = []

@@ -286,7 +286,8 @@ def train_job(
     if job.kind == "weights":
         usual = generators.preset(scale, GENERATOR)
         config, sampling = usual.network, replace(usual.sampling, projection="none")
-        training = replace(usual.training, seed=job.seed)
+        steps = 100 if scale == "smoke" else usual.training.steps
+        training = replace(usual.training, seed=job.seed, steps=steps)
     else:
         preset = PRESETS[scale]
         config, sampling = preset.network, SAMPLING
