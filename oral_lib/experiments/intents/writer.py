@@ -23,7 +23,7 @@ from oral_lib.experiments.intents import rivals, stored
 from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.experiments.intents.stream import Mixture, StreamSteps, TaskStream
 from oral_lib.experiments.model_cache import ModelCache
-from oral_lib.generator import Generator
+from oral_lib.generator import FORMAT, Generator
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.method.base_entry import BaseEntry
@@ -276,7 +276,7 @@ def train_job(
         development: leave out the intents of development, for choices.
     """
     about = {"kind": job.name, "scale": scale, "source": source.partition(":")[0]}
-    about["bases"] = sorted(bases)
+    about |= {"bases": sorted(bases), "format": FORMAT}
     without, dev = job.split or "L2", {"development": development}
     name = rivals.suffixed("train", job.split)
     zoos = {base: stored.read_set(root, base, name, **dev) for base in sorted(bases)}
