@@ -107,7 +107,7 @@ def test_a_cell_is_measured_again_when_its_rivals_or_its_network_change(calls, r
         "zoo/tiny-causal": ["L2", "L3"],
         "through_base": ["L2"],
         "through_base-L3": ["L3"],
-        "weights-L3": ["L3"],
+        "weights": ["L2"],
     }
     for folder, due in changes.items():
         calls.clear()
