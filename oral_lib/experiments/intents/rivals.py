@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oral_lib import seeds
+from oral_lib import scales, seeds
 from oral_lib.errors import OralError
 from oral_lib.experiments import generators
 from oral_lib.experiments.intents import adapters, few_shot, from_text, shared, stored
@@ -28,6 +28,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.tasks.intents.family import (
     MESSAGE,
+    SPLITS,
     IntentFamily,
     IntentTask,
     draw,
@@ -69,7 +70,7 @@ def preset(scale: str, base: str) -> RivalPreset:
             regression_steps=60,
         )  # fmt: skip
     if scale == "desk":
-        zoo = Recipe(steps=60, batch=8, lr=6e-3)
+        zoo = Recipe(steps=30, batch=8, lr=1e-2)
         return RivalPreset(
             zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False
         )
@@ -183,6 +184,9 @@ def train_zoo(
     about = {"base": base, "scale": scale, "recipe": asdict(options.zoo)}
     about["messages"] = _messages_hash(loaded.family)
     sets = zoo_sets(loaded.family, options.zoo_unions, development=development)
+    left_out = {*SPLITS} - {*scales.base_plan(scale, base, source, "intents").tasks, "train"}
+    for name in left_out if not development else ():
+        sets.pop(name, None)
     for name, tasks in sets.items():
         here = about | {"tasks": [task.name for task in tasks], "about": _texts_hash(tasks)}
         stored.ensure(folder, name, here, partial(_zoo_set, loaded, tasks, options.zoo, name))

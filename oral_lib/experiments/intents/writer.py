@@ -72,15 +72,6 @@ class WriterPreset:
 
 
 _RAW = {"components": 0, "component_rotation": "none", "shared": "added", "examples": True}
-_LAB = WriterPreset(
-    network=GeneratorConfig(
-        recurrence=RecurrenceConfig(width=384),
-        denoiser=DenoiserConfig(hidden=1024, depth=2, skip=False),
-        linear=128,
-        **_RAW,
-    ),
-    training=ThroughBaseConfig(steps=1500, lr=1e-3, text_noise=1.0),
-)
 PRESETS = {
     "smoke": WriterPreset(
         network=GeneratorConfig(
@@ -102,12 +93,22 @@ PRESETS = {
             linear=128,
             **_RAW,
         ),
-        training=ThroughBaseConfig(steps=300, lr=2e-3, warmup=30, text_noise=1.0, ema=0.98),
+        training=ThroughBaseConfig(steps=250, lr=2e-3, warmup=25, text_noise=1.0, ema=0.98),
         mixture=Mixture(unions=0.0, topics=0.0),
+        wider_a=10.0,
         tasks=8,
         rows=8,
     ),
-    "lab": _LAB,
+    "lab": WriterPreset(
+        network=GeneratorConfig(
+            recurrence=RecurrenceConfig(width=384),
+            denoiser=DenoiserConfig(hidden=1024, depth=2, skip=False),
+            linear=128,
+            **_RAW,
+        ),
+        training=ThroughBaseConfig(steps=1800, lr=1e-3, text_noise=1.0),
+        wider_a=10.0,
+    ),
 }
 SAMPLING = SamplingConfig(steps=1, projection="none", noise_sharing="token")  # as it was trained
 METHODS = {"through_base": "generated_through_base", "weights": "generated"}  # by kind of job
@@ -330,7 +331,7 @@ def _train_on_weights(
     config, training, models, zoos, family, encoder, options, name, dev
 ) -> tuple[ORAL, list[float]]:
     """A network that matches the adapters of the zoo, and the loss of each step."""
-    scope = "L3" if name.endswith("L3") else ""
+    scope = name.partition("-")[2]
     tasks = {task.name: task for task in rivals.seen_tasks(family, scope, 0, **dev)}
     data, entries, means = {}, {}, {}
     texts = {task: encoder.encode(part.texts["train"]) for task, part in tasks.items()}
@@ -352,13 +353,7 @@ def _train_on_weights(
 
 
 class Writing:
-    """Writes adapters of one base model from texts and examples; see `measure.run_cell`.
-
-    Args:
-        generator: the trained network.
-        base: name of the base model.
-        seed: of the initial noise.
-    """
+    """Writes adapters of `base` from texts and examples; `seed` is that of the initial noise."""
 
     def __init__(self, generator: Generator, base: str, seed: int = 0):
         self.network, self.sampling = generator.network, generator.sampling
