@@ -78,7 +78,7 @@ class TaskStream:
     """Training tasks with their messages and texts.
 
     `all_texts` are the texts that a task may be described with: every message, in the order of row
-    numbers, then every wording. `messages` are those of the family, then those of the topics.
+    numbers, then every wording. `messages` are the messages of the family, then of the topics.
     """
 
     messages: tuple[Message, ...] = field(repr=False)

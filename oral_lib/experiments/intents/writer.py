@@ -166,7 +166,7 @@ class StreamBatches:
             )
 
     def draw(self, step: int) -> int:
-        """Sets the tensors to those of `step`; returns the width of its rows."""
+        """Sets the tensors to the tasks of `step`. Returns the width of its rows."""
         rows, labels, texts, example_rows, example_labels = (part[step] for part in self.steps)
         self.rows.copy_(rows.flatten())
         self.labels.copy_(labels.flatten())
@@ -379,9 +379,9 @@ class Writing:
         for first in range(0, len(texts), _WRITTEN):
             chosen = slice(first, first + _WRITTEN)
             text, has_text = texts[chosen].to(device), given[chosen].to(device)
-            some = examples and Examples(*(part[chosen].to(device) for part in examples))
+            rows = examples and Examples(*(part[chosen].to(device) for part in examples))
             noise = [network.noise(self.base, self.sampling, stream) for _ in range(len(text))]
-            c = network.conditions(self.base, text, has_text, examples=some)
+            c = network.conditions(self.base, text, has_text, examples=rows)
             k0 = network.sample(self.base, c, torch.stack(noise).to(device), self.sampling)
             parts.append(flat(entry.layout, statistics.denormalise(k0)).cpu())
         return torch.cat(parts)
