@@ -53,7 +53,7 @@ def generator_jobs(
     baselines = ("regression", "unconditional") if large else ("regression",)
     return (
         *seeded("generator"),
-        *(seeded("through_base") if large and experiment in THROUGH_BASE else ()),
+        *(seeded("through_base") if scale != "desk" and experiment in THROUGH_BASE else ()),
         *(GeneratorJob(kind=kind) for kind in baselines),
     )
 
@@ -88,6 +88,13 @@ def generator_of(scale: str, seed: int) -> str:
     """The name of the generator of a cell: that of its seed, or the first for further seeds."""
     name = GeneratorJob(kind=GENERATOR.kind, seed=seed).name
     return name if name in generators(scale) else GENERATOR.name
+
+
+def starts_from(experiment: str, job: GeneratorJob) -> str:
+    """The name of the network that the training of `job` starts from, or ""."""
+    if job.kind == "through_base" and experiment in THROUGH_BASE:
+        return GeneratorJob(kind=GENERATOR.kind, seed=job.seed).name
+    return ""
 
 
 def cell_networks(scale: str, source: str, experiment: str, task: str, seed: int) -> dict[str, str]:

@@ -113,14 +113,16 @@ def _items(cell: dict, method: str, condition: str, sample: int, outcome: Outcom
 
 
 # ---------------------------------------------------------------- a cell
-def models_of(cache: ModelCache, scale: str, seed: int) -> Models:
-    """The networks of a cell; PreflightError if generator or regression was not trained."""
-    name = scales.generator_of(scale, seed)
+def models_of(cache: ModelCache, scale: str, experiment: str, task: str, seed: int) -> Models:
+    """The networks of a cell; PreflightError if one other than "unconditional" was not trained."""
+    names = scales.cell_networks(scale, cache.source, experiment, task, seed)
+    through_base = names.get("through_base")
     unconditional = cache.has("unconditional")
     return Models(
-        cache.generator(name),
+        cache.generator(names["generator"]),
         cache.generator("regression"),
         cache.generator("unconditional") if unconditional else None,
+        through_base and cache.generator(through_base),
     )
 
 
@@ -165,8 +167,8 @@ def run_cell(
     spec, source = load_task(task), cache.source
     data = full_rows(spec, source, ("train", "validation", "test"))
     model = cache.base(base, len(spec.labels))
-    models = models_of(cache, scale, seed)
     experiment = model.spec.experiment
+    models = models_of(cache, scale, experiment, task, seed)
     about = {"scale": scale, "source": source, "experiment": experiment}
     members, held_out = zoo_of(cache.root, task, base, **about)
     size = size_of(scale, model, spec)

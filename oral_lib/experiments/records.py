@@ -61,12 +61,19 @@ def _train_rivals(place: Place, base: str) -> Path:
 
 
 def _train_network(record: "Experiment", place: Place, job: GeneratorJob) -> Path:
-    """A generator or baseline that learns from the adapters of the zoo."""
+    """A generator or baseline that learns from the adapters of the zoo; kind "through_base" goes on
+    with the loss of the base models."""
+    options = place.options("scale", "source", "root", "device")
+    if job.kind == "through_base":
+        from oral_lib.experiments.seen import through_base
+
+        plans = scales.base_plans(place.scale, place.source, record.name)
+        preset = through_base.preset(place.scale, record.name)
+        return through_base.train_from_weights(plans, job, configured=preset, **options)
     from oral_lib.experiments import generators
 
     members = scales.members(place.scale, place.source, record.name)
     configured = record.preset(place.scale, job)
-    options = place.options("scale", "source", "root", "device")
     return generators.train_from_zoo(members, job, configured=configured, **options)
 
 

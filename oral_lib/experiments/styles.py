@@ -112,7 +112,7 @@ def run_cell(
     spec, settings, source = load_task(task), STYLE_SETTINGS[scale], cache.source
     data, model = task_rows(spec, source), cache.base(base, 0)
     network = fid.network(settings.network, source, cache.device)
-    models = models_of(cache, scale, seed)
+    models = models_of(cache, scale, "style", task, seed)
     where = {"scale": scale, "source": source, "experiment": "style"}
     members, held_out = zoo_of(cache.root, task, base, **where)
     n = min(settings.max_images, len(data.test), len(data.train))

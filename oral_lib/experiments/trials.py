@@ -40,6 +40,7 @@ class Models:
     generator: Generator
     regression: Generator
     unconditional: Generator | None = None
+    through_base: Generator | None = None
 
 
 def adapters_of(
@@ -151,6 +152,8 @@ def trials(
             yield generated_trial(models.unconditional, [""], base.name, n, **about)
     for question in questions:
         yield generated(question)
+        if models.through_base:
+            yield generated(question, "generated_through_base", models.through_base)
     if seed == 0:
         for method, projection in PROJECTION_OF.items():
             for question in questions[:2]:  # matched and paraphrase

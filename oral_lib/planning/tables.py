@@ -225,6 +225,5 @@ PAPER = {
     "style": _paper_style,
 }
 SCALES = {"smoke": SMOKE, "desk": _DESK, "lab": _LAB, "paper": PAPER}
-# experiments whose zoo has also a generator that is trained through the base models, where the
-# scale is lab or paper
-THROUGH_BASE: tuple[str, ...] = ()
+# experiments whose generators are also trained on through the base models, at all scales but desk
+THROUGH_BASE = ("language",)

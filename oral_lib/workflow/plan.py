@@ -252,13 +252,15 @@ def _add_generators(part: _ExperimentNodes, zoo: tuple[str, ...]) -> tuple[str, 
     """Adds the training of generators and baselines; returns their manifests."""
     minutes = sum(p.zoo_minutes * len(p.tasks) * (p.zoo_seeds or 1) for p in part.plans)
     manifests: list[str] = []
-    for name in scales.generators(part.scale, part.record.name, part.source):
+    for job in scales.generator_jobs(part.scale, part.record.name, part.source):
+        name, start = job.name, scales.starts_from(part.record.name, job)
         manifests += part.add(
             name,
             *("train", name, *part.record.options),
             outputs=[part.root / name / "manifest.json"],  # written last
-            inputs=zoo,
-            memory_mb=part.largest,
+            inputs=(*zoo, str(part.root / start / "manifest.json")) if start else zoo,
+            # through the base models, all are in memory at once
+            memory_mb=sum(p.memory_mb for p in part.plans) if start else part.largest,
             minutes=0.25 * minutes,
             gpu=part.gpu,
         )

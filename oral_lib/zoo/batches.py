@@ -151,6 +151,46 @@ class StackBatches:
         return self.answer_ids.repeat_interleave(rows // len(self.answer_ids), 0)
 
 
+class StepRows:
+    """The rows of one step of `batches`, in tensors that keep their addresses.
+
+    Attributes:
+        batch: rows of the S runs, one run after another.
+        answers: [S * batch] index of each row's label; of a style, of the noise.
+        answer_ids: [S * batch, labels] answer ids of each row's task.
+    """
+
+    def __init__(self, batches: StackBatches):
+        rows, table = batches.rows[0], batches.table
+        self.batch = table[rows]
+        self.answers = batches.answers[0].clone()
+        self.answer_ids = batches.answer_ids_of_rows(len(rows))
+        self.option = torch.arange(table.options, device=rows.device)
+
+    def set(self, batches: StackBatches, i: int) -> None:
+        """Sets the tensors to step `i` of `batches`, whose shapes are those of the first ones."""
+        rows, table = batches.rows[i], batches.table
+        index = (rows[:, None] * len(self.option) + self.option).flatten()
+        torch.index_select(table.ids, 0, index, out=self.batch.ids)
+        torch.index_select(table.lengths, 0, index, out=self.batch.lengths)
+        torch.index_select(table.begins, 0, index, out=self.batch.begins)
+        if table.images is not None:
+            torch.index_select(table.images, 0, table.image_index[rows], out=self.batch.images)
+        self.answers.copy_(batches.answers[i])
+
+
+def step_group(base: BaseModel, task: Task, rows: Sequence[Row]) -> tuple[str, int]:
+    """What tasks must have in common to share the steps of a stack on `base`.
+
+    That is the kind of scoring, and the number of classes or options if the loss is a softmax over
+    them, else 0.
+    """
+    kind = base.scoring_kind(task)
+    if kind == "option":
+        return kind, len(rows[0].options)
+    return kind, len(task.labels) if kind in ("image", "question") else 0
+
+
 def _joined(tables: Sequence[EncodedRows], longest: int) -> EncodedRows:
     """One table of at least `longest` columns."""
     width = max(longest, *(table.ids.shape[1] for table in tables))

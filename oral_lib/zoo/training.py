@@ -25,7 +25,7 @@ from oral_lib.models.base import BaseModel
 from oral_lib.progress import bar
 from oral_lib.tasks.rows import Split
 from oral_lib.tasks.task import Task
-from oral_lib.zoo.batches import StackBatches
+from oral_lib.zoo.batches import StackBatches, StepRows, step_group
 from oral_lib.zoo.recipes import Recipe
 
 STACK_SIZE = 32  # adapters
@@ -68,11 +68,7 @@ class StackStep:
         self.base, self.clip, self.scoring_kind = base, recipe.clip, batches.scoring_kind
         dtype = next(base.model.parameters()).dtype
         self.stack = Stack(base.lora_init(), size, base.device, dtype, recipe.ratio)
-        rows, options = batches.rows[0], batches.table.options
-        self.answers = batches.answers[0].clone()  # [S * batch]
-        self.answer_ids = batches.answer_ids_of_rows(len(rows))  # [S * batch, labels]
-        self.option = torch.arange(options, device=base.device)
-        self.batch = batches.table[rows]
+        self.rows = StepRows(batches)
         self.lr = torch.zeros(size, device=base.device)
         self.loss = torch.zeros(size, device=base.device)
         self.replay = Replay(self._step, base.device)
@@ -80,28 +76,22 @@ class StackStep:
     def begin(self, start: dict[str, Tensor], batches: StackBatches) -> Stack:
         """The stack, with all adapters reset to `start`, for the steps of `batches`."""
         self.stack.restart(start)
-        self.answer_ids.copy_(batches.answer_ids_of_rows(len(self.answer_ids)))
+        answer_ids = self.rows.answer_ids
+        answer_ids.copy_(batches.answer_ids_of_rows(len(answer_ids)))
         return self.stack
 
     def _step(self, shape: tuple[int, int]) -> None:
-        loss = scoring.losses(
-            self.base.model, self.base, self.scoring_kind, self.batch.cut(*shape), self.answers,
-            self.answer_ids, len(self.stack),
-        )  # fmt: skip
+        rows, model = self.rows, self.base.model
+        batch, answers = rows.batch.cut(*shape), (rows.answers, rows.answer_ids)
+        about = model, self.base, self.scoring_kind, batch, *answers
+        loss = scoring.losses(*about, len(self.stack))
         loss = loss.view(len(self.stack), -1).mean(1)  # [S]
         self.loss.copy_(loss.detach())
         self.stack.update(loss.sum(), self.lr, self.clip)
 
     def step(self, batches: StackBatches, i: int, lr: Tensor) -> Tensor:
         """Losses [S] before step `i` of `batches`, which is made at learning rates `lr` [S]."""
-        rows, table = batches.rows[i], batches.table
-        index = (rows[:, None] * len(self.option) + self.option).flatten()
-        torch.index_select(table.ids, 0, index, out=self.batch.ids)
-        torch.index_select(table.lengths, 0, index, out=self.batch.lengths)
-        torch.index_select(table.begins, 0, index, out=self.batch.begins)
-        if table.images is not None:
-            torch.index_select(table.images, 0, table.image_index[rows], out=self.batch.images)
-        self.answers.copy_(batches.answers[i])
+        self.rows.set(batches, i)
         self.lr.copy_(lr)
         self.replay((batches.widths[i], batches.tails[i]))
         return self.loss
@@ -148,11 +138,8 @@ class StackTrainer:
         """
         base, groups = self.base, {}
         for job in jobs:
-            kind = base.scoring_kind(job.task)
-            # for these kinds the loss is a softmax over the task's classes
-            classes = len(job.task.labels) if kind in ("image", "question") else 0
-            recipe = job.recipe
-            key = (kind, classes, recipe.batch, recipe.clip, recipe.ratio)
+            recipe, rows = job.recipe, data[job.task.name].train
+            key = (step_group(base, job.task, rows), recipe.batch, recipe.clip, recipe.ratio)
             groups.setdefault(key, []).append(job)
         with stacked.compiled(base.model) if base.weights > COMPILED else nullcontext():
             for group in groups.values():

@@ -1,0 +1,1 @@
+"""Generators of seen tasks that are trained through the base models: training, development."""
