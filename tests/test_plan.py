@@ -180,7 +180,11 @@ def test_every_generator_has_a_kind_and_a_seed_and_is_looked_up_by_its_name(refu
     jobs = scales.generator_jobs("lab")
     assert [job.name for job in jobs] == list(scales.generators("lab"))
     assert [(job.kind, job.seed) for job in jobs[:3]] == [("generator", s) for s in range(3)]
-    assert {job.seed for job in jobs[3:]} == {0}
+    through = [job for job in jobs if job.kind == "through_base"]
+    assert [scales.starts_from("language", job) for job in through] == [
+        *scales.generators("lab")[:3]
+    ]
+    assert {job.seed for job in jobs[3:] if job not in through} == {0}
     assert scales.generator_job("lab", "generator-2") == jobs[2]
     with refused(UsageError, "trains no 'genrator'", "Did you mean 'generator'"):
         scales.generator_job("lab", "genrator")

@@ -248,7 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame | None:
     place = {"source": args.source, "root": args.root, "device": device}
     if args.step == "prepare":
         prepare(plans, scale=args.scale, steps=args.weights_steps, **place)
-        print(f"prepared in {time.perf_counter() - began:.0f} s on {devices.device_name(torch.device(device))}")
+        print(
+            f"prepared in {time.perf_counter() - began:.0f} s on {devices.device_name(torch.device(device))}"
+        )
         return None
     preset = configured(args.scale, args.set, args.network)
     job = GeneratorJob(kind="through_base", split=args.name)
