@@ -41,6 +41,10 @@ ROWS = task_rows(TASK, "made").test[:40]
 SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, noise_samples=2)
 TASKS = ("movie", "review_topic", "sarcasm")
 GENERATED = {"generated", "generated_span", "generated_free"}
+INTENTS_ONLY = {
+    "zero_shot", "prompted", "prompted_4", *schema.FEW_SHOT, "multitask_described", "soup_nearest",
+    "mixture",
+}  # fmt: skip
 WHERE = {"scale": "smoke", "wordings": "development"}
 PARAPHRASES = TASK.paraphrases["development"]
 
@@ -210,7 +214,7 @@ def planned():
             for number in range(3)
         ]
         members, held_out = ([m for m in zoos if (m.seed == 2) == last] for last in (0, 1))
-        models = Models(*(Listener(base) for _ in range(3)))
+        models = Models(*(Listener(base) for _ in range(4)))
         encoder = models.generator.encoder
         about = {"seed": seed, "wordings": "development"}
         asked = conditions.questions_of(TASK, Pickers.of(only, encoder), encoder, size, **about)
@@ -236,10 +240,11 @@ def same(trial, tensors):
 def test_every_method_of_the_table_is_tried(planned):
     seen = planned()
     methods = {method for method, _ in seen.trials} | {"majority"}
-    elsewhere = {"linear_probe", "multitask"}
+    elsewhere = {"linear_probe", "multitask", "complement", "ridge_bits", *INTENTS_ONLY}
     assert methods == set(schema.METHODS) - elsewhere
-    told = {condition for method, condition in seen.trials if method == "generated"}
-    assert told == {"matched", "paraphrase", "mismatched", "random", "empty"}
+    for name in ("generated", "generated_through_base"):
+        conditions_of_it = {condition for method, condition in seen.trials if method == name}
+        assert conditions_of_it == {"matched", "paraphrase", "mismatched", "random", "empty"}
     assert len(seen.trials["generated", "matched"].adapters) == SIZE.samples
     own = [m.tensors for m in seen.members if m.task == "movie"]
     assert same(seen.trials["retrieval", "matched"], own)
@@ -271,9 +276,10 @@ def test_held_out_seeds_count_as_trained_and_feed_no_method(planned):
 
 def test_what_does_not_depend_on_the_generator_is_measured_with_its_first_seed_only(planned):
     later = planned(seed=1)
-    assert {method for method, _ in later.trials} == {"generated"}
+    seeded = ("generated", "generated_through_base")
+    assert {method for method, _ in later.trials} == set(seeded)
     assert later.heard["regression"] == later.heard["unconditional"] == []
-    generated = [key for key in planned().trials if key[0] == "generated"]
+    generated = [key for key in planned().trials if key[0] in seeded]
     assert list(later.trials) == generated
 
 
@@ -405,7 +411,7 @@ def test_the_rows_of_a_cell_keep_the_contract(cell):
     schema.check_items(items, metrics)
     assert set(metrics.method) == {
         "majority", "base", "trained", "soup_task", "soup_all", "retrieval", "router", "regression",
-        "gaussian", "noise_small", "noise_large", *GENERATED,
+        "gaussian", "noise_small", "noise_large", "generated_through_base", *GENERATED,
     }  # fmt: skip
     assert set(metrics.source) == {"made"} and set(metrics.family) == {"language"}
 
@@ -469,7 +475,9 @@ def test_another_seed_of_a_cell_says_only_what_is_generated_and_from_other_noise
     metrics, items, _ = protocol.run_cell("movie", "tiny-encoder", 1, **where)
     schema.check_metrics(metrics)
     first = cell[1][cell[1].method == "generated"]
-    assert set(items.method) == {"generated"} and len(items) == len(first)
+    assert set(items.method) == {"generated", "generated_through_base"}
+    items = items[items.method == "generated"]
+    assert len(items) == len(first)
     key = ["method", "condition", "sample", "item"]
     one, other = (frame.set_index(key).sort_index() for frame in (first, items))
     assert one.index.equals(other.index) and one.label.equals(other.label)
@@ -653,7 +661,7 @@ def test_what_is_no_cell_or_no_training_of_a_run_is_refused_before_anything_star
 ):
     with refused(UsageError, "has no task 'review_topic' on 'tiny-encoder'"):
         smoke.measure("tiny-encoder", ["review_topic"])
-    with refused(UsageError, "trains no 'multitask'", "generator, regression"):
+    with refused(UsageError, "trains no 'multitask'", "generator, through_base, regression"):
         smoke.train_generator("multitask")
     with refused(UsageError, "scale 'desk' has no experiment 'vision'", "it has language"):
         Run("desk", out=tmp_path, experiment="vision")

@@ -120,10 +120,10 @@ def test_training_goes_on_from_the_generator_and_lowers_the_loss(smoke):
     assert manifest["start"] == {"name": "generator", "sha256": parent["sha256"]}
     assert manifest["zoo"] == parent["zoo"]
     losses = manifest["losses"]
-    assert len(losses) == through_base.PRESETS["smoke"].training.steps
+    assert len(losses) == through_base.ZOO_PRESETS["smoke"].training.steps
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     generator = smoke.generator("through_base")
-    assert generator.sampling == through_base.SAMPLING
+    assert generator.sampling == through_base.ONE_STEP
 
 
 def test_a_network_trained_through_the_base_answers_validation_rows_better(smoke):
@@ -134,7 +134,7 @@ def test_a_network_trained_through_the_base_answers_validation_rows_better(smoke
             for task in map(load_task, plan.tasks):
                 rows = task_rows(task, smoke.source).validation
                 adapters = networks.generate(
-                    task.description, plan.base, 2, sampling=through_base.SAMPLING
+                    task.description, plan.base, 2, sampling=through_base.ONE_STEP
                 )
                 outcomes = evaluate(smoke.base(plan.base), task, rows, adapters)
                 values += [outcome.likelihood for outcome in outcomes]
@@ -209,7 +209,7 @@ def test_choices_read_validation_rows_only(smoke, tmp_path, monkeypatch):
     networks = {method: smoke.generator(name) for method, name in names.items()}
     plans = development.plans_of(["tiny-encoder"], ["movie"], 2, "smoke", "made")
     place = {"source": "made", "root": smoke.root, "device": "cpu"}
-    table = development.compare(plans, networks, rows=50, samples=1, **place)
+    table = development.compare_methods(plans, networks, rows=50, samples=1, **place)
     assert read == ["movie"] and set(table.base) == {"tiny-encoder"}
     assert set(table.method) == {*networks, "trained", "held_out", "soup_task", "router"}
     assert table.accuracy.between(0, 100).all()

@@ -168,7 +168,7 @@ class StepRows:
         self.option = torch.arange(table.options, device=rows.device)
 
     def set(self, batches: StackBatches, i: int) -> None:
-        """Sets the tensors to step `i` of `batches`, whose shapes are those of the first ones."""
+        """Sets the tensors to step `i` of `batches`, of the same shapes as the first."""
         rows, table = batches.rows[i], batches.table
         index = (rows[:, None] * len(self.option) + self.option).flatten()
         torch.index_select(table.ids, 0, index, out=self.batch.ids)

@@ -37,8 +37,6 @@ from oral_lib.tasks.rows import full_rows
 from oral_lib.tasks.task import Task, load_task
 from oral_lib.zoo import store
 
-THROUGH_BASE = "generated_through_base"
-
 
 def plans_of(
     bases: Sequence[str], tasks: Sequence[str], zoo_seeds: int, scale: str, source: str
@@ -57,7 +55,7 @@ def plans_of(
     ]
 
 
-def prepare(
+def train_zoo_and_networks(
     plans: Sequence[BasePlan], *, scale: str, source: str, root: Path, device: str, steps: int = 0
 ) -> None:
     """Trains the zoo of `plans`, a generator and regression in `root`, if they are missing.
@@ -87,7 +85,7 @@ def prepare(
         generators.train_from_zoo(members, job, scale=scale, configured=configured, **place)
 
 
-def compare(
+def compare_methods(
     plans: Sequence[BasePlan],
     networks: Mapping[str, Generator],
     *,
@@ -165,7 +163,7 @@ def _scored(
     source: str,
     n: int,
 ) -> list[dict]:
-    """The rows of a task in the table of `compare`."""
+    """The rows of a task in the table of `compare_methods`."""
     rows, scores, likelihoods = full_rows(task, source).validation[:n], {}, {}
     answered = model.scoring_kind(task) != "answer"
     for key, tensors in adapters.items():
@@ -247,10 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame | None:
     plans = plans_of(args.bases.split(","), tasks, args.zoo_seeds, args.scale, args.source)
     place = {"source": args.source, "root": args.root, "device": device}
     if args.step == "prepare":
-        prepare(plans, scale=args.scale, steps=args.weights_steps, **place)
-        print(
-            f"prepared in {time.perf_counter() - began:.0f} s on {devices.device_name(torch.device(device))}"
-        )
+        train_zoo_and_networks(plans, scale=args.scale, steps=args.weights_steps, **place)
+        name = devices.device_name(torch.device(device))
+        print(f"prepared in {time.perf_counter() - began:.0f} s on {name}")
         return None
     preset = configured(args.scale, args.set, args.network)
     job = GeneratorJob(kind="through_base", split=args.name)
@@ -258,13 +255,17 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame | None:
         plans, job, scale=args.scale, configured=preset, start=GENERATOR.name, **place
     )
     trained = time.perf_counter() - began
-    names = {"generated": "generator", "regression": "regression", THROUGH_BASE: folder.name}
+    names = {
+        "generated": "generator",
+        "regression": "regression",
+        "generated_through_base": folder.name,
+    }
     networks = {
         method: Generator.from_pretrained(args.root / name, device, source=args.source)
         for method, name in names.items()
     }
     sizes = {"rows": args.validation_rows, "samples": args.samples}
-    table = compare(plans, networks, **sizes, **place)
+    table = compare_methods(plans, networks, **sizes, **place)
     losses = storage.read_json(folder / "manifest.json")["losses"]
     ends = np.mean(losses[:20]), np.mean(losses[-20:])
     table.to_csv(folder / "validation.csv", index=False)

@@ -27,7 +27,7 @@ from oral_lib.tasks.rows import full_rows
 from oral_lib.tasks.task import load_task, wordings_hash
 from oral_lib.zoo.task_batches import ZooBatches
 
-SAMPLING = SamplingConfig(steps=1, projection="none", noise_sharing="token")
+ONE_STEP = SamplingConfig(steps=1, projection="none", noise_sharing="token")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ThroughBase:
     network: Mapping[str, Any] = field(default_factory=dict)
 
 
-PRESETS = {
+ZOO_PRESETS = {
     "smoke": ThroughBase(
         tasks=8, rows=8, training=ThroughBaseConfig(steps=40, lr=1e-3, warmup=5, ema=0.9)
     ),
@@ -62,11 +62,11 @@ def preset(scale: str, experiment: str = "language") -> ThroughBase:
     """The configuration at a scale.
 
     Args:
-        scale: of the run, a key of `PRESETS`.
+        scale: of the run, a key of `ZOO_PRESETS`.
         experiment: the name of the experiment.
     """
     images = _IMAGES if scale == "lab" and experiment != "language" else {}
-    return replace(PRESETS[scale], **images)
+    return replace(ZOO_PRESETS[scale], **images)
 
 
 def train_from_weights(
@@ -125,17 +125,17 @@ def train_from_weights(
     batches: dict[str, ZooBatches] = {}
     with ExitStack() as attached:
         for base, part in tasks.items():
-            known = [load_task(name) for name in part]
-            classes = len(known[0].labels)  # of the head of an encoder
+            chosen = [load_task(name) for name in part]
+            classes = len(chosen[0].labels)  # of the head of an encoder
             model = loading.load(base, source=source, labels=classes, device=device)
-            about_tasks = {task.name: texts[task.name] for task in known}
-            batches[base] = ZooBatches(model, known, data, about_tasks, seed=job.seed, **sizes)
+            about_tasks = {task.name: texts[task.name] for task in chosen}
+            batches[base] = ZooBatches(model, chosen, data, about_tasks, seed=job.seed, **sizes)
             attached.enter_context(batches[base].attached())
         options = {"device": device, "state": state, "key": about, "label": f"{job.name} ({scale})"}
         network, curves = train_through_base(network, batches, training, **options)
     losses = [round(sum(step) / len(step), 6) for step in curves["losses"]]
     content = about | {"losses": losses, "norms": curves["norms"]}
-    Generator(network, content, SAMPLING, source=source, encoder=encoder).save_pretrained(folder)
+    Generator(network, content, ONE_STEP, source=source, encoder=encoder).save_pretrained(folder)
     state.unlink(missing_ok=True)
     return folder
 
