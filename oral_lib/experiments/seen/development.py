@@ -166,8 +166,11 @@ def _scored(
     """The rows of a task in the table of `compare_methods`."""
     rows, scores, likelihoods = full_rows(task, source).validation[:n], {}, {}
     answered = model.scoring_kind(task) != "answer"
+    unique = {id(a): a for part in adapters.values() for a in part}  # the router picks from the zoo
+    scored = evaluate(model, task, rows, list(unique.values()), write=False)
+    outcome_of = dict(zip(unique, scored, strict=True))
     for key, tensors in adapters.items():
-        outcomes = list(evaluate(model, task, rows, tensors, write=False))
+        outcomes = [outcome_of[id(tensor)] for tensor in tensors]
         likelihoods[key] = np.mean([outcome.likelihood for outcome in outcomes])
         if answered:
             correct = torch.stack([outcome.correct.float() for outcome in outcomes])
