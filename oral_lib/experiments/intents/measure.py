@@ -158,7 +158,8 @@ def plain_trials(cell: SplitCell) -> Iterator[Scored]:
     yield adapter_trial(cell, "base", "none", [lambda: start.expand(len(cell.tasks), -1)])
     values, seconds = cell.trained
     yield adapter_trial(cell, "trained", "none", [lambda: values], seconds * len(cell.tasks))
-    if rivals.preset(cell.scale, cell.model.name).few_shot:
+    seen = cell.split == "L0"  # every row of its tasks was trained on
+    if rivals.preset(cell.scale, cell.model.name).few_shot and not seen:
         recipes = few_shot.few_shot_recipes(
             cell.root, cell.model.name, development=cell.development
         )

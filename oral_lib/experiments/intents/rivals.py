@@ -51,7 +51,7 @@ class RivalPreset:
     zoo: Recipe
     multitask: Recipe
     described: Recipe
-    zoo_unions: int = 100  # random unions in the zoo
+    zoo_unions: int = 60  # random unions in the zoo
     few_shot: tuple[Recipe, ...] = ()  # candidates; the choice is made on development tasks
     regression_steps: int = 3000
     multitask_models: bool = True  # whether to train multi-task LoRAs
@@ -74,14 +74,10 @@ def preset(scale: str, base: str) -> RivalPreset:
         return RivalPreset(
             zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False
         )
-    few = tuple(
-        Recipe(steps=steps, batch=16, lr=factor * lr) for steps in (30, 90) for factor in (1, 3)
-    )
+    few = tuple(Recipe(steps=60, batch=16, lr=factor * lr) for factor in (1, 3))
+    joint = Recipe(steps=1600 if large else 4000, batch=256, lr=lr)
     return RivalPreset(
-        zoo=Recipe(steps=300, batch=16, lr=lr),
-        multitask=Recipe(steps=3000, batch=256, lr=lr),
-        described=Recipe(steps=3000, batch=256, lr=lr),
-        few_shot=few,
+        zoo=Recipe(steps=150, batch=16, lr=lr), multitask=joint, described=joint, few_shot=few
     )
 
 
