@@ -45,7 +45,7 @@ pd.DataFrame(
 from oral_lib.tasks.rows import Row
 
 task = tasks["L2"][0]
-numbers, labels = family.draw(intents, task, "test", 4, 4, seed)
+numbers, labels = family.draw_rows(intents, task, "test", 4, 4, seed)
 messages = [intents.messages[number] for number in numbers]
 rows = [Row(m.key, m.text, int(label)) for m, label in zip(messages, labels, strict=True)]
 model = run.base(base or run.planned[0].base)

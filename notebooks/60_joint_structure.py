@@ -33,4 +33,4 @@ frame.drop(columns=["source", "base", "seed", "commit"]).round(2)
 # ## The limits
 
 # %%
-joint_structure.judged(frame)
+joint_structure.decided(frame)

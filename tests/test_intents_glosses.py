@@ -137,7 +137,7 @@ def test_an_intent_with_too_few_messages_is_refused(monkeypatch):
 def test_texts_have_examples_of_training_only_and_a_name_kept_for_testing(made):
     parts = {m.key.removeprefix("glosses-"): m.part for m in made.messages}
     for name, written in made.texts.items():
-        assert {kind: len(texts) for kind, texts in written.items()} == glosses.TEXTS
+        assert {kind: len(texts) for kind, texts in written.items()} == glosses.GLOSS_TEXTS
         short = name.removeprefix("glosses.")
         assert written["train"][0] == f"The message defines some {short}."
         assert all(f"sort of {short}" in text for text in written["test"])
@@ -172,7 +172,7 @@ def test_the_package_has_over_a_hundred_intents_in_many_domains():
 
 def test_stored_splits_are_drawn_as_the_rules_say():
     for proposed, name in zip(
-        glosses.propose(), ("splits_glosses", "splits_glosses_desk"), strict=True
+        glosses.propose_glosses(), ("splits_glosses", "splits_glosses_desk"), strict=True
     ):
         folder = splits.resources.files("oral_lib") / "tasks" / "intents"
         assert storage.read_json(folder / f"{name}.json") == _plain(proposed)
@@ -200,7 +200,7 @@ def test_forms_of_different_kinds_share_no_five_words():
         words = re.findall(r"[\w{}]+", form.lower())
         return set(zip(*(words[i:] for i in range(5)), strict=False))
 
-    kinds = [set().union(*map(runs, glosses.FORMS[kind])) for kind in texts.KINDS]
+    kinds = [set().union(*map(runs, glosses.GLOSS_FORMS[kind])) for kind in texts.KINDS]
     for one, other in (*pairwise(kinds), (kinds[0], kinds[2])):
         assert not one & other
 

@@ -23,7 +23,7 @@ from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import HashedWords, TextEncoder
-from oral_lib.tasks.intents.family import MESSAGE, draw, load_family, training_unions
+from oral_lib.tasks.intents.family import MESSAGE, draw_rows, load_family, training_unions
 from oral_lib.zoo.recipes import Recipe
 
 torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def test_trained_adapters_separate_the_rows_of_their_tasks(table):
     rows, labels = adapters.training_rows(FAMILY, TASKS, 100, 8, table.lengths)
     trained = adapters.train_stack(base, table, base.lora_init(), rows, labels, lr=1e-2, ratio=4.0)
     for part, least in (("train", 0.8), ("test", 0.7)):
-        drawn = [draw(FAMILY, task, part, 20, 40, 0) for task in TASKS]
+        drawn = [draw_rows(FAMILY, task, part, 20, 40, 0) for task in TASKS]
         scores = scoring.yes_logits(base, table, trained, np.stack([rows for rows, _ in drawn]))
         for task, row, (_, answers) in zip(TASKS, scores.numpy(), drawn, strict=True):
             assert bootstrap.auc(answers, row) > least, task.name
@@ -185,11 +185,11 @@ def test_multi_task_loras_follow_the_text(table):
     stream = TaskStream.of(FAMILY, mixture=mixture)
     stream = replace(stream, intents=stream.intents[:3])
     tasks = FAMILY.tasks("train")[:3]
-    drawn = [draw(FAMILY, task, "train", 10, 20, 0) for task in tasks]
+    drawn = [draw_rows(FAMILY, task, "train", 10, 20, 0) for task in tasks]
     rows, labels = np.stack([rows for rows, _ in drawn]), drawn[0][1]
     texts = [task.texts["train"][0] for task in tasks]
     embed = HashedWords().encode
-    joint = shared.train_text_head(base, stream, recipe, embed)
+    joint = shared.train_multitask_head(base, stream, recipe, embed)
     own, other = (
         shared.multitask_logits(table, joint, embed(each), rows).numpy()
         for each in (texts, texts[1:] + texts[:1])

@@ -148,7 +148,7 @@ def test_unions_of_the_split_are_not_nested_and_seen_in_development(family):
     assert {i for t in tasks for i in t.positive} <= set(
         family.seen_without("L2", development=True)
     )
-    assert {len(t.positive) for t in tasks} <= set(splits.SIZES)
+    assert {len(t.positive) for t in tasks} <= set(splits.UNION_SIZES)
     assert any(union.not_about for union in family.splits.unions)
 
 
@@ -167,11 +167,11 @@ def test_an_intent_that_two_sets_have_is_not_held_out():
     assert not set(splits.TWINS) & {*split.unseen, *split.development}
 
 
-@pytest.mark.parametrize("name", splits.RULES)
+@pytest.mark.parametrize("name", splits.SPLIT_RULES)
 def test_splits_are_drawn_as_the_rule_says(name):
     made = {m.name: f"{m.set}.{m.domain}" for m in rows.made_messages()}
     domains = made if name == "splits_made" else rows.set_domains()
-    proposed = splits.Splits.of(splits.propose(domains, splits.RULES[name]))
+    proposed = splits.Splits.of(splits.propose(domains, splits.SPLIT_RULES[name]))
     assert proposed == splits.read_splits(name)
 
 
@@ -207,7 +207,7 @@ def test_messages_that_may_be_about_the_topic_are_no_negatives():
 @pytest.mark.parametrize("part", PARTS)
 def test_half_of_the_negatives_are_near(family, part):
     for task in family.tasks("L2")[:5] + family.tasks("L1")[-3:]:
-        drawn, labels = families.draw(family, task, part, 3, 8, 0)
+        drawn, labels = families.draw_rows(family, task, part, 3, 8, 0)
         assert labels.tolist() == [1] * 3 + [0] * 8
         intents = family.intent_of[drawn]
         assert set(intents[:3]) <= set(task.positive)
@@ -218,10 +218,10 @@ def test_half_of_the_negatives_are_near(family, part):
 
 def test_draws_of_one_seed_are_equal_and_grow(family):
     task = family.tasks("L2")[0]
-    few, _ = families.draw(family, task, "train", 2, 4, 7)
-    again, _ = families.draw(family, task, "train", 2, 4, 7)
-    many, _ = families.draw(family, task, "train", 4, 8, 7)
-    other, _ = families.draw(family, task, "train", 2, 4, 8)
+    few, _ = families.draw_rows(family, task, "train", 2, 4, 7)
+    again, _ = families.draw_rows(family, task, "train", 2, 4, 7)
+    many, _ = families.draw_rows(family, task, "train", 4, 8, 7)
+    other, _ = families.draw_rows(family, task, "train", 2, 4, 8)
     assert few.tolist() == again.tolist()
     assert few.tolist() != other.tolist()
     assert few.tolist() == [*many[:2], *many[4:6], *many[8:10]]
@@ -231,7 +231,7 @@ def test_draws_of_one_seed_are_equal_and_grow(family):
 def test_messages_are_repeated_where_there_are_too_few():
     family = FAMILIES["stored"]
     task = family.tasks("L2")[0]
-    drawn, _ = families.draw(family, task, "train", 6, 0, 0)
+    drawn, _ = families.draw_rows(family, task, "train", 6, 0, 0)
     assert Counter(Counter(drawn.tolist()).values()) == {1: 2, 2: 2}  # four messages
 
 
@@ -248,7 +248,7 @@ def test_a_union_is_described_by_the_phrases_of_its_intents():
 
 
 def test_forms_of_different_kinds_have_nothing_in_common():
-    for forms in (texts.FORMS, texts.FORMS_WITHOUT):
+    for forms in (texts.UNION_FORMS, texts.UNION_FORMS_WITHOUT):
         written = [form for kind in texts.KINDS for form in forms[kind]]
         assert len(set(map(comparable, written))) == len(written)
 
@@ -377,7 +377,7 @@ def test_messages_of_the_hub_are_those_of_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     write_sets(tmp_path)
     assert rows.read_messages("hub") == rows.read_messages(f"local:{tmp_path}")
-    assert set(calls) == {entry[:3] for entry in rows.HUB.values()}
+    assert set(calls) == {entry[:3] for entry in rows.HUB_SETS.values()}
 
 
 def test_a_table_without_its_columns_or_with_an_unknown_intent_is_refused(tmp_path, monkeypatch):
@@ -408,7 +408,7 @@ def test_made_messages_are_enough_for_an_evaluation():
     family = FAMILIES["made"]
     for split in ("L0", "L1", "L2", "L3"):
         for task in family.tasks(split):
-            drawn, labels = families.draw(family, task, "test", 30, 60, 0)
+            drawn, labels = families.draw_rows(family, task, "test", 30, 60, 0)
             assert len(set(drawn)) == 90 == len(labels)
             assert drawn.dtype == labels.dtype == np.int64
 

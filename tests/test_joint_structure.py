@@ -49,7 +49,7 @@ def frame(**changed):
     ],
 )
 def test_a_criterion_is_met_at_its_limit_and_not_beyond(changed, failed):
-    found = joint_structure.judged(frame(**changed))
+    found = joint_structure.decided(frame(**changed))
     assert len(found) == len(joint_structure.CRITERIA)
     assert sorted(found[~found.met].method) == sorted(failed)
 
@@ -62,7 +62,7 @@ def test_gaps_are_points_above_trained_and_means_over_tasks():
         "one": {"trained": trained, "average": half},
         "two": {"trained": trained, "average": all_right},
     }
-    found = joint_structure.table(correct, {("one", "average"): 0.5, ("two", "average"): 0.7})
+    found = joint_structure.joint_table(correct, {("one", "average"): 0.5, ("two", "average"): 0.7})
     found = found.set_index(["method", "task"])
     assert found.loc[("average", "one"), "gap"] == pytest.approx(-40)
     assert found.loc[("average", "two"), "gap"] == pytest.approx(20)
@@ -89,7 +89,7 @@ def zoo(tmp_path_factory):
     task, folder = oral_lib.load_task("movie"), tmp_path_factory.mktemp("zoo")
     recipe = Recipe(steps=12, batch=8, lr=2e-2, ratio=1.0)
     options = (base, task, oral_lib.task_rows(task, "made"), range(6), recipe, folder)
-    return base, independent_starts.train_zoo(*options, stack_size=4), options
+    return base, independent_starts.train_independent(*options, stack_size=4), options
 
 
 def test_adapters_have_starts_of_their_own_and_one_head(zoo):
@@ -113,21 +113,21 @@ def test_a_second_call_reads_the_stacks_and_another_recipe_trains_its_own(zoo):
     _, adapters, options = zoo
     files = sorted(options[-1].iterdir())
     assert len(files) == 2
-    again = independent_starts.train_zoo(*options, stack_size=4)
+    again = independent_starts.train_independent(*options, stack_size=4)
     assert all(torch.equal(a[n], b[n]) for a, b in zip(adapters, again, strict=True) for n in a)
     changed = (*options[:4], replace(options[4], steps=2), options[-1])
-    independent_starts.train_zoo(*changed, stack_size=6)
+    independent_starts.train_independent(*changed, stack_size=6)
     assert len(list(options[-1].iterdir())) == 3
 
 
 def test_the_smoke_study_has_every_method_and_runs_again_from_its_files(tmp_path):
-    small = replace(joint_structure.STUDIES["smoke"], rows=16)
+    small = replace(joint_structure.JOINT_STUDIES["smoke"], rows=16)
     found = joint_structure.run("smoke", out=tmp_path, study=small)
     assert list(found.columns) == joint_structure.JOINT_COLUMNS
     assert found.groupby("task").method.apply(tuple).to_dict() == dict.fromkeys(
         (*small.tasks, joint_structure.ALL_TASKS), NAMES
     )
-    assert len(joint_structure.judged(found)) == len(joint_structure.CRITERIA)
+    assert len(joint_structure.decided(found)) == len(joint_structure.CRITERIA)
     again = joint_structure.run("smoke", out=tmp_path, study=small)
     pd.testing.assert_frame_equal(found, again)
     with pytest.raises(UsageError, match="no study of scale 'desk'"):

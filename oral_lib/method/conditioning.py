@@ -26,7 +26,7 @@ ARMS = ("fingerprint", "describe")
 SKETCH = 16  # q, columns of the random projection of a weight matrix
 FINGERPRINT = 64  # f
 ENERGY_FLOOR = 1e-12  # smallest squared singular value whose logarithm is taken
-LABELS = 16  # different labels that examples may have
+MOST_LABELS = 16  # different labels that examples may have
 
 
 class Examples(NamedTuple):
@@ -34,7 +34,7 @@ class Examples(NamedTuple):
 
     Args:
         embeddings: [b, n, e] unit vectors of the rows' texts.
-        labels: long [b, n], from 0 to LABELS - 1.
+        labels: long [b, n], from 0 to MOST_LABELS - 1.
         given: bool [b, n], False for a row that is not used.
     """
 
@@ -57,8 +57,8 @@ class ExampleReader(nn.Module):
     def __init__(self, embedding: int, width: int):
         super().__init__()
         self.read = nn.Linear(embedding, width, bias=False)
-        self.scale = nn.Embedding(LABELS, width)
-        self.shift = nn.Embedding(LABELS, width)
+        self.scale = nn.Embedding(MOST_LABELS, width)
+        self.shift = nn.Embedding(MOST_LABELS, width)
         nn.init.zeros_(self.shift.weight)
 
     def forward(self, examples: Examples) -> Tensor:

@@ -12,7 +12,7 @@ from oral_lib import seeds
 from oral_lib.evaluation import bootstrap
 from oral_lib.experiments.intents import adapters, scoring, stored
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.tasks.intents.family import IntentFamily, IntentTask, draw
+from oral_lib.tasks.intents.family import IntentFamily, IntentTask, draw_rows
 from oral_lib.zoo.recipes import Recipe
 
 SHOTS = (1, 2, 4, 8, 16, 32)  # labelled rows of a few-shot LoRA
@@ -24,7 +24,7 @@ def labelled_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training rows [T, shots] and labels of each task: half are positive, a single row is."""
     sizes = shots - shots // 2, shots // 2
-    drawn = [draw(family, task, "train", *sizes, seed) for task in tasks]
+    drawn = [draw_rows(family, task, "train", *sizes, seed) for task in tasks]
     rows, labels = zip(*drawn, strict=True)
     return np.stack(rows), np.stack(labels)
 
@@ -39,7 +39,7 @@ def few_shot(
 ) -> Tensor:
     """Adapters [T, V], each trained on `shots` labelled rows of its task: half are positive.
 
-    A single row is positive. The rows are the first of `family.draw`, so that 8 rows contain the 4.
+    A single row is positive. The rows are the first of `family.draw_rows`: 8 rows contain the 4.
 
     Args:
         table: the messages.
@@ -83,7 +83,7 @@ def validation_score(
     table: MessageTable, family: IntentFamily, tasks: Sequence[IntentTask], values: Tensor
 ) -> float:
     """Mean of AUC and balanced accuracy of adapters [T, V] on validation rows of their tasks."""
-    drawn = [draw(family, task, "validation", *CHOICE_ROWS, 0) for task in tasks]
+    drawn = [draw_rows(family, task, "validation", *CHOICE_ROWS, 0) for task in tasks]
     rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
     scores = scoring.yes_logits(table.base, table, values, rows).numpy()
     each = [

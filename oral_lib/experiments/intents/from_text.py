@@ -17,7 +17,7 @@ from oral_lib.method.projection import span
 from oral_lib.models.text_encoder import TextEncoder
 
 NEAREST = 5  # adapters of a soup
-RIDGE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the ridge of a mixture
+MIXTURE_PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of the ridge of a mixture
 _DIRECTIONS = 128  # principal directions of the zoo that the regression writes
 
 

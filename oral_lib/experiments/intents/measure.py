@@ -37,7 +37,7 @@ from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.side_tables.intents import method_costs, one_at_a_time, text_map
 from oral_lib.method.conditioning import Examples
 from oral_lib.models.base import BaseModel
-from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw, load_family
+from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw_rows, load_family
 
 POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
 PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
@@ -45,7 +45,7 @@ _EXAMPLES = (4, 16)  # labelled rows that a generator reads
 MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
 
 # adapters [T, V] on the CPU, of texts [T, e] (not given: without text) and examples
-Writing = Callable[..., Tensor]  # (texts, given, examples=None)
+Write = Callable[..., Tensor]  # (texts, given, examples=None)
 _tables: WeakKeyDictionary[BaseModel, tuple[IntentFamily, MessageTable]] = WeakKeyDictionary()
 _embedders: WeakKeyDictionary[ModelCache, Embedder] = WeakKeyDictionary()
 
@@ -96,7 +96,7 @@ class SplitCell:
         part = "validation" if self.development else "test"
         most = POSITIVE["smoke" if self.scale == "smoke" else "lab"]
         for positive in range(most, 0, -1):
-            drawn = [draw(self.family, t, part, positive, 2 * positive, 0) for t in self.tasks]
+            drawn = [draw_rows(self.family, t, part, positive, 2 * positive, 0) for t in self.tasks]
             rows = np.stack([rows for rows, _ in drawn])
             if all(len(np.unique(each)) == len(each) for each in rows):
                 break
@@ -243,7 +243,7 @@ def _each(call: Callable, inputs: Sequence) -> list:
     return [call(each) for each in inputs]
 
 
-def generated_trials(cell: SplitCell, method: str, write: Writing) -> Iterator[Scored]:
+def generated_trials(cell: SplitCell, method: str, write: Write) -> Iterator[Scored]:
     """The generator under every condition, with text, with labelled rows, and with both."""
     given = torch.ones(len(cell.tasks), dtype=torch.bool)
     for question in cell.questions:
@@ -324,7 +324,7 @@ def run_cell(
     scale: str,
     cache: ModelCache,
     wordings: str,
-    networks: Mapping[str, Writing] | None = None,
+    networks: Mapping[str, Write] | None = None,
 ) -> Measurement:
     """All tasks of a split on one base model, with rows of intents_costs and intents_map.
 
@@ -361,7 +361,7 @@ def run_cell(
 
 
 def further_tables(
-    cell: SplitCell, source: str, planned: Sequence[Scored], networks: Mapping[str, Writing]
+    cell: SplitCell, source: str, planned: Sequence[Scored], networks: Mapping[str, Write]
 ) -> dict[str, list[dict]]:
     """The rows of intents_costs (seed 0) and of intents_map (where a GPU scores all pairs)."""
     if not any(trial.method == "base" for trial in planned):

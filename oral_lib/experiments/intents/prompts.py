@@ -20,7 +20,7 @@ from oral_lib.errors import OralError
 from oral_lib.evaluation import scoring
 from oral_lib.experiments.intents.messages import Text
 from oral_lib.models.base import BaseModel, EncodedRows
-from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw
+from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw_rows
 from oral_lib.zoo.batches import rounded_width
 
 _LONGEST = 60  # words of a text that are read
@@ -179,7 +179,7 @@ def prompts_with_examples(
     turns = np.arange(_SHOWN).reshape(2, half).T.ravel()  # yes, no, yes, no
     for sample in samples:
         for task, text in zip(tasks, sample, strict=True):
-            rows, labels = draw(family, task, "train", half, half, 0)
+            rows, labels = draw_rows(family, task, "train", half, half, 0)
             examples = [(family.messages[rows[i]].text, int(labels[i])) for i in turns]
             fronts.append(with_examples(text, examples))
     table = PromptTable.of(base, fronts, family.messages)

@@ -31,7 +31,7 @@ from oral_lib.tasks.intents.family import (
     SPLITS,
     IntentFamily,
     IntentTask,
-    draw,
+    draw_rows,
     load_family,
     training_unions,
 )
@@ -285,7 +285,7 @@ def _described(
 def _multitask(
     loaded: Loaded, stream: Callable[[], TaskStream], recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict]:
-    return shared.train_text_head(loaded.model, stream(), recipe, loaded.embed), {}
+    return shared.train_multitask_head(loaded.model, stream(), recipe, loaded.embed), {}
 
 
 def _few_shot(loaded: Loaded, candidates: Sequence[Recipe]) -> tuple[dict[str, Tensor], dict]:
@@ -347,7 +347,7 @@ def choose_penalty(
         penalty: few_shot.validation_score(
             table, family, tasks, from_text.mixture(zoo.matched[left_out], rest, penalty)
         )
-        for penalty in from_text.RIDGE_PENALTIES
+        for penalty in from_text.MIXTURE_PENALTIES
     }
     best = max(scores, key=scores.get)
     return best, {str(penalty): round(score, 5) for penalty, score in scores.items()}
@@ -356,7 +356,7 @@ def choose_penalty(
 def choose_threshold(family: IntentFamily, members: Sequence[IntentTask], embed: Embedder) -> float:
     """The cosine from which a message is about a text, by validation rows of seen tasks."""
     tasks = [task for task in members if len(task.positive) == 1]
-    drawn = [draw(family, task, "validation", *few_shot.CHOICE_ROWS, 0) for task in tasks]
+    drawn = [draw_rows(family, task, "validation", *few_shot.CHOICE_ROWS, 0) for task in tasks]
     rows, labels = (np.stack(side) for side in zip(*drawn, strict=True))
     scores = from_text.cosines(
         embed([task.texts["train"][0] for task in tasks]), message_vectors(family, rows, embed)

@@ -135,7 +135,7 @@ def train_described(base: BaseModel, stream: TaskStream, recipe: Recipe) -> dict
     return _train(base, base.lora_init(), recipe, draws, table.width, table.losses, about)
 
 
-def train_text_head(
+def train_multitask_head(
     base: BaseModel,
     stream: TaskStream,
     recipe: Recipe,
@@ -216,7 +216,7 @@ def multitask_logits(
 
     Args:
         table: the messages.
-        trained: what `train_text_head` returned.
+        trained: what `train_multitask_head` returned.
         texts: embeddings [T, e].
         rows: row numbers [T, n] on the host.
     """

@@ -47,7 +47,7 @@ from oral_lib.zoo.training import COMPILED
 
 _ENCODED = 512  # texts embedded at once
 _WRITTEN = 16  # adapters written at once
-EXAMPLES = 32  # labelled examples of a task, at most
+MOST_EXAMPLES = 32  # labelled examples of a task, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ PRESETS = {
     ),
 }
 SAMPLING = SamplingConfig(steps=1, projection="none", noise_sharing="token")  # as it was trained
-METHODS = {"through_base": "generated_through_base", "weights": "generated"}  # by kind of job
+METHOD_OF = {"through_base": "generated_through_base", "weights": "generated"}  # by kind of job
 
 
 def embeddings(encoder: TextEncoder, texts: Sequence[str], device: str | torch.device) -> Tensor:
@@ -207,7 +207,7 @@ def entry_of(
     return BaseEntry(layout, statistics, None, description, facts.fingerprint, facts.peft_config)
 
 
-def untrained(config: GeneratorConfig, entries: Mapping[str, BaseEntry], seed: int) -> ORAL:
+def initial_network(config: GeneratorConfig, entries: Mapping[str, BaseEntry], seed: int) -> ORAL:
     """A network for the base models of `entries`, with initial weights drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "generator-init"))
@@ -237,7 +237,7 @@ def train(
         label: of the progress bar.
         options: `state`, `key` and `until` of `train_through_base`.
     """
-    examples = EXAMPLES if network.config.examples else 0
+    examples = MOST_EXAMPLES if network.config.examples else 0
     steps = stream.steps(preset.training.steps, preset.tasks, preset.rows, examples)
     texts = embeddings(encoder, stream.all_texts, device)
     batches = {}
@@ -317,7 +317,7 @@ def train_job(
         stream = TaskStream.of(
             family, without=without, mixture=preset.mixture, seed=job.seed, **dev
         )
-        network = untrained(config, entries, job.seed)
+        network = initial_network(config, entries, job.seed)
         preset = replace(preset, training=training)
         network, curves = train(network, models, stream, encoder, preset, **options)
         losses = [sum(step) / len(step) for step in curves["losses"]]
@@ -348,7 +348,7 @@ def _train_on_weights(
         means = {**data[base].task_means, **means}
         described = encoder.encode([facts.description])[0]
         entries[base] = data[base].base(described, facts.fingerprint, facts.peft_config)
-    network = untrained(config, entries, training.seed)
+    network = initial_network(config, entries, training.seed)
     return train_on_tokens(network, data, training, **options)
 
 
@@ -392,5 +392,5 @@ def writings(
 ) -> dict[str, Writing]:
     """What writes adapters of `base`, by method, for the networks `names` (by kind) of a run."""
     return {
-        METHODS[kind]: Writing(cache.generator(name), base, seed) for kind, name in names.items()
+        METHOD_OF[kind]: Writing(cache.generator(name), base, seed) for kind, name in names.items()
     }

@@ -36,7 +36,7 @@ def own_start(base: BaseModel, task: str, seed: int) -> dict[str, torch.Tensor]:
     return start
 
 
-def train_zoo(
+def train_independent(
     base: BaseModel,
     task: Task,
     rows: Split,

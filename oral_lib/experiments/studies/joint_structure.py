@@ -32,7 +32,7 @@ from oral_lib import method, paths, seeds, storage
 from oral_lib.baselines import averages
 from oral_lib.errors import UsageError
 from oral_lib.evaluation.evaluate import evaluate
-from oral_lib.experiments.studies.independent_starts import train_zoo
+from oral_lib.experiments.studies.independent_starts import train_independent
 from oral_lib.lora import distances, gauge
 from oral_lib.method.model import BaseEntry
 from oral_lib.models import loading
@@ -141,7 +141,7 @@ def _network(k: int, width: int, hidden: int, depth: int, encoder: str) -> metho
     )
 
 
-STUDIES = {
+JOINT_STUDIES = {
     "smoke": JointStudy(
         base="tiny-encoder",
         tasks=("movie", "sarcasm"),
@@ -194,14 +194,14 @@ def run(
         source: of base model and rows; has no effect at the smoke scale.
         out: the folder of runs/.
         device: where to train and measure; default: the GPU if there is one.
-        study: default: `STUDIES[scale]`.
+        study: default: `JOINT_STUDIES[scale]`.
 
     Raises:
         UsageError: there is no study of that scale.
     """
-    if scale not in STUDIES:
-        raise UsageError(f"no study of scale {scale!r}: use one of {', '.join(STUDIES)}.")
-    study, source = study or STUDIES[scale], "made" if scale == "smoke" else source
+    if scale not in JOINT_STUDIES:
+        raise UsageError(f"no study of scale {scale!r}: use one of {', '.join(JOINT_STUDIES)}.")
+    study, source = study or JOINT_STUDIES[scale], "made" if scale == "smoke" else source
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = paths.run_folder(scale, source, out) / "joint_structure"
     base = loading.load(study.base, source=source, labels=2, device=device)
@@ -210,13 +210,15 @@ def run(
     data = {task.name: task_rows(task, source) for task in tasks}
     numbers = range(study.n_train + study.n_held_out)
     zoo = {
-        task.name: train_zoo(base, task, data[task.name], numbers, study.recipe, folder / "zoo")
+        task.name: train_independent(
+            base, task, data[task.name], numbers, study.recipe, folder / "zoo"
+        )
         for task in tasks
     }
     trained = {name: adapters[: study.n_train] for name, adapters in zoo.items()}
     encoder = TextEncoder(study.network.text_encoder, source=source)
     written = {
-        name: generated(study, name, base, tasks, trained, encoder, folder)
+        name: sampled(study, name, base, tasks, trained, encoder, folder)
         for name in ("regression", *JOINT_SAMPLERS)
     }
     correct: dict[str, dict[str, np.ndarray]] = {}
@@ -234,7 +236,7 @@ def run(
             if name != "trained":
                 novelty = distances.novelty(adapters, members, held_out, 2.0)
                 ratios[task.name, name] = novelty.ratio
-    frame = table(correct, ratios).assign(
+    frame = joint_table(correct, ratios).assign(
         source=paths.slug(source), base=study.base, seed=study.training.seed,
         n_train=study.n_train, n_held_out=study.n_held_out, commit=code_commit(),
     )[JOINT_COLUMNS]  # fmt: skip
@@ -255,7 +257,7 @@ def answers(
     return np.stack([outcome.correct.cpu().numpy() for outcome in outcomes])
 
 
-def generated(
+def sampled(
     study: JointStudy,
     name: str,
     base: BaseModel,
@@ -302,7 +304,7 @@ def generated(
 
 
 # ---------------------------------------------------------------- what is computed of it
-def table(
+def joint_table(
     correct: Mapping[str, Mapping[str, np.ndarray]], ratios: Mapping[tuple[str, str], float]
 ) -> pd.DataFrame:
     """A row a task and method, and one of the mean over tasks for each method.
@@ -365,7 +367,7 @@ def resampled_gaps(
     return 100 * (sides[0] - sides[1])
 
 
-def judged(frame: pd.DataFrame) -> pd.DataFrame:
+def decided(frame: pd.DataFrame) -> pd.DataFrame:
     """Each of `CRITERIA` on the mean over tasks of `frame`: its columns, value and met."""
     means = frame[frame.task == ALL_TASKS].set_index("method")
     rows = []

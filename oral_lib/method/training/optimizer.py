@@ -17,6 +17,8 @@ from oral_lib import storage
 from oral_lib.errors import OralError
 from oral_lib.method.model import ORAL
 
+CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
+
 
 class AveragedAdamW:
     """AdamW for `model`, and `averaged`, a copy of it with averaged weights.

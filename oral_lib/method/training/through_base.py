@@ -32,10 +32,9 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.model import ORAL
 from oral_lib.method.tokenization import flat
-from oral_lib.method.training.optimizer import AveragedAdamW
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW
 from oral_lib.progress import bar
 
-CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
 DIVERGED = 2.0  # times the mean loss of the first CHECK_EVERY steps
 
 

@@ -22,7 +22,7 @@ from oral_lib import devices, learning_rate, seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.model import ORAL
-from oral_lib.method.training.optimizer import AveragedAdamW
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.progress import bar
 
@@ -97,9 +97,6 @@ class TrainingConfig:
         """Weight of a step's values in the average. Its memory grows up to `ema`, so that early
         values fade."""
         return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
-
-
-CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class SplitOutcomes:
         return Draws({name: side.mean for name, side in sides.items()}, draws, len(columns))
 
 
-def splits(items: pd.DataFrame, n_boot: int = two_level.DRAWS) -> Iterator[tuple]:
+def by_split(items: pd.DataFrame, n_boot: int = two_level.DRAWS) -> Iterator[tuple]:
     """((base, split), its outcomes) for each base model and split of an items table.
 
     Args:

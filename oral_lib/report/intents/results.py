@@ -47,7 +47,7 @@ class IntentsResults:
     @cached_property
     def outcomes(self) -> judgements.Outcomes:
         """The outcomes by (base model, split)."""
-        return dict(outcomes.splits(self.items, self.n_boot))
+        return dict(outcomes.by_split(self.items, self.n_boot))
 
     @cached_property
     def values(self) -> pd.DataFrame:

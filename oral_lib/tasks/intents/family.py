@@ -1,8 +1,8 @@
 """Families of intents: tasks "is the message about X", their texts, splits and rows.
 
 A task has a set of positive intents: one, a union of two to five, or "X but not Y". Its negatives
-are messages of other intents. Half of the negatives that `draw` returns are near: their intents
-have the domain of a positive intent, or are Y.
+are messages of other intents. Half of the negatives of `draw_rows` are near: their intents have the
+domain of a positive intent, or are Y.
 """
 
 import random
@@ -218,7 +218,7 @@ def training_unions(
     return tuple(tasks)
 
 
-def draw(
+def draw_rows(
     family: IntentFamily,
     task: IntentTask,
     part: str,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SET = "glosses"
 LEAST = 60  # messages that an intent needs
-TEST, VALIDATION, TRAIN = 30, 20, 100  # messages an intent; validation is a third of train at most
+TEST, CHOSEN_ON, TRAIN = 30, 20, 100  # messages an intent; validation is a third of train at most
 LEAST_WORDS = 3  # of a message, the mask not counted
 MASK = "one"
 RULE = splits.Rule(
@@ -39,7 +39,7 @@ RULE = splits.Rule(
     trained_sets=(SET,),
 )
 DESK_DOMAINS, DESK_SEEN, DESK_UNSEEN, DESK_DEVELOPMENT = 9, 60, 12, 6
-FORMS = {  # {a}, {b}, {c}: names; {gloss}: their definition; {like}: three examples
+GLOSS_FORMS = {  # {a}, {b}, {c}: names; {gloss}: their definition; {like}: three examples
     "train": (
         "The message defines some {a}.",  # the matched text
         "Does the text explain what some {b} is?",
@@ -65,7 +65,7 @@ FORMS = {  # {a}, {b}, {c}: names; {gloss}: their definition; {like}: three exam
         "somebody is describing {c}, right?",
     ),
 }
-TEXTS = {"train": 9, "development": 2, "test": 2}  # texts an intent
+GLOSS_TEXTS = {"train": 9, "development": 2, "test": 2}  # texts an intent
 
 
 class Noun(NamedTuple):
@@ -211,9 +211,9 @@ def _messages(intent: Intent, nouns: Mapping[str, Noun], synsets: Iterable[str])
         words = re.findall(r"\w+", text.casefold())
         if sum(word != MASK for word in words) >= LEAST_WORDS:
             texts.setdefault(" ".join(words), (synset, text))
-        if len(texts) == TEST + VALIDATION + TRAIN:
+        if len(texts) == TEST + CHOSEN_ON + TRAIN:
             break
-    n = min(VALIDATION, (len(texts) - TEST) // 4)
+    n = min(CHOSEN_ON, (len(texts) - TEST) // 4)
     parts = ["test"] * TEST + ["validation"] * n + ["train"] * len(texts)
     return [
         Message(f"{SET}-{synset}", text, SET, intent.name, intent.domain, part)
@@ -263,13 +263,13 @@ def _texts(intent: Intent, definition: str, like: Sequence[str]) -> Mapping[str,
         return form.format(a=a, b=b, c=c, gloss=gloss, like=examples)
 
     written = {}
-    for kind, n in TEXTS.items():
-        first, *others = FORMS[kind]
+    for kind, n in GLOSS_TEXTS.items():
+        first, *others = GLOSS_FORMS[kind]
         written[kind] = tuple(filled(form) for form in (first, *rng.sample(others, n - 1)))
     return written
 
 
-def propose() -> tuple[dict, dict]:
+def propose_glosses() -> tuple[dict, dict]:
     """The contents of `splits_glosses.json` and `splits_glosses_desk.json`."""
     domains = {intent.full_name: f"{SET}.{intent.domain}" for intent in intents()}
     full = splits.propose(domains, RULE)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SETS = ("clinc150", "banking77")
 # set -> repository, configuration, revision, column of the intent, columns of class numbers
-HUB = {
+HUB_SETS = {
     "clinc150": (
         *("clinc/clinc_oos", "plus", "155b9c710419136e17307b80d0a13e68cd46b4ec"),
         *("intent", ("intent",)),
@@ -104,7 +104,7 @@ def read_messages(source: str) -> tuple[Message, ...]:
     for name in SETS:
         for part in ("test", "validation", "train") if name == "clinc150" else ("test", "train"):
             if kind == "hub":
-                repo, config, revision, column, named = HUB[name]
+                repo, config, revision, column, named = HUB_SETS[name]
                 frame = sources.hub_rows(repo, config, part, revision, named)
             else:
                 column, frame = "label", sources.local_rows(folder, name, part)

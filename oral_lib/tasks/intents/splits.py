@@ -14,7 +14,7 @@ from importlib import resources
 
 from oral_lib import storage
 
-SIZES = (2, 3, 4, 5)  # intents of a union
+UNION_SIZES = (2, 3, 4, 5)  # intents of a union
 LARGEST_WITHOUT = 3  # intents of X in "X but not Y"
 
 
@@ -98,7 +98,7 @@ MONEY = (  # intents of CLINC150 whose messages could have been sent to the bank
     *("replacement_card_duration", "report_lost_card", "rewards_balance"),
     *("exchange_rate", "find_phone", "travel_notification", "direct_deposit"),
 )
-RULES = {
+SPLIT_RULES = {
     "splits": Rule(
         seed=0,
         domains=2,
@@ -198,8 +198,8 @@ def draw_union(domains: Mapping[str, str], rng: random.Random, without: bool) ->
     intent = rng.choice(names)
     same_domain = [n for n in names if domains[n] == domains[intent] and n != intent]
     same_set = [n for n in names if _set(n) == _set(intent) and n != intent]
-    pool = same_domain if rng.random() < 0.5 and len(same_domain) >= SIZES[-1] else same_set
-    sizes = [n for n in SIZES if not without or n <= LARGEST_WITHOUT]
+    pool = same_domain if rng.random() < 0.5 and len(same_domain) >= UNION_SIZES[-1] else same_set
+    sizes = [n for n in UNION_SIZES if not without or n <= LARGEST_WITHOUT]
     about = {intent, *rng.sample(pool, min(rng.choice(sizes) - 1, len(pool)))}
     if not without:
         return Union("", tuple(sorted(about)))

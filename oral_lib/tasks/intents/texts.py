@@ -10,7 +10,7 @@ from oral_lib import storage
 from oral_lib.tasks.intents.splits import Union
 
 KINDS = ("train", "development", "test")
-FORMS = {  # {or_} and {and_} list phrases such as "setting an alarm"
+UNION_FORMS = {  # {or_} and {and_} list phrases such as "setting an alarm"
     "train": (
         "Is the message about {or_}?",
         "Find messages about {or_}.",
@@ -40,7 +40,7 @@ FORMS = {  # {or_} and {and_} list phrases such as "setting an alarm"
         "somebody's asking about {or_}, right?",
     ),
 }
-FORMS_WITHOUT = {  # {not_} lists what the message must not be about
+UNION_FORMS_WITHOUT = {  # {not_} lists what the message must not be about
     "train": (
         "Is the message about {or_}, but not about {not_}?",
         "Find messages about {or_}, except those about {not_}.",
@@ -89,7 +89,7 @@ def intent_texts(
         wordings: further texts for training.
     """
     rng = random.Random(name)
-    composed = _filled(rng.choice(FORMS["train"]), [phrase], [])
+    composed = _filled(rng.choice(UNION_FORMS["train"]), [phrase], [])
     return {
         "train": tuple(dict.fromkeys((*sentences[:-2], *wordings, composed))),
         "development": (sentences[-2],),
@@ -109,7 +109,7 @@ def union_texts(
         phrases: the phrase of each intent, by name.
         rng: random numbers for forms and order.
     """
-    forms = FORMS_WITHOUT if union.not_about else FORMS
+    forms = UNION_FORMS_WITHOUT if union.not_about else UNION_FORMS
     texts = {}
     for kind in KINDS:
         first, *others = forms[kind]
