@@ -70,7 +70,7 @@ def preset(scale: str, base: str) -> RivalPreset:
             regression_steps=60,
         )  # fmt: skip
     if scale == "desk":
-        zoo = Recipe(steps=30, batch=8, lr=1e-2)
+        zoo = Recipe(steps=20, batch=8, lr=1e-2)
         return RivalPreset(
             zoo=zoo, multitask=zoo, described=zoo, zoo_unions=0, multitask_models=False
         )
