@@ -36,6 +36,13 @@ class Examples(NamedTuple):
         embeddings: [b, n, e] unit vectors of the rows' texts.
         labels: long [b, n], from 0 to MOST_LABELS - 1.
         given: bool [b, n], False for a row that is not used.
+
+    >>> rows, labels = torch.randn(1, 4, 6), torch.tensor([[1, 0, 1, 0]])  # 4 rows of one task
+    >>> examples = Examples(rows, labels, torch.ones(1, 4, dtype=torch.bool))
+    >>> condition = Condition(embedding=6, width=8, examples=True)
+    >>> about = torch.randn(1, 6), torch.randn(1, FINGERPRINT)  # description and fingerprint
+    >>> condition(torch.randn(1, 6), torch.tensor([True]), *about, examples).shape
+    torch.Size([1, 8])
     """
 
     embeddings: Tensor

@@ -273,6 +273,38 @@ def train_through_base(
     Raises:
         UsageError: `batches` and `model` have different base models.
         OralError: training diverged, or `state` has another configuration or key.
+
+    The tasks below are vectors w, which are also their texts. The answer to a row x is yes if
+    x w > 0, and the "base model" answers with x times the adapter.
+
+    >>> from oral_lib import method
+    >>> from oral_lib.method.base_entry import BaseEntry
+    >>> class Signs:
+    ...     text, given, examples = torch.zeros(8, 16), torch.ones(8, dtype=torch.bool), None
+    ...
+    ...     def draw(self, step):
+    ...         stream = torch.Generator().manual_seed(step)
+    ...         self.text.copy_(F.normalize(torch.randn(8, 16, generator=stream), dim=-1))
+    ...         self.x = torch.randn(8, 32, 16, generator=stream)
+    ...
+    ...     def losses(self, adapters, key):
+    ...         logits = torch.einsum("sre,se->sr", self.x, adapters)
+    ...         labels = (torch.einsum("sre,se->sr", self.x, self.text) > 0).float()
+    ...         every = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    ...         return every.mean(1)
+    >>> start = {"q.weight": torch.zeros(1, 16)}
+    >>> small = method.RecurrenceConfig(width=32, head=16)
+    >>> config = method.GeneratorConfig(
+    ...     k=16, components=0, component_rotation="none", recurrence=small, linear=16
+    ... )
+    >>> layout = method.Layout.of(start, config.k)
+    >>> statistics = method.TokenStatistics(torch.zeros(1, 16), torch.ones(1, 1))
+    >>> entry = BaseEntry(layout, statistics, None, torch.randn(16), torch.randn(64))
+    >>> training = ThroughBaseConfig(steps=40, lr=3e-3, warmup=5)
+    >>> model = ORAL(config, {"mine": entry})
+    >>> model, curves = train_through_base(model, {"mine": Signs()}, training)
+    >>> curves["losses"][-1][0] < curves["losses"][0][0]
+    True
     """
     if batches.keys() != model.bases.keys():
         raise UsageError(
