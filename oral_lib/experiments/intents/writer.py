@@ -21,7 +21,7 @@ from oral_lib import seeds, storage
 from oral_lib.experiments import generators
 from oral_lib.experiments.intents import rivals, stored
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.stream import Mixture, StreamSteps, TaskStream
+from oral_lib.experiments.intents.stream import Mixture, StreamBatches, TaskStream, fitting_group
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.generator import FORMAT, Generator
 from oral_lib.lora import stacked
@@ -131,62 +131,6 @@ def embeddings(encoder: TextEncoder, texts: Sequence[str], device: str | torch.d
     return out
 
 
-class StreamBatches:
-    """The tasks of a stream on one base model: `TaskBatches` of training through the base.
-
-    The base model must be under `stack` (`attached`) while losses are computed.
-
-    Args:
-        table: the messages of the stream as the base model reads them.
-        steps: the tasks of every step.
-        texts: [texts, e] embeddings of `TaskStream.all_texts`, on the device.
-        examples: whether examples are supplied.
-    """
-
-    def __init__(self, table: MessageTable, steps: StreamSteps, texts: Tensor, examples: bool):
-        base, device = table.base, texts.device
-        self.table, self.embedded = table, texts
-        size, n = steps.rows.shape[1:]
-        self.stack = Stack(base.lora_init(), size, device, next(base.model.parameters()).dtype)
-        self.widths = [table.width(rows) for rows in steps.rows]
-        arrays = steps.rows, steps.labels, steps.texts, steps.example_rows, steps.example_labels
-        self.steps = [torch.from_numpy(array.copy()).to(device) for array in arrays]
-        self.rows, self.labels = (
-            torch.zeros(size * n, dtype=torch.long, device=device) for _ in "ab"
-        )
-        self.text = torch.zeros(size, texts.shape[1], device=device)
-        self.given = torch.ones(size, dtype=torch.bool, device=device)
-        self.examples = None
-        if examples:
-            k = steps.example_rows.shape[2]
-            self.examples = Examples(
-                torch.zeros(size, k, texts.shape[1], device=device),
-                torch.zeros(size, k, dtype=torch.long, device=device),
-                torch.ones(size, k, dtype=torch.bool, device=device),
-            )
-
-    def draw(self, step: int) -> int:
-        """Sets the tensors to the tasks of `step`. Returns the width of its rows."""
-        rows, labels, texts, example_rows, example_labels = (part[step] for part in self.steps)
-        self.rows.copy_(rows.flatten())
-        self.labels.copy_(labels.flatten())
-        self.text.copy_(self.embedded[texts])
-        if self.examples is not None:
-            self.examples.embeddings.copy_(self.embedded[example_rows])  # messages come first
-            self.examples.labels.copy_(example_labels)
-        return self.widths[step]
-
-    def losses(self, adapters: Tensor, key: int) -> Tensor:
-        """[S] mean losses of `adapters` [S, v] on the rows of the step, with a gradient."""
-        size = len(self.stack)
-
-        def losses() -> Tensor:
-            each = self.table.losses(self.rows, self.labels, size, key)
-            return each.view(size, -1).mean(1)
-
-        return stacked.losses_of(adapters, self.stack, losses)
-
-
 def entry_of(
     base: BaseModel,
     config: GeneratorConfig,
@@ -244,7 +188,8 @@ def train(
     with ExitStack() as attached:
         for name, base in bases.items():
             table = MessageTable.of(base, stream.messages, MESSAGE)
-            batches[name] = StreamBatches(table, steps, texts, bool(examples))
+            group = fitting_group(table, steps, texts)
+            batches[name] = StreamBatches(table, steps, texts, bool(examples), group)
             large = base.weights > COMPILED
             attached.enter_context(stacked.compiled(base.model) if large else nullcontext())
             scale = base.spec.alpha / base.spec.rank
