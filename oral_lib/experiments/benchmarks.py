@@ -206,7 +206,9 @@ def rows(model: Generator, base: str, repeats: int = REPEATS) -> list[dict]:
         ]
         if device.type == "cuda":
             numbers += [(variant, "time", 1e3 * t, "ms") for variant, t in times.items()]
-        table += [_row(benchmark, base, count, repeats, device, *number) for number in numbers]
+        table += [
+            timing_row(benchmark, base, count, repeats, device, *number) for number in numbers
+        ]
     return table
 
 
@@ -253,7 +255,7 @@ def zoo_rows(
             numbers += [("time a step", 1e3 * step_time, "ms"), *more]
             numbers += [("adapters an hour", 3600 * size / (recipe.steps * step_time), "1/h")]
         table.extend(
-            _row("train LoRAs", case, count, repeats, device, variant, *number)
+            timing_row("train LoRAs", case, count, repeats, device, variant, *number)
             for number in numbers
         )
 
@@ -274,7 +276,7 @@ def zoo_rows(
         if on_gpu:
             torch.cuda.empty_cache()
     if on_gpu:
-        table.append(_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
+        table.append(timing_row("matrix product", "8192 cubed, bfloat16", 8192**2, repeats, device,
                           "limit", "speed", peak / 1e12, "TFLOP/s"))  # fmt: skip
     return table
 
@@ -364,7 +366,7 @@ def _peak(base: BaseModel) -> float:
     return 2 * side**3 / seconds(lambda: square @ square, base.device)
 
 
-def _row(
+def timing_row(
     benchmark: str, case: str, values: int, repeats: int, device: torch.device,
     variant: str, metric: str, value: float, unit: str,
 ) -> dict:  # fmt: skip

@@ -95,10 +95,19 @@ def do_judge(args: Namespace) -> None:
 
 def do_bench(args: Namespace) -> None:
     """Times the hot paths."""
-    if EXPERIMENTS[args.experiment].has_splits:
-        reason = "its cells measure their own times"
-        raise UsageError(f"experiment {args.experiment!r} has no benchmarks: {reason}.")
-    print(_run(args).bench())
+    run = _run(args)
+    if not run.record.has_splits:
+        print(run.bench())
+        return
+    from oral_lib.evaluation.small_tables import BENCHMARKS
+    from oral_lib.experiments.studies.through_base_speed import through_base_rows
+    from oral_lib.workflow import publish
+
+    for planned in run.planned:
+        timings = through_base_rows(run.base(planned.base), scale=run.scale, source=run.source)
+        with publish.writing(run.results):
+            BENCHMARKS.append(run.results, timings)
+    print(BENCHMARKS.path(run.results))
 
 
 def do_profile(args: Namespace) -> None:
