@@ -3,6 +3,8 @@
 The input are rows of `metrics.csv` and items. A place is (experiment, source, base, task).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -18,6 +20,7 @@ from oral_lib.report.formats import ABSENT, METHOD_WORDS, NO_SIGNAL, aligned_lin
 from oral_lib.report.intents.outcomes import INTENTS, TASK_METRICS, split_of
 from oral_lib.report.outcomes import TRAINED_HELD_OUT, TRAINED_ZOO
 from oral_lib.report.tables.grid import SIGNS
+from oral_lib.tasks.binary import SPLIT_SETS, set_of
 from oral_lib.tasks.task import load_task
 
 HEADINGS = {  # (method, condition): column of the main table
@@ -111,39 +114,71 @@ def main_table(
 _UNSEEN = {  # (method, condition): columns of `unseen_table` after trained and best
     ("generated", "matched"): "mean",
     ("generated", "paraphrase"): "held-out paraphrase",
+    ("generated_through_base", "matched"): "through the base",
+    ("generated_through_base", "paraphrase"): "through the base, held-out paraphrase",
     ("regression", "matched"): "regression",
+    ("ridge_bits", "none"): "ridge on class bits",
     ("retrieval", "matched"): "retrieval",
     ("multitask", "matched"): "multi-task LoRA",
     ("soup_all", "none"): "all-task average (soup)",
+    ("complement", "none"): "complement",
     ("base", "none"): "base",
 }
+_IF_MEASURED = ("generated_through_base", "ridge_bits", "complement")  # no empty columns of these
+FIRST_RELEASE = "first release"  # the set of tasks whose names have none
+
+
+def unseen_sets(tasks: Iterable[str]) -> dict[str, list[str]]:
+    """Held-out yes/no tasks by set, in the order of the table.
+
+    Names without a set are of the first release, whose training set had the opposite of each.
+
+    >>> unseen_sets(["cifar10_yes_0000100011"])
+    {'first release': ['cifar10_yes_0000100011']}
+    """
+    names = list(dict.fromkeys(tasks))
+    groups = {part: [n for n in names if set_of(n) == part] for part in (*SPLIT_SETS, "")}
+    return {part or FIRST_RELEASE: group for part, group in groups.items() if group}
 
 
 def unseen_table(items: pd.DataFrame) -> pd.DataFrame:
     """One row per held-out yes/no task of one place: balanced accuracy in percent; then their mean.
 
     The last row is each method's share of the trained adapters' mean gain over chance (0.5). "best"
-    is the best sample on these same rows, as in RPG: an upper bound that no user can select.
+    is the best sample on these same rows, as in RPG: an upper bound that no user can select. With
+    tasks of several sets, the first column is the set, and each set has its own mean and share.
     """
     samples = per_sample(items, "balanced_accuracy")
     groups = samples.groupby(["task", "method", "condition"], sort=False, observed=True).value
-    mean, best = groups.mean(), groups.max()
-    table = []
-    for name in dict.fromkeys(samples.task):
-        row = {"task": load_task(name).description}
-        row |= {"trained": mean.get((name, "trained", "none"), np.nan)}
-        row |= {"best": best.get((name, "generated", "matched"), np.nan)}
-        row |= {heading: mean.get((name, *key), np.nan) for key, heading in _UNSEEN.items()}
-        table.append(row)
-    values = pd.DataFrame(table)
-    means = values.drop(columns="task").mean()
+    columns = {("trained", "none"): "trained", ("generated", "best"): "best"}
+    best, means = groups.max().to_dict(), groups.mean().to_dict()
+    measured = {key[1:] for key in means}
+    columns |= {k: v for k, v in _UNSEEN.items() if k in measured or k[0] not in _IF_MEASURED}
+    values = means | {
+        (name, "generated", "best"): best.get((name, "generated", "matched"), np.nan)
+        for name in set(samples.task)
+    }
+    sets, tables = unseen_sets(samples.task), {}
+    for part, names in sets.items():
+        rows = [[values.get((name, *key), np.nan) for key in columns] for name in names]
+        tables[part] = _with_shares(
+            pd.DataFrame(rows, columns=list(columns.values())),
+            [load_task(name).description for name in names],
+        )
+    if len(sets) == 1:
+        return next(iter(tables.values()))
+    return pd.concat(tables, names=["set", None]).reset_index("set").reset_index(drop=True)
+
+
+def _with_shares(values: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """The rows of tasks in percent, then their mean and its share of the trained gain."""
+    means = values.mean()
     shares = (means - 0.5) / (means.trained - 0.5)
-    values = pd.concat([values, means.to_frame().T.assign(task="mean")], ignore_index=True)
-    texts = values.set_index("task").map(lambda x: ABSENT if np.isnan(x) else f"{100 * x:.1f}")
-    texts.loc["share of the gain over chance"] = [
-        ABSENT if np.isnan(x) else f"{100 * x:.0f}%" for x in shares
-    ]
-    return texts.reset_index()
+    values = pd.concat([values, means.to_frame().T], ignore_index=True)
+    texts = values.map(lambda x: ABSENT if np.isnan(x) else f"{100 * x:.1f}")
+    texts.loc[len(texts)] = [ABSENT if np.isnan(x) else f"{100 * x:.0f}%" for x in shares]
+    texts.insert(0, "task", [*tasks, "mean", "share of the gain over chance"])
+    return texts
 
 
 def parts_table(metrics: pd.DataFrame, source: str) -> pd.DataFrame:
