@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from oral_lib.experiments import unseen
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.planning.parts import GeneratorJob
+from oral_lib.report import build, pages
 from oral_lib.report.tables import methods
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import task_rows
@@ -27,6 +29,8 @@ from oral_lib.zoo.split_batches import SplitBatches, SplitRows
 torch.set_num_threads(1)
 BASE = "tiny-convnet-yes-no"
 PAIR = binary.held_out_tasks("cifar10", "pairs")[0]
+CLASSES = binary.held_out_tasks("cifar10", "classes")[0]
+FIRST = binary.task_name("cifar10", {4, 8, 9})  # a task of the first release: without a set
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +220,38 @@ def test_the_table_has_the_best_and_the_mean_of_the_samples(cell):
     assert share["trained"] == "100%"
     gain = (value["multitask", "matched"] - 0.5) / (value["trained", "none"] - 0.5)
     assert share["multi-task LoRA"] == f"{100 * gain:.0f}%"
+
+
+def test_the_table_has_the_mean_and_the_share_of_each_set(cell):
+    items = pd.concat([cell[1].assign(task=name) for name in (FIRST, CLASSES, PAIR)])
+    alone = methods.unseen_table(cell[1])
+    new = {"through the base", "ridge on class bits", "complement"}
+    assert new <= {*alone} and "set" not in alone
+    kept = cell[1][cell[1].method != "complement"]
+    assert {*alone} - {*methods.unseen_table(kept)} == {"complement"}
+    table = methods.unseen_table(items)
+    ends = ["mean", "share of the gain over chance"]
+    for part, name in {"pairs": PAIR, "classes": CLASSES, "first release": FIRST}.items():
+        rows = table[table.set == part].drop(columns="set").reset_index(drop=True)
+        assert list(rows.task) == [load_task(name).description, *ends]
+        pd.testing.assert_frame_equal(rows.drop(columns="task"), alone.drop(columns="task"))
+    assert list(table.set) == [p for p in ("pairs", "classes", "first release") for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("names", "notes"),
+    [
+        ([FIRST], ["sentence embedding. The opposite of a held-out task (yes and no exchanged)"]),
+        ([PAIR, CLASSES], ["Pairs: the opposite of a held-out task is held out", "Classes: held"]),
+        ([PAIR, FIRST], ["Pairs: the opposite", "First release: the opposite"]),
+    ],
+)
+def test_the_page_says_whether_the_training_set_has_opposites(cell, names, notes, tmp_path):
+    metrics, items = (pd.concat([f.assign(task=name) for name in names]) for f in cell)
+    text = pages.page(tmp_path, build.SourceResults("unseen", "made", metrics, items))
+    assert all(note in text for note in notes)
+    assert ("is in the training set, as in RPG's test" in text) == (FIRST in names)
+    assert "trained 97.2, best of ten 92.9, mean 90.0" in text
 
 
 # ---------------------------------------------------------------- one LoRA for all tasks

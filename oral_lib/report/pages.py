@@ -18,6 +18,7 @@ from oral_lib.report.intents.outcomes import split_of
 from oral_lib.report.intents.results import IntentsResults
 from oral_lib.report.study_pages import STUDIES
 from oral_lib.report.tables.grid import grid_legend
+from oral_lib.report.tables.methods import FIRST_RELEASE, unseen_sets
 from oral_lib.storage import list_paths, read_json
 
 if TYPE_CHECKING:
@@ -58,9 +59,13 @@ _UNSEEN = """\
 Balanced accuracy in percent on tasks that no generator was trained on; chance is 50. Best is the \
 best of the generated samples on these same rows, as RPG reports it. RPG's published values, \
 with class bits in place of words: trained 97.2, best of ten 92.9, mean 90.0. The multi-task LoRA \
-is one adapter for all tasks, whose head is linear in the sentence embedding. The opposite of a \
-held-out task (yes and no exchanged) is in the training set, as in RPG's test.
-"""
+is one adapter for all tasks, whose head is linear in the sentence embedding."""
+_OPPOSITES = {  # about the opposite of a held-out task, by set
+    FIRST_RELEASE: "the opposite of a held-out task (yes and no exchanged) is in the training set,"
+    " as in RPG's test.",
+    "pairs": "the opposite of a held-out task is held out, too.",
+    "classes": "held-out tasks separate classes that no training task separates.",
+}
 _NOTES = {  # on small tables
     "parts": "Recall@k is the share of queries with a correct match among the k nearest candidates."
     " The accuracy of a matching task is recall@1 over the queries of both directions.",
@@ -187,7 +192,11 @@ def _of_cells(source: "SourceResults") -> list[str]:
     """What was measured, the grid and the findings of results that are judged cell by cell."""
     blocks = [_measured(source.metrics)]
     if source.has("balanced_accuracy"):
-        blocks += [markdown(source.unseen), _UNSEEN]
+        texts = {name: _OPPOSITES[name] for name in unseen_sets(source.metrics.task)}
+        notes = [f"{name.capitalize()}: {text}" for name, text in texts.items()]
+        if len(texts) == 1:
+            notes = [text[0].upper() + text[1:] for text in texts.values()]
+        blocks += [markdown(source.unseen), f"{' '.join([_UNSEEN, *notes])}\n"]
     if source.has("accuracy"):
         summary, cells = verdict(source.judged)
         blocks += [markdown(source.grid), f"{grid_legend(source.grid)}\n", "## Findings\n"]
