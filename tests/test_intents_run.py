@@ -15,6 +15,8 @@ from oral_lib import scales, storage
 from oral_lib.errors import PreflightError, UsageError
 from oral_lib.evaluation import item_tables, results, small_tables
 from oral_lib.experiments.cells import Measurement
+from oral_lib.report import build
+from oral_lib.report.intents.results import IntentsResults
 from oral_lib.workflow import cli
 
 PROFILE = {
@@ -153,6 +155,18 @@ def test_all_cells_are_read_as_two_tables(calls, run):
     metrics, items = run.ready().measured()
     assert len(metrics[metrics.metric == "auc"]) == 2 * 4 * 2 * len(PROFILE)
     assert len(items) == 2 * 4 * 2 * len(PROFILE) * 40
+
+
+def test_findings_are_means_over_tasks_by_base_model_and_split(calls, run, monkeypatch):
+    def refused(*_):
+        raise AssertionError("cells of intents are not judged one by one")
+
+    monkeypatch.setattr(build, "judged", refused)
+    _, items = run.ready().measured()
+    items = items[items.task.str.startswith("L2/")]
+    text = run.findings(items)
+    assert text == IntentsResults("made", items[:0], items).findings
+    assert [f"**L2, {base}.**" in text for base in BASES] == [True, True]
 
 
 def test_the_benchmark_of_splits_compares_both_kinds_of_training(tmp_path, capsys):

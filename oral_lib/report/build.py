@@ -137,6 +137,20 @@ def write_report(results_root: str | Path, scale: str) -> Path:
     return write_contents(root)
 
 
+def findings_of(
+    experiment: str, source: str, items: pd.DataFrame, *, held_out: int = 0, by_cell: bool = True
+) -> str:
+    """The judgements of one experiment and source in words: a summary, and `by_cell` each cell.
+
+    Means over tasks, of experiment intents, are judged by base model and split: no cell is.
+    """
+    if experiment == INTENTS:
+        return IntentsResults(source, items[:0], items).findings
+    metric = "balanced_accuracy" if experiment == findings.UNSEEN else "accuracy"
+    summary, cells = findings.verdict(judged(items, held_out, metric))
+    return "\n\n".join([*summary, *(cells if by_cell else ())])
+
+
 def write_contents(root: Path) -> Path:
     """The path of the contents page in `root`, written again from the pages and notebooks there."""
     scales = sorted(path.parent.name for path in list_paths(root, "*/metrics.csv"))

@@ -21,8 +21,7 @@ from oral_lib.experiments.side_tables import stored
 from oral_lib.generator import Generator
 from oral_lib.models import evolution, loading
 from oral_lib.models.base import BaseModel
-from oral_lib.report.comparisons import judged
-from oral_lib.report.findings import verdict
+from oral_lib.report import build
 from oral_lib.runner import nodes
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -352,9 +351,8 @@ class Run:
     def findings(self, items: pd.DataFrame, by_cell: bool = True) -> str:
         """The judgements of `items` in words: a summary, and `by_cell` each cell."""
         held_out = max(plan.held_out for plan in self.planned)
-        metric = "balanced_accuracy" if self.experiment == "unseen" else "accuracy"
-        summary, cells = verdict(judged(items, held_out, metric))
-        return "\n\n".join([*summary, *(cells if by_cell else ())])
+        place = self.experiment, self.source
+        return build.findings_of(*place, items, held_out=held_out, by_cell=by_cell)
 
     # ------------------------------------------------------------ publishing
     def publish(self) -> Path:
