@@ -403,6 +403,7 @@ def test_report_publishes_the_largest_run_that_has_cells(calls, tmp_path, capsys
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["zoo"], "name a base model with --base"),
         (["zoo", "--base", "minilm-l7", "--task", "movie"], "Did you mean 'minilm-l6'?"),
         (["zoo", "--base", "minilm-l6", "--task", "movei"], "Did you mean 'movie'?"),
         (["tune", "--base", "minilm-l7"], "Did you mean 'minilm-l6'?"),
@@ -419,7 +420,6 @@ def test_a_name_that_does_not_exist_gives_2_and_the_nearest(calls, capsys, words
     ("words", "message"),
     [
         (["zo"], "unknown command 'zo'. Did you mean 'zoo'?"),
-        (["zoo"], "--base"),
         (["train", "x"], "unknown KIND 'x'"),
         (["zoo", "--base", "a", "--seed", "1"], "unknown option '--seed'. Did you mean '--seeds'?"),
         (["generate", "--txt", "a"], "unknown option '--txt'. Did you mean '--text'?"),

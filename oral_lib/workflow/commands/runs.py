@@ -231,8 +231,14 @@ def _experiment(args: Namespace) -> str:
 
 
 def _bases(args: Namespace) -> list[str]:
-    """The base models of a step: the one after --base, else all of the experiment."""
-    plans = scales.base_plans(args.scale, _source(args), _experiment(args))
+    """The base models of a step: the one after --base, else all of an experiment with splits.
+
+    UsageError without --base for another experiment, whose base models take hours.
+    """
+    experiment = _experiment(args)
+    if not args.base and not EXPERIMENTS[experiment].has_splits:
+        raise UsageError(f"experiment {experiment!r}: name a base model with --base.")
+    plans = scales.base_plans(args.scale, _source(args), experiment)
     return [args.base] if args.base else [plan.base for plan in plans]
 
 
