@@ -57,8 +57,8 @@ def through_base_rows(base: BaseModel, *, scale: str, source: str) -> list[dict]
 
     encoder = TextEncoder(preset.network.text_encoder, source=source)
     texts = writer.embeddings(encoder, stream.all_texts, device)
-    made = zoo.stack.values[:1].cpu() + 0.02 * torch.randn(_ZOO, zoo.stack.values.shape[1])
-    entry = writer.entry_of(base, preset.network, made, encoder, preset.wider_a)
+    adapters = zoo.stack.values[:1].cpu() + 0.02 * torch.randn(_ZOO, zoo.stack.values.shape[1])
+    entry = writer.entry_of(base, preset.network, adapters, encoder, preset.wider_a)
     network = writer.initial_network(preset.network, {base.name: entry}, 0)
     batches = StreamBatches(table, drawn, texts, preset.network.examples)
     trainer = ThroughBaseTrainer(network, {base.name: batches}, training, device)
@@ -67,7 +67,7 @@ def through_base_rows(base: BaseModel, *, scale: str, source: str) -> list[dict]
         for i in range(block):
             trainer.step(i)
 
-    found = {}
+    measured = {}
     ways = {"zoo": (zoo.stack, zoo_steps), "through base": (batches.stack, generator_steps)}
     compiled = stacked.compiled(base.model) if base.weights > COMPILED else nullcontext()
     with compiled:
@@ -78,14 +78,14 @@ def through_base_rows(base: BaseModel, *, scale: str, source: str) -> list[dict]
                 if on_gpu:
                     torch.cuda.reset_peak_memory_stats(device)
                 time = seconds(steps, device, repeats) / block
-                found[name] = time, torch.cuda.max_memory_allocated(device) if on_gpu else 0
+                measured[name] = time, torch.cuda.max_memory_allocated(device) if on_gpu else 0
     values = zoo.stack.values.numel()
     case = f"{base.name}, {preset.tasks} adapters x {preset.rows} rows"
     about = "train through base", case, values, repeats, device
-    ratio = found["zoo"][0] / found["through base"][0]
+    ratio = measured["zoo"][0] / measured["through base"][0]
     table_rows = [timing_row(*about, "through base", "speed over the zoo's step", ratio, "ratio")]
     if on_gpu:
-        for name, (time, peak) in found.items():
+        for name, (time, peak) in measured.items():
             table_rows.append(timing_row(*about, name, "time a step", 1e3 * time, "ms"))
             table_rows.append(timing_row(*about, name, "memory", peak / 2**30, "GiB"))
     return table_rows
