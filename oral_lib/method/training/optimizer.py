@@ -20,6 +20,12 @@ from oral_lib.method.model import ORAL
 CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
 
 
+def averaging_rate(ema: float, step: int) -> float:
+    """Weight of the values of `step` in the average. Its memory grows up to `ema`, so that early
+    values fade."""
+    return 1 - min(ema, (1 + step) / (10 + step)) if step else 1.0
+
+
 class AveragedAdamW:
     """AdamW for `model`, and `averaged`, a copy of it with averaged weights.
 

@@ -32,7 +32,7 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.model import ORAL
 from oral_lib.method.tokenization import flat
-from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, averaging_rate
 from oral_lib.progress import bar
 
 DIVERGED = 2.0  # times the mean loss of the first CHECK_EVERY steps
@@ -123,8 +123,8 @@ class ThroughBaseConfig:
         return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
 
     def average_rate(self, step: int) -> float:
-        """Weight of a step's values in the average, as for training on tokens."""
-        return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
+        """Weight of a step's values in the average."""
+        return averaging_rate(self.ema, step)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from oral_lib import devices, learning_rate, seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.model import ORAL
-from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, averaging_rate
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.progress import bar
 
@@ -94,9 +94,8 @@ class TrainingConfig:
         return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
 
     def average_rate(self, step: int) -> float:
-        """Weight of a step's values in the average. Its memory grows up to `ema`, so that early
-        values fade."""
-        return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
+        """Weight of a step's values in the average."""
+        return averaging_rate(self.ema, step)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def distinct(messages: Iterable[Message]) -> list[Message]:
 
 
 def with_validation(messages: Iterable[Message]) -> tuple[Message, ...]:
-    """`messages` with a validation part in every set, taken from training where there is none."""
+    """`messages` with a validation part in every set. A set without one gives training messages."""
     messages = tuple(messages)
     have = {message.set for message in messages if message.part == "validation"}
     count = Counter(m.name for m in messages if m.part == "train" and m.set not in have)
