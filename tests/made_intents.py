@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from oral_lib.evaluation.schema import ALLOWED, items_frame
+from oral_lib.evaluation.schema import ALLOWED, FEW_SHOT, items_frame
 
 NORMAL = NormalDist()
 CURVE = {1: 0.60, 2: 0.70, 4: 0.80, 8: 0.88, 16: 0.93, 32: 0.96}  # AUC by labelled rows
@@ -30,6 +30,10 @@ PROFILE = FEW | {  # (method, condition): AUC of a task of average difficulty
     ("generated_through_base", "rows_4"): 0.86,
     ("generated_through_base", "rows_16"): 0.94,
 }
+ONLY_HERE = {  # methods that no other experiment has
+    "zero_shot", "prompted", "prompted_4", "multitask_described", "soup_nearest", "mixture",
+    *FEW_SHOT,
+}  # fmt: skip
 SEEDED = ("generated", "generated_through_base")
 
 

@@ -14,7 +14,8 @@ from oral_lib.errors import OralError, UsageError
 from oral_lib.experiments import ablation_study, ablation_variants, ablations, generators
 from oral_lib.experiments.ablation_variants import Gauge, Pooling
 from oral_lib.lora import adapter
-from oral_lib.method import recurrence, tokenization, training
+from oral_lib.method import recurrence, tokenization
+from oral_lib.method.training import tokens as on_tokens
 from oral_lib.report.studies import ablation_summary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -220,7 +221,7 @@ def test_every_variant_has_every_metric_of_every_task_beside_the_trained_adapter
 
 
 def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
-    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(on_tokens, "train", None)
     monkeypatch.setattr(ablation_study, "evaluate", None)
     again = own.ablate(["temperature", "objective"], device="cpu", **SMALL)
     pd.testing.assert_frame_equal(again, measured)
@@ -228,7 +229,7 @@ def test_what_is_measured_is_not_measured_again(own, measured, monkeypatch):
 
 def test_variants_of_the_sampling_share_one_generator(own, measured, monkeypatch):
     trained = []
-    monkeypatch.setattr(training, "train", lambda *args, **rest: trained.append(args))
+    monkeypatch.setattr(on_tokens, "train", lambda *args, **rest: trained.append(args))
     found = own.ablate(["steps"], device="cpu", **SMALL)
     assert trained == []
     warm = measured[(measured.group == "temperature") & (measured.metric == "seconds")]
@@ -241,25 +242,30 @@ def test_another_training_is_another_study(own, measured, monkeypatch):
     def stop(*args, **rest):
         raise OralError("it would be trained")
 
-    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr(on_tokens, "train", stop)
     with pytest.raises(OralError, match="it would be trained"):
         own.ablate(["objective"], device="cpu", **{**SMALL, "steps": 5})
 
 
 def test_a_variant_that_fails_is_named_and_the_others_are_kept(own, monkeypatch, refused):
-    whole = training.train
+    whole = on_tokens.train
 
     def fragile(model, *args, **rest):
         if model.config.recurrence.kind == "lstm":
             raise RuntimeError("out of memory")
         return whole(model, *args, **rest)
 
-    monkeypatch.setattr(training, "train", fragile)
-    with refused(OralError, "1 of 5 ablations failed", "recurrence lstm", "out of memory"):
+    monkeypatch.setattr(on_tokens, "train", fragile)
+    with refused(OralError, "1 of 6 ablations failed", "recurrence lstm", "out of memory"):
         own.ablate(["recurrence"], device="cpu", **SMALL)
     kept = pd.read_csv(own.results / "ablations.csv")
-    assert set(kept[kept.group == "recurrence"].variant) == {"mamba2", "transformer", "none"}
-    monkeypatch.setattr(training, "train", whole)
+    assert set(kept[kept.group == "recurrence"].variant) == {
+        "mamba2",
+        "transformer",
+        "bidirectional",
+        "none",
+    }
+    monkeypatch.setattr(on_tokens, "train", whole)
     found = own.ablate(["recurrence"], device="cpu", **SMALL)
     assert set(found[found.group == "recurrence"].variant) == set(recurrence.RECURRENCES)
 

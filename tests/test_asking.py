@@ -54,7 +54,9 @@ def test_the_adapter_is_the_same_as_a_folder_as_an_object_and_as_tensors(base, a
     assert oral_lib.ask(base, folder, TEXTS) == expected
     assert oral_lib.ask(loaded, str(folder), TEXTS) == expected
     assert oral_lib.ask(base, lora.tensors, TEXTS, task="movie") == expected
-    assert oral_lib.ask(base, lora, TEXTS[1], task=load_task("movie")) == expected[1]
+    alone = oral_lib.ask(base, lora, TEXTS[1], task=load_task("movie"))
+    assert alone.answer == expected[1].answer  # products of another shape round otherwise
+    assert alone.probabilities == pytest.approx(expected[1].probabilities, abs=1e-5)
     without = oral_lib.ask(base, None, TEXTS, task="movie")
     assert without != expected and without == oral_lib.ask(
         base, loaded.lora_init(), TEXTS, task="movie"

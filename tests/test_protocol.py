@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from made_intents import ONLY_HERE
 
 from oral_lib import paths, scales, storage
 from oral_lib.baselines import averages, majority
@@ -41,10 +42,6 @@ ROWS = task_rows(TASK, "made").test[:40]
 SIZE = Size(rows=30, control_rows=20, samples=3, control_samples=2, noise_samples=2)
 TASKS = ("movie", "review_topic", "sarcasm")
 GENERATED = {"generated", "generated_span", "generated_free"}
-INTENTS_ONLY = {
-    "zero_shot", "prompted", "prompted_4", *schema.FEW_SHOT, "multitask_described", "soup_nearest",
-    "mixture",
-}  # fmt: skip
 WHERE = {"scale": "smoke", "wordings": "development"}
 PARAPHRASES = TASK.paraphrases["development"]
 
@@ -240,7 +237,7 @@ def same(trial, tensors):
 def test_every_method_of_the_table_is_tried(planned):
     seen = planned()
     methods = {method for method, _ in seen.trials} | {"majority"}
-    elsewhere = {"linear_probe", "multitask", "complement", "ridge_bits", *INTENTS_ONLY}
+    elsewhere = {"linear_probe", "multitask", "complement", "ridge_bits", *ONLY_HERE}
     assert methods == set(schema.METHODS) - elsewhere
     for name in ("generated", "generated_through_base"):
         conditions_of_it = {condition for method, condition in seen.trials if method == name}

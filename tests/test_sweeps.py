@@ -297,8 +297,10 @@ def test_the_report_takes_cells_that_a_sweep_added_but_none_of_another_generator
 
     from oral_lib.evaluation import results
 
-    storage.write_json(run.root / "generator" / "manifest.json", {"losses": [1.0]})
-    networks = results.network_hashes(run.root, ["generator"])
+    names = ["generator", "through_base"]
+    for name in names:
+        storage.write_json(run.root / name / "manifest.json", {"losses": [1.0]})
+    networks = results.network_hashes(run.root, names)
     folders = {
         seed: paths.cell_folder(run.root, "language", "tiny-encoder", "movie", seed)
         for seed in (1, 2, 3)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_intents import ONLY_HERE
 
 from oral_lib import paths, scales, storage
 from oral_lib.baselines import linear_probe
@@ -35,6 +36,7 @@ def test_a_vision_cell_keeps_the_contract_and_has_every_method(run):
     schema.check_items(items, schema.check_metrics(metrics))
     assert set(metrics.experiment) == set(metrics.family) == {"vision"}
     absent = {"unconditional", "multitask", "copy_oldest", "copy_newest", "retrained"}
+    absent |= {"complement", "ridge_bits", "generated_through_base", *ONLY_HERE}
     assert set(metrics.method) == set(schema.METHODS) - absent
     assert set(metrics.metric) == {"accuracy", "auc", "calibrated_accuracy"}  # two classes
     value = metrics[metrics.metric == "accuracy"].set_index(["method", "condition"]).value

@@ -23,11 +23,12 @@ from oral_lib.experiments.ablation_variants import Gauge, Pooling, Variant
 from oral_lib.experiments.trials import adapters_of
 from oral_lib.generator import Generator
 from oral_lib.lora import gauge
-from oral_lib.method import tokenization, training
+from oral_lib.method import tokenization
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.stored import compression
+from oral_lib.method.training import tokens as on_tokens
 from oral_lib.method.training.tokens import TrainingConfig
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models import loading
@@ -206,7 +207,7 @@ def _trained(
             model = Generator.from_pretrained(stored, study.device, source=study.source)
             return model, model.manifest["seconds"]
         began = time.perf_counter()
-        network, _ = training.train(
+        network, _ = on_tokens.train(
             untrained.network,
             data,
             training_of(study, variant.config),

@@ -23,9 +23,10 @@ from oral_lib.evaluation import scoring
 from oral_lib.experiments import generators
 from oral_lib.generator import Generator
 from oral_lib.lora import peft_model, stacked
-from oral_lib.method import tokenization, training
+from oral_lib.method import tokenization
 from oral_lib.method.recurrence import ssd, ssd_ref
 from oral_lib.method.tokenization import Layout
+from oral_lib.method.training.tokens import StepDraw, Trainer, TrainingConfig, step_loss
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models.base import BaseModel
 from oral_lib.provenance import code_commit
@@ -155,28 +156,27 @@ def _training_pair(model: Generator, base: str) -> tuple[str, int, Callable, Cal
     after the other; the limit is the denoiser's matrix products in three passes."""
     network = model.network
     device, entry = network.device, network.bases[base]
-    config = generators.LAB if device.type == "cuda" else training.TrainingConfig()
+    config = generators.LAB if device.type == "cuda" else TrainingConfig()
     size = {"device": device, "generator": torch.Generator(device).manual_seed(0)}
     tokens = torch.randn(config.draws, *entry.mask.shape, **size) * entry.mask.to(device)
     texts = torch.randn(1, 2, entry.structure.shape[0], **size)
     members = torch.arange(config.draws, device=device)[None]
     data = {base: TrainingSet(tokens, members, texts, entry.layout, entry.statistics)}
-    ours, plain = (training.Trainer(copy.deepcopy(network), data, config, device) for _ in range(2))
+    ours, plain = (Trainer(copy.deepcopy(network), data, config, device) for _ in range(2))
     draws, length = config.rows(entry.layout.l)
 
     def one_by_one() -> Tensor:
-        plain.optimizer.zero_grad(set_to_none=True)
-        plain.optimizer.param_groups[0]["lr"].fill_(config.lr_at(0))
+        plain.model.zero_grad(set_to_none=True)
+        plain.optimizer.set_rates(config.lr_at(0), config.average_rate(0))
         total = torch.zeros((), device=device)
-        step = training.StepDraw.of(plain.model, base, data[base], config, 0)
+        step = StepDraw.of(plain.model, base, data[base], config, 0)
         for i in range(config.conditions):
             draw = step.part(i)
             with torch.autocast(device.type, torch.bfloat16, enabled=plain.half):
-                loss = training.step_loss(plain.model, plain.data, {base: draw})
+                loss = step_loss(plain.model, plain.data, {base: draw})
             (loss / config.conditions).backward()
             total += loss.detach() / config.conditions
-        torch.nn.utils.clip_grad_norm_(plain.model.parameters(), config.clip)
-        plain.optimizer.step()
+        plain.optimizer.update()
         return total
 
     values = config.conditions * draws * length * model.config.size
