@@ -8,17 +8,10 @@ import torch
 
 from oral_lib.errors import OralError
 from oral_lib.evaluation import bootstrap, item_tables, many_tasks, schema
-from oral_lib.experiments.intents import (
-    adapters,
-    few_shot,
-    from_text,
-    messages,
-    prompts,
-    scoring,
-    shared,
-)
-from oral_lib.experiments.intents.from_text import Embedder
+from oral_lib.experiments.intents import adapters, messages, scoring
 from oral_lib.experiments.intents.messages import MessageTable
+from oral_lib.experiments.intents.methods import few_shot, from_text, prompts, shared
+from oral_lib.experiments.intents.methods.from_text import Embedder
 from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import loading

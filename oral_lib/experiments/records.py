@@ -101,11 +101,11 @@ def _train_writer(record: "Experiment", place: Place, job: GeneratorJob) -> Path
 
 def _measure_split(split: str, base: str, seed: int, **options: Any) -> tuple:
     """All tasks of a split, with the networks of the split and seed."""
-    from oral_lib.experiments.intents import measure, writer
+    from oral_lib.experiments.intents import measure, writing
 
     cache = options["cache"]
     names = scales.cell_networks(options["scale"], cache.source, "intents", split, seed)
-    networks = writer.writings(names, base, seed, cache)
+    networks = writing.writings(names, base, seed, cache)
     return measure.run_cell(split, base, seed, networks=networks, **options)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, BertConfig, BertModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as ENCODER_KINDS,
@@ -21,8 +22,9 @@ from oral_lib.checkpoints.hugging_face import (
     require_padding,
 )
 from oral_lib.errors import UsageError, closest
-from oral_lib.models.text import word_tokenizer
+from oral_lib.models.text import TextModel, word_tokenizer
 
+STATES_OF = 256  # texts whose hidden states are computed at once
 POSITIONS = 512  # tokens of a text, if a model does not say
 ENCODERS = {  # name -> width e
     "minilm-l6": 384,
@@ -94,6 +96,53 @@ class TextEncoder:
         mask = mask.unsqueeze(-1).float()
         mean = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         return F.normalize(mean, dim=-1)
+
+
+class HiddenStates:
+    """A base model's own hidden states as text encoder: no other model need be loaded with it.
+
+    The mean over tokens of the states after two thirds of the layers, less its mean over `texts`:
+    states of all texts share a large part. With `encoder` the embedding has both, each of the
+    length sqrt(1/2).
+
+    Args:
+        base: a causal model or an encoder, without adapters.
+        texts: two or more.
+        encoder: a sentence encoder to join.
+    """
+
+    def __init__(self, base: TextModel, texts: Sequence[str], encoder: TextEncoder | None = None):
+        self.base, self.encoder = base, encoder
+        self.name = f"states of {base.name}" + (f" and {encoder.name}" if encoder else "")
+        self.model = nn.Identity() if encoder is None else encoder.model  # what moves to a GPU
+        self.center: Tensor | float = 0.0
+        self.center = self._states(texts).mean(0)
+        self.width = len(self.center) + (0 if encoder is None else encoder.width)
+
+    @torch.no_grad()
+    def _states(self, texts: Sequence[str]) -> Tensor:
+        """[b, f] mean states on the CPU, less the center."""
+        base, parts = self.base, []
+        core, tokenizer = base.model.base_model, base.tokenizer
+        for first in range(0, len(texts), STATES_OF):
+            rows = tokenizer(list(texts[first : first + STATES_OF]))["input_ids"]
+            rows = [torch.tensor(ids or [tokenizer.eos_token_id or 0]) for ids in rows]
+            lengths = torch.tensor([len(ids) for ids in rows])
+            ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(base.device)
+            read = core(
+                ids.to(base.device), attention_mask=mask.long(), output_hidden_states=True
+            ).hidden_states  # of the embedding and of every layer
+            states = read[-(-2 * (len(read) - 1) // 3)].float() * mask[..., None]
+            parts.append((states.sum(1) / mask.sum(1, keepdim=True)).cpu())
+        return torch.cat(parts) - self.center
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """[b, e] unit embeddings of `texts`, on the CPU."""
+        own = F.normalize(self._states(texts), dim=-1)
+        if self.encoder is None:
+            return own
+        return torch.cat([self.encoder.encode(texts).cpu(), own], 1) / 2**0.5
 
 
 class HashedWords:

@@ -72,7 +72,7 @@ class StackTraining:
 
     def _step(self, width: int) -> None:
         size = len(self.stack)
-        losses = self.table.losses(self.rows, self.labels, size, width).view(size, -1).mean(1)
+        losses = self.table.losses(self.rows, self.labels, width).view(size, -1).mean(1)
         self.loss.copy_(losses.detach())
         self.stack.update(losses.sum(), self.lr, self.clip)
 

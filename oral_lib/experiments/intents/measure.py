@@ -23,16 +23,17 @@ from oral_lib.assets import sources
 from oral_lib.evaluation import many_tasks
 from oral_lib.evaluation.many_tasks import Scored
 from oral_lib.experiments.cells import Measurement
-from oral_lib.experiments.intents import few_shot, from_text, rivals, scoring, stored
-from oral_lib.experiments.intents.from_text import Embedder, TextZoo
+from oral_lib.experiments.intents import rivals, scoring, stored
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.prompts import (
+from oral_lib.experiments.intents.methods import few_shot, from_text
+from oral_lib.experiments.intents.methods.from_text import Embedder, TextZoo
+from oral_lib.experiments.intents.methods.prompts import (
     PromptTable,
     described,
     pair_logits,
     prompts_with_examples,
 )
-from oral_lib.experiments.intents.shared import multitask_logits, under
+from oral_lib.experiments.intents.methods.shared import multitask_logits, under
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.side_tables.intents import method_costs, one_at_a_time, text_map
 from oral_lib.method.conditioning import Examples

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from oral_lib.evaluation import scoring
 from oral_lib.models.base import BaseModel, EncodedRows
 from oral_lib.tasks.rows import Row
 from oral_lib.tasks.task import Task
@@ -73,18 +73,17 @@ class MessageTable:
         lengths = table.lengths.index_select(0, rows)
         return EncodedRows(ids.index_select(0, rows), lengths, lengths)
 
-    def losses(self, rows: Tensor, labels: Tensor, groups: int = 1, width: int | None = None):
-        """Losses [b] of the rows [b] with labels [b] (0: no, 1: yes) under attached adapters.
+    def losses(self, rows: Tensor, labels: Tensor, width: int | None = None) -> Tensor:
+        """Losses [b] of the rows [b] under attached adapters: cross-entropy of no and yes.
 
         Args:
             rows: row numbers on the device, adapter by adapter.
-            labels: on the device.
-            groups: S, the number of attached adapters.
+            labels: [b] on the device, the probability of yes: 0 for no and 1 for yes.
             width: tokens that the rows are cut to.
         """
-        base, batch = self.base, self.batch(rows, width)
-        answer_ids = self.answer_ids.expand(len(rows), -1)
-        return scoring.losses(base.model, base, "label", batch, labels, answer_ids, groups)
+        logits = self.base.answer_logits(self.base.model, self.batch(rows, width))
+        no, yes = logits.log_softmax(-1).index_select(1, self.answer_ids).unbind(1)
+        return -torch.lerp(no, yes, labels.to(no.dtype))
 
     def scores(self, rows: Tensor, width: int | None = None) -> Tensor:
         """Logit of yes minus logit of no, float32 [b], under attached adapters."""

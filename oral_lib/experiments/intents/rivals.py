@@ -18,9 +18,10 @@ from torch import Tensor
 from oral_lib import scales, seeds
 from oral_lib.errors import OralError
 from oral_lib.experiments import generators
-from oral_lib.experiments.intents import adapters, few_shot, from_text, shared, stored
-from oral_lib.experiments.intents.from_text import Embedder, TextZoo
+from oral_lib.experiments.intents import adapters, stored
 from oral_lib.experiments.intents.messages import MessageTable
+from oral_lib.experiments.intents.methods import few_shot, from_text, shared
+from oral_lib.experiments.intents.methods.from_text import Embedder, TextZoo
 from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.lora.stacked import Stack
 from oral_lib.models import loading
@@ -229,6 +230,7 @@ def train_rivals(
     root: Path,
     device: str = "cpu",
     development: bool = False,
+    only: Sequence[str] = (),
 ) -> Path:
     """The folder of the trained rivals on a base model, with all trained that are not current.
 
@@ -242,6 +244,7 @@ def train_rivals(
         root: the folder of the run.
         device: to train on.
         development: rivals without the intents of development, for choices.
+        only: names of files, for studies that need no others.
     """
     root, options, dev = Path(root), preset(scale, base), {"development": development}
     folder = stored.rivals_folder(root, base, **dev)
@@ -271,6 +274,7 @@ def train_rivals(
     if candidates := options.few_shot:
         here = about | {"candidates": [asdict(recipe) for recipe in candidates]}
         jobs["few_shot"] = here, partial(_few_shot, loaded, candidates)
+    jobs = {name: job for name, job in jobs.items() if not only or name in only}
     for name, (here, make) in jobs.items():
         stored.ensure(folder, name, here, make)
     return stored.finish(folder, about, [*jobs])

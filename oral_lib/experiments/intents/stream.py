@@ -3,33 +3,31 @@
 A step has S tasks with n labelled rows of each, a text and a few examples. Generator and multi-task
 models read the same stream. A task is a seen intent, a random union of seen intents, or an invented
 topic, whose few messages were written for this project. Its text is a training wording or, in a
-share of the draws, a message of the task: many different texts matter more than many rows.
+share of the draws, a message of the task: many different texts matter more than many rows. A task
+may also be told only: a text without rows of its own, and a model that reads the text says which
+messages are about it.
 
 All draws are made on the host before training, from the seed only.
 
 Letters: S tasks of a step, n rows of a task, k examples of a task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.errors import UsageError
-from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.lora import stacked
-from oral_lib.lora.stacked import Stack
-from oral_lib.method.conditioning import Examples
 from oral_lib.tasks.intents import texts as stored
 from oral_lib.tasks.intents.family import IntentFamily, IntentTask, training_unions
 from oral_lib.tasks.intents.message import Message
+from oral_lib.tasks.intents.texts import Topic
 
-MEMORY = 0.4  # of a GPU, for a group of adapters: the rest is for graphs and the network
 UNIONS = 12  # different unions of a stream for each intent
+_FOUND = 24, 240  # messages nearest to a text that is told: most are about it, some may be
 _TOPIC_SET = "topics"
 
 
@@ -40,6 +38,7 @@ class Mixture:
     Args:
         unions: share of tasks that are unions of seen intents.
         topics: share of tasks that are invented topics.
+        told: share of tasks that are texts of topics, on messages that a teacher labels.
         messages_as_texts: share of texts that are a message of the task; none of a union is.
         short: share of steps whose rows are all short, so that they have little padding.
         short_words: words of the longest row of such a step.
@@ -47,6 +46,7 @@ class Mixture:
 
     unions: float = 0.2
     topics: float = 0.2
+    told: float = 0.0
     messages_as_texts: float = 0.5
     short: float = 0.8
     short_words: int = 12
@@ -68,10 +68,11 @@ class StreamSteps:
 
     Args:
         rows: int64 [steps, S, n] row numbers of messages; the first half of n is positive.
-        labels: int64 [steps, S, n] 1 for yes and 0 for no.
+        labels: float32 [steps, S, n] the probability of yes: 0 or 1 but for tasks that are told.
         texts: int64 [steps, S] indices into `TaskStream.all_texts`.
         example_rows: int64 [steps, S, k].
         example_labels: int64 [steps, S, k].
+        told: bool [steps, S] tasks whose labels are a teacher's to give.
     """
 
     rows: np.ndarray
@@ -79,6 +80,7 @@ class StreamSteps:
     texts: np.ndarray
     example_rows: np.ndarray
     example_labels: np.ndarray
+    told: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,7 @@ class TaskStream:
     intents: tuple[Pools, ...] = field(repr=False)
     unions: tuple[Pools, ...] = field(repr=False)
     topics: tuple[Pools, ...] = field(repr=False)
+    told: tuple[Pools, ...] = field(repr=False)
     mixture: Mixture
     seed: int
 
@@ -110,6 +113,8 @@ class TaskStream:
         development: bool = False,
         mixture: Mixture | None = None,
         seed: int = 0,
+        topics: Sequence[Topic] | None = None,
+        embed: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> "TaskStream":
         """The stream of the seen intents of a family.
 
@@ -119,8 +124,16 @@ class TaskStream:
             development: also hold out the intents of development.
             mixture: default: `Mixture()`.
             seed: of all draws.
+            topics: default: those of the package, but none for "L3", which has texts of one data
+                set only, and none for made messages.
+            embed: embeddings of texts, by which tasks that are told find messages.
+
+        Raises:
+            UsageError: tasks are to be told, without `embed`.
         """
         mixture = mixture or Mixture()
+        if mixture.told and embed is None:
+            raise UsageError(f"told={mixture.told}: give `embed`, which finds messages for texts.")
         wordings: list[str] = []
         messages = list(family.messages)
 
@@ -141,8 +154,10 @@ class TaskStream:
             unions = tuple(
                 map(pools, training_unions(family, UNIONS * len(intents), seed, **options))
             )
-        foreign = family.source == "made" or without == "L3"  # L3: no text but of one data set
-        topics = () if foreign or not mixture.topics else stored.topics()
+        if topics is None:
+            topics = () if family.source == "made" or without == "L3" else stored.topics()
+        if not mixture.topics and not mixture.told:
+            topics = ()
         drawn = []
         seen = family.rows_of(family.seen_without(without, development=development), "train")
         for topic in topics:
@@ -161,7 +176,18 @@ class TaskStream:
             tuple(Pools(p.positive, p.near, p.far, p.texts + len(messages)) for p in part)
             for part in (intents, unions, topic_pools)
         ]
-        return cls(tuple(messages), tuple(wordings), *shifted, mixture, seed)
+        told: tuple[Pools, ...] = ()
+        if mixture.told and topics:
+            of_topics = shifted[2]
+            rows = np.concatenate([seen, everything])
+            near = embed([topic.texts[0] for topic in topics if topic.messages])
+            near = near @ embed([messages[row].text for row in rows]).T
+            near = rows[near.topk(min(_FOUND[1], len(rows)), dim=1).indices.cpu().numpy()]
+            told = tuple(
+                Pools(found[: _FOUND[0]], found, seen, np.concatenate([p.texts, p.positive]))
+                for found, p in zip(near, of_topics, strict=True)
+            )
+        return cls(tuple(messages), tuple(wordings), *shifted, told, mixture, seed)
 
     def steps(self, steps: int, size: int, n: int, examples: int = 0) -> StreamSteps:
         """The tasks of `steps` steps, `size` of them in each, the same for the same seed.
@@ -191,10 +217,11 @@ class TaskStream:
             ],
             axis=2,
         )
-        labels = np.broadcast_to((np.arange(n) < yes).astype(np.int64), rows.shape)
+        labels = np.broadcast_to((np.arange(n) < yes).astype(np.float32), rows.shape)
         first = len(self.intents)
         union = (task >= first) & (task < first + len(self.unions))  # no message is about all of it
-        as_message = ~union & (rng.random(shape) < self.mixture.messages_as_texts)
+        told = task >= first + len(self.unions) + len(self.topics)
+        as_message = ~union & ~told & (rng.random(shape) < self.mixture.messages_as_texts)
         wording = table["texts"].drawn(task, 1, rng)[..., 0]
         text = np.where(as_message, table["positive"].drawn(task, 1, rng)[..., 0], wording)
         example_labels = np.arange(examples) < rng.integers(1, max(2, examples), (*shape, 1))
@@ -205,17 +232,17 @@ class TaskStream:
         )
         positive = table["positive"].drawn(task, examples, rng)
         example_rows = np.where(example_labels, positive, negative)
-        return StreamSteps(rows, labels, text, example_rows, example_labels.astype(np.int64))
+        return StreamSteps(rows, labels, text, example_rows, example_labels.astype(np.int64), told)
 
     def _drawn(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """Random tasks, as indices into intents, unions and topics in one sequence."""
-        shares = {"topics": self.mixture.topics, "unions": self.mixture.unions}
-        sizes = {"intents": len(self.intents), "unions": len(self.unions)}
-        sizes["topics"] = len(self.topics)
+        """Random tasks, as indices into intents, unions, topics and told ones in one sequence."""
+        kinds = ("unions", "topics", "told")
+        shares = {name: getattr(self.mixture, name) for name in kinds}
+        sizes = {name: len(getattr(self, name)) for name in ("intents", *kinds)}
         kind, index = rng.random(shape), rng.random(shape)
         drawn = (index * sizes["intents"]).astype(np.int64)
         first, low = sizes["intents"], 0.0
-        for name in ("unions", "topics"):
+        for name in kinds:
             if sizes[name]:
                 here = (kind >= low) & (kind < low + shares[name])
                 drawn = np.where(here, first + (index * sizes[name]).astype(np.int64), drawn)
@@ -233,7 +260,7 @@ class TaskStream:
             short = pool[words[pool] <= limit]
             return short if len(short) else pool[np.argsort(words[pool])[:8]]
 
-        tasks = [*self.intents, *self.unions, *self.topics]
+        tasks = [*self.intents, *self.unions, *self.topics, *self.told]
         pools = {
             "positive": [task.positive for task in tasks],
             "near": [task.near if len(task.near) else task.far for task in tasks],
@@ -261,108 +288,3 @@ class Ragged:
         """[*shape, n] random values of the pools with the indices `pool` [*shape]."""
         lengths, starts = self.lengths[pool][..., None], self.starts[pool][..., None]
         return self.values[starts + (rng.random((*pool.shape, n)) * lengths).astype(np.int64)]
-
-
-class StreamBatches:
-    """The tasks of a stream on one base model: `TaskBatches` of training through the base.
-
-    The base model must be under `stack` (`attached`) while losses are computed.
-
-    Args:
-        table: the messages of the stream as the base model reads them.
-        steps: the tasks of every step.
-        texts: [texts, e] embeddings of `TaskStream.all_texts`, on the device.
-        examples: whether examples are supplied.
-        group: adapters that go through the base model at once, a divisor of S; default: all S. A
-            smaller group takes less memory and more time, and changes no result.
-    """
-
-    def __init__(
-        self,
-        table: MessageTable,
-        steps: StreamSteps,
-        texts: Tensor,
-        examples: bool,
-        group: int | None = None,
-    ):
-        base, device = table.base, texts.device
-        self.table, self.embedded = table, texts
-        size, n = steps.rows.shape[1:]
-        group = group or size
-        if size % group:
-            raise UsageError(f"Groups of {group} adapters do not divide {size}: give a divisor.")
-        self.stack = Stack(base.lora_init(), group, device, next(base.model.parameters()).dtype)
-        self.widths = [table.width(rows) for rows in steps.rows]
-        arrays = steps.rows, steps.labels, steps.texts, steps.example_rows, steps.example_labels
-        self.steps = [torch.from_numpy(array.copy()).to(device) for array in arrays]
-        self.rows, self.labels = (
-            torch.zeros(size * n, dtype=torch.long, device=device) for _ in "ab"
-        )
-        self.text = torch.zeros(size, texts.shape[1], device=device)
-        self.given = torch.ones(size, dtype=torch.bool, device=device)
-        self.examples = None
-        if examples:
-            k = steps.example_rows.shape[2]
-            self.examples = Examples(
-                torch.zeros(size, k, texts.shape[1], device=device),
-                torch.zeros(size, k, dtype=torch.long, device=device),
-                torch.ones(size, k, dtype=torch.bool, device=device),
-            )
-
-    def draw(self, step: int) -> int:
-        """Sets the tensors to the tasks of `step`. Returns the width of its rows."""
-        rows, labels, texts, example_rows, example_labels = (part[step] for part in self.steps)
-        self.rows.copy_(rows.flatten())
-        self.labels.copy_(labels.flatten())
-        self.text.copy_(self.embedded[texts])
-        if self.examples is not None:
-            self.examples.embeddings.copy_(self.embedded[example_rows])  # messages come first
-            self.examples.labels.copy_(example_labels)
-        return self.widths[step]
-
-    def losses(self, adapters: Tensor, key: int) -> Tensor:
-        """[S] mean losses of `adapters` [S, v] on the rows of the step, with a gradient."""
-        size = len(self.stack)
-        n = len(self.rows) // len(adapters)
-
-        def losses(rows: Tensor, labels: Tensor) -> Tensor:
-            return self.table.losses(rows, labels, size, key).view(size, n).mean(1)
-
-        parts = zip(
-            adapters.split(size),
-            self.rows.split(size * n),
-            self.labels.split(size * n),
-            strict=True,
-        )
-        return torch.cat(  # each group's activations are freed before the next group
-            [stacked.losses_of(a, self.stack, partial(losses, r, y)) for a, r, y in parts]
-        )
-
-
-def fitting_group(table: MessageTable, steps: StreamSteps, texts: Tensor) -> int:
-    """The most adapters, S or S halved, whose losses and gradients on the widest step take at most
-    `MEMORY` of the GPU. On a CPU all S.
-
-    Raises:
-        torch.OutOfMemoryError: not even the smallest group fits.
-    """
-    group, base, device = steps.rows.shape[1], table.base, texts.device
-    if device.type != "cuda":
-        return group
-    widest = max(range(len(steps.rows)), key=lambda step: table.width(steps.rows[step]))
-    scale = base.spec.alpha / base.spec.rank
-    while True:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        try:
-            batches = StreamBatches(table, steps, texts, False, group)
-            values = batches.stack.values.repeat(len(batches.text) // group, 1)
-            with stacked.attached(base.model, batches.stack, scale):
-                batches.losses(values, batches.draw(widest))
-            peak = torch.cuda.max_memory_allocated(device)
-            if peak <= MEMORY * torch.cuda.mem_get_info(device)[1] or group % 2:
-                return group
-        except torch.OutOfMemoryError:
-            if group % 2:
-                raise
-        group //= 2

@@ -12,41 +12,43 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from oral_lib import seeds, storage
+from oral_lib.errors import PreflightError
 from oral_lib.experiments import generators
 from oral_lib.experiments.intents import rivals, stored
+from oral_lib.experiments.intents.batches import StreamBatches, fitting_group
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.stream import Mixture, StreamBatches, TaskStream, fitting_group
-from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.experiments.intents.methods.from_text import Embedder
+from oral_lib.experiments.intents.methods.shared import label_told
+from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.generator import FORMAT, Generator
 from oral_lib.lora import stacked
 from oral_lib.lora.stacked import Stack
 from oral_lib.method.base_entry import BaseEntry
-from oral_lib.method.conditioning import Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.denoiser import DenoiserConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
 from oral_lib.method.recurrence import RecurrenceConfig
-from oral_lib.method.tokenization import Layout, encode, flat
+from oral_lib.method.tokenization import Layout, encode
 from oral_lib.method.training.through_base import ThroughBaseConfig, train_through_base
+from oral_lib.method.training.tokens import TrainingConfig
 from oral_lib.method.training.tokens import train as train_on_tokens
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.models import loading
 from oral_lib.models.base import BaseModel
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.planning.parts import GENERATOR, GeneratorJob
-from oral_lib.tasks.intents.family import MESSAGE, load_family
+from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, load_family
 from oral_lib.zoo import store
 from oral_lib.zoo.training import COMPILED
 
-_ENCODED = 512  # texts embedded at once
-_WRITTEN = 16  # adapters written at once
 MOST_EXAMPLES = 32  # labelled examples of a task, at most
 
 
@@ -61,6 +63,7 @@ class WriterPreset:
         wider_a: factor on the scale of A, which zoos of a high ratio of learning rates hardly move.
         tasks: S, tasks of a step on each base model.
         rows: n, rows of a task in a step.
+        weights: training on the adapters of the zoo before; None: from initial weights.
     """
 
     network: GeneratorConfig
@@ -69,6 +72,7 @@ class WriterPreset:
     wider_a: float = 1.0
     tasks: int = 32
     rows: int = 16
+    weights: TrainingConfig | None = None
 
 
 _RAW = {"components": 0, "component_rotation": "none", "shared": "added", "examples": True}
@@ -111,24 +115,6 @@ PRESETS = {
     ),
 }
 SAMPLING = SamplingConfig(steps=1, projection="none", noise_sharing="token")  # as it was trained
-METHOD_OF = {"through_base": "generated_through_base", "weights": "generated"}  # by kind of job
-
-
-def embeddings(encoder: TextEncoder, texts: Sequence[str], device: str | torch.device) -> Tensor:
-    """[texts, e] unit embeddings of many texts on `device`, where the encoder computes them."""
-    encoder.model.to(device)
-    try:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        parts = [
-            encoder.encode([texts[i] for i in order[first : first + _ENCODED]]).to(device)
-            for first in range(0, len(texts), _ENCODED)
-        ]
-    finally:
-        encoder.model.to("cpu")
-    ordered = torch.cat(parts)
-    out = torch.empty_like(ordered)
-    out[torch.tensor(order, device=out.device)] = ordered
-    return out
 
 
 def entry_of(
@@ -162,9 +148,10 @@ def train(
     network: ORAL,
     bases: Mapping[str, BaseModel],
     stream: TaskStream,
-    encoder: TextEncoder,
+    embed: Embedder,
     preset: WriterPreset,
     *,
+    teachers: Mapping[str, dict[str, Tensor]] | None = None,
     device: str | torch.device = "cpu",
     label: str = "generator",
     **options,
@@ -175,21 +162,23 @@ def train(
         network: is trained in place.
         bases: the frozen base models by name, on `device`.
         stream: the tasks.
-        encoder: of the texts.
+        embed: of the texts.
         preset: steps, tasks and rows.
+        teachers: multi-task LoRAs that read the text, by base model, for tasks that are told.
         device: where to train.
         label: of the progress bar.
         options: `state`, `key` and `until` of `train_through_base`.
     """
     examples = MOST_EXAMPLES if network.config.examples else 0
     steps = stream.steps(preset.training.steps, preset.tasks, preset.rows, examples)
-    texts = embeddings(encoder, stream.all_texts, device)
+    texts = embed(stream.all_texts).to(device)
     batches = {}
     with ExitStack() as attached:
         for name, base in bases.items():
             table = MessageTable.of(base, stream.messages, MESSAGE)
-            group = fitting_group(table, steps, texts)
-            batches[name] = StreamBatches(table, steps, texts, bool(examples), group)
+            taught = label_told(base, stream, steps, teachers[name]) if teachers else steps
+            group = fitting_group(table, taught, texts)
+            batches[name] = StreamBatches(table, taught, texts, bool(examples), group)
             large = base.weights > COMPILED
             attached.enter_context(stacked.compiled(base.model) if large else nullcontext())
             scale = base.spec.alpha / base.spec.rank
@@ -200,6 +189,131 @@ def train(
 
 
 # ---------------------------------------------------------------- the networks of a run
+@dataclass(frozen=True)
+class Learning:
+    """What a generator learns from: base models, the zoo of each, and the seen tasks.
+
+    Attributes:
+        models: the base models by name, on one device.
+        zoos: (tasks, adapters [T, v], manifest) by base model.
+        teachers: multi-task LoRAs that read the text, by base model; they label what is told.
+        family: the tasks.
+        embed: of texts.
+        split: that the generator is judged on.
+        development: whether the intents of development are held out, too.
+    """
+
+    models: Mapping[str, BaseModel]
+    zoos: Mapping[str, tuple[list[str], Tensor, dict]]
+    teachers: Mapping[str, dict[str, Tensor]]
+    family: IntentFamily
+    embed: Embedder
+    split: str = "L2"
+    development: bool = False
+
+    @classmethod
+    def of(
+        cls, bases: Sequence[str], embed: Embedder, split: str = "L2", *, scale: str, source: str,
+        root: Path, device: str = "cpu", development: bool = False,
+    ) -> "Learning":  # fmt: skip
+        """What is in the folder `root` of a run. PreflightError if adapters are missing."""
+        dev = {"development": development}
+        sets = rivals.suffixed("train", split), rivals.suffixed("described", split)
+        zoos = {base: stored.read_set(root, base, sets[0], **dev) for base in bases}
+        folders = {base: stored.rivals_folder(root, base, **dev) for base in bases}
+        read = {b for b in bases if (folders[b] / f"{sets[1]}.json").exists()}
+        teachers = {b: stored.read_rival(root, b, sets[1], **dev)[0] for b in read}
+        models = {base: loading.load(base, source=source, device=device) for base in bases}
+        return cls(models, zoos, teachers, load_family(source, scale), embed, split, development)
+
+    def stream(self, mixture: Mixture, seed: int) -> TaskStream:
+        """The training tasks."""
+        about = {"without": self.split, "development": self.development}
+        return TaskStream.of(self.family, mixture=mixture, seed=seed, embed=self.embed, **about)
+
+    def entries(self, config: GeneratorConfig, wider_a: float) -> dict[str, BaseEntry]:
+        """The entries of the base models, with the scale of their zoos."""
+        return {
+            base: entry_of(model, config, self.zoos[base][1], self.embed.encoder, wider_a)
+            for base, model in self.models.items()
+        }
+
+    def token_sets(self, config: GeneratorConfig) -> dict[str, TrainingSet]:
+        """The adapters of the zoos of single intents as tokens, by base model."""
+        about = {"development": self.development}
+        seen = rivals.seen_tasks(self.family, rivals.scope_of(self.split), 0, **about)
+        texts = {task.name: self.embed(task.texts["train"]) for task in seen}
+        sets, means = {}, {}
+        for base, model in self.models.items():
+            facts = store.compute_facts(model)
+            names, values, _ = self.zoos[base]
+            kept = [i for i, task in enumerate(names) if task in texts]
+            stack = Stack(facts.start, len(kept))
+            stack.set(values[kept])
+            layout, chosen = Layout.of(facts.start, config.k), [names[i] for i in kept]
+            zoo = layout, facts.start, stack.adapters(), chosen
+            sets[base] = TrainingSet.of(*zoo, texts, config, align_to=means)
+            means = {**sets[base].task_means, **means}
+        return sets
+
+
+def train_on_weights(
+    learning: Learning, config: GeneratorConfig, training: TrainingConfig, **options
+) -> tuple[ORAL, list[float]]:
+    """A network that matches the adapters of the zoos, and the loss of each step."""
+    data, entries = learning.token_sets(config), {}
+    for base, model in learning.models.items():
+        facts = store.compute_facts(model)
+        described = learning.embed.encoder.encode([facts.description])[0]
+        entries[base] = data[base].base(described, facts.fingerprint, facts.peft_config)
+    network = initial_network(config, entries, training.seed)
+    return train_on_tokens(network, data, training, **options)
+
+
+def train_writer(
+    learning: Learning, preset: WriterPreset, *, state: Path | None = None, label: str, **options
+) -> tuple[ORAL, list[float]]:
+    """A network that is trained through the base models, and the mean loss of each step.
+
+    Args:
+        learning: what it learns from.
+        preset: network and training.
+        state: file to resume from.
+        label: of progress bars.
+        options: `device`, `key` and `until` of `train_through_base`.
+
+    Raises:
+        PreflightError: tasks are to be told, and a base model has no teacher.
+    """
+    seed, mixture = preset.training.seed, preset.mixture
+    entries = learning.entries(preset.network, preset.wider_a)
+    network = initial_network(preset.network, entries, seed)
+    stream = learning.stream(mixture, seed)
+    if mixture.told and (missing := learning.models.keys() - learning.teachers.keys()):
+        raise PreflightError(f"no model reads texts on {sorted(missing)[0]}: train rivals first.")
+    if preset.weights is not None and not (state and state.exists()):
+        data = {
+            base: replace(
+                part,
+                tokens=entries[base].statistics.normalise(part.statistics.denormalise(part.tokens)),
+                statistics=entries[base].statistics,
+            )
+            for base, part in learning.token_sets(preset.network).items()
+        }
+        first = replace(preset.weights, seed=seed)
+        device = options.get("device", "cpu")
+        network, _ = train_on_tokens(
+            network, data, first, device=device, label=f"{label}, on weights"
+        )
+        network.requires_grad_()
+    teachers = learning.teachers if mixture.told else None
+    about = {"teachers": teachers, "state": state, "label": label}
+    network, curves = train(
+        network, learning.models, stream, learning.embed, preset, **about, **options
+    )
+    return network, [sum(step) / len(step) for step in curves["losses"]]
+
+
 def train_job(
     job: GeneratorJob,
     bases: Sequence[str],
@@ -223,13 +337,9 @@ def train_job(
     """
     about = {"kind": job.name, "scale": scale, "source": source.partition(":")[0]}
     about |= {"bases": sorted(bases), "format": FORMAT}
-    without, dev = job.split or "L2", {"development": development}
-    name = rivals.suffixed("train", job.split)
-    zoos = {base: stored.read_set(root, base, name, **dev) for base in sorted(bases)}
-    about["zoo_sha256"] = {base: info["sha256"] for base, (_, _, info) in zoos.items()}
-    folder = root / (f"{job.name}-development" if development else job.name)
-    family = load_family(source, scale)
-    if job.kind == "weights":
+    split, on_weights = job.split or "L2", job.kind == "weights"
+    files = {"zoo_sha256": (stored.read_set, "train")}
+    if on_weights:
         usual = generators.preset(scale, GENERATOR)
         config, sampling = usual.network, replace(usual.sampling, projection="none")
         steps = 100 if scale == "smoke" else usual.training.steps
@@ -240,102 +350,32 @@ def train_job(
         training = replace(preset.training, seed=job.seed)
         about |= {"mixture": asdict(preset.mixture), "wider_a": preset.wider_a}
         about |= {"tasks": preset.tasks, "rows": preset.rows}
+        about |= {"weights": preset.weights and asdict(preset.weights)}
+        if preset.mixture.told:
+            files["teachers_sha256"] = stored.read_rival, "described"
+    for key, (read, name) in files.items():
+        name = rivals.suffixed(name, split)
+        read_one = partial(read, root, name=name, development=development)
+        about[key] = {base: read_one(base=base)[-1]["sha256"] for base in sorted(bases)}
     about["training"] = asdict(training)
     about["network"] = asdict(config)
     about = json.loads(json.dumps(about))
+    folder = root / (f"{job.name}-development" if development else job.name)
     manifest, state = folder / "manifest.json", folder / "training.safetensors"
     if manifest.exists() and about.items() <= storage.read_json(manifest).items():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     encoder = TextEncoder(config.text_encoder, source=source)
-    models = {base: loading.load(base, source=source, device=device) for base in sorted(bases)}
+    place = {"scale": scale, "source": source, "root": root, "device": device}
+    learning = Learning.of(
+        sorted(bases), Embedder(encoder, device), split, development=development, **place
+    )
     options = {"device": device, "state": state, "key": about, "label": f"{job.name} ({scale})"}
-    if job.kind == "weights":
-        network, losses = _train_on_weights(
-            config, training, models, zoos, family, encoder, options, name, dev
-        )
+    if on_weights:
+        network, losses = train_on_weights(learning, config, training, **options)
     else:
-        entries = {
-            base: entry_of(models[base], config, zoos[base][1], encoder, preset.wider_a)
-            for base in models
-        }
-        stream = TaskStream.of(
-            family, without=without, mixture=preset.mixture, seed=job.seed, **dev
-        )
-        network = initial_network(config, entries, job.seed)
-        preset = replace(preset, training=training)
-        network, curves = train(network, models, stream, encoder, preset, **options)
-        losses = [sum(step) / len(step) for step in curves["losses"]]
+        network, losses = train_writer(learning, replace(preset, training=training), **options)
     about["losses"] = [round(loss, 6) for loss in losses]  # mean over base models
     Generator(network, about, sampling, source=source, encoder=encoder).save_pretrained(folder)
     state.unlink(missing_ok=True)
     return folder
-
-
-def _train_on_weights(
-    config, training, models, zoos, family, encoder, options, name, dev
-) -> tuple[ORAL, list[float]]:
-    """A network that matches the adapters of the zoo, and the loss of each step."""
-    scope = name.partition("-")[2]
-    tasks = {task.name: task for task in rivals.seen_tasks(family, scope, 0, **dev)}
-    data, entries, means = {}, {}, {}
-    texts = {task: encoder.encode(part.texts["train"]) for task, part in tasks.items()}
-    for base, model in models.items():
-        facts = store.compute_facts(model)
-        layout = Layout.of(facts.start, config.k)
-        names, values, _ = zoos[base]
-        kept = [i for i, task in enumerate(names) if task in tasks]  # unions have no texts here
-        stack = Stack(facts.start, len(kept))
-        stack.set(values[kept])
-        chosen = [names[i] for i in kept]
-        about = layout, facts.start, stack.adapters(), chosen, texts, config
-        data[base] = TrainingSet.of(*about, align_to=means)
-        means = {**data[base].task_means, **means}
-        described = encoder.encode([facts.description])[0]
-        entries[base] = data[base].base(described, facts.fingerprint, facts.peft_config)
-    network = initial_network(config, entries, training.seed)
-    return train_on_tokens(network, data, training, **options)
-
-
-class Writing:
-    """Writes adapters of `base` from texts and examples; `seed` is that of the initial noise."""
-
-    def __init__(self, generator: Generator, base: str, seed: int = 0):
-        self.network, self.sampling = generator.network, generator.sampling
-        self.base, self.seed = base, seed
-        self.reads_examples = generator.config.examples
-
-    @torch.inference_mode()
-    def __call__(
-        self, texts: Tensor, given: Tensor | None = None, examples: Examples | None = None
-    ) -> Tensor:
-        """[T, v] adapters on the CPU, in the order of `lora.stacked.Stack`.
-
-        Args:
-            texts: [T, e] embeddings of the tasks' texts.
-            given: bool [T], False: without text (default: all with text).
-            examples: labelled rows of the T tasks.
-        """
-        network, entry = self.network, self.network.bases[self.base]
-        device, statistics = network.device, entry.statistics
-        stream = seeds.generator(self.seed, "sample", self.base)
-        given = torch.ones(len(texts), dtype=torch.bool) if given is None else given
-        parts = []
-        for first in range(0, len(texts), _WRITTEN):
-            chosen = slice(first, first + _WRITTEN)
-            text, has_text = texts[chosen].to(device), given[chosen].to(device)
-            rows = examples and Examples(*(part[chosen].to(device) for part in examples))
-            noise = [network.noise(self.base, self.sampling, stream) for _ in range(len(text))]
-            c = network.conditions(self.base, text, has_text, examples=rows)
-            k0 = network.sample(self.base, c, torch.stack(noise).to(device), self.sampling)
-            parts.append(flat(entry.layout, statistics.denormalise(k0)).cpu())
-        return torch.cat(parts)
-
-
-def writings(
-    names: Mapping[str, str], base: str, seed: int, cache: ModelCache
-) -> dict[str, Writing]:
-    """What writes adapters of `base`, by method, for the networks `names` (by kind) of a run."""
-    return {
-        METHOD_OF[kind]: Writing(cache.generator(name), base, seed) for kind, name in names.items()
-    }

@@ -201,18 +201,21 @@ def configured(
         UsageError: an unknown name.
     """
     preset = through_base.preset(scale, experiment)
-    numbers = {name: _value(text) for name, text in map(_pair, changes)}
+    numbers = assigned(changes)
     sizes = {name: numbers.pop(name) for name in ("tasks", "rows") if name in numbers}
     if unknown := numbers.keys() - {f.name for f in fields(ThroughBaseConfig)}:
         raise UsageError(f"--set {sorted(unknown)[0]}: there is no such field of the training.")
     training = replace(preset.training, **numbers)
-    options = {name: _value(text) for name, text in map(_pair, network)}
-    return replace(preset, training=training, network=options, **sizes)
+    return replace(preset, training=training, network=assigned(network), **sizes)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, _, value = text.partition("=")
-    return name, value
+def assigned(changes: Sequence[str]) -> dict[str, Any]:
+    """Values by name of options NAME=VALUE: numbers where they are numbers, else words.
+
+    >>> assigned(["lr=1e-3", "steps=200", "shared=added"])
+    {'lr': 0.001, 'steps': 200, 'shared': 'added'}
+    """
+    return {name: _value(text) for name, _, text in (each.partition("=") for each in changes)}
 
 
 def _value(text: str) -> Any:

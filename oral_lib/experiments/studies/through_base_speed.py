@@ -15,8 +15,10 @@ import torch
 from oral_lib.experiments.benchmarks import seconds, timing_row
 from oral_lib.experiments.intents import writer
 from oral_lib.experiments.intents.adapters import StackTraining
+from oral_lib.experiments.intents.batches import StreamBatches
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.stream import StreamBatches, TaskStream
+from oral_lib.experiments.intents.methods.from_text import Embedder
+from oral_lib.experiments.intents.stream import TaskStream
 from oral_lib.lora import stacked
 from oral_lib.method.training.through_base import ThroughBaseTrainer
 from oral_lib.models.base import BaseModel
@@ -56,7 +58,7 @@ def through_base_rows(base: BaseModel, *, scale: str, source: str) -> list[dict]
             zoo.step(rows[i], labels[i], rate, widths[i])
 
     encoder = TextEncoder(preset.network.text_encoder, source=source)
-    texts = writer.embeddings(encoder, stream.all_texts, device)
+    texts = Embedder(encoder, device)(stream.all_texts).to(device)
     adapters = zoo.stack.values[:1].cpu() + 0.02 * torch.randn(_ZOO, zoo.stack.values.shape[1])
     entry = writer.entry_of(base, preset.network, adapters, encoder, preset.wider_a)
     network = writer.initial_network(preset.network, {base.name: entry}, 0)

@@ -76,6 +76,7 @@ class ThroughBaseConfig:
         temperature: scale of the initial noise.
         text_dropout: share of tasks whose text is left out.
         text_noise: largest norm of the noise added to an embedding of norm 1.
+        dropout: share of the values of an embedding that are zeroed.
         example_dropout: share of tasks whose examples are all left out. Of other tasks a random
             share of the examples is.
         ema: largest memory of the average of the weights.
@@ -99,6 +100,7 @@ class ThroughBaseConfig:
     temperature: float = 1.0
     text_dropout: float = 0.1
     text_noise: float = 0.5
+    dropout: float = 0.0
     example_dropout: float = 0.5
     ema: float = 0.99
     clip: float = 1.0
@@ -113,10 +115,11 @@ class ThroughBaseConfig:
         for name in ("text_dropout", "example_dropout", "temperature"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1].")
+        for name in ("dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
         if self.text_noise < 0:
             raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"training: ema={self.ema!r} must lie in [0, 1).")
 
     def lr_at(self, step: int) -> float:
         """Linear warm-up to `lr`, then a cosine to zero."""
@@ -154,6 +157,9 @@ class StepInputs:
         s, e = batches.text.shape
         noise = torch.randn(s, e, **options) / e**0.5 * torch.rand(s, 1, **options)
         text = F.normalize(batches.text + config.text_noise * noise, dim=-1)
+        if config.dropout:
+            kept = torch.rand(s, e, **options) >= config.dropout
+            text = text * kept / (1 - config.dropout)
         given = batches.given & (torch.rand(s, **options) >= config.text_dropout)
         shape = s, model.bases[name].layout.l, model.config.size
         start = config.temperature * torch.randn(shape, **options)

@@ -21,8 +21,8 @@ from oral_lib import seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError
 from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.prompts import PromptTable, described
-from oral_lib.experiments.intents.stream import TaskStream
+from oral_lib.experiments.intents.methods.prompts import PromptTable, described, pair_logits
+from oral_lib.experiments.intents.stream import StreamSteps, TaskStream
 from oral_lib.lora import stacked
 from oral_lib.lora.adapter import PREFIX
 from oral_lib.lora.stacked import Stack
@@ -69,7 +69,7 @@ class Steps:
         drawn = stream.steps(steps, size // _ROWS, _ROWS)
         shape = drawn.rows.shape
         texts = np.broadcast_to(drawn.texts[..., None], shape).ravel()
-        rows, labels = drawn.rows.ravel(), drawn.labels.ravel()
+        rows, labels = drawn.rows.ravel(), drawn.labels.ravel().astype(np.int64)
         order = np.arange(len(rows))
         random = np.random.default_rng(seeds.integer(stream.seed, "shared-steps"))
         for start in range(0, len(order), _POOL * size):
@@ -127,12 +127,37 @@ def train_described(base: BaseModel, stream: TaskStream, recipe: Recipe) -> dict
         stream: the training tasks.
         recipe: `batch` is the number of rows of a step.
     """
-    texts = stream.all_texts
-    fronts = [described(text) for text in texts] if base.family == "causal" else texts
-    table = PromptTable.of(base, fronts, stream.messages)
+    table = _behind_texts(base, stream)
     draws = Steps.of(stream, recipe.steps, recipe.batch, table.total)
     about = "multi-task LoRA that reads the text"
     return _train(base, base.lora_init(), recipe, draws, table.width, table.losses, about)
+
+
+def _behind_texts(base: BaseModel, stream: TaskStream) -> PromptTable:
+    """The messages of a stream behind each of its texts."""
+    texts = stream.all_texts
+    fronts = [described(text) for text in texts] if base.family == "causal" else texts
+    return PromptTable.of(base, fronts, stream.messages)
+
+
+def label_told(
+    base: BaseModel, stream: TaskStream, steps: StreamSteps, teacher: dict[str, Tensor]
+) -> StreamSteps:
+    """`steps` with the labels of the tasks that are told: the probability of yes by a teacher.
+
+    Args:
+        base: the base model.
+        stream: what `steps` was drawn from.
+        steps: the tasks.
+        teacher: what `train_described` returned.
+    """
+    if not steps.told.any():
+        return steps
+    table, labels = _behind_texts(base, stream), steps.labels.copy()
+    with torch.inference_mode(), under(base, teacher):
+        logits = pair_logits(table, steps.texts[steps.told][:, None], steps.rows[steps.told])
+    labels[steps.told] = logits.sigmoid().numpy()
+    return replace(steps, labels=labels)
 
 
 def train_multitask_head(
