@@ -13,17 +13,53 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from oral_lib import storage
-from oral_lib.errors import OralError
+from oral_lib import learning_rate, storage
+from oral_lib.errors import OralError, UsageError
 from oral_lib.method.model import ORAL
 
 CHECK_EVERY = 100  # steps: reading the loss makes the host wait for the device
 
 
-def averaging_rate(ema: float, step: int) -> float:
-    """Weight of the values of `step` in the average. Its memory grows up to `ema`, so that early
-    values fade."""
-    return 1 - min(ema, (1 + step) / (10 + step)) if step else 1.0
+class Schedule:
+    """What the configurations of both training signals share: rates by step, and ranges.
+
+    A subclass is a dataclass with the fields below.
+    """
+
+    steps: int
+    lr: float
+    warmup: int
+    clip: float
+    save_every: float
+    ema: float
+    text_noise: float
+
+    def check(self, positive: Sequence[str], shares: Sequence[str]) -> None:
+        """UsageError if a field is out of range.
+
+        Args:
+            positive: further fields above 0.
+            shares: fields from 0 to 1.
+        """
+        for name in ("steps", "lr", "clip", "save_every", *positive):
+            if getattr(self, name) <= 0:
+                raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1].")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"training: ema={self.ema!r} must lie in [0, 1).")
+        if self.text_noise < 0:
+            raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up to `lr`, then a cosine to zero."""
+        return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
+
+    def average_rate(self, step: int) -> float:
+        """Weight of the values of `step` in the average. Its memory grows up to `ema`, so that
+        early values fade."""
+        return 1 - min(self.ema, (1 + step) / (10 + step)) if step else 1.0
 
 
 class AveragedAdamW:

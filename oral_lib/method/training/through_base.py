@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, learning_rate, seeds
+from oral_lib import devices, seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.model import ORAL
 from oral_lib.method.tokenization import flat
-from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, averaging_rate
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, Schedule
 from oral_lib.progress import bar
 
 DIVERGED = 2.0  # times the mean loss of the first CHECK_EVERY steps
@@ -63,7 +63,7 @@ class TaskBatches(Protocol):
 
 
 @dataclass(frozen=True)
-class ThroughBaseConfig:
+class ThroughBaseConfig(Schedule):
     """How a network is trained through the base model.
 
     Args:
@@ -109,25 +109,10 @@ class ThroughBaseConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lr", "shared_rate", "sampling_steps", "clip", "save_every"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
-        for name in ("text_dropout", "example_dropout", "temperature"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1].")
-        for name in ("dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"training: {name}={getattr(self, name)!r} must lie in [0, 1).")
-        if self.text_noise < 0:
-            raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
-
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up to `lr`, then a cosine to zero."""
-        return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
-
-    def average_rate(self, step: int) -> float:
-        """Weight of a step's values in the average."""
-        return averaging_rate(self.ema, step)
+        shares = ("text_dropout", "example_dropout", "temperature")
+        self.check(("shared_rate", "sampling_steps"), shares)
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"training: dropout={self.dropout!r} must lie in [0, 1).")
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oral_lib import devices, learning_rate, seeds
+from oral_lib import devices, seeds
 from oral_lib.devices import Replay
 from oral_lib.errors import OralError, UsageError
 from oral_lib.method.model import ORAL
-from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, averaging_rate
+from oral_lib.method.training.optimizer import CHECK_EVERY, AveragedAdamW, Schedule
 from oral_lib.method.training.training_set import TrainingSet
 from oral_lib.progress import bar
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Schedule):
     """How a network is trained.
 
     Args:
@@ -69,15 +69,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "lr", "conditions", "draws", "tokens", "clip", "save_every"):
-            if getattr(self, name) <= 0:
-                raise UsageError(f"training: {name} must be positive, got {getattr(self, name)!r}.")
-        if not 0 <= self.text_dropout <= 1:
-            raise UsageError(f"training: text_dropout={self.text_dropout!r} must lie in [0, 1].")
-        if self.text_noise < 0:
-            raise UsageError(f"training: text_noise={self.text_noise!r} must not be negative.")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"training: ema={self.ema!r} must lie in [0, 1).")
+        self.check(("conditions", "draws", "tokens"), ("text_dropout",))
 
     def rows(self, length: int) -> tuple[int, int]:
         """(adapters r of each condition, tokens s of each adapter) in a step, for adapters of
@@ -88,14 +80,6 @@ class TrainingConfig:
         """
         subset = min(length, max(1, self.tokens // self.conditions))
         return max(1, min(self.draws, self.tokens // (self.conditions * subset))), subset
-
-    def lr_at(self, step: int) -> float:
-        """Linear warm-up to `lr`, then a cosine to zero."""
-        return learning_rate.cosine(self.lr, step, steps=self.steps, warmup=self.warmup)
-
-    def average_rate(self, step: int) -> float:
-        """Weight of a step's values in the average."""
-        return averaging_rate(self.ema, step)
 
 
 @dataclass(frozen=True)
