@@ -73,7 +73,8 @@ def calls(monkeypatch):
 
     modules = {
         "rivals": SimpleNamespace(train_zoo=trained("zoo"), train_rivals=trained("rivals")),
-        "writer": SimpleNamespace(train_job=train, writings=lambda names, base, seed, cache: names),
+        "writer": SimpleNamespace(train_job=train),
+        "writing": SimpleNamespace(writings=lambda names, base, seed, cache: names),
         "measure": SimpleNamespace(run_cell=run_cell),
     }
     package = SimpleNamespace(__path__=[], **modules)
