@@ -66,7 +66,7 @@ answers
 from oral_lib.report.intents.results import IntentsResults
 
 metrics, items = run.measured()
-results = IntentsResults(metrics["source"].iloc[0], metrics, items)
+results = IntentsResults(metrics["source"].iloc[0], metrics, items, run.root)
 results.summary
 
 # %%
@@ -74,6 +74,23 @@ results.equivalent_figure()
 
 # %%
 results.task_dots("L2")
+
+# %% [markdown]
+# What a method takes to make an adapter and to answer a message, and what it stores:
+
+# %%
+from IPython.display import display
+
+from oral_lib.report.intents.tables import costs_table
+
+costs_table(results.costs[results.costs.split == "L2"])
+
+# %% [markdown]
+# Whose sentence answers whose messages: the diagonal is a task's own.
+
+# %%
+for figure in results.text_maps().values():
+    display(figure)
 
 # %% [markdown]
 # ## Were the aims reached?

@@ -1,5 +1,6 @@
 """The generator: a sentence and a base model in, LoRA weights out."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from oral_lib.errors import OralError, PreflightError, UsageError, closest
 from oral_lib.lora import peft_folder
 from oral_lib.method import tokenization
 from oral_lib.method.base_entry import BaseEntry
+from oral_lib.method.conditioning import MOST_LABELS, Examples
 from oral_lib.method.config import GeneratorConfig, SamplingConfig
 from oral_lib.method.model import ORAL
 from oral_lib.method.normalization import TokenStatistics
@@ -107,6 +109,7 @@ class Generator:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
         *,
+        examples: Sequence[tuple[str, int]] = (),
         chunk: int = 16,
         statistics: TokenStatistics | None = None,
         **changes: Any,
@@ -119,6 +122,7 @@ class Generator:
             n: number of adapters.
             seed: the same seed gives the same adapters; regression does not depend on it.
             sampling: default: that of the generator.
+            examples: labelled rows of the task, each the text and the number of its label.
             chunk: adapters computed at once; bounds the memory.
             statistics: decode with these instead of the statistics of the base model.
             **changes: fields of `SamplingConfig` to replace, such as `temperature`, unless None.
@@ -128,7 +132,7 @@ class Generator:
             OralError: the network returned NaN or infinite values.
         """
         sampling = self.chosen_sampling(sampling, changes)
-        conditions = self.conditions(text, base)
+        conditions = self.conditions(text, base, examples=examples)
         return self.sample(conditions, n, seed, sampling, chunk=chunk, statistics=statistics)
 
     def sample(
@@ -219,6 +223,7 @@ class Generator:
         text: str | Tensor,
         base: str | BaseModel,
         c_model: tuple[Tensor, Tensor] | None = None,
+        examples: Sequence[tuple[str, int]] = (),
     ) -> Conditions:
         """What samples for a text and a base model are conditioned on.
 
@@ -226,9 +231,10 @@ class Generator:
             text: as for `generate`, or the embedding [e] of a text, such as a mean of two.
             base: as for `generate`.
             c_model: structure [e] and fingerprint [f] of another base model, as a control.
+            examples: as for `generate`.
 
         Raises:
-            UsageError: an unknown base model, or another layout.
+            UsageError: an unknown base model, another layout, or examples that are not read.
             OralError: the embedding has another size.
         """
         name, described = self._resolve(base)
@@ -247,9 +253,26 @@ class Generator:
         embedding = embedding.to(network.device)
         c_model = c_model and tuple(part.to(network.device) for part in c_model)
         with torch.inference_mode():
-            c = network.conditions(name, embedding, given, c_model)
+            rows = self._read(examples) if len(examples) else None
+            c = network.conditions(name, embedding, given, c_model, examples=rows)
             c_free = network.conditions(name, embedding, torch.zeros_like(given), c_model)
         return Conditions(name, c, c_free)
+
+    def _read(self, examples: Sequence[tuple[str, int]]) -> Examples:
+        """Labelled rows as the network reads them."""
+        if not self.config.examples:
+            raise UsageError("this generator reads no examples: leave them out.")
+        texts, labels = zip(*examples, strict=True)
+        for label in labels:
+            if type(label) is not int or not 0 <= label < MOST_LABELS:
+                raise UsageError(
+                    f"examples: the label {label!r} must be a whole number from 0 to "
+                    f"{MOST_LABELS - 1}."
+                )
+        numbers, device = torch.tensor([labels]), self.network.device
+        rows = self.encoder.encode(list(texts))[None].to(device)
+        given = torch.ones(numbers.shape, dtype=torch.bool, device=device)
+        return Examples(rows, numbers.to(device), given)
 
     def _resolve(self, base: str | BaseModel) -> tuple[str, tuple[Tensor, Tensor] | None]:
         """(name of the entry, c_model of a BaseModel or None for the stored one)."""

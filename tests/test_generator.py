@@ -658,3 +658,27 @@ def test_what_is_made_is_a_mixture_of_zoo_adapters_with_the_same_shares_everywhe
     assert rest < 1e-3 < 0.1 < far(free)[0]
     between = shares.min() > -1e-3 and abs(shares.sum() - 1) < 1e-3
     assert between == (projection == "hull")
+
+
+def test_examples_of_a_task_change_the_adapter_in_any_order_and_without_a_sentence():
+    model = made(replace(SMALL, examples=True), sampling=NOT_PROJECTED)
+    rows = [("a superb film", 1), ("the battery died", 0), ("wooden acting", 1)]
+    plain, told = model.generate(MOVIE, TINY[0]), model.generate(MOVIE, TINY[0], examples=rows)
+    turned = model.generate(MOVIE, TINY[0], examples=rows[::-1])
+    shown = model.generate("", TINY[0], examples=rows)
+    name = next(iter(told[0]))
+    assert not torch.allclose(told[0][name], plain[0][name])
+    assert torch.allclose(told[0][name], turned[0][name], atol=1e-5)
+    assert not torch.allclose(shown[0][name], model.generate("", TINY[0])[0][name])
+
+
+@pytest.mark.parametrize("label", [-1, 99, "yes", True])
+def test_an_example_needs_the_number_of_its_label(label):
+    model = made(replace(SMALL, examples=True))
+    with pytest.raises(UsageError, match="label"):
+        model.generate(MOVIE, TINY[0], examples=[("a superb film", label)])
+
+
+def test_a_generator_without_a_reader_of_examples_refuses_them():
+    with pytest.raises(UsageError, match="reads no examples"):
+        made().generate(MOVIE, TINY[0], examples=[("a superb film", 1)])

@@ -39,7 +39,8 @@ def test_ways_are_trained_and_judged_once(place, monkeypatch, capsys):
     table = intent_ways.run(BASE, ways, changes={"steps": STEPS, "tasks": 4}, **place)
     assert list(table.way.unique()) == ways
     texts = set(table[table.way == "preset"].text)
-    assert texts == {*intent_ways.TEXTS, "mean of the adapters", "first and 4 rows"}
+    means = {"mean of 3 texts", "mean of 4 samples"}
+    assert texts == {*intent_ways.TEXTS, *means, "first and 4 rows"}
     assert table.auc.between(0, 100).all() and table.balanced_accuracy.between(0, 100).all()
     assert table[table.way == "preset"].loss.iloc[0] > 0
     monkeypatch.setattr(intent_ways, "train_way", None)

@@ -58,7 +58,8 @@ def metrics_of(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs() -> pd.DataFrame:
-    row = {"source": "packages", "base": "minilm-l6", "ms_adapter": 2.5, "ms_row": 0.05}
+    row = {"source": "packages", "base": "minilm-l6", "split": "L2", "condition": "matched"}
+    row |= {"ms_adapter": 2.5, "ms_row": 0.05}
     row |= {"flops_row": 2e8, "bytes": 9.5e6, "device": "GPU", "commit": "a"}
     other = {"method": D, "flops_row": 6e8, "ms_adapter": np.nan}
     return pd.DataFrame([row | {"method": G}, row | other])

@@ -39,9 +39,11 @@ def measurement(split, base, seed) -> Measurement:
     rows = item_tables.summarise(
         items, family="intents", base_version="t0", commit="abc", balanced=True
     )
-    cost = {"source": "made", "base": base, "method": "trained", "ms_adapter": 1.0, "ms_row": 2.0}
-    cost |= {"flops_row": 3.0, "bytes": float("nan"), "device": "cpu", "commit": "abc"}
-    return Measurement(rows, items, {"intents_costs": [cost]} if split == "L2" else {})
+    cost = {"source": "made", "base": base, "split": split, "method": "trained"}
+    cost |= {"condition": "none"}
+    cost |= {"ms_adapter": 1.0, "ms_row": 2.0, "flops_row": 3.0, "bytes": float("nan")}
+    cost |= {"device": "cpu", "commit": "abc"}
+    return Measurement(rows, items, {"intents_costs": [cost]})
 
 
 @pytest.fixture
@@ -52,8 +54,9 @@ def calls(monkeypatch):
     def trained(folder):
         def train(base, *, scale, source, root, device):
             made.append((folder, base))
-            content = {"training": {"steps": 3}}
-            storage.write_json(root / folder / base / "manifest.json", content)
+            about = {"recipe": {"steps": 3}, "files": {"described": "its hash"}}
+            storage.write_json(root / folder / base / "described.json", about)
+            storage.write_json(root / folder / base / "manifest.json", about)
             return root / folder / base
 
         return train
@@ -144,10 +147,12 @@ def test_the_commands_of_the_plan_train_measure_and_publish_all_base_models(call
     assert set(items.base) == set(BASES) and items.task.nunique() == 8
     assert set(zip(metrics.method, metrics.condition, strict=True)) == set(PROFILE)
     costs = small_tables.INTENTS_COSTS.read(folder)
-    assert sorted(costs.base) == sorted(BASES) and costs.bytes.isna().all()
+    assert set(costs.base) == set(BASES) and costs.bytes.isna().all()
+    assert not costs.duplicated(["base", "split", "method"]).any() and len(costs) == 8
     entry = storage.read_json(folder / "manifest.json")["made-intents"]
     assert entry["seeds"]["generator"] == [0] and entry["training"] == {"steps": 2}
-    assert entry["rivals"] == {base: {"steps": 3} for base in BASES}
+    assert entry["rivals"] == {base: {"described": {"recipe": {"steps": 3}}} for base in BASES}
+    assert entry["recipes"] == {base: {"steps": 3} for base in BASES}
     curves = pd.read_csv(folder / "curves-intents-made.csv")
     assert set(curves.series) == {f"generator/{n}" for n in scales.generators("smoke", "intents")}
 

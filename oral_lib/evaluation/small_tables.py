@@ -30,7 +30,7 @@ from oral_lib.evaluation.schema import (
     read_csv,
     refuse,
 )
-from oral_lib.storage import write_text
+from oral_lib.storage import list_paths, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,13 @@ class SmallTable:
         if not path.exists():
             return pd.DataFrame(columns=list(self.columns))
         return self.check(read_csv(path, self.columns))
+
+    def measured(self, root: str | Path) -> pd.DataFrame:
+        """The checked rows that the cells of a run have stored: JSON files with a row or a list of
+        rows, in a folder of the table's name in the folder `root` of the run."""
+        files = [read_json(path) for path in list_paths(Path(root) / self.name, "*.json")]
+        rows = [row for each in files for row in (each if isinstance(each, list) else [each])]
+        return self.check(pd.DataFrame(rows)) if rows else pd.DataFrame(columns=list(self.columns))
 
     def append(self, folder: str | Path, rows: Iterable[Mapping]) -> pd.DataFrame:
         """Adds rows to its file in `folder` (one writer at a time); returns the whole table.
@@ -179,16 +186,20 @@ COSTS = SmallTable(
 INTENTS_COSTS = SmallTable(
     name="intents_costs",
     columns={
-        "source": str, "base": str,
-        "method": str,  # also "generated_through_base/matched_4", of a condition of its own
-        "ms_adapter": float,  # to make the adapter of a task from its text, one at a time
+        "source": str, "base": str, "split": str,
+        "method": str, "condition": str,
+        # to make the adapter of a task: one at a time from a text, else the time of all by their
+        # number, with the compilation
+        "ms_adapter": float,
         "ms_row": float,  # to score a row, in batches
         "flops_row": float,  # of the forward pass of a row, 2 a multiply-add
-        "bytes": float,  # stored to use the method on a new task, without the base model
+        # stored to use the method on a new task, besides the base model: adapters in float16, a
+        # generator as its file, for all its base models
+        "bytes": float,
         "device": str, "commit": str,
     },
-    key=["source", "base", "method"],
-    replaced=["source", "base", "method"],
+    key=["source", "base", "split", "method", "condition"],
+    replaced=["source", "base", "split"],
     unknown=frozenset({"ms_adapter", "ms_row", "flops_row", "bytes"}),
 )
 INTENTS_MAP = SmallTable(  # seed 0 of generated_through_base

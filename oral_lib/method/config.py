@@ -55,7 +55,8 @@ class GeneratorConfig:
             writes; 0: none. It is learned fast and generalises to other texts, but has
             l * (k or r) * `linear` weights for each base model.
         shared: "added": each base model has a learned part that all its adapters share, and the
-            network generates the rest. "only": nothing is generated, an ablation. "none": all is.
+            network generates the rest. "only": the denoiser writes nothing, an ablation; what
+            remains is the linear map, if there is one. "none": all is generated.
         recurrence_reads: "positions": the recurrent model reads positions, tensor types and the
             condition, and runs once an adapter, as in RPG. "tokens": it also reads the noised token
             and the diffusion step, so that tokens are denoised together; it runs in every step,

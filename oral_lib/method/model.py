@@ -157,7 +157,7 @@ class ORAL(nn.Module):
         number, total = list(self.bases).index(base), 0.0
         if self.shared is not None:
             total = total + self.shared[number]
-        if self.linear is not None and self.config.shared != "only":
+        if self.linear is not None:
             total = total + self.linear[number](c).float()
         return total
 

@@ -11,11 +11,13 @@ import pandas as pd
 
 from oral_lib.evaluation.schema import EITHER, PLACE
 from oral_lib.report.comparisons import (
+    ADDED_TO,
     ALTERNATIVES,
     BELOW,
     CONTROLS,
     EQUAL,
     STATES,
+    THROUGH_BASE,
     UNDECIDED,
     WITH_TEXTS,
 )
@@ -187,6 +189,7 @@ def _summary(cells: Sequence[_Cell]) -> Iterator[str]:
     else:
         yield from _against_trained(signal)
         yield from _against_simple(signal)
+        yield from _through_base(signal)
         yield from _under_texts(signal)
     if weak := [cell for cell in measured if not cell.signal]:
         yield (
@@ -251,6 +254,21 @@ def _against_simple(cells: Sequence[_Cell]) -> Iterator[str]:
             f"In {len(also)} of the {len(equal)} cells where generated equals trained, a method "
             "without diffusion does, too."
         )
+
+
+def _through_base(cells: Sequence[_Cell]) -> Iterator[str]:
+    """Whether training through the base adds to what methods without diffusion give."""
+    measured = [cell for cell in cells if cell.row(THROUGH_BASE, TRAINED)]
+    if not measured:
+        return
+    rows = {id(cell): [cell.row(THROUGH_BASE, name) for name in ADDED_TO] for cell in measured}
+    above = sum(all(row and row.ci_low > 0 for row in found) for found in rows.values())
+    below = len(_states(measured, THROUGH_BASE, TRAINED)[BELOW])
+    names = listed([METHOD_WORDS[name] for name in ADDED_TO])
+    yield (
+        f"Trained through the base, generated is above each of {names} in {above} of "
+        f"{len(measured)} cells (aim: a quarter), and below trained in {below} (aim: none)."
+    )
 
 
 def _under_texts(cells: Sequence[_Cell]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -61,8 +61,8 @@ def publish(
     with writing(results):
         tables.collect(cells, results)
         for table in MEASURED:
-            if rows := _rows(root / table.name):
-                table.append(results, rows)
+            if len(rows := table.measured(root)):
+                table.append(results, rows.to_dict("records"))
         losses = curves(scale, source, experiment, root)
         path = results / f"curves-{experiment}-{paths.slug(source)}.csv"
         storage.write_text(path, losses.to_csv(index=False, float_format="%.5g"))
@@ -128,7 +128,7 @@ def _write_manifest(
         assets=sources.identities(source, experiment),
         training=manifest["training"],
         generator=config["generator"],
-        recipes=_recipes(root, zoo),
+        recipes=_recipes(root, zoo) or _recipes_of_sets(root),
         rivals=_rivals(root),
         tuning=_tuning(root),
         aligned=_json_files(root / "aligned"),
@@ -138,8 +138,26 @@ def _write_manifest(
 
 def _rivals(root: Path) -> dict[str, dict]:
     """How rivals and adapters of an experiment with splits were trained, by base model."""
-    files = storage.list_paths(root / "rivals", "*/manifest.json")
-    return {path.parent.name: storage.read_json(path).get("training", {}) for path in files}
+    found = {}
+    for path in storage.list_paths(root / "rivals", "*/manifest.json"):
+        content = storage.read_json(path)
+        found[path.parent.name] = content.get("training") or {
+            name: _chosen(storage.read_json(path.parent / f"{name}.json"))
+            for name in content["files"]
+        }
+    return found
+
+
+def _chosen(info: Mapping) -> dict:
+    """How a rival was trained, and what was chosen for it."""
+    return {k: info[k] for k in ("recipe", "chosen", "steps", "penalty", "threshold") if k in info}
+
+
+def _recipes_of_sets(root: Path) -> dict[str, dict]:
+    """The training recipe of adapters that are stored in sets, by base model."""
+    files = storage.list_paths(root / "zoo", "*/manifest.json")
+    read = {path.parent.name: storage.read_json(path) for path in files}
+    return {base: content["recipe"] for base, content in read.items() if "recipe" in content}
 
 
 def _recipes(root: Path, zoo: Sequence[dict]) -> dict[str, dict[str, dict]]:
@@ -157,12 +175,6 @@ def _tuning(root: Path) -> dict[str, dict[str, dict]]:
     for path in storage.list_paths(root / "tuning", "*/*.json"):
         candidates.setdefault(path.parent.name, {})[path.stem] = storage.read_json(path)
     return candidates
-
-
-def _rows(folder: Path) -> list[dict]:
-    """The rows in the JSON files of `folder`, each of which has a row or a list of rows."""
-    files = _json_files(folder)
-    return [row for file in files for row in (file if isinstance(file, list) else [file])]
 
 
 def _json_files(folder: Path) -> list[dict]:

@@ -7,149 +7,34 @@ of seed 0 only.
 Letters: T tasks, n rows of each, s samples (texts of a condition), V values of an adapter.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
-from weakref import WeakKeyDictionary
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oral_lib import seeds
 from oral_lib.assets import sources
 from oral_lib.evaluation import many_tasks
 from oral_lib.evaluation.many_tasks import Scored
 from oral_lib.experiments.cells import Measurement
-from oral_lib.experiments.intents import rivals, scoring, stored
-from oral_lib.experiments.intents.messages import MessageTable
-from oral_lib.experiments.intents.methods import few_shot, from_text
-from oral_lib.experiments.intents.methods.from_text import Embedder, TextZoo
-from oral_lib.experiments.intents.methods.prompts import (
-    PromptTable,
-    described,
-    pair_logits,
-    prompts_with_examples,
-)
+from oral_lib.experiments.intents import rivals, scoring
+from oral_lib.experiments.intents.cell import SplitCell, cell_of
+from oral_lib.experiments.intents.methods import few_shot, from_text, prompts
+from oral_lib.experiments.intents.methods.prompts import PromptTable
 from oral_lib.experiments.intents.methods.shared import multitask_logits, under
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.side_tables.intents import method_costs, one_at_a_time, text_map
 from oral_lib.method.conditioning import Examples
-from oral_lib.models.base import BaseModel
-from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw_rows, load_family
 
-POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
-PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
 _EXAMPLES = (4, 16)  # labelled rows that a generator reads
 MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
+MAPPED_ON_CPU = 16  # tasks, at most: a GPU is not asked for
 
 # adapters [T, V] on the CPU, of texts [T, e] (not given: without text) and examples
 Write = Callable[..., Tensor]  # (texts, given, examples=None)
-_tables: WeakKeyDictionary[BaseModel, tuple[IntentFamily, MessageTable]] = WeakKeyDictionary()
-_embedders: WeakKeyDictionary[ModelCache, Embedder] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The texts of one condition: `samples` [s] lists of T texts."""
-
-    condition: str
-    samples: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class SplitCell:
-    """What a cell is measured with.
-
-    Attributes:
-        split: the split, or "development".
-        model: the base model.
-        table: the messages as the base model reads them.
-        family: the intents.
-        embed: of texts and messages.
-        root: the folder of the run.
-        scale: of the run.
-        wordings: which paraphrases are read: "development", or "test" for a release.
-    """
-
-    split: str
-    model: BaseModel
-    table: MessageTable
-    family: IntentFamily
-    embed: Embedder
-    root: Path
-    scale: str
-    wordings: str = "development"
-
-    @property
-    def development(self) -> bool:
-        return self.split == "development"
-
-    @cached_property
-    def tasks(self) -> tuple[IntentTask, ...]:
-        return self.family.tasks(self.split)
-
-    @cached_property
-    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows [T, n] and labels [n]: as many as there are for every task without repetition."""
-        part = "validation" if self.development else "test"
-        most = POSITIVE["smoke" if self.scale == "smoke" else "lab"]
-        for positive in range(most, 0, -1):
-            drawn = [draw_rows(self.family, t, part, positive, 2 * positive, 0) for t in self.tasks]
-            rows = np.stack([rows for rows, _ in drawn])
-            if all(len(np.unique(each)) == len(each) for each in rows):
-                break
-        return rows, drawn[0][1]
-
-    @cached_property
-    def questions(self) -> tuple[Texts, ...]:
-        """The texts of each condition, "matched" first."""
-        tasks = self.tasks
-        matched = tuple(task.texts["train"][0] for task in tasks)
-        count = min(PARAPHRASES, *(len(task.texts[self.wordings]) for task in tasks))
-        paraphrases = [tuple(t.texts[self.wordings][i] for t in tasks) for i in range(count)]
-        others = [(i + 1 + seeds.integer(0, t.name) % (len(tasks) - 1)) % len(tasks)
-                  for i, t in enumerate(tasks)]  # fmt: skip
-        return (
-            Texts("matched", (matched,)),
-            Texts("paraphrase", tuple(paraphrases)),
-            Texts("mismatched", (tuple(matched[i] for i in self._disjoint(others)),)),
-            Texts("empty", (("",) * len(tasks),)),
-        )
-
-    def _disjoint(self, others: Sequence[int]) -> Iterator[int]:
-        """The next task from `others` on that shares no positive intent, by task."""
-        total = len(self.tasks)
-        for task, start in zip(self.tasks, others, strict=True):
-            ring = [(start + i) % total for i in range(total)]
-            apart = (i for i in ring if not {*task.positive} & {*self.tasks[i].positive})
-            yield next(apart, start)
-
-    @cached_property
-    def zoo(self) -> TextZoo:
-        """The adapters of seen tasks."""
-        options = {"development": self.development}
-        unions = rivals.preset(self.scale, self.model.name).zoo_unions
-        scope = rivals.scope_of(self.split)
-        tasks = rivals.seen_tasks(self.family, scope, unions, **options)
-        return rivals.text_zoo(self.root, self.model.name, tasks, scope, self.embed, **options)
-
-    def rival(self, name: str) -> tuple[dict[str, Tensor], dict]:
-        """A trained rival of the models that are judged on this split."""
-        name = rivals.suffixed(name, self.split)
-        return stored.read_rival(self.root, self.model.name, name, development=self.development)
-
-    @cached_property
-    def trained(self) -> tuple[Tensor, float]:
-        """Adapters [T, V] trained on the tasks' own rows, and seconds of each."""
-        about = {"development": self.development}
-        name = "train" if self.split == "L0" else self.split
-        names, values, info = stored.read_set(self.root, self.model.name, name, **about)
-        place = {task.partition("/")[2]: i for i, task in enumerate(names)}
-        index = [place[task.name.partition("/")[2]] for task in self.tasks]
-        return values[index], info["seconds_adapter"]
 
 
 # ---------------------------------------------------------------- methods
@@ -174,7 +59,11 @@ def text_trials(cell: SplitCell) -> Iterator[Scored]:
     """Methods that read a text, without the generator."""
     writers = text_writers(cell)
     threshold = cell.rival("regression")[1]["threshold"]
-    vectors = rivals.message_vectors(cell.family, cell.drawn[0], cell.embed)
+    read = partial(rivals.message_vectors, cell.family, cell.drawn[0])
+    vectors, reading = timed(
+        partial(read, from_text.Embedder(cell.embed.encoder, cell.embed.device))
+    )
+    reading *= cell.drawn[0].size / len(np.unique(cell.drawn[0]))  # each message was read once
     joint = rivals.preset(cell.scale, cell.model.name).multitask_models
     shared = cell.rival("multitask")[0] if joint else None
 
@@ -189,6 +78,7 @@ def text_trials(cell: SplitCell) -> Iterator[Scored]:
         embedded = [cell.embed(texts) for texts in question.samples]
         for method, scorer in scorers.items():
             scores, seconds = timed(partial(_each, scorer, embedded))
+            seconds += reading * len(embedded) * (method == "zero_shot")
             yield Scored(method, question.condition, stack_of(scores), scoring_s=seconds)
         for method, write in writers.items():
             makes = [partial(write, texts) for texts in embedded]
@@ -202,6 +92,7 @@ def text_writers(cell: SplitCell) -> dict[str, Callable[[Tensor], Tensor]]:
         "retrieval": lambda e: from_text.retrieved(e, cell.zoo),
         "soup_nearest": lambda e: from_text.soup_of_nearest(e, cell.zoo),
         "mixture": lambda e: from_text.mixture(e, cell.zoo, choices["penalty"]),
+        "router": lambda e: from_text.routed(e, cell.zoo, choices["penalty"]),
         "regression": lambda e: from_text.regression(e, cell.zoo, weights),
     }
 
@@ -210,7 +101,7 @@ def prompt_trials(cell: SplitCell) -> Iterator[Scored]:
     """Methods with the text in the input: the prompted base model and the multi-task LoRA."""
     causal = cell.model.family == "causal"
     texts = sorted({text for q in cell.questions for sample in q.samples for text in sample})
-    fronts = [described(text) for text in texts] if causal else texts
+    fronts = [prompts.described(text) for text in texts] if causal else texts
     table = PromptTable.of(cell.model, fronts, cell.family.messages)
     number = {text: i for i, text in enumerate(texts)}
     joint = rivals.preset(cell.scale, cell.model.name).multitask_models
@@ -220,7 +111,7 @@ def prompt_trials(cell: SplitCell) -> Iterator[Scored]:
         if causal:
             yield prompt_trial(cell, "prompted", question.condition, table, index)
             about = cell.model, cell.family, cell.tasks, question.samples
-            with_four = prompts_with_examples(*about)
+            with_four = prompts.prompts_with_examples(*about)
             yield prompt_trial(cell, "prompted_4", question.condition, *with_four)
         if joint:
             with under(cell.model, trained):
@@ -237,7 +128,7 @@ def prompt_trial(
 
 
 def _behind(table: PromptTable, rows: np.ndarray, texts: np.ndarray) -> Tensor:
-    return pair_logits(table, texts, rows)
+    return prompts.pair_logits(table, texts, rows)
 
 
 def _each(call: Callable, inputs: Sequence) -> list:
@@ -305,18 +196,6 @@ def stack_of(scores: Sequence[Tensor]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- the cell
-def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: str) -> SplitCell:
-    """The cell of a split and base model, with the models and texts of a run."""
-    family = load_family(cache.source, scale)
-    model = cache.base(base, len(MESSAGE.labels))
-    if model not in _tables or _tables[model][0] is not family:
-        _tables[model] = family, MessageTable.of(model, family.messages, MESSAGE)
-    if cache not in _embedders:
-        _embedders[cache] = Embedder(rivals.text_encoder(scale, cache.source), cache.device)
-    table, embed = _tables[model][1], _embedders[cache]
-    return SplitCell(split, model, table, family, embed, cache.root, scale, wordings)
-
-
 def run_cell(
     split: str,
     base: str,
@@ -373,9 +252,8 @@ def further_tables(
         one_ms[name] = one_at_a_time(partial(write, given=torch.tensor([True])), text)
     values, zoo = cell.trained[0].shape[1], cell.zoo
     tasks = 2 * zoo.values.numel() + 4 * zoo.matched.numel()  # adapters in float16
-    folder = stored.rivals_folder(cell.root, cell.model.name, development=cell.development)
-    trained = {
-        name: (folder / f"{rivals.suffixed(file, cell.split)}.safetensors").stat().st_size
+    trained = {  # in float16, as all adapters
+        name: 2 * sum(tensor.numel() for tensor in cell.rival(file)[0].values())
         for name, file in (("multitask", "multitask"), ("multitask_described", "described"))
         if rivals.preset(cell.scale, cell.model.name).multitask_models
     }
@@ -385,10 +263,17 @@ def further_tables(
     sizes |= {"trained": 2 * values, "retrieval": tasks, "soup_nearest": tasks}
     sizes["mixture"] = tasks + 4 * len(zoo.values) * zoo.matched.shape[1]
     sizes["regression"] = 2 * directions * values + 4 * weights
-    tokens = float(cell.table.lengths[cell.drawn[0]].mean())
-    costs = method_costs(source, cell.model, planned, tokens, sizes, one_ms, cell.embed.encoder)
+    sizes["router"] = sizes["mixture"]
+    sizes["zero_shot"] = 4 * sum(p.numel() for p in cell.embed.encoder.model.parameters())
+    sizes |= {name: getattr(write, "stored_bytes", math.nan) for name, write in networks.items()}
+    texts = [cell.family.messages[row].text for row in cell.drawn[0].ravel()]
+    read = cell.embed.encoder.tokenizer(texts)["input_ids"]
+    tokens = float(cell.table.lengths[cell.drawn[0]].mean()), float(np.mean([*map(len, read)]))
+    about = source, cell.model, cell.split, planned
+    costs = method_costs(*about, tokens, sizes, one_ms, cell.embed.encoder)
     tables = {"intents_costs": costs}
-    if cell.split in MAPPED and (cell.scale == "smoke" or cell.model.device.type == "cuda"):
+    few = len(cell.tasks) <= MAPPED_ON_CPU
+    if cell.split in MAPPED and (few or cell.model.device.type == "cuda"):
         for write in (networks[name] for name in networks if name == "generated_through_base"):
             texts = cell.embed(cell.questions[0].samples[0])
             values = write(texts, torch.ones(len(texts), dtype=torch.bool), None)

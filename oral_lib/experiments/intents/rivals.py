@@ -36,6 +36,7 @@ from oral_lib.tasks.intents.family import (
     load_family,
     training_unions,
 )
+from oral_lib.tasks.intents.texts import topics
 from oral_lib.zoo.recipes import Recipe
 
 _OTHER_SET = "L3"  # the split whose message set is out of training
@@ -128,6 +129,17 @@ def _texts_hash(tasks: Sequence[IntentTask]) -> int:
 
 def _messages_hash(family: IntentFamily) -> int:
     return seeds.integer(0, *(f"{m.key} {m.text} {m.part}" for m in family.messages))
+
+
+def stream_facts(family: IntentFamily, split: str, *, development: bool = False) -> dict[str, int]:
+    """Hashes of all that a stream of training tasks is drawn from: messages, texts and topics."""
+    seen = seen_tasks(family, scope_of(split), 0, development=development)
+    return {
+        "messages": _messages_hash(family),
+        "texts": _texts_hash(seen),
+        "phrases": seeds.integer(0, *family.phrases.values()),
+        "topics": seeds.integer(0, *map(repr, topics())),
+    }
 
 
 @dataclass(frozen=True)
@@ -258,8 +270,7 @@ def train_rivals(
         members = sets.get(suffixed("train", scope))
         if not members:
             continue
-        seen = {"mixture": asdict(Mixture())}
-        seen["about"] = _texts_hash(seen_tasks(family, scope, 0, **dev))
+        seen = {"mixture": asdict(Mixture())} | stream_facts(family, scope, **dev)
         if options.multitask_models:
             stream = partial(TaskStream.of, family, without=scope or "L2", **dev)
             for kind, make in (("described", _described), ("multitask", _multitask)):

@@ -124,8 +124,8 @@ class TaskStream:
             development: also hold out the intents of development.
             mixture: default: `Mixture()`.
             seed: of all draws.
-            topics: default: those of the package, but none for "L3", which has texts of one data
-                set only, and none for made messages.
+            topics: default: those of the project for messages to assistants, but none for "L3",
+                which has texts of one data set only.
             embed: embeddings of texts, by which tasks that are told find messages.
 
         Raises:
@@ -155,7 +155,8 @@ class TaskStream:
                 map(pools, training_unions(family, UNIONS * len(intents), seed, **options))
             )
         if topics is None:
-            topics = () if family.source == "made" or without == "L3" else stored.topics()
+            foreign = family.source in ("made", "packages") or without == "L3"
+            topics = () if foreign else stored.topics()
         if not mixture.topics and not mixture.told:
             topics = ()
         drawn = []

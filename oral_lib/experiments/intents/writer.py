@@ -259,21 +259,23 @@ class Learning:
 
 def train_on_weights(
     learning: Learning, config: GeneratorConfig, training: TrainingConfig, **options
-) -> tuple[ORAL, list[float]]:
-    """A network that matches the adapters of the zoos, and the loss of each step."""
+) -> tuple[ORAL, dict[str, list[float]]]:
+    """A network that matches the adapters of the zoos, and "losses" by step."""
     data, entries = learning.token_sets(config), {}
     for base, model in learning.models.items():
         facts = store.compute_facts(model)
         described = learning.embed.encoder.encode([facts.description])[0]
         entries[base] = data[base].base(described, facts.fingerprint, facts.peft_config)
     network = initial_network(config, entries, training.seed)
-    return train_on_tokens(network, data, training, **options)
+    network, losses = train_on_tokens(network, data, training, **options)
+    return network, {"losses": losses}
 
 
 def train_writer(
     learning: Learning, preset: WriterPreset, *, state: Path | None = None, label: str, **options
-) -> tuple[ORAL, list[float]]:
-    """A network that is trained through the base models, and the mean loss of each step.
+) -> tuple[ORAL, dict[str, list[float]]]:
+    """A network that is trained through the base models, and its curves by step: "losses" (mean
+    over base models) and "norms" of the gradient.
 
     Args:
         learning: what it learns from.
@@ -286,9 +288,10 @@ def train_writer(
         PreflightError: tasks are to be told, and a base model has no teacher.
     """
     seed, mixture = preset.training.seed, preset.mixture
+    stream = learning.stream(mixture, seed)
+    learning.embed(stream.all_texts)  # first: a resumed training then reads the same bits
     entries = learning.entries(preset.network, preset.wider_a)
     network = initial_network(preset.network, entries, seed)
-    stream = learning.stream(mixture, seed)
     if mixture.told and (missing := learning.models.keys() - learning.teachers.keys()):
         raise PreflightError(f"no model reads texts on {sorted(missing)[0]}: train rivals first.")
     if preset.weights is not None and not (state and state.exists()):
@@ -311,7 +314,7 @@ def train_writer(
     network, curves = train(
         network, learning.models, stream, learning.embed, preset, **about, **options
     )
-    return network, [sum(step) / len(step) for step in curves["losses"]]
+    return network, curves | {"losses": [sum(step) / len(step) for step in curves["losses"]]}
 
 
 def train_job(
@@ -357,7 +360,8 @@ def train_job(
         name = rivals.suffixed(name, split)
         read_one = partial(read, root, name=name, development=development)
         about[key] = {base: read_one(base=base)[-1]["sha256"] for base in sorted(bases)}
-    about["training"] = asdict(training)
+    facts = rivals.stream_facts(load_family(source, scale), split, development=development)
+    about |= {"stream": facts, "training": asdict(training)}
     about["network"] = asdict(config)
     about = json.loads(json.dumps(about))
     folder = root / (f"{job.name}-development" if development else job.name)
@@ -372,10 +376,10 @@ def train_job(
     )
     options = {"device": device, "state": state, "key": about, "label": f"{job.name} ({scale})"}
     if on_weights:
-        network, losses = train_on_weights(learning, config, training, **options)
+        network, curves = train_on_weights(learning, config, training, **options)
     else:
-        network, losses = train_writer(learning, replace(preset, training=training), **options)
-    about["losses"] = [round(loss, 6) for loss in losses]  # mean over base models
+        network, curves = train_writer(learning, replace(preset, training=training), **options)
+    about |= {name: [round(value, 6) for value in curve] for name, curve in curves.items()}
     Generator(network, about, sampling, source=source, encoder=encoder).save_pretrained(folder)
     state.unlink(missing_ok=True)
     return folder

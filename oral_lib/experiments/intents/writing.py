@@ -3,6 +3,7 @@
 Letters: T tasks, e size of an embedding, v values of an adapter.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from oral_lib import seeds
 from oral_lib.experiments.model_cache import ModelCache
+from oral_lib.experiments.side_tables.intents import folder_bytes
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.config import SamplingConfig
 from oral_lib.method.model import ORAL
@@ -20,10 +22,26 @@ METHOD_OF = {"through_base": "generated_through_base", "weights": "generated"}  
 
 
 class Writing:
-    """Writes adapters of `base` from texts and examples; `seed` is that of the initial noise."""
+    """Writes adapters of `base` from texts and examples.
 
-    def __init__(self, network: ORAL, sampling: SamplingConfig, base: str, seed: int = 0):
+    Args:
+        network: a trained network.
+        sampling: how it is sampled.
+        base: name of the base model.
+        seed: of the initial noise.
+        stored_bytes: of the network's files.
+    """
+
+    def __init__(
+        self,
+        network: ORAL,
+        sampling: SamplingConfig,
+        base: str,
+        seed: int = 0,
+        stored_bytes: float = math.nan,
+    ):
         self.network, self.sampling, self.base, self.seed = network, sampling, base, seed
+        self.stored_bytes = stored_bytes
         self.reads_examples = network.config.examples
 
     @torch.inference_mode()
@@ -57,8 +75,9 @@ def writings(
     names: Mapping[str, str], base: str, seed: int, cache: ModelCache
 ) -> dict[str, Writing]:
     """What writes adapters of `base`, by method, for the networks `names` (by kind) of a run."""
-    networks = {METHOD_OF[kind]: cache.generator(name) for kind, name in names.items()}
-    return {
-        method: Writing(generator.network, generator.sampling, base, seed)
-        for method, generator in networks.items()
-    }
+    written = {}
+    for kind, name in names.items():
+        generator, stored_bytes = cache.generator(name), folder_bytes(cache.root / name)
+        about = generator.network, generator.sampling, base, seed, stored_bytes
+        written[METHOD_OF[kind]] = Writing(*about)
+    return written

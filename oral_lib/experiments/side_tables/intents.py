@@ -19,8 +19,9 @@ from oral_lib.provenance import code_commit
 def method_costs(
     source: str,
     base: BaseModel,
+    split: str,
     planned: Sequence[Scored],
-    tokens: float,
+    tokens: tuple[float, float],
     stored: Mapping[str, float],
     one_ms: Mapping[str, float],
     encoder: TextEncoder,
@@ -28,13 +29,14 @@ def method_costs(
     """A row for each method under its first condition, and for the generator with examples.
 
     FLOPs count the linear layers of a forward pass, 2 for a multiply-add, without padding. The
-    encoder of the texts is not counted, except where it reads the messages.
+    encoder of the texts is counted only where it reads the messages, in FLOPs and in bytes.
 
     Args:
         source: slug of the data source.
         base: the base model.
+        split: of the tasks.
         planned: the scores of all methods.
-        tokens: mean tokens of a message.
+        tokens: mean tokens of a message, as base model and encoder read it.
         stored: bytes that each method stores to be used on a new task.
         one_ms: milliseconds to make one adapter by itself; else the time of all divided by theirs.
         encoder: of the texts.
@@ -46,20 +48,20 @@ def method_costs(
     rows, seen = [], set()
     for trial in planned:
         examples = trial.condition.rpartition("_")[2].isdigit()
-        method = f"{trial.method}/{trial.condition}" if examples else trial.method
-        if method in seen:
+        if trial.method in seen and not examples:
             continue
-        seen.add(method)
+        seen.add(trial.method)
         samples, tasks, n = trial.scores.shape
-        length = trial.tokens or tokens
+        length = trial.tokens or tokens[0]
         plain = trial.method in ("base", "prompted", "prompted_4")
         flops = (frozen if plain else frozen + lora) * length
         each = 1e3 * trial.making_s / (samples * tasks)
         rows.append({
-            "source": source, "base": base.name, "method": method,
-            "ms_adapter": one_ms.get(method, each),
+            "source": source, "base": base.name, "split": split, "method": trial.method,
+            "condition": trial.condition,
+            "ms_adapter": each if examples else one_ms.get(trial.method, each),
             "ms_row": 1e3 * trial.scoring_s / (samples * tasks * n),
-            "flops_row": reading * tokens if trial.method == "zero_shot" else flops,
+            "flops_row": reading * tokens[1] if trial.method == "zero_shot" else flops,
             "bytes": stored.get(trial.method, 0.0),
             "device": device_name(base.device), "commit": code_commit(),
         })  # fmt: skip

@@ -25,8 +25,8 @@ from torch import Tensor
 from oral_lib import storage
 from oral_lib.errors import UsageError, closest
 from oral_lib.evaluation import bootstrap
-from oral_lib.experiments.intents import measure, rivals, scoring, stored, writer
-from oral_lib.experiments.intents.measure import SplitCell
+from oral_lib.experiments.intents import rivals, scoring, stored, writer
+from oral_lib.experiments.intents.cell import SplitCell, cell_of
 from oral_lib.experiments.intents.methods import few_shot, prompts, shared
 from oral_lib.experiments.intents.methods.from_text import Embedder
 from oral_lib.experiments.intents.writer import Learning, WriterPreset
@@ -36,8 +36,10 @@ from oral_lib.experiments.seen.development import assigned
 from oral_lib.method.conditioning import Examples
 from oral_lib.method.training.tokens import TrainingConfig
 from oral_lib.models.text_encoder import HiddenStates, TextEncoder
+from oral_lib.tasks.intents.family import IntentTask
 
 WEIGHTS = TrainingConfig(steps=1000, tokens=4096)  # of "weights first"
+SAMPLES = 4  # whose adapters are averaged
 DESCRIBED = "text in the input"  # the multi-task LoRA, which is no way but what they aim at
 
 
@@ -66,6 +68,7 @@ def _network_only(kind: str) -> Callable[[WriterPreset], WriterPreset]:
 
 WAYS: dict[str, Callable[[WriterPreset], WriterPreset]] = {
     "preset": lambda preset: preset,
+    "64 tasks of 8 rows": lambda preset: replace(preset, tasks=64, rows=8),
     "told": _of("mixture", told=0.4),
     "weights first": lambda preset: replace(preset, weights=WEIGHTS),
     "no messages as texts": _of("mixture", messages_as_texts=0.0),
@@ -76,11 +79,13 @@ WAYS: dict[str, Callable[[WriterPreset], WriterPreset]] = {
     "dropout 0.2": _of("training", dropout=0.2),
     "weight decay 0.1": _of("training", weight_decay=0.1),
     "no examples": _of("network", examples=False),
-    "shared part only": _of("network", shared="only"),
+    "shared part only": _of("network", shared="only", linear=0),
+    "linear map only": _of("network", shared="only"),
     "no shared part": _of("network", shared="none"),
     "rank 384": _of("network", linear=384),
     "recurrent only": _network_only("mamba2"),
     "MLP only": _network_only("none"),
+    "twice the steps": lambda preset: _of("training", steps=2 * preset.training.steps)(preset),
     "64 components": _components(64),
     "256 components": _components(256),
     "scale of A of the zoo": lambda preset: replace(preset, wider_a=1.0),
@@ -124,27 +129,36 @@ def train_way(
     encoder = TextEncoder(preset.network.text_encoder, source=cache.source)
     learning = Learning.of([base], Embedder(encoder, cache.device), development=True, **place)
     learning = replace(learning, embed=_encoder(way, learning, encoder))
-    network, losses = writer.train_writer(
+    network, curves = writer.train_writer(
         learning, WAYS[way](preset), label=f"{base} {way}", device=cache.device
     )
-    return Writing(network, writer.SAMPLING, base), learning.embed, losses
+    return Writing(network, writer.SAMPLING, base), learning.embed, curves["losses"]
+
+
+def _texts(tasks: Sequence[IntentTask], kind: str, number: int) -> list[str]:
+    """A text of each task: that of the number, or the last."""
+    return [task.texts[kind][min(number, len(task.texts[kind]) - 1)] for task in tasks]
 
 
 def judge(cell: SplitCell, write: Writing, embed: Embedder) -> list[dict]:
-    """Rows text, auc, balanced_accuracy: each text of `TEXTS`, the mean of their adapters, and the
-    first text with 4 labelled rows."""
+    """Rows text, auc, balanced_accuracy: each text of `TEXTS`, the means of the adapters of three
+    training texts and of `SAMPLES` samples of the first, and the first with 4 labelled rows."""
     tasks, found = cell.tasks, []
     values = {
-        name: write(embed([task.texts[kind][min(i, len(task.texts[kind]) - 1)] for task in tasks]))
-        for name, (kind, i) in TEXTS.items()
+        name: write(embed(_texts(tasks, kind, number))) for name, (kind, number) in TEXTS.items()
     }
-    values["mean of the adapters"] = torch.stack([*values.values()]).mean(0)
+    first = embed(_texts(tasks, "train", 0))
+    three = [write(embed(_texts(tasks, "train", number))) for number in range(3)]
+    values["mean of 3 texts"] = torch.stack(three).mean(0)
+    samples = [
+        Writing(write.network, write.sampling, write.base, seed)(first) for seed in range(SAMPLES)
+    ]
+    values[f"mean of {SAMPLES} samples"] = torch.stack(samples).mean(0)
     if write.reads_examples:
         rows, labels = few_shot.labelled_rows(cell.family, tasks, 4)
         answers = torch.from_numpy(labels)
         vectors = rivals.message_vectors(cell.family, rows, embed)
         examples = Examples(vectors, answers, torch.ones_like(answers, dtype=torch.bool))
-        first = embed([task.texts["train"][0] for task in tasks])
         values["first and 4 rows"] = write(first, None, examples)
     for text, adapters in values.items():
         scores = scoring.yes_logits(cell.model, cell.table, adapters, cell.drawn[0])
@@ -157,8 +171,8 @@ def judge_described(cell: SplitCell) -> list[dict]:
     table_of = partial(prompts.PromptTable.of, cell.model)
     causal, found = cell.model.family == "causal", []
     trained, _ = cell.rival("described")
-    for name, (kind, i) in TEXTS.items():
-        texts = [task.texts[kind][min(i, len(task.texts[kind]) - 1)] for task in cell.tasks]
+    for name, (kind, number) in TEXTS.items():
+        texts = _texts(cell.tasks, kind, number)
         fronts = [prompts.described(text) for text in texts] if causal else texts
         table = table_of(fronts, cell.family.messages)
         with shared.under(cell.model, trained):
@@ -207,12 +221,16 @@ def run(
     sizes = {name: changes.pop(name) for name in ("tasks", "rows") if name in changes}
     preset = replace(preset, training=replace(preset.training, **changes), **sizes)
     cache = ModelCache(root, source, device)
-    cell = measure.cell_of("development", base, scale=scale, cache=cache, wordings="development")
+    cell = cell_of("development", base, scale=scale, cache=cache, wordings="development")
     table: list[dict] = []
+    facts = rivals.stream_facts(cell.family, "L2", development=True)
     for way in ways:
         here = preset if way == DESCRIBED else WAYS[way](preset)
         zoo = stored.read_set(root, base, "train", development=True)[-1]["sha256"]
-        about = {"preset": repr(here), "zoo": zoo}
+        about = {"preset": repr(here), "zoo": zoo} | facts
+        if way == DESCRIBED or here.mixture.told:
+            teacher = stored.read_rival(root, base, "described", development=True)[-1]
+            about["described"] = teacher["sha256"]
         path = root / "ways" / base / f"{way.replace(' ', '_')}.json"
         if not path.exists() or storage.read_json(path)["about"] != about:
             began, ends = time.perf_counter(), 0.0

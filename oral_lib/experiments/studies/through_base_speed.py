@@ -74,13 +74,16 @@ def through_base_rows(base: BaseModel, *, scale: str, source: str) -> list[dict]
     compiled = stacked.compiled(base.model) if base.weights > COMPILED else nullcontext()
     with compiled:
         for name, (stack, steps) in ways.items():
+            before = 0
+            if on_gpu:
+                torch.cuda.empty_cache()
+                before = torch.cuda.memory_reserved(device)
             with stacked.attached(base.model, stack, base.spec.alpha / base.spec.rank):
                 steps()
                 steps()  # the second time of a width is captured
-                if on_gpu:
-                    torch.cuda.reset_peak_memory_stats(device)
                 time = seconds(steps, device, repeats) / block
-                measured[name] = time, torch.cuda.max_memory_allocated(device) if on_gpu else 0
+                after = torch.cuda.memory_reserved(device) if on_gpu else 0
+                measured[name] = time, after - before
     values = zoo.stack.values.numel()
     case = f"{base.name}, {preset.tasks} adapters x {preset.rows} rows"
     about = "train through base", case, values, repeats, device

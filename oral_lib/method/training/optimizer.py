@@ -131,7 +131,7 @@ class AveragedAdamW:
             state |= {f"optimizer.{i}.{n}": v for n, v in slots.items()}
         state |= {"run": torch.tensor(run), "step": torch.tensor(step)}
         state |= {n: torch.stack([*values]).float() for n, values in curves.items()}
-        state = {n: v.detach().cpu().contiguous().clone() for n, v in state.items()}
+        state = {n: v.detach().to("cpu", copy=True).contiguous() for n, v in state.items()}
         storage.write_tensors(path, state)
 
     def resume(self, path: Path, run: int, curves: Sequence[str]) -> tuple[int, dict[str, list]]:

@@ -14,7 +14,7 @@ from oral_lib.evaluation import over_tasks, two_level
 from oral_lib.evaluation.bootstrap import interval
 from oral_lib.report.comparisons import BELOW, EQUAL, MARGIN, UNDECIDED
 from oral_lib.report.formats import METHOD_WORDS
-from oral_lib.report.intents.outcomes import TASK_METRICS, SplitOutcomes
+from oral_lib.report.intents.outcomes import TASK_METRICS, SplitOutcomes, costs_of
 from oral_lib.report.outcomes import TRAINED
 
 DESCRIBED = "multitask_described"
@@ -186,8 +186,7 @@ def aims(outcomes: Outcomes, costs: pd.DataFrame | None = None) -> pd.DataFrame:
             continue
         for row in _aims_of(base, split, name, of_split):
             table.append({"base": base, "split": split} | row)
-    for base in dict.fromkeys(base for base, _ in outcomes):
-        table += _cheaper(base, costs) if costs is not None else []
+            table += _cheaper(base, split, costs) if costs is not None and split == "L2" else []
     return pd.DataFrame(table, columns=AIM_COLUMNS)
 
 
@@ -246,16 +245,22 @@ def _share(outcomes: SplitOutcomes, name: str, text: str, bound: float) -> Itera
     yield _aim(AIMS[text], "auc", ends, bound, drawn.tasks)
 
 
-def _cheaper(base: str, costs: pd.DataFrame) -> list[dict]:
+def _cheaper(base: str, split: str, costs: pd.DataFrame) -> list[dict]:
     """Whether a generated adapter takes at most half of the FLOPs of a row with its description."""
-    flops = costs[costs.base == base].set_index("method").flops_row
+    flops = costs_of(costs, base, split).flops_row
     name = next((name for name in GENERATED_METHODS if np.isfinite(flops.get(name, np.nan))), None)
     described = flops.get(DESCRIBED, np.nan)
     if name is None or not np.isfinite(described):
         return []
     share = float(flops[name] / described)
     verdict = REACHED if share <= 0.5 else MISSED
-    row = {"aim": AIMS["flops"], "base": base, "split": "", "metric": "flops_row", "value": share}
+    row = {
+        "aim": AIMS["flops"],
+        "base": base,
+        "split": split,
+        "metric": "flops_row",
+        "value": share,
+    }
     return [row | {"ci_low": share, "ci_high": share, "bound": 0.5, "verdict": verdict}]
 
 

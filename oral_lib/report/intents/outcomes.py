@@ -34,6 +34,13 @@ def method_name(method: str, condition: str) -> str:
     return method if condition in _USUAL else f"{method}/{condition}"
 
 
+def costs_of(costs: pd.DataFrame, base: str, split: str) -> pd.DataFrame:
+    """The rows of intents_costs.csv of a split on a base model, by `method_name`."""
+    here = costs[(costs.base == base) & (costs.split == split)]
+    names = [method_name(*pair) for pair in zip(here.method, here.condition, strict=True)]
+    return here.assign(method=names).set_index("method")
+
+
 def split_of(task: str) -> str:
     """The split in the name of a task.
 

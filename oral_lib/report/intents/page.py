@@ -40,7 +40,8 @@ METHOD = """\
 A task is "is the message about X". Values are means over the tasks of a split, in percent. \
 Intervals are 95%, over new tasks, rows, generator seeds and samples; differences are paired over \
 all of them. Balanced accuracy is at the adapter's own threshold. Equivalent labelled rows: the \
-number of rows on which a LoRA must be trained to reach the AUC of a method.
+number of rows on which a LoRA must be trained to reach the AUC of a method. Generators have \
+several training seeds. Rivals are trained once, so intervals hold no noise of their training.
 
 - **above**: the whole interval of a difference lies above 0;
 - **equal**: it lies above −1 point, and not above 0;

@@ -22,7 +22,7 @@ class IntentsResults:
         source: of the data.
         metrics: rows of metrics.csv, of this experiment and source.
         items: the outcomes of the same rows.
-        folder: results/<scale>, with the small tables; None if there are none.
+        folder: results/<scale> with the small tables, or the folder of a run; None: none are read.
         n_boot: the number of draws of every interval.
     """
 
@@ -76,7 +76,12 @@ class IntentsResults:
         return self._small(small_tables.INTENTS_MAP)
 
     def _small(self, table: small_tables.SmallTable) -> pd.DataFrame:
-        rows = table.read(self.folder) if self.folder else pd.DataFrame(columns=list(table.columns))
+        if self.folder is None:
+            rows = pd.DataFrame(columns=list(table.columns))
+        elif table.path(self.folder).exists():
+            rows = table.read(self.folder)
+        else:
+            rows = table.measured(self.folder)
         return rows[rows.source == self.source]
 
     @cached_property

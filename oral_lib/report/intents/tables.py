@@ -10,7 +10,7 @@ import pandas as pd
 
 from oral_lib.report.formats import ABSENT, METHOD_WORDS, difference, signed_points
 from oral_lib.report.intents.judgements import DESCRIBED, GENERATED_METHODS, UNSEEN_SPLITS
-from oral_lib.report.intents.outcomes import FEW_ROWS
+from oral_lib.report.intents.outcomes import FEW_ROWS, costs_of, method_name
 from oral_lib.report.outcomes import TRAINED
 
 CONDITION_WORDS = {
@@ -92,7 +92,7 @@ def method_tables(
         ]
         pairs = {(row.what, row.against): row for row in of_split.itertuples()}
         name = next((name for name in GENERATED_METHODS if name in set(rows.method)), "")
-        of_base = costs[costs.base == base].set_index("method")
+        of_base = costs_of(costs, base, split)
         ends, table = curve_ends(rows), []
         for method, entries in rows.groupby("method", sort=False):
             by_metric = {row.metric: row for row in entries.itertuples()}
@@ -171,10 +171,11 @@ def _three_digits(value: float) -> str:
 
 
 def costs_table(costs: pd.DataFrame) -> pd.DataFrame:
-    """One row per base model and method: what an adapter and a row take."""
+    """One row per base model, split and method: what an adapter and a row take."""
     table = []
     for row in costs.itertuples():
-        line = {"base model": row.base, "method": method_in_words(row.method)}
+        name = method_name(row.method, row.condition)
+        line = {"base model": row.base, "split": row.split, "method": method_in_words(name)}
         for column, (heading, factor) in _COSTS.items():
             value = getattr(row, column)
             line[heading] = ABSENT if np.isnan(value) else _three_digits(factor * value)

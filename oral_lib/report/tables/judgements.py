@@ -10,13 +10,19 @@ import numpy as np
 import pandas as pd
 
 from oral_lib.evaluation.schema import EITHER, PLACE
-from oral_lib.report.comparisons import CONTROLS, GENERATORS, WITH_TEXTS, without_signal
+from oral_lib.report.comparisons import (
+    CONTROLS,
+    GENERATORS,
+    THROUGH_BASE,
+    WITH_TEXTS,
+    without_signal,
+)
 from oral_lib.report.formats import ABSENT, METHOD_WORDS, NO_SIGNAL, difference, share_interval
 from oral_lib.report.outcomes import BASELINES, TRAINED, TRAINED_HELD_OUT, TRAINED_ZOO
 
 COUNTED = [  # methods that the same rule judges
     "generated", "generated_one", "router", "retrieval", "regression", "soup_task", "gaussian",
-    "noise_small",
+    "noise_small", THROUGH_BASE, "complement", "ridge_bits",
 ]  # fmt: skip
 TEXT_HEADINGS = {
     "paraphrase": "held-out paraphrase",

@@ -43,6 +43,7 @@ HEADINGS = {  # (method, condition): column of the main table
     ("generated", "empty"): "empty prompt",
     ("generated_span", "matched"): "generated, span",
     ("generated_free", "matched"): "generated, no projection",
+    ("generated_through_base", "matched"): "through the base",
     ("gaussian", "none"): "Gaussian",
     ("noise_small", "none"): "small noise",
     ("noise_large", "none"): "large noise",
@@ -51,7 +52,8 @@ HEADINGS = {  # (method, condition): column of the main table
 # columns that appear only if measured; every other column of HEADINGS is always present
 _OPTIONAL = [
     "linear probe", "trained, zoo seeds", "trained, held-out seeds", "multi-task LoRA", "router",
-    "held-out paraphrase", "generated, span", "generated, no projection", "Gaussian",
+    "held-out paraphrase", "generated, span", "generated, no projection", "through the base",
+    "Gaussian",
     "small noise", "large noise", "unconditional",
 ]  # fmt: skip
 

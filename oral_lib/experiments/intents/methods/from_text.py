@@ -6,6 +6,7 @@ of the zoo's tasks.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Embeddings [T, e] on the CPU."""
-        new = sorted({*texts} - self.vectors.keys(), key=len)
+        new = sorted({*texts} - self.vectors.keys(), key=lambda text: (len(text), text))
         if len(new) > 256:
             self.encoder.model.to(self.device)
         for start in range(0, len(new), 256):
@@ -45,7 +46,7 @@ class Embedder:
         return torch.stack([self.vectors[text] for text in texts])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextZoo:
     """Adapters of one base model with their tasks' texts.
 
@@ -103,18 +104,29 @@ def soup_of_nearest(texts: Tensor, zoo: TextZoo, n: int = NEAREST) -> Tensor:
     return torch.stack([zoo.values[chosen].mean(0) for chosen in nearest_adapters(texts, zoo, n)])
 
 
+@lru_cache(maxsize=8)
+def _ridge(zoo: TextZoo, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(center [e], mean [Z], weights [e, Z]) of the ridge regression of `mixture_weights`."""
+    targets = F.one_hot(zoo.task_of, len(zoo.values)).double()  # [N, Z]
+    center, mean = zoo.texts.double().mean(0), targets.mean(0)
+    x = zoo.texts.double() - center  # [N, e]
+    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    return center, mean, torch.linalg.solve(gram, x.T @ (targets - mean))
+
+
 def mixture_weights(texts: Tensor, zoo: TextZoo, penalty: float) -> Tensor:
     """Weights [T, Z] by ridge regression from an embedding to the zoo; each row sums to 1.
 
     The targets of the regression are 1 for the task of a training text and 0 for all others. A
     ridge regression on the adapters' values would have the same result, since it is linear.
     """
-    targets = F.one_hot(zoo.task_of, len(zoo.values)).double()  # [N, Z]
-    center, mean = zoo.texts.double().mean(0), targets.mean(0)
-    x = zoo.texts.double() - center  # [N, e]
-    gram = x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype)
-    weights = torch.linalg.solve(gram, x.T @ (targets - mean))  # [e, Z]
+    center, mean, weights = _ridge(zoo, penalty)
     return (mean + (texts.double() - center) @ weights).float()
+
+
+def routed(texts: Tensor, zoo: TextZoo, penalty: float) -> Tensor:
+    """The adapter [T, V] of the task that a ridge classifier of all training texts names."""
+    return zoo.values[mixture_weights(texts, zoo, penalty).argmax(1)]
 
 
 def mixture(texts: Tensor, zoo: TextZoo, penalty: float) -> Tensor:
@@ -147,6 +159,7 @@ class WeightRegression(nn.Module):
         return self.layers(texts * texts.shape[1] ** 0.5)
 
 
+@lru_cache(maxsize=4)
 def principal(zoo: TextZoo) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(mean [V], directions [d, V], coordinates [Z, d], their root mean square) of the zoo."""
     mean = zoo.values.mean(0)
