@@ -19,7 +19,7 @@ BASE, STEPS = "tiny-encoder", 4
 def place(tmp_path_factory):
     place = {"scale": "smoke", "source": "made", "device": "cpu"}
     place["root"] = tmp_path_factory.mktemp("ways")
-    intent_ways.prepare(BASE, **place)
+    intent_ways.prepare_study(BASE, **place)
     return place
 
 
@@ -33,21 +33,21 @@ def test_every_way_but_those_of_the_encoder_changes_the_preset():
 
 
 def test_ways_are_trained_and_judged_once(place, monkeypatch, capsys):
-    first = replace(intent_ways.WEIGHTS, steps=2)
-    monkeypatch.setattr(intent_ways, "WEIGHTS", first)
-    ways = [intent_ways.DESCRIBED, "preset", "weights first", "states and encoder"]
-    table = intent_ways.run(BASE, ways, changes={"steps": STEPS, "tasks": 4}, **place)
+    first = replace(intent_ways.WEIGHTS_FIRST, steps=2)
+    monkeypatch.setattr(intent_ways, "WEIGHTS_FIRST", first)
+    ways = [intent_ways.TEXT_IN_INPUT, "preset", "weights first", "states and encoder"]
+    table = intent_ways.judge_ways(BASE, ways, changes={"steps": STEPS, "tasks": 4}, **place)
     assert list(table.way.unique()) == ways
     texts = set(table[table.way == "preset"].text)
     means = {"mean of 3 texts", "mean of 4 samples"}
-    assert texts == {*intent_ways.TEXTS, *means, "first and 4 rows"}
+    assert texts == {*intent_ways.JUDGED_TEXTS, *means, "first and 4 rows"}
     assert table.auc.between(0, 100).all() and table.balanced_accuracy.between(0, 100).all()
     assert table[table.way == "preset"].loss.iloc[0] > 0
     monkeypatch.setattr(intent_ways, "train_way", None)
     monkeypatch.setattr(intent_ways, "judge_described", None)
-    again = intent_ways.run(BASE, ways, changes={"steps": STEPS, "tasks": 4}, **place)
+    again = intent_ways.judge_ways(BASE, ways, changes={"steps": STEPS, "tasks": 4}, **place)
     assert again.equals(table)
-    intent_ways.show(table)
+    intent_ways.print_ways(table)
     assert "weights first" in capsys.readouterr().out
 
 
@@ -57,12 +57,12 @@ def test_another_number_of_steps_is_trained_anew(place, monkeypatch):
 
     monkeypatch.setattr(intent_ways, "train_way", stop)
     with pytest.raises(UsageError, match="9 steps"):
-        intent_ways.run(BASE, ["preset"], changes={"steps": 9}, **place)
+        intent_ways.judge_ways(BASE, ["preset"], changes={"steps": 9}, **place)
 
 
 def test_an_unknown_way_is_refused_with_the_nearest(place):
     with pytest.raises(UsageError, match="weights first"):
-        intent_ways.run(BASE, ["weight first"], **place)
+        intent_ways.judge_ways(BASE, ["weight first"], **place)
 
 
 @pytest.mark.parametrize("base", ["tiny-encoder", "tiny-causal"])

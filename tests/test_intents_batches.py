@@ -56,31 +56,31 @@ TOPICS = [
     Topic(f"topic-{i}", f"topic {i}", (f"about {word} things", f"{word}?"), (f"my {word} is lost",))
     for i, word in enumerate(("kettle", "ladder", "violin"))
 ]
-TOLD = Mixture(unions=0.0, topics=0.0, told=0.5)
+DISTILLED = Mixture(unions=0.0, topics=0.0, distilled=0.5)
 
 
-def told_stream(seed=0):
+def distilled_stream(seed=0):
     embed = HashedWords().encode
     return TaskStream.of(
-        load_family("made", "smoke"), mixture=TOLD, topics=TOPICS, embed=embed, seed=seed
+        load_family("made", "smoke"), mixture=DISTILLED, topics=TOPICS, embed=embed, seed=seed
     )
 
 
-def test_a_task_that_is_told_has_a_text_of_a_topic_and_messages_near_it():
-    stream = told_stream()
+def test_a_distilled_task_has_a_text_of_a_topic_and_messages_near_it():
+    stream = distilled_stream()
     steps = stream.steps(40, SIZE, 8, 6)
-    assert 0.3 < steps.told.mean() < 0.7
+    assert 0.3 < steps.distilled.mean() < 0.7
     texts = {text for topic in TOPICS for text in (*topic.texts, *topic.messages)}
-    assert {stream.all_texts[i] for i in steps.texts[steps.told]} == texts
-    assert not texts & {stream.all_texts[i] for i in steps.texts[~steps.told]}
+    assert {stream.all_texts[i] for i in steps.texts[steps.distilled]} == texts
+    assert not texts & {stream.all_texts[i] for i in steps.texts[~steps.distilled]}
     ladder = [i for i, text in enumerate(stream.all_texts) if "ladder" in text]
-    chosen = steps.told & np.isin(steps.texts, ladder)
+    chosen = steps.distilled & np.isin(steps.texts, ladder)
     [message] = [i for i, m in enumerate(stream.messages) if m.text == "my ladder is lost"]
     assert (steps.rows[chosen][:, :4] == message).any()  # the first half is nearest
 
 
-def test_told_tasks_have_the_labels_of_the_teacher_and_no_examples():
-    stream = told_stream()
+def test_distilled_tasks_have_the_labels_of_the_teacher_and_no_examples():
+    stream = distilled_stream()
     steps = stream.steps(3, SIZE, 4, 5)
     base = loading.load("tiny-encoder", source="made")
     generator = torch.Generator().manual_seed(1)
@@ -88,12 +88,12 @@ def test_told_tasks_have_the_labels_of_the_teacher_and_no_examples():
         name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator)
         for name, tensor in base.lora_init().items()
     }
-    taught = shared.label_told(base, stream, steps, teacher)
-    assert (taught.labels[~steps.told] == steps.labels[~steps.told]).all()
-    labels = taught.labels[steps.told]
+    taught = shared.label_distilled(base, stream, steps, teacher)
+    assert (taught.labels[~steps.distilled] == steps.labels[~steps.distilled]).all()
+    labels = taught.labels[steps.distilled]
     assert ((labels > 0) & (labels < 1)).all() and labels.std() > 0
     table = prompts.PromptTable.of(base, stream.all_texts, stream.messages)
-    s, i = np.argwhere(steps.told)[0]
+    s, i = np.argwhere(steps.distilled)[0]
     with shared.under(base, teacher), torch.inference_mode():
         text, rows = np.array([[steps.texts[s, i]]]), steps.rows[s, i][None]
         expected = prompts.pair_logits(table, text, rows).sigmoid()
@@ -101,13 +101,13 @@ def test_told_tasks_have_the_labels_of_the_teacher_and_no_examples():
     texts = HashedWords().encode(stream.all_texts)
     batches = StreamBatches(MessageTable.of(base, stream.messages, MESSAGE), taught, texts, True)
     batches.draw(int(s))
-    assert (batches.examples.given == ~torch.from_numpy(steps.told[s])[:, None]).all()
+    assert (batches.examples.given == ~torch.from_numpy(steps.distilled[s])[:, None]).all()
     assert torch.equal(batches.labels, torch.from_numpy(taught.labels[s]).flatten())
 
 
-def test_tasks_cannot_be_told_without_an_encoder_that_finds_messages():
+def test_tasks_cannot_be_distilled_without_an_encoder_that_finds_messages():
     with pytest.raises(UsageError, match="embed"):
-        TaskStream.of(load_family("made", "smoke"), mixture=TOLD, topics=TOPICS)
+        TaskStream.of(load_family("made", "smoke"), mixture=DISTILLED, topics=TOPICS)
 
 
 def test_the_loss_of_a_probability_is_the_mean_of_both_answers(parts):

@@ -139,10 +139,10 @@ class HiddenStates:
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """[b, e] unit embeddings of `texts`, on the CPU."""
-        own = F.normalize(self._states(texts), dim=-1)
+        states = F.normalize(self._states(texts), dim=-1)
         if self.encoder is None:
-            return own
-        return torch.cat([self.encoder.encode(texts).cpu(), own], 1) / 2**0.5
+            return states
+        return torch.cat([self.encoder.encode(texts).cpu(), states], 1) / 2**0.5
 
 
 class HashedWords:

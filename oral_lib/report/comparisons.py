@@ -30,12 +30,12 @@ MARGIN_OF_GAIN = 0.1  # and a loss of a tenth of the gain
 SIGNIFICANT = 0.05  # largest p-value of a signal, after Holm's correction
 LEAST_GAIN = 0.1  # shares of a gain are given if the lower end of its interval is above this
 GENERATORS = ["generated", "generated_span", "generated_free"]
-THROUGH_BASE = "generated_through_base"
-WITH_TEXTS = [*GENERATORS, "router", "retrieval", "regression", "soup_task", THROUGH_BASE]
+GENERATED_THROUGH_BASE = "generated_through_base"
+WITH_TEXTS = [*GENERATORS, "router", "retrieval", "regression", "soup_task", GENERATED_THROUGH_BASE]
 ALTERNATIVES = [  # methods that generated is compared with
     "soup_task", "soup_all", "retrieval", "router", "regression", "gaussian", "noise_small",
     "noise_large", "unconditional", "linear_probe", "multitask", "generated_span", "generated_free",
-    THROUGH_BASE, "complement", "ridge_bits",
+    GENERATED_THROUGH_BASE, "complement", "ridge_bits",
 ]  # fmt: skip
 ADDED_TO = ["soup_task", "router", "regression"]  # what training through the base is to add to
 CONTROLS = ["paraphrase", "mismatched", "random", "empty"]
@@ -121,7 +121,7 @@ def _pairs(baseline: str) -> Iterator[_Pair]:
     for name in ALTERNATIVES:
         yield _Pair("generated", name, gain)
     for name in (*ADDED_TO, "retrieval", "multitask", "complement", "ridge_bits"):
-        yield _Pair(THROUGH_BASE, name, gain)
+        yield _Pair(GENERATED_THROUGH_BASE, name, gain)
     for name in WITH_TEXTS[1:]:
         yield _Pair("generated/paraphrase", f"{name}/paraphrase", gain)
     for name in WITH_TEXTS:

@@ -16,8 +16,8 @@ from oral_lib.report.comparisons import (
     BELOW,
     CONTROLS,
     EQUAL,
+    GENERATED_THROUGH_BASE,
     STATES,
-    THROUGH_BASE,
     UNDECIDED,
     WITH_TEXTS,
 )
@@ -258,12 +258,14 @@ def _against_simple(cells: Sequence[_Cell]) -> Iterator[str]:
 
 def _through_base(cells: Sequence[_Cell]) -> Iterator[str]:
     """Whether training through the base adds to what methods without diffusion give."""
-    measured = [cell for cell in cells if cell.row(THROUGH_BASE, TRAINED)]
+    measured = [cell for cell in cells if cell.row(GENERATED_THROUGH_BASE, TRAINED)]
     if not measured:
         return
-    rows = {id(cell): [cell.row(THROUGH_BASE, name) for name in ADDED_TO] for cell in measured}
-    above = sum(all(row and row.ci_low > 0 for row in found) for found in rows.values())
-    below = len(_states(measured, THROUGH_BASE, TRAINED)[BELOW])
+    rows = {
+        id(cell): [cell.row(GENERATED_THROUGH_BASE, name) for name in ADDED_TO] for cell in measured
+    }
+    above = sum(all(row and row.ci_low > 0 for row in of_cell) for of_cell in rows.values())
+    below = len(_states(measured, GENERATED_THROUGH_BASE, TRAINED)[BELOW])
     names = listed([METHOD_WORDS[name] for name in ADDED_TO])
     yield (
         f"Trained through the base, generated is above each of {names} in {above} of "

@@ -34,6 +34,8 @@ METHOD_WORDS = {
     "prompted_4": "prompt with 4 examples",
     "soup_nearest": "soup of nearest",
     "mixture": "span mixture",
+    "complement": "complement",
+    "ridge_bits": "ridge on class bits",
     "generated_through_base": "generated, through the base",
     **{f"few_shot_{k}": f"LoRA on {k} row{'s' * (k > 1)}" for k in (1, 2, 4, 8, 16, 32)},
 }

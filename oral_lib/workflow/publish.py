@@ -138,14 +138,14 @@ def _write_manifest(
 
 def _rivals(root: Path) -> dict[str, dict]:
     """How rivals and adapters of an experiment with splits were trained, by base model."""
-    found = {}
+    chosen = {}
     for path in storage.list_paths(root / "rivals", "*/manifest.json"):
         content = storage.read_json(path)
-        found[path.parent.name] = content.get("training") or {
+        chosen[path.parent.name] = content.get("training") or {
             name: _chosen(storage.read_json(path.parent / f"{name}.json"))
             for name in content["files"]
         }
-    return found
+    return chosen
 
 
 def _chosen(info: Mapping) -> dict:

@@ -49,7 +49,7 @@ class StreamBatches:
         self.stack = Stack(base.lora_init(), group, device, next(base.model.parameters()).dtype)
         self.widths = [table.width(rows) for rows in steps.rows]
         arrays = (steps.rows, steps.labels, steps.texts)
-        arrays += (steps.example_rows, steps.example_labels, steps.told)
+        arrays += (steps.example_rows, steps.example_labels, steps.distilled)
         self.steps = [torch.from_numpy(array.copy()).to(device) for array in arrays]
         self.rows = torch.zeros(size * n, dtype=torch.long, device=device)
         self.labels = torch.zeros(size * n, device=device)
@@ -66,14 +66,14 @@ class StreamBatches:
 
     def draw(self, step: int) -> int:
         """Sets the tensors to the tasks of `step`. Returns the width of its rows."""
-        rows, labels, texts, example_rows, example_labels, told = (p[step] for p in self.steps)
+        rows, labels, texts, example_rows, example_labels, distilled = (p[step] for p in self.steps)
         self.rows.copy_(rows.flatten())
         self.labels.copy_(labels.flatten())
         self.text.copy_(self.embedded[texts])
         if self.examples is not None:
             self.examples.embeddings.copy_(self.embedded[example_rows])  # messages come first
             self.examples.labels.copy_(example_labels)
-            self.examples.given.copy_(~told[:, None])  # no row of such a task has a true label
+            self.examples.given.copy_(~distilled[:, None])  # no row of such a task has a true label
         return self.widths[step]
 
     def losses(self, adapters: Tensor, key: int) -> Tensor:

@@ -87,8 +87,8 @@ class SplitCell:
         The split L0 has tasks that were trained on, in wordings that were not.
         """
         tasks = self.tasks
-        told = self.wordings if self.split == "L0" else "train"
-        matched = tuple(task.texts[told][0] for task in tasks)
+        kind = self.wordings if self.split == "L0" else "train"
+        matched = tuple(task.texts[kind][0] for task in tasks)
         count = min(PARAPHRASES, *(len(task.texts[self.wordings]) for task in tasks))
         paraphrases = [tuple(t.texts[self.wordings][i] for t in tasks) for i in range(count)]
         others = [(i + 1 + seeds.integer(0, t.name) % (len(tasks) - 1)) % len(tasks)
@@ -143,8 +143,8 @@ def cell_of(split: str, base: str, *, scale: str, cache: ModelCache, wordings: s
     """The cell of a split and base model, with the models and texts of a run."""
     family = load_family(cache.source, scale)
     model = cache.base(base, len(MESSAGE.labels))
-    known, table = _tables.get(cache, (None, None))
-    if known is not family or table.base is not model:
+    read, table = _tables.get(cache, (None, None))
+    if read is not family or table.base is not model:
         table = MessageTable.of(model, family.messages, MESSAGE)
         _tables[cache] = family, table
     if cache not in _embedders:

@@ -4,8 +4,8 @@ A step has S tasks with n labelled rows of each, a text and a few examples. Gene
 models read the same stream. A task is a seen intent, a random union of seen intents, or an invented
 topic, whose few messages were written for this project. Its text is a training wording or, in a
 share of the draws, a message of the task: many different texts matter more than many rows. A task
-may also be told only: a text without rows of its own, and a model that reads the text says which
-messages are about it.
+may also be distilled: a text without rows of its own, and a teacher that reads the text says
+which messages are about it.
 
 All draws are made on the host before training, from the seed only.
 
@@ -27,7 +27,7 @@ from oral_lib.tasks.intents.message import Message
 from oral_lib.tasks.intents.texts import Topic
 
 UNIONS = 12  # different unions of a stream for each intent
-_FOUND = 24, 240  # messages nearest to a text that is told: most are about it, some may be
+_FOUND = 24, 240  # messages nearest to a text: most are about it, some may be
 _TOPIC_SET = "topics"
 
 
@@ -38,7 +38,7 @@ class Mixture:
     Args:
         unions: share of tasks that are unions of seen intents.
         topics: share of tasks that are invented topics.
-        told: share of tasks that are texts of topics, on messages that a teacher labels.
+        distilled: share of tasks that are texts of topics, on messages that a teacher labels.
         messages_as_texts: share of texts that are a message of the task; none of a union is.
         short: share of steps whose rows are all short, so that they have little padding.
         short_words: words of the longest row of such a step.
@@ -46,7 +46,7 @@ class Mixture:
 
     unions: float = 0.2
     topics: float = 0.2
-    told: float = 0.0
+    distilled: float = 0.0
     messages_as_texts: float = 0.5
     short: float = 0.8
     short_words: int = 12
@@ -68,11 +68,11 @@ class StreamSteps:
 
     Args:
         rows: int64 [steps, S, n] row numbers of messages; the first half of n is positive.
-        labels: float32 [steps, S, n] the probability of yes: 0 or 1 but for tasks that are told.
+        labels: float32 [steps, S, n] the probability of yes: 0 or 1 but for distilled tasks.
         texts: int64 [steps, S] indices into `TaskStream.all_texts`.
         example_rows: int64 [steps, S, k].
         example_labels: int64 [steps, S, k].
-        told: bool [steps, S] tasks whose labels are a teacher's to give.
+        distilled: bool [steps, S] tasks that a teacher labels.
     """
 
     rows: np.ndarray
@@ -80,7 +80,7 @@ class StreamSteps:
     texts: np.ndarray
     example_rows: np.ndarray
     example_labels: np.ndarray
-    told: np.ndarray
+    distilled: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class TaskStream:
     intents: tuple[Pools, ...] = field(repr=False)
     unions: tuple[Pools, ...] = field(repr=False)
     topics: tuple[Pools, ...] = field(repr=False)
-    told: tuple[Pools, ...] = field(repr=False)
+    distilled: tuple[Pools, ...] = field(repr=False)
     mixture: Mixture
     seed: int
 
@@ -124,16 +124,16 @@ class TaskStream:
             development: also hold out the intents of development.
             mixture: default: `Mixture()`.
             seed: of all draws.
-            topics: default: those of the project for messages to assistants, but none for "L3",
+            topics: default: the invented topics of messages to assistants, but none for "L3",
                 which has texts of one data set only.
-            embed: embeddings of texts, by which tasks that are told find messages.
+            embed: embeddings of texts, by which distilled tasks find messages.
 
         Raises:
-            UsageError: tasks are to be told, without `embed`.
+            UsageError: distilled tasks without `embed`.
         """
         mixture = mixture or Mixture()
-        if mixture.told and embed is None:
-            raise UsageError(f"told={mixture.told}: give `embed`, which finds messages for texts.")
+        if mixture.distilled and embed is None:
+            raise UsageError(f"distilled={mixture.distilled}: give `embed`, which finds messages.")
         wordings: list[str] = []
         messages = list(family.messages)
 
@@ -157,7 +157,7 @@ class TaskStream:
         if topics is None:
             foreign = family.source in ("made", "packages") or without == "L3"
             topics = () if foreign else stored.topics()
-        if not mixture.topics and not mixture.told:
+        if not mixture.topics and not mixture.distilled:
             topics = ()
         drawn = []
         seen = family.rows_of(family.seen_without(without, development=development), "train")
@@ -177,18 +177,18 @@ class TaskStream:
             tuple(Pools(p.positive, p.near, p.far, p.texts + len(messages)) for p in part)
             for part in (intents, unions, topic_pools)
         ]
-        told: tuple[Pools, ...] = ()
-        if mixture.told and topics:
+        distilled: tuple[Pools, ...] = ()
+        if mixture.distilled and topics:
             of_topics = shifted[2]
             rows = np.concatenate([seen, everything])
             near = embed([topic.texts[0] for topic in topics if topic.messages])
             near = near @ embed([messages[row].text for row in rows]).T
             near = rows[near.topk(min(_FOUND[1], len(rows)), dim=1).indices.cpu().numpy()]
-            told = tuple(
-                Pools(found[: _FOUND[0]], found, seen, np.concatenate([p.texts, p.positive]))
-                for found, p in zip(near, of_topics, strict=True)
+            distilled = tuple(
+                Pools(nearest[: _FOUND[0]], nearest, seen, np.concatenate([p.texts, p.positive]))
+                for nearest, p in zip(near, of_topics, strict=True)
             )
-        return cls(tuple(messages), tuple(wordings), *shifted, told, mixture, seed)
+        return cls(tuple(messages), tuple(wordings), *shifted, distilled, mixture, seed)
 
     def steps(self, steps: int, size: int, n: int, examples: int = 0) -> StreamSteps:
         """The tasks of `steps` steps, `size` of them in each, the same for the same seed.
@@ -221,8 +221,8 @@ class TaskStream:
         labels = np.broadcast_to((np.arange(n) < yes).astype(np.float32), rows.shape)
         first = len(self.intents)
         union = (task >= first) & (task < first + len(self.unions))  # no message is about all of it
-        told = task >= first + len(self.unions) + len(self.topics)
-        as_message = ~union & ~told & (rng.random(shape) < self.mixture.messages_as_texts)
+        distilled = task >= first + len(self.unions) + len(self.topics)
+        as_message = ~union & ~distilled & (rng.random(shape) < self.mixture.messages_as_texts)
         wording = table["texts"].drawn(task, 1, rng)[..., 0]
         text = np.where(as_message, table["positive"].drawn(task, 1, rng)[..., 0], wording)
         example_labels = np.arange(examples) < rng.integers(1, max(2, examples), (*shape, 1))
@@ -233,11 +233,13 @@ class TaskStream:
         )
         positive = table["positive"].drawn(task, examples, rng)
         example_rows = np.where(example_labels, positive, negative)
-        return StreamSteps(rows, labels, text, example_rows, example_labels.astype(np.int64), told)
+        return StreamSteps(
+            rows, labels, text, example_rows, example_labels.astype(np.int64), distilled
+        )
 
     def _drawn(self, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """Random tasks, as indices into intents, unions, topics and told ones in one sequence."""
-        kinds = ("unions", "topics", "told")
+        """Random tasks: indices into intents, unions, topics and distilled ones in one sequence."""
+        kinds = ("unions", "topics", "distilled")
         shares = {name: getattr(self.mixture, name) for name in kinds}
         sizes = {name: len(getattr(self, name)) for name in ("intents", *kinds)}
         kind, index = rng.random(shape), rng.random(shape)
@@ -261,7 +263,7 @@ class TaskStream:
             short = pool[words[pool] <= limit]
             return short if len(short) else pool[np.argsort(words[pool])[:8]]
 
-        tasks = [*self.intents, *self.unions, *self.topics, *self.told]
+        tasks = [*self.intents, *self.unions, *self.topics, *self.distilled]
         pools = {
             "positive": [task.positive for task in tasks],
             "near": [task.near if len(task.near) else task.far for task in tasks],

@@ -25,7 +25,7 @@ from oral_lib.experiments.intents import rivals, stored
 from oral_lib.experiments.intents.batches import StreamBatches, fitting_group
 from oral_lib.experiments.intents.messages import MessageTable
 from oral_lib.experiments.intents.methods.from_text import Embedder
-from oral_lib.experiments.intents.methods.shared import label_told
+from oral_lib.experiments.intents.methods.shared import label_distilled
 from oral_lib.experiments.intents.stream import Mixture, TaskStream
 from oral_lib.generator import FORMAT, Generator
 from oral_lib.lora import stacked
@@ -164,7 +164,7 @@ def train(
         stream: the tasks.
         embed: of the texts.
         preset: steps, tasks and rows.
-        teachers: multi-task LoRAs that read the text, by base model, for tasks that are told.
+        teachers: multi-task LoRAs that read the text, by base model, for distilled tasks.
         device: where to train.
         label: of the progress bar.
         options: `state`, `key` and `until` of `train_through_base`.
@@ -176,7 +176,7 @@ def train(
     with ExitStack() as attached:
         for name, base in bases.items():
             table = MessageTable.of(base, stream.messages, MESSAGE)
-            taught = label_told(base, stream, steps, teachers[name]) if teachers else steps
+            taught = label_distilled(base, stream, steps, teachers[name]) if teachers else steps
             group = fitting_group(table, taught, texts)
             batches[name] = StreamBatches(table, taught, texts, bool(examples), group)
             large = base.weights > COMPILED
@@ -196,7 +196,7 @@ class Learning:
     Attributes:
         models: the base models by name, on one device.
         zoos: (tasks, adapters [T, v], manifest) by base model.
-        teachers: multi-task LoRAs that read the text, by base model; they label what is told.
+        teachers: multi-task LoRAs that read the text, by base model; they label distilled tasks.
         family: the tasks.
         embed: of texts.
         split: that the generator is judged on.
@@ -285,14 +285,14 @@ def train_writer(
         options: `device`, `key` and `until` of `train_through_base`.
 
     Raises:
-        PreflightError: tasks are to be told, and a base model has no teacher.
+        PreflightError: there are distilled tasks, and a base model has no teacher.
     """
     seed, mixture = preset.training.seed, preset.mixture
     stream = learning.stream(mixture, seed)
     learning.embed(stream.all_texts)  # first: a resumed training then reads the same bits
     entries = learning.entries(preset.network, preset.wider_a)
     network = initial_network(preset.network, entries, seed)
-    if mixture.told and (missing := learning.models.keys() - learning.teachers.keys()):
+    if mixture.distilled and (missing := learning.models.keys() - learning.teachers.keys()):
         raise PreflightError(f"no model reads texts on {sorted(missing)[0]}: train rivals first.")
     if preset.weights is not None and not (state and state.exists()):
         data = {
@@ -309,7 +309,7 @@ def train_writer(
             network, data, first, device=device, label=f"{label}, on weights"
         )
         network.requires_grad_()
-    teachers = learning.teachers if mixture.told else None
+    teachers = learning.teachers if mixture.distilled else None
     about = {"teachers": teachers, "state": state, "label": label}
     network, curves = train(
         network, learning.models, stream, learning.embed, preset, **about, **options
@@ -354,7 +354,7 @@ def train_job(
         about |= {"mixture": asdict(preset.mixture), "wider_a": preset.wider_a}
         about |= {"tasks": preset.tasks, "rows": preset.rows}
         about |= {"weights": preset.weights and asdict(preset.weights)}
-        if preset.mixture.told:
+        if preset.mixture.distilled:
             files["teachers_sha256"] = stored.read_rival, "described"
     for key, (read, name) in files.items():
         name = rivals.suffixed(name, split)

@@ -1,7 +1,7 @@
 """Ways to write adapters for unseen messages: one change of the preset each, on validation rows.
 
     python -m oral_lib.experiments.studies.intent_ways --source local:DIR --step prepare
-    python -m oral_lib.experiments.studies.intent_ways --source local:DIR --ways preset told
+    python -m oral_lib.experiments.studies.intent_ways --source local:DIR --ways preset distilled
 
 `prepare` trains a zoo and the multi-task LoRA that reads the text, without the intents of
 development; it is done once a folder. Every way is then trained on seen intents and judged on the
@@ -38,9 +38,9 @@ from oral_lib.method.training.tokens import TrainingConfig
 from oral_lib.models.text_encoder import HiddenStates, TextEncoder
 from oral_lib.tasks.intents.family import IntentTask
 
-WEIGHTS = TrainingConfig(steps=1000, tokens=4096)  # of "weights first"
-SAMPLES = 4  # whose adapters are averaged
-DESCRIBED = "text in the input"  # the multi-task LoRA, which is no way but what they aim at
+WEIGHTS_FIRST = TrainingConfig(steps=1000, tokens=4096)  # of "weights first"
+AVERAGED = 4  # whose adapters are averaged
+TEXT_IN_INPUT = "text in the input"  # the multi-task LoRA that ways are compared with
 
 
 def _of(part: str, **changes: Any) -> Callable[[WriterPreset], WriterPreset]:
@@ -69,8 +69,8 @@ def _network_only(kind: str) -> Callable[[WriterPreset], WriterPreset]:
 WAYS: dict[str, Callable[[WriterPreset], WriterPreset]] = {
     "preset": lambda preset: preset,
     "64 tasks of 8 rows": lambda preset: replace(preset, tasks=64, rows=8),
-    "told": _of("mixture", told=0.4),
-    "weights first": lambda preset: replace(preset, weights=WEIGHTS),
+    "distilled": _of("mixture", distilled=0.4),
+    "weights first": lambda preset: replace(preset, weights=WEIGHTS_FIRST),
     "no messages as texts": _of("mixture", messages_as_texts=0.0),
     "no unions": _of("mixture", unions=0.0),
     "no topics": _of("mixture", topics=0.0),
@@ -92,10 +92,10 @@ WAYS: dict[str, Callable[[WriterPreset], WriterPreset]] = {
     "states of the base": lambda preset: preset,  # see `_encoder`
     "states and encoder": lambda preset: preset,
 }
-TEXTS = {"first": ("train", 0), "development": ("development", 0), "other": ("train", 1)}
+JUDGED_TEXTS = {"first": ("train", 0), "development": ("development", 0), "other": ("train", 1)}
 
 
-def prepare(base: str, *, scale: str, source: str, root: Path, device: str) -> None:
+def prepare_study(base: str, *, scale: str, source: str, root: Path, device: str) -> None:
     """Trains what all ways need, unless it is there: the zoo, and the model that reads texts."""
     place = {"scale": scale, "source": source, "root": root, "device": device}
     rivals.train_zoo(base, development=True, **place)
@@ -141,19 +141,20 @@ def _texts(tasks: Sequence[IntentTask], kind: str, number: int) -> list[str]:
 
 
 def judge(cell: SplitCell, write: Writing, embed: Embedder) -> list[dict]:
-    """Rows text, auc, balanced_accuracy: each text of `TEXTS`, the means of the adapters of three
-    training texts and of `SAMPLES` samples of the first, and the first with 4 labelled rows."""
-    tasks, found = cell.tasks, []
+    """Rows text, auc, balanced_accuracy: each text of `JUDGED_TEXTS`, the means of the adapters of
+    three training texts and of `AVERAGED` samples of the first, and the first with 4 rows."""
+    tasks, table = cell.tasks, []
     values = {
-        name: write(embed(_texts(tasks, kind, number))) for name, (kind, number) in TEXTS.items()
+        name: write(embed(_texts(tasks, kind, number)))
+        for name, (kind, number) in JUDGED_TEXTS.items()
     }
     first = embed(_texts(tasks, "train", 0))
     three = [write(embed(_texts(tasks, "train", number))) for number in range(3)]
     values["mean of 3 texts"] = torch.stack(three).mean(0)
     samples = [
-        Writing(write.network, write.sampling, write.base, seed)(first) for seed in range(SAMPLES)
+        Writing(write.network, write.sampling, write.base, seed)(first) for seed in range(AVERAGED)
     ]
-    values[f"mean of {SAMPLES} samples"] = torch.stack(samples).mean(0)
+    values[f"mean of {AVERAGED} samples"] = torch.stack(samples).mean(0)
     if write.reads_examples:
         rows, labels = few_shot.labelled_rows(cell.family, tasks, 4)
         answers = torch.from_numpy(labels)
@@ -162,23 +163,23 @@ def judge(cell: SplitCell, write: Writing, embed: Embedder) -> list[dict]:
         values["first and 4 rows"] = write(first, None, examples)
     for text, adapters in values.items():
         scores = scoring.yes_logits(cell.model, cell.table, adapters, cell.drawn[0])
-        found.append({"text": text, **_means(scores, cell.drawn[1])})
-    return found
+        table.append({"text": text, **_means(scores, cell.drawn[1])})
+    return table
 
 
 def judge_described(cell: SplitCell) -> list[dict]:
     """The rows of `judge` of the multi-task LoRA that reads the text in its input."""
     table_of = partial(prompts.PromptTable.of, cell.model)
-    causal, found = cell.model.family == "causal", []
+    causal, rows = cell.model.family == "causal", []
     trained, _ = cell.rival("described")
-    for name, (kind, number) in TEXTS.items():
+    for name, (kind, number) in JUDGED_TEXTS.items():
         texts = _texts(cell.tasks, kind, number)
         fronts = [prompts.described(text) for text in texts] if causal else texts
         table = table_of(fronts, cell.family.messages)
         with shared.under(cell.model, trained):
             scores = prompts.pair_logits(table, np.arange(len(texts))[:, None], cell.drawn[0])
-        found.append({"text": name, **_means(scores, cell.drawn[1])})
-    return found
+        rows.append({"text": name, **_means(scores, cell.drawn[1])})
+    return rows
 
 
 def _means(scores: Tensor, labels: np.ndarray) -> dict[str, float]:
@@ -189,7 +190,7 @@ def _means(scores: Tensor, labels: np.ndarray) -> dict[str, float]:
     return {"auc": float(auc), "balanced_accuracy": float(balanced)}
 
 
-def run(
+def judge_ways(
     base: str,
     ways: Sequence[str],
     *,
@@ -203,7 +204,7 @@ def run(
 
     Args:
         base: the base model, which `prepare` has prepared.
-        ways: of `WAYS`, or `DESCRIBED`.
+        ways: of `WAYS`, or `TEXT_IN_INPUT`.
         scale: of the preset that they change.
         source: of messages and models.
         root: the folder of the study.
@@ -214,8 +215,8 @@ def run(
         UsageError: an unknown way.
     """
     for way in ways:
-        if way not in WAYS and way != DESCRIBED:
-            raise UsageError(f"unknown way {way!r}.{closest(way, [*WAYS, DESCRIBED])}")
+        if way not in WAYS and way != TEXT_IN_INPUT:
+            raise UsageError(f"unknown way {way!r}.{closest(way, [*WAYS, TEXT_IN_INPUT])}")
     changes = dict(changes or {})
     preset = writer.PRESETS[scale]
     sizes = {name: changes.pop(name) for name in ("tasks", "rows") if name in changes}
@@ -225,16 +226,16 @@ def run(
     table: list[dict] = []
     facts = rivals.stream_facts(cell.family, "L2", development=True)
     for way in ways:
-        here = preset if way == DESCRIBED else WAYS[way](preset)
+        here = preset if way == TEXT_IN_INPUT else WAYS[way](preset)
         zoo = stored.read_set(root, base, "train", development=True)[-1]["sha256"]
         about = {"preset": repr(here), "zoo": zoo} | facts
-        if way == DESCRIBED or here.mixture.told:
+        if way == TEXT_IN_INPUT or here.mixture.distilled:
             teacher = stored.read_rival(root, base, "described", development=True)[-1]
             about["described"] = teacher["sha256"]
         path = root / "ways" / base / f"{way.replace(' ', '_')}.json"
         if not path.exists() or storage.read_json(path)["about"] != about:
             began, ends = time.perf_counter(), 0.0
-            if way == DESCRIBED:
+            if way == TEXT_IN_INPUT:
                 rows = judge_described(cell)
             else:
                 write, embed, losses = train_way(way, base, preset, cache, scale)
@@ -243,13 +244,13 @@ def run(
             seconds = round(time.perf_counter() - began, 1)
             about_rows = {"base": base, "way": way, "loss": ends, "seconds": seconds}
             storage.write_json(path, {"about": about, "rows": [about_rows | row for row in rows]})
-        found = storage.read_json(path)["rows"]
-        print(f"{base} {way}: " + "; ".join(f"{r['text']} {r['auc']:.1f}" for r in found))
-        table += found
+        judged = storage.read_json(path)["rows"]
+        print(f"{base} {way}: " + "; ".join(f"{r['text']} {r['auc']:.1f}" for r in judged))
+        table += judged
     return pd.DataFrame(table)
 
 
-def show(table: pd.DataFrame) -> None:
+def print_ways(table: pd.DataFrame) -> None:
     """Prints AUC / balanced accuracy, a line for each way and a column for each text."""
     cells = [f"{a:.1f} / {b:.1f}" for a, b in zip(table.auc, table.balanced_accuracy, strict=True)]
     wide = table.assign(cell=cells).pivot_table(
@@ -267,16 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> pd.DataFrame | None:
     add("--scale", default="lab", help="of the presets")
     add("--base", default="smollm2-135m")
     add("--step", choices=("prepare", "ways"), default="ways")
-    add("--ways", nargs="*", default=[DESCRIBED, *WAYS], help="names; default: all")
+    add("--ways", nargs="*", default=[TEXT_IN_INPUT, *WAYS], help="names; default: all")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="steps, lr, tasks, rows, ...")
     args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     place = {"scale": args.scale, "source": args.source, "root": args.root, "device": device}
     if args.step == "prepare":
-        prepare(args.base, **place)
+        prepare_study(args.base, **place)
         return None
-    table = run(args.base, args.ways, changes=assigned(args.set), **place)
-    show(table)
+    table = judge_ways(args.base, args.ways, changes=assigned(args.set), **place)
+    print_ways(table)
     return table
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 from oral_lib.evaluation.schema import EITHER, PLACE
 from oral_lib.report.comparisons import (
     CONTROLS,
+    GENERATED_THROUGH_BASE,
     GENERATORS,
-    THROUGH_BASE,
     WITH_TEXTS,
     without_signal,
 )
@@ -22,7 +22,7 @@ from oral_lib.report.outcomes import BASELINES, TRAINED, TRAINED_HELD_OUT, TRAIN
 
 COUNTED = [  # methods that the same rule judges
     "generated", "generated_one", "router", "retrieval", "regression", "soup_task", "gaussian",
-    "noise_small", THROUGH_BASE, "complement", "ridge_bits",
+    "noise_small", GENERATED_THROUGH_BASE, "complement", "ridge_bits",
 ]  # fmt: skip
 TEXT_HEADINGS = {
     "paraphrase": "held-out paraphrase",

@@ -140,10 +140,10 @@ def _behind_texts(base: BaseModel, stream: TaskStream) -> PromptTable:
     return PromptTable.of(base, fronts, stream.messages)
 
 
-def label_told(
+def label_distilled(
     base: BaseModel, stream: TaskStream, steps: StreamSteps, teacher: dict[str, Tensor]
 ) -> StreamSteps:
-    """`steps` with the labels of the tasks that are told: the probability of yes by a teacher.
+    """`steps` with the labels of the tasks that are distilled: the probability of yes by a teacher.
 
     Args:
         base: the base model.
@@ -151,12 +151,13 @@ def label_told(
         steps: the tasks.
         teacher: what `train_described` returned.
     """
-    if not steps.told.any():
+    if not steps.distilled.any():
         return steps
     table, labels = _behind_texts(base, stream), steps.labels.copy()
+    chosen = steps.distilled
     with torch.inference_mode(), under(base, teacher):
-        logits = pair_logits(table, steps.texts[steps.told][:, None], steps.rows[steps.told])
-    labels[steps.told] = logits.sigmoid().numpy()
+        logits = pair_logits(table, steps.texts[chosen][:, None], steps.rows[chosen])
+    labels[chosen] = logits.sigmoid().numpy()
     return replace(steps, labels=labels)
 
 
