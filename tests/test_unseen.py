@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from made_results import made_items
 
 from oral_lib import scales, storage
 from oral_lib.baselines import class_bits, multitask
 from oral_lib.errors import OralError, PreflightError
-from oral_lib.evaluation import bootstrap, schema
+from oral_lib.evaluation import bootstrap, item_tables, schema
 from oral_lib.evaluation.evaluate import accuracy_of, evaluate
 from oral_lib.experiments import unseen
 from oral_lib.models import loading
 from oral_lib.models.text_encoder import TextEncoder
 from oral_lib.planning.parts import GeneratorJob
 from oral_lib.report import build, pages
-from oral_lib.report.tables import methods
+from oral_lib.report.tables import methods, sets
 from oral_lib.tasks import binary
 from oral_lib.tasks.rows import task_rows
 from oral_lib.tasks.task import load_task
@@ -236,6 +237,30 @@ def test_the_table_has_the_mean_and_the_share_of_each_set(cell):
         assert list(rows.task) == [load_task(name).description, *ends]
         pd.testing.assert_frame_equal(rows.drop(columns="task"), alone.drop(columns="task"))
     assert list(table.set) == [p for p in ("pairs", "classes", "first release") for _ in range(3)]
+
+
+def test_held_out_tasks_are_judged_by_set():
+    profile = {
+        ("trained", "none"): (0.95, 2),
+        ("generated_through_base", "matched"): (0.95, 2),
+        ("generated_through_base", "paraphrase"): (0.9, 2),
+        ("router", "matched"): (0.6, 2),
+    }
+    tasks = [n for part in ("pairs", "classes") for n in binary.held_out_tasks("cifar10", part)[:5]]
+    place = {"experiment": "unseen", "source": "made", "base": BASE}
+    items = item_tables.join(
+        made_items(place | {"task": name, "seed": 0}, profile, n=400) for name in (*tasks, FIRST)
+    )
+    table = sets.sets_table(items)
+    assert list(table["set"].unique()) == ["pairs", "classes"] and set(table.tasks) == {5}
+    of_pairs = table[table["set"] == "pairs"].set_index("method")
+    assert set(of_pairs.index) == {"trained", "generated, through the base", "router"}
+    assert of_pairs.loc["router", "− trained"].endswith(" below")
+    assert of_pairs.loc["router", "generated, through the base − it"].endswith(" above")
+    assert of_pairs.loc["generated, through the base", "− trained"].split()[-1] in (
+        "equal", "undecided", "above",
+    )  # fmt: skip
+    assert sets.sets_table(items[items.task == FIRST]).empty
 
 
 @pytest.mark.parametrize(

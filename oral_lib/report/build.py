@@ -23,6 +23,7 @@ from oral_lib.report.studies.ablation_summary import ablation_means
 from oral_lib.report.tables.grid import grid_table
 from oral_lib.report.tables.judgements import conditions_table, projections_table, targets_table
 from oral_lib.report.tables.methods import interval_table, main_table, parts_table, unseen_table
+from oral_lib.report.tables.sets import sets_table
 from oral_lib.report.tables.studies import bytes_table, novelty_table
 from oral_lib.storage import list_paths, read_json, write_text
 
@@ -92,6 +93,10 @@ class SourceResults:
     def unseen(self) -> pd.DataFrame:
         return unseen_table(self.items)
 
+    @cached_property
+    def sets(self) -> pd.DataFrame:
+        return sets_table(self.items)
+
     def methods(self, metric: str) -> pd.DataFrame:
         about = {"held_out": self.held_out, "no_signal": self.no_signal}
         return main_table(self.metrics, self.source, self.items, metric, **about)
@@ -105,6 +110,8 @@ class SourceResults:
                 yield kind, self.main if metric == "accuracy" else self.methods(metric)
         if self.has("balanced_accuracy"):
             yield "unseen", self.unseen
+            if len(self.sets):
+                yield "sets", self.sets
         if len(self.parts):
             yield "parts", self.parts
         yield "intervals", self.intervals

@@ -107,10 +107,18 @@ TABLES = {  # title by kind, in the order of the page; other tables are listed a
     "bytes": "What is stored",
     "grid": "Tasks by base models",
     "unseen": "Tasks that no generator was trained on",
+    "sets": "Held-out tasks judged by set, in points of balanced accuracy",
 }
 SHOWN = (  # tables in the page; the others are linked
     "main", "targets", "conditions", "projections", "parts", "novelty", "bytes",
 )  # fmt: skip
+
+
+_SETS = (
+    "Means over the tasks of a set, with intervals over new tasks, rows, generator seeds and "
+    "samples. The aim for pairs of seen classes is a generator through the base that is equal to "
+    "trained: the whole interval above −1 point."
+)
 
 
 # ---------------------------------------------------------------- the contents
@@ -197,6 +205,7 @@ def _of_cells(source: "SourceResults") -> list[str]:
         if len(texts) == 1:
             notes = [text[0].upper() + text[1:] for text in texts.values()]
         blocks += [markdown(source.unseen), f"{' '.join([_UNSEEN, *notes])}\n"]
+        blocks += [markdown(source.sets), f"{_SETS}\n"] if len(source.sets) else []
     if source.has("accuracy"):
         summary, cells = verdict(source.judged)
         blocks += [markdown(source.grid), f"{grid_legend(source.grid)}\n", "## Findings\n"]

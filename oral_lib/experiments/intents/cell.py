@@ -21,7 +21,8 @@ from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.models.base import BaseModel
 from oral_lib.tasks.intents.family import MESSAGE, IntentFamily, IntentTask, draw_rows, load_family
 
-POSITIVE = {"smoke": 10, "lab": 30}  # test rows of a task that are positive; twice as many are not
+# test rows of a task that are positive; twice as many are not
+POSITIVE = {"smoke": 10, "desk": 15, "lab": 30}
 PARAPHRASES = 2  # texts of a task under the condition "paraphrase", at most
 # of the base model that was used last
 _tables: WeakKeyDictionary[ModelCache, tuple[IntentFamily, MessageTable]] = WeakKeyDictionary()
@@ -72,7 +73,7 @@ class SplitCell:
     def drawn(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows [T, n] and labels [n]: as many as there are for every task without repetition."""
         part = "validation" if self.development else "test"
-        most = POSITIVE["smoke" if self.scale == "smoke" else "lab"]
+        most = POSITIVE[self.scale]
         for positive in range(most, 0, -1):
             drawn = [draw_rows(self.family, t, part, positive, 2 * positive, 0) for t in self.tasks]
             rows = np.stack([rows for rows, _ in drawn])

@@ -1,8 +1,8 @@
 """One cell: all tasks of a split on one base model, every method on the same rows.
 
-A task has 30 positive and 60 negative rows, half of the latter near. The score of a row is the
-logit of yes minus that of no. Methods that do not depend on the generator are measured in the cell
-of seed 0 only.
+A task has twice as many negative rows as positive ones (`cell.POSITIVE`), half of them near. The
+score of a row is the logit of yes minus that of no. Methods that do not depend on the generator are
+measured in the cell of seed 0 only.
 
 Letters: T tasks, n rows of each, s samples (texts of a condition), V values of an adapter.
 """

@@ -65,8 +65,8 @@ def preset(scale: str, base: str) -> RivalPreset:
     lr = 1e-3 if large else 1.5e-3
     if scale == "smoke":
         few = (Recipe(steps=8, batch=8, lr=1e-2, ratio=4.0),)
-        zoo = Recipe(steps=40, batch=8, lr=1e-2, ratio=4.0)
-        joint = Recipe(steps=40, batch=32, lr=1e-2, ratio=4.0)
+        zoo = Recipe(steps=20, batch=8, lr=1e-2, ratio=4.0)
+        joint = Recipe(steps=20, batch=32, lr=1e-2, ratio=4.0)
         return RivalPreset(
             zoo=zoo, multitask=joint, described=joint, zoo_unions=4, few_shot=few,
             regression_steps=60,

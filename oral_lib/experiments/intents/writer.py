@@ -86,7 +86,7 @@ PRESETS = {
             linear=64,
             **_RAW,
         ),
-        training=ThroughBaseConfig(steps=40, lr=2e-3, warmup=10, ema=0.95),
+        training=ThroughBaseConfig(steps=20, lr=2e-3, warmup=5, ema=0.95),
         tasks=8,
         rows=8,
     ),
@@ -345,7 +345,7 @@ def train_job(
     if on_weights:
         usual = generators.preset(scale, GENERATOR)
         config, sampling = usual.network, replace(usual.sampling, projection="none")
-        steps = 100 if scale == "smoke" else usual.training.steps
+        steps = 40 if scale == "smoke" else usual.training.steps
         training = replace(usual.training, seed=job.seed, steps=steps)
     else:
         preset = PRESETS[scale]

@@ -60,16 +60,21 @@ def values(outcomes: Outcomes) -> pd.DataFrame:
     for (base, split), of_split in outcomes.items():
         for name in of_split.names:
             for metric in TASK_METRICS:
-                drawn = of_split.draws([name], metric)
-                if drawn is None:
-                    continue
-                seeds = of_split.seeds[name]
-                line = {"base": base, "split": split, "method": name, "metric": metric}
-                line |= _interval(drawn.mean[name], drawn.draws[name])
-                line |= {"n_tasks": drawn.tasks, "n_rows": of_split.rows[name]}
-                line |= {"n_seeds": len(np.unique(seeds)), "n_samples": len(seeds)}
-                table.append(line | (_equivalent(of_split, name) if metric == "auc" else {}))
+                if line := value_of(of_split, name, metric):
+                    table.append({"base": base, "split": split} | line)
     return pd.DataFrame(table, columns=VALUE_COLUMNS)
+
+
+def value_of(outcomes: SplitOutcomes, name: str, metric: str) -> dict | None:
+    """A row of `values` without base model and split; None where the method was not measured."""
+    drawn = outcomes.draws([name], metric)
+    if drawn is None:
+        return None
+    seeds = outcomes.seeds[name]
+    line = {"method": name, "metric": metric} | _interval(drawn.mean[name], drawn.draws[name])
+    line |= {"n_tasks": drawn.tasks, "n_rows": outcomes.rows[name]}
+    line |= {"n_seeds": len(np.unique(seeds)), "n_samples": len(seeds)}
+    return line | (_equivalent(outcomes, name) if metric == "auc" else {})
 
 
 def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
