@@ -9,8 +9,9 @@ Letters: T tasks, n rows of each, s samples (texts of a condition), V values of 
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from oral_lib.experiments.intents.methods.shared import multitask_logits, under
 from oral_lib.experiments.model_cache import ModelCache
 from oral_lib.experiments.side_tables.intents import method_costs, one_at_a_time, text_map
 from oral_lib.method.conditioning import Examples
+from oral_lib.progress import bar
 
 _EXAMPLES = (4, 16)  # labelled rows that a generator reads
 MAPPED = ("L2", "L3")  # splits whose texts are tried on the rows of every other task
@@ -221,11 +223,12 @@ def run_cell(
         PreflightError: zoo or rivals were not trained.
     """
     cell = cell_of(split, base, scale=scale, cache=cache, wordings=wordings)
-    planned: list[Scored] = []
+    trials: list[Iterable[Scored]] = []
     if seed == 0:
-        planned += [*plain_trials(cell), *text_trials(cell), *prompt_trials(cell)]
-    for method, write in (networks or {}).items():
-        planned += generated_trials(cell, method, write)
+        trials += [plain_trials(cell), text_trials(cell), prompt_trials(cell)]
+    trials += [generated_trials(cell, name, write) for name, write in (networks or {}).items()]
+    label = f"{base} {split} seed {seed}"
+    planned = [*bar(chain.from_iterable(trials), label=label, unit="trial")]
     about = {
         "experiment": "intents", "source": sources.parse_source(cache.source)[0], "base": base,
         "seed": seed,
