@@ -97,9 +97,10 @@ PRESETS = {
             linear=128,
             **_RAW,
         ),
-        training=ThroughBaseConfig(steps=150, lr=2e-3, warmup=15, text_noise=1.0, ema=0.97),
+        training=ThroughBaseConfig(
+            steps=200, lr=1e-3, warmup=10, shared_rate=5.0, text_noise=1.0, ema=0.97
+        ),
         mixture=Mixture(unions=0.0, topics=0.0),
-        wider_a=10.0,
         tasks=8,
         rows=8,
     ),
