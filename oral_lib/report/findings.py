@@ -61,6 +61,7 @@ def overview(judged: pd.DataFrame) -> pd.DataFrame:
 
     The last row adds up the experiments whose tasks are in the zoo, if there are several. A method
     that was not measured has a dash; one that was measured in some cells only, their number.
+    Training through the base, complement and ridge have a column only if they were measured.
     """
     lines = [
         {"experiment": experiment, "source": source} | _counts(rows)
@@ -69,7 +70,9 @@ def overview(judged: pd.DataFrame) -> pd.DataFrame:
     seen = judged[judged.experiment != UNSEEN]
     if seen[PLACE[:2]].drop_duplicates().shape[0] > 1:
         lines.append({"experiment": "all seen tasks", "source": ""} | _counts(seen))
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(lines)
+    later = [METHOD_WORDS[name] for name in (GENERATED_THROUGH_BASE, "complement", "ridge_bits")]
+    return table.drop(columns=[name for name in later if (table[name] == ABSENT).all()])
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, str | int]:

@@ -32,8 +32,8 @@ commands:
 
 scales:
   smoke    tiny models with random weights: checks the code in minutes, needs no download
-  desk     two small models, three tasks: half an hour on 2 cores with bf16 instructions, an hour on
-           others (the default without such a GPU)
+  desk     two small models, three tasks and unseen intents: 45 minutes on 2 cores with bf16
+           instructions, longer on others (the default without such a GPU)
   lab      five small models, all tasks: hours on one GPU (the default with an NVIDIA GPU of 40 GB)
   paper    the paper's models; needs GPUs of 80 GB. --list and --dry-run work anywhere
 
