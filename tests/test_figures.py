@@ -403,10 +403,7 @@ def every_figure(two_cells, compared):
 def published_figures(scale: str):
     """The figures of a published scale, small tables and all."""
     folder = RESULTS / scale
-    sources = build._read(folder)
-    for source in sources:
-        yield from drawing.source_figures(folder, source)
-    yield from drawing.scale_figures(folder, sources)
+    yield from build._figures(folder, build._read(folder))
 
 
 def test_no_figure_has_texts_that_overlap_are_cut_off_or_too_small(two_cells, compared):
