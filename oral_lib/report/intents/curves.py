@@ -124,14 +124,15 @@ def few_rows_figure(values: pd.DataFrame) -> Figure | None:
     hollow.set(linestyle=":", color=ORANGE, markeredgecolor=ORANGE)
     filled = key(look, "sentence, then with examples", size=6)
     filled.set(linestyle="-", color=ORANGE, markeredgecolor=INK)
+    trained = rows.method.str.startswith(FEW_ROWS).any()
+    keys = [filled, hollow, *([_line_key("few_shot")] if trained else [])]
+    blue = " Blue: LoRA trained on the rows." if trained else ""
     with styled():
-        figure = _panels(
-            rows, draw, [filled, hollow, _line_key("few_shot")], "labelled rows of the task"
-        )
+        figure = _panels(rows, draw, keys, "labelled rows of the task")
         footnote(
             figure,
             "AUC in percent, mean over tasks; vertical lines, band: 95% interval over tasks, rows",
-            "and seeds. Orange: one forward pass of the generator. Blue: LoRA trained on the rows.",
+            f"and seeds. Orange: one forward pass of the generator.{blue}",
             _sizes(rows[rows.method.str.startswith((name, FEW_ROWS))]),
         )
     return figure
@@ -197,7 +198,8 @@ def _logarithmic(axis: Axes, ticks: dict[float, str]) -> None:
 
 
 def _sizes(rows: pd.DataFrame) -> str:
+    seeds = int(rows.n_seeds.max())
     return (
         f"n = {extent(rows.n_tasks)} tasks, {extent(rows.n_rows)} rows each, "
-        f"{extent([rows.n_seeds.max()])} generator seed(s)."
+        f"{seeds} generator seed{'s' * (seeds > 1)}."
     )
